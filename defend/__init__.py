@@ -1,0 +1,46 @@
+"""Purifiers that are ART preprocessors, and benchmarks whose numbers survive. Names are resolved on first use: `import defend` loads no torch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defend.attack import Attack as Attack
+    from defend.attack import AttackCard as AttackCard
+    from defend.benchmarks import bench as bench
+    from defend.chain import Chain as Chain
+    from defend.classifier import Classifier as Classifier
+    from defend.classifier import ClassifierCard as ClassifierCard
+    from defend.dataset import ArrayDataset as ArrayDataset
+    from defend.dataset import Dataset as Dataset
+    from defend.dataset import DatasetCard as DatasetCard
+    from defend.load import load as load
+    from defend.noise import Noise as Noise
+    from defend.purifier import Card as Card
+    from defend.purifier import LearnedPurifier as LearnedPurifier
+    from defend.purifier import Purifier as Purifier
+    from defend.purifier import identity as identity
+    from defend.purifier import straight_through as straight_through
+    from defend.target import Target as Target
+
+_HOMES = {
+    "attack": ("Attack", "AttackCard"),
+    "benchmarks": ("bench",),
+    "chain": ("Chain",),
+    "classifier": ("Classifier", "ClassifierCard"),
+    "dataset": ("ArrayDataset", "Dataset", "DatasetCard"),
+    "load": ("load",),
+    "noise": ("Noise",),
+    "purifier": ("Card", "LearnedPurifier", "Purifier", "identity", "straight_through"),
+    "target": ("Target",),
+}
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"defend.{home}"), name)
+    raise AttributeError(f"module 'defend' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""What an author of attacks subclasses."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, dataclass_transform
+
+from torch import Tensor
+
+from defend.noise import Noise
+from defend.norms import Norm
+from defend.spec import Configured
+from defend.target import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackCard:
+    paper: str
+    access: Literal["gradient", "scores", "labels"]
+    norms: tuple[Norm, ...] = ("Linf",)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+@dataclass(kw_only=True, eq=False)
+class Attack(Configured):
+    """Abstract. A subclass adds annotated fields (keyword-only), a `card`, and `run`. eps is no field: it comes with the call."""
+
+    card: ClassVar[AttackCard]
+    norm: str = ""  # the first of the card's, where none is given
+
+    def __post_init__(self) -> None:
+        self.norm = self.norm or self.card.norms[0]
+        self.require(self.norm in self.card.norms, "norm", " or ".join(self.card.norms))
+        self.validate()
+
+    @abstractmethod
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        """x_adv (b, c, h, w) in [0, 1], within eps of x. Drop images only where `target.may_drop`.
+
+        Never the clean image where the attack failed: what is scored may be another pipeline than the target.
+        """
+
+    def sweep(self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise) -> Iterator[Tensor]:
+        """One x_adv for each eps, each as if it had been asked for alone. Override it where eps can share work.
+
+        After each, `target.counts` says what that eps costs by itself.
+        """
+        for eps in epsilons:
+            yield self.run(target.again(), x, y, eps, noise.again())

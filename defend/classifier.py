@@ -1,0 +1,75 @@
+"""What an author of classifiers subclasses: a frozen network that gives logits for images in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, dataclass_transform
+
+import torch
+from torch import Tensor, nn
+
+from defend.errors import Mismatch
+from defend.learned import Frozen, Learned
+from defend.registry import Kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierCard:
+    paper: str  # "arXiv:1605.07146", or "none: <reason>"
+    licence: str  # of the code and of the weights that ship
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+@dataclass(kw_only=True, eq=False)
+class Classifier(Learned):
+    """Abstract. A subclass adds fields, a `card`, `build`, and a recipe as `fit`. Normalisation belongs inside the network."""
+
+    kind: ClassVar[Kind] = "classifier"
+    card: ClassVar[ClassifierCard]
+    _runtime = frozenset({"dataset"})
+
+    channels: int = 3
+    size: int = 32  # height and width, in pixels
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        self._adopt()
+        self.require(self.channels in (1, 3), "channels", "1 or 3")
+        self.require(self.size >= 1, "size", ">= 1")
+        self.require(self.classes >= 2, "classes", ">= 2")
+        self.validate()
+        self.network: Frozen = self._build()
+
+    @property
+    def net(self) -> nn.Module:
+        return self.network.net
+
+    def move(self, device: str | torch.device) -> None:
+        self.network.to(device)
+
+    def example(self, n: int = 6) -> Tensor:
+        return torch.rand(n, self.channels, self.size, self.size, generator=torch.Generator().manual_seed(7))
+
+    def check_fits(self, channels: int, size: int, classes: int, dataset: str) -> None:
+        """Raises Mismatch where the data set is of another shape."""
+        mine, theirs = (self.channels, self.size, self.classes), (channels, size, classes)
+        if mine != theirs:
+            raise Mismatch(
+                f"classifier {type(self).__name__} takes {mine[0]}x{mine[1]}x{mine[1]} images of {mine[2]} classes, data set {dataset} has "
+                f"{theirs[0]}x{theirs[1]}x{theirs[1]} of {theirs[2]}. Choose other weights, or train some: `defend train classifier ... --dataset {dataset}`."
+            )
+
+
+class Normalise(nn.Module):
+    """(x - mean) / std for each channel: the first layer of a classifier."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std

@@ -1,0 +1,91 @@
+"""What learned purifiers and classifiers share: networks built from fields, filled from named weights, frozen, in eval mode."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, dataclass_transform
+
+import torch
+from torch import nn
+
+from defend import weights as store
+from defend.errors import BadWeights
+from defend.registry import REGISTRY, Kind
+from defend.spec import Configured
+
+
+class Frozen(nn.Module):
+    """In eval mode whatever `train()` says, its parameters without gradients."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Frozen:
+        return super().train(False)  # type: ignore[return-value]
+
+    def forward(self, *args: Any) -> Any:
+        return self.net(*args)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+class Learned(Configured):
+    """Abstract. `weights`: "auto" (the zoo's default for the component, the data set and the given fields), a name, a path, or
+    "untrained". Given a name or a path, fields that were not set come from the file's header."""
+
+    kind: ClassVar[Kind]
+    weights: str = "auto"
+    dataset: str | None = None  # what "auto" looks for; says nothing about what is computed
+
+    def __new__(cls, **given: Any) -> Any:
+        made = super().__new__(cls)
+        object.__setattr__(made, "_given", dict(given))
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), {}
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network, as the fields say. Its initial weights may be random: the generator is seeded."""
+
+    def fit(self, x: Any, y: Any = None, **recipe: Any) -> None:
+        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream. Components take theirs from `defend.training`."""
+        raise BadWeights(f"{type(self).__name__} has no recipe for training; load weights instead")
+
+    def _adopt(self) -> None:
+        """Fields from the header; before `validate`."""
+        self.file: store.WeightsFile | None = None
+        if self.weights == "untrained":
+            return
+        own = type(self).fields()
+        given = {k: v for k, v in self._given.items() if k in own and k != "weights"}
+        self.file = store.find(self.kind, self.component, self.weights, self.dataset, given)
+        self.weights = self.file.name
+        for name in own.keys() - given.keys() - {"weights"}:
+            if name in self.file.header.fields:
+                setattr(self, name, self.file.header.fields[name])
+
+    def _build(self) -> Frozen:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = self.build()
+        if self.file is not None:
+            try:
+                net.load_state_dict(store.load(self.file.path))
+            except RuntimeError as e:
+                raise BadWeights(f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {' '.join(str(e).split())[:200]}") from None
+        return Frozen(net)
+
+    @property
+    def component(self) -> str:
+        return REGISTRY.component(self.kind, type(self))
+
+    @property
+    def trained_on(self) -> str:
+        return self.file.header.trained_on if self.file else "untrained"
+
+    @property
+    def weights_sha256(self) -> dict[str, str]:
+        return {self.file.name: self.file.sha256} if self.file else {}

@@ -1,0 +1,219 @@
+"""Specs: "name:key=value,key=value", joined by "+" into chains. Text <-> data, and data -> typed fields. No torch.
+
+Values are numbers, fractions (8/255, exact), true, false, none, and text, quoted where it holds  , : + =  or looks like a number.
+str(spec) is canonical: parse(str(spec)) == spec.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, dataclass_transform
+
+from defend.errors import BadParameter, BadSpec, near
+
+Value = bool | int | float | Fraction | str | None
+
+_WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
+_INT = re.compile(r"[+-]?\d+")
+_FRACTION = re.compile(r"[+-]?\d+/\d+")
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_SPECIAL = re.compile(r"[,:+=\"'\s]")
+_TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One component: its name, and the fields that were given."""
+
+    name: str
+    params: tuple[tuple[str, Value], ...] = ()
+
+    def __str__(self) -> str:
+        fields = ",".join(f"{key}={write(value)}" for key, value in self.params)
+        return f"{self.name}:{fields}" if fields else self.name
+
+    def without(self, key: str) -> tuple[Spec, Value]:
+        """The spec without this field, and the field's value (None where it was not given)."""
+        return Spec(self.name, tuple(p for p in self.params if p[0] != key)), dict(self.params).get(key)
+
+
+def parse(text: str) -> tuple[Spec, ...]:
+    """The members of a chain, one or more. Raises BadSpec."""
+    return tuple(_parse_one(part, text) for part in _cut(text, "+"))
+
+
+def parse_single(text: str, kind: str) -> Spec:
+    """A spec that may not be a chain."""
+    specs = parse(text)
+    if len(specs) != 1:
+        raise BadSpec(f"{kind} {text!r}: only defenses are chained with '+'; give one {kind}, or quote the text that holds a '+'")
+    return specs[0]
+
+
+def canonical(text: str) -> str:
+    return "+".join(str(s) for s in parse(text))
+
+
+def of_table(table: dict[str, Any]) -> Spec:
+    """A suite file's table {name = "pgd", steps = 40}. Fractions may be written as text."""
+    rest = {k: read(v) if isinstance(v, str) and _FRACTION.fullmatch(v) else v for k, v in table.items() if k != "name"}
+    if not isinstance(table.get("name"), str):
+        raise BadSpec(f"a component written as a table needs name = \"...\", got {table!r}")
+    if bad := [k for k, v in rest.items() if not isinstance(v, bool | int | float | str | Fraction | None)]:
+        raise BadSpec(f"{table['name']}: the values of {', '.join(bad)} must be numbers, texts, true or false")
+    return Spec(table["name"], tuple(sorted(rest.items())))
+
+
+def read(text: str) -> Value:
+    """One value. Raises BadSpec."""
+    text = text.strip()
+    if text[:1] == '"' and text[-1:] == '"' and len(text) > 1:
+        return str(json.loads(text))
+    if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
+        return text[1:-1]
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FRACTION.fullmatch(text):
+        top, bottom = text.split("/")
+        if int(bottom) == 0:
+            raise BadSpec(f"{text}: division by zero")
+        value = Fraction(int(top), int(bottom))
+        return value.numerator if value.denominator == 1 else value
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def write(value: Value) -> str:
+    """The shortest text that `read` turns into this value."""
+    if isinstance(value, str):
+        plain = value == value.strip() and value and not _SPECIAL.search(value) and isinstance(read(value), str)
+        return value if plain else json.dumps(value)
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _cut(text: str, at: str) -> list[str]:
+    """Split at a character that stands outside quotes (and, for "+", is no exponent's sign)."""
+    parts = [""]
+    for token in _tokens(text):
+        exponent = at == "+" and re.search(r"=[+-]?[\d.]+[eE]$", parts[-1])
+        sign = at == "+" and parts[-1].endswith("=")
+        if token == at and not exponent and not sign:
+            parts.append("")
+        else:
+            parts[-1] += token
+    return parts
+
+
+def _tokens(text: str) -> list[str]:
+    tokens = _TOKEN.findall(text)
+    if "".join(tokens) != text:
+        raise BadSpec(f"{text!r}: a quote is not closed")
+    return tokens
+
+
+def _parse_one(text: str, whole: str) -> Spec:
+    name, _, fields = text.partition(":")
+    name = name.strip()
+    if not name or re.search(r"[,=\"'\s]", name):
+        raise BadSpec(f"{whole!r}: expected name:key=value,key=value (chains joined by '+'), got {text!r}")
+    params: dict[str, Value] = {}
+    for item in _cut(fields, ",") if fields.strip() else []:
+        key, equals, value = item.partition("=")
+        key = key.strip()
+        if not key.isidentifier() or not equals or not value.strip():
+            raise BadSpec(f"{whole!r}: expected key=value, got {item.strip()!r}")
+        if key in params:
+            raise BadSpec(f"{whole!r}: {key} is given twice")
+        params[key] = read(value)
+    return Spec(name, tuple(sorted(params.items())))
+
+
+def coerce(value: Any, annotation: Any, where: str) -> Any:
+    """A value as the field's annotation wants it. Raises BadParameter."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (types.UnionType, typing.Union) else (annotation,)
+    for option in options:
+        fits, typed = _fit(value, option)
+        if fits:
+            return typed
+    wanted = " or ".join(_readable(o) for o in options)
+    raise BadParameter(f"{where}={write(value) if isinstance(value, Value) else value!r}: expected {wanted}")
+
+
+def _fit(value: Any, option: Any) -> tuple[bool, Any]:
+    if option in (None, type(None)):
+        return value is None, None
+    if typing.get_origin(option) is typing.Literal:
+        return value in typing.get_args(option), value
+    if option is bool:
+        return isinstance(value, bool), value
+    if option is int:
+        whole = isinstance(value, int | float | Fraction) and not isinstance(value, bool) and value == value // 1
+        return whole, int(value) if whole else None
+    if option is float:
+        number = isinstance(value, int | float | Fraction) and not isinstance(value, bool)
+        return number, float(value) if number else None
+    if option is str:
+        return value is not None, value if isinstance(value, str) else write(value)
+    return True, value  # no scalar: only Python code can give it
+
+
+def _readable(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(repr(a) for a in typing.get_args(option))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none", None: "none"}
+    return names.get(option, str(option))
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+@dataclass(kw_only=True, eq=False)
+class Configured:
+    """What defenses, attacks, classifiers and data sets share: annotated fields that become keyword-only dataclass fields."""
+
+    _runtime: ClassVar[frozenset[str]] = frozenset()  # fields that say how it runs, not what it computes
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(kw_only=True, eq=False)(cls)
+
+    def validate(self) -> None:
+        """Raise BadParameter (use `require`) when fields cannot work."""
+
+    def require(self, ok: bool, field: str, wanted: str) -> None:
+        if not ok:
+            raise BadParameter(f"{type(self).__name__}({field}={getattr(self, field)!r}): expected {wanted}")
+
+    @classmethod
+    def fields(cls) -> dict[str, tuple[Any, Any]]:
+        """The author's fields: name -> (annotation, default or MISSING)."""
+        hints = typing.get_type_hints(cls)
+        return {f.name: (hints[f.name], f.default) for f in dataclasses.fields(cls) if f.name not in cls._runtime}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The author's fields with their values, defaults included: goes into the record."""
+        return {name: getattr(self, name) for name in self.fields()}
+
+
+def typed(make: Any, params: dict[str, Any], what: str) -> dict[str, Any]:
+    """`params` for a Configured class, each as its annotation wants it. Raises BadParameter, with near names."""
+    if not (isinstance(make, type) and issubclass(make, Configured)):
+        return params
+    hints = typing.get_type_hints(make)
+    known = {f.name for f in dataclasses.fields(make)}
+    for key in params:
+        if key not in known:
+            takes = ", ".join(f"{k}={write(d) if isinstance(d, Value) else d}" for k, (_, d) in make.fields().items() if d is not dataclasses.MISSING)
+            raise BadParameter(f"{what} has no field {key!r}.{near(key, known)} It takes {takes or 'none'}.")
+    missing = [k for k, (_, d) in make.fields().items() if d is dataclasses.MISSING and k not in params]
+    if missing:
+        raise BadParameter(f"{what} needs {', '.join(missing)}: write {what.split(chr(39))[1]}:{missing[0]}=...")
+    return {key: coerce(value, hints[key], f"{what}: {key}") for key, value in params.items()}

@@ -1,0 +1,107 @@
+"""What an attack sees: a pipeline to query and to differentiate, as far as its knowledge goes.
+
+Attacks never call backward themselves: here gradients are taken for the images alone, cut to memory, averaged over copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from defend.noise import Noise
+from defend.purifier import Backward, Purifier
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
+
+
+def _zeros() -> dict[str, int]:
+    return {"forwards": 0, "backwards": 0}
+
+
+@dataclass
+class Target:
+    """classifier(purifier(x)). An image's noise depends on its own calls alone, whatever its company.
+
+    All its state stays on the device of the noise: nothing here waits for a GPU.
+    """
+
+    classifier: nn.Module
+    purifier: Purifier
+    noise: Noise
+    backward: Backward | None = None  # None: the purifier's declared gradient
+    eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
+    scored: bool = False  # is this exactly the pipeline that will be scored?
+    counts: dict[str, int] = field(default_factory=_zeros)  # network evaluations, one for each image and copy
+    _drawn: Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # draws used by each image; every take() shares it
+    _rows: Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # our places in it
+
+    def __post_init__(self) -> None:
+        if self._drawn is None:
+            self._rows = torch.arange(len(self.noise), device=self.noise.device)
+            self._drawn = torch.zeros_like(self._rows)
+
+    @property
+    def deterministic(self) -> bool:
+        return not self.purifier.card.stochastic
+
+    @property
+    def may_drop(self) -> bool:
+        """May an attack leave an image alone once it is wrong? Elsewhere that falsifies: any blur cures an image that has
+        only just crossed the boundary of a bare classifier, and one wrong draw proves little."""
+        return self.scored and self.deterministic
+
+    def take(self, rows: Tensor) -> Target:
+        """The same pipeline for fewer images, going on with their draws."""
+        return replace(self, noise=self.noise.take(rows), _rows=self._rows[rows])
+
+    def copies(self, n: int) -> Target:
+        """n independent pipelines for each image, those of one image together: for restarts."""
+        return replace(self, noise=self.noise.copies(n), _drawn=None, _rows=None)
+
+    def again(self) -> Target:
+        """From the first draw, and counting from zero (in the same `counts`, which the harness reads)."""
+        self.counts.update(_zeros())
+        return replace(self, _drawn=None, _rows=None)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """One fresh draw of each image: (b, classes)."""
+        first = self._advance(1)
+        with torch.no_grad():
+            return torch.cat([self._pipeline(x[at], at, first[at]) for at in self._slices(len(x), self.purifier.max_batch)])
+
+    def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """Means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b, classes). y: (b, ...)."""
+        copies = 1 if self.deterministic else self.eot
+        first = self._advance(copies)
+        parts = []
+        for at in self._slices(len(x), max(1, self.purifier.max_batch // copies)):
+            sums = [self._sums(x[at], y[at], loss, at, first[at] + some.start, len(range(copies)[some])) for some in self._slices(copies, self.purifier.max_batch)]
+            parts.append([sum(column) / copies for column in zip(*sums, strict=True)])
+        g, v, z = (torch.cat(column) for column in zip(*parts, strict=True))
+        return g, v, z
+
+    def _sums(self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int) -> list[Tensor]:
+        copies = x.detach().repeat_interleave(n, 0).requires_grad_()
+        logits = self._pipeline(copies, at, first, n)
+        values = loss(logits, y.repeat_interleave(n, 0))
+        slope = torch.autograd.grad(values.sum(), copies)[0] if values.requires_grad else torch.zeros_like(copies)
+        self.counts["backwards"] += len(copies)
+        return [t.detach().unflatten(0, (len(x), n)).sum(1) for t in (slope, values, logits)]
+
+    def _pipeline(self, x: Tensor, at: slice, first: Tensor, copies: int = 1) -> Tensor:
+        self.counts["forwards"] += len(x)
+        draw = first[:, None] + torch.arange(copies, device=first.device)
+        logits: Tensor = self.classifier(self.purifier.purified(x, self.noise.take(at).nth(draw), self.backward))
+        return logits
+
+    def _advance(self, n: int) -> Tensor:
+        first = self._drawn[self._rows]
+        self._drawn[self._rows] = first + n
+        return first
+
+    @staticmethod
+    def _slices(n: int, size: int) -> list[slice]:
+        return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]
