@@ -1,0 +1,52 @@
+"""torchvision's own data sets: read where they lie, fetched where the network allows, one clear line where neither works."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from defend.errors import MissingData
+
+T = TypeVar("T")
+PATIENCE = 10.0  # seconds without a byte until a mirror counts as unreachable; torchvision itself would wait for ever
+DAMAGED = (AssertionError, EOFError, IndexError, KeyError, TypeError, ValueError)  # what its readers raise on broken files
+
+
+def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
+    """make(download) builds torchvision's data set. Raises MissingData, naming the expected path and how to get the data."""
+    try:
+        try:
+            return make(False)
+        except RuntimeError:  # torchvision's word for "not there"
+            with _quiet_download():
+                return make(True)
+    except DAMAGED as e:
+        raise MissingData(f"{name}: the files in {expected} are damaged ({type(e).__name__}): delete them and run this again, or copy them anew") from None
+    except (OSError, RuntimeError) as e:
+        for folder in (expected, expected.parent):  # torchvision makes them before it asks the network
+            with contextlib.suppress(OSError):  # not empty: somebody's files
+                folder.rmdir()
+        raise MissingData(
+            f"{name}: not in {expected}, and it could not be downloaded ({_first_line(e)}). Put the files of torchvision's {name} there, "
+            "or say where they are with --data-root or DEFEND_DATA"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet_download() -> Iterator[None]:
+    """Standard output belongs to records; and a network that swallows packets must not hold the command up."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _first_line(e: Exception) -> str:
+    return f"{type(e).__name__}: {str(e).strip() or 'no reason given'}".splitlines()[0].rstrip(":")
