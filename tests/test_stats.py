@@ -1,0 +1,186 @@
+"""Intervals and tests against scipy, published examples, and simulations of their promises."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest, permutation_test
+
+from defend.benchmarks.stats import bootstrap, compare, difference, holm, interval, mcnemar, permutation, wilson
+
+
+def table(both, only_a, only_b, neither):
+    """Paired outcomes with these four counts."""
+    a = np.repeat([1, 1, 0, 0], [both, only_a, only_b, neither])
+    b = np.repeat([1, 0, 1, 0], [both, only_a, only_b, neither])
+    return a, b
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (0, 1), (173, 200), (9999, 10_000)])
+def test_wilson_is_scipys(right, n):
+    theirs = binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_wilson_is_closed_at_the_ends():
+    assert wilson(0, 50)[0] == 0.0
+    assert wilson(50, 50)[1] == 1.0
+    assert wilson(0, 50)[1] > 0.05
+    assert wilson(50, 50)[0] < 0.95
+
+
+@pytest.mark.parametrize(("right", "n"), [(-1, 10), (11, 10), (0, 0)])
+def test_wilson_refuses(right, n):
+    with pytest.raises(ValueError, match="0 <= right <= n"):
+        wilson(right, n)
+
+
+@pytest.mark.parametrize("p", [0.03, 0.2, 0.5, 0.9])
+def test_wilson_covers(p):
+    """Exactly: the binomial weights of the outcomes whose interval holds p."""
+    n = 200
+    held = sum(binom.pmf(k, n, p) for k in range(n + 1) if wilson(k, n)[0] <= p <= wilson(k, n)[1])
+    assert 0.93 < held < 0.98
+
+
+def test_bootstrap_covers():
+    """Images of three kinds, 20 draws each: 95 % of 400 intervals hold the true mean, up to 3 standard errors of that share."""
+    rng = np.random.default_rng(0)
+    kinds = np.array([0.05, 0.4, 0.9])
+    truth, hits, runs = kinds.mean(), 0, 400
+    for run in range(runs):
+        shares = rng.binomial(20, rng.choice(kinds, 150)) / 20
+        low, high = bootstrap(shares, seed=run, resamples=1000)
+        hits += low <= truth <= high
+    assert abs(hits / runs - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
+
+
+def test_bootstrap_is_resampling_of_images():
+    """The multinomial over distinct shares against indices drawn one by one."""
+    rng = np.random.default_rng(1)
+    shares = rng.binomial(20, rng.uniform(size=300)) / 20
+    means = shares[rng.integers(0, 300, (20_000, 300))].mean(1)
+    assert bootstrap(shares, seed=3, resamples=20_000) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.002)
+
+
+def test_bootstrap_on_one_draw_agrees_with_wilson_away_from_the_ends():
+    outcomes = np.repeat([1, 0], [520, 480])
+    assert bootstrap(outcomes) == pytest.approx(wilson(520, 1000), abs=0.003)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_agreement_of_all_images_is_not_certainty(value):
+    assert bootstrap(np.full(100, value)) == wilson(100 * value, 100)
+
+
+def test_bootstrap_repeats_itself_and_its_seed_matters():
+    shares = np.random.default_rng(0).uniform(size=50)
+    assert bootstrap(shares, seed=5) == bootstrap(shares, seed=5) != bootstrap(shares, seed=6)
+
+
+def test_interval_chooses_by_the_number_of_draws():
+    one = np.repeat([[1], [0]], [70, 30], axis=0)
+    many = np.random.default_rng(0).integers(0, 2, (100, 20))
+    assert interval(one) == wilson(70, 100)
+    assert interval(many, seed=2) == bootstrap(many.mean(1), seed=2)
+    assert np.ptp(interval(many)) < np.ptp(wilson(50, 100))  # draws within an image average out
+
+
+@pytest.mark.parametrize("counts", [(50, 3, 12, 5), (0, 1, 0, 0), (10, 0, 9, 0), (100, 40, 20, 40)])
+def test_mcnemar_is_the_binomial_test_of_discordant_pairs(counts):
+    a, b = table(*counts)
+    assert mcnemar(a, b) == pytest.approx(binomtest(counts[1], counts[1] + counts[2]).pvalue)
+    assert mcnemar(a, b) == mcnemar(b, a)
+
+
+def test_mcnemar_without_discordant_pairs():
+    assert mcnemar(*table(5, 0, 0, 5)) == 1.0
+
+
+def test_mcnemar_refuses_shares():
+    with pytest.raises(ValueError, match="permutation"):
+        mcnemar([0.5, 1.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.04, 0.12])
+def test_permutation_is_scipys(shift):
+    rng = np.random.default_rng(7)
+    base = rng.uniform(size=80)
+    a, b = (rng.binomial(20, np.clip(p, 0, 1)) / 20 for p in (base + shift, base))
+    theirs = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0))
+    assert permutation(a, b, resamples=20_000) == pytest.approx(theirs.pvalue, abs=0.015)
+
+
+def test_permutation_of_binary_outcomes_is_mcnemar():
+    a, b = table(50, 4, 14, 32)
+    assert permutation(a, b, resamples=200_000) == pytest.approx(mcnemar(a, b), abs=0.003)
+
+
+def test_permutation_keeps_its_level():
+    """No difference: 5 % of 400 tests are below .05, up to 3 standard errors."""
+    rng, runs = np.random.default_rng(2), 400
+    draws = rng.binomial(10, np.repeat(rng.uniform(size=(runs, 60, 1)), 2, axis=2)) / 10
+    rejected = np.mean([permutation(d[:, 0], d[:, 1], seed=i, resamples=999) < 0.05 for i, d in enumerate(draws)])
+    assert abs(rejected - 0.05) < 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+def test_permutation_of_equals():
+    assert permutation([0.5, 0.25], [0.5, 0.25]) == 1.0
+
+
+def test_holm_by_hand():
+    """.01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, raised to .06."""
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_difference_is_newcombes_published_example():
+    """Statist. Med. 17 (1998) 2635: 36, 12, 2, 0 gives .2000 and .0569 to .3404 by method 10."""
+    assert difference(*table(36, 12, 2, 0)) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+
+
+@pytest.mark.parametrize("cells", [(0.5, 0.2, 0.1, 0.2), (0.05, 0.02, 0.02, 0.91), (0.3, 0.3, 0.3, 0.1)])
+def test_difference_of_proportions_covers(cells):
+    rng, runs = np.random.default_rng(3), 600
+    truth = cells[1] - cells[2]
+    found = [difference(*table(*counts)) for counts in rng.multinomial(200, cells, runs)]
+    hits = np.mean([low <= truth <= high for _, low, high in found])
+    assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs) < hits < 0.995
+
+
+def test_difference_of_shares_covers():
+    rng, runs = np.random.default_rng(4), 400
+    p = rng.uniform(0.2, 0.7, (runs, 120))
+    a, b = rng.binomial(20, p + 0.1) / 20, rng.binomial(20, p) / 20
+    hits = np.mean([low <= 0.1 <= high for _, low, high in map(difference, a, b)])
+    assert abs(hits - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
+
+
+def test_pairing_is_used():
+    """The same accuracies, once on the same images and once on others: the paired difference is the sharper one."""
+    a, together = table(90, 10, 0, 100)
+    apart = np.roll(together, 100)
+    assert difference(a, together)[0] == pytest.approx(difference(a, apart)[0])
+    assert np.ptp(difference(a, together)[1:]) < np.ptp(difference(a, apart)[1:]) / 2
+    assert mcnemar(a, together) < 0.01 < mcnemar(a, apart)
+
+
+def test_compare_chooses_the_test():
+    rng = np.random.default_rng(5)
+    sure, drawn = rng.integers(0, 2, (50, 1)), rng.integers(0, 2, (50, 20))
+    assert compare(sure, 1 - sure).test == "McNemar, exact"
+    assert compare(sure, drawn).test == compare(drawn, drawn).test == "paired permutation"
+    same = compare(drawn, drawn)
+    assert (same.difference, same.p) == (0.0, 1.0)
+    assert same.low <= 0 <= same.high
+
+
+@pytest.mark.parametrize("bad", [[], [0.5, float("nan")], [[1.0]]])
+def test_bad_input_is_named(bad):
+    with pytest.raises(ValueError, match="expected one finite number for each image"):
+        bootstrap(bad)
+
+
+def test_pairs_have_the_same_images():
+    with pytest.raises(ValueError, match="the same images on both sides, got 2 and 1"):
+        difference([1, 0], [1])
