@@ -51,6 +51,10 @@ class Chain(Purifier):
             member.move(device)
         super().move(device)
 
+    def run_as(self, precision: str, layout: str) -> None:
+        for member in self.members:
+            member.run_as(precision, layout)
+
     def example(self, n: int = 6) -> Tensor:
         return self.members[0].example(n)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.errors import Mismatch
-from defend.learned import Frozen, Learned
+from defend.learned import Frozen, Learned, arrange
 from defend.registry import Kind
 
 
@@ -46,6 +46,11 @@ class Classifier(Learned):
 
     def move(self, device: str | torch.device) -> None:
         self.network.to(device)
+
+    def run_as(self, precision: str, layout: str) -> None:
+        """In another precision ("float32", "bfloat16") and layout ("contiguous", "channels_last")."""
+        self.network.precision = precision
+        arrange(self.network, layout)
 
     def example(self, n: int = 6) -> Tensor:
         return torch.rand(n, self.channels, self.size, self.size, generator=torch.Generator().manual_seed(7))

@@ -14,19 +14,32 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def arrange(net: nn.Module, layout: str) -> None:
+    """Parameters in "contiguous" or "channels_last" order: convolutions follow their weights."""
+    net.to(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)  # type: ignore[call-overload]
+
+
 class Frozen(nn.Module):
     """In eval mode whatever `train()` says, its parameters without gradients."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net.requires_grad_(False)
+        self.precision = "float32"
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        return super().train(False)  # type: ignore[return-value]
+        return super().train(False)
 
-    def forward(self, *args: Any) -> Any:
-        return self.net(*args)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.precision == "float32":
+            return self.net(x)  # type: ignore[no-any-return]
+        with autocast(x.device, self.precision):
+            return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -40,7 +53,7 @@ class Learned(Configured):
 
     def __new__(cls, **given: Any) -> Any:
         made = super().__new__(cls)
-        object.__setattr__(made, "_given", dict(given))
+        made.__dict__["_given"] = dict(given)
         return made
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
@@ -60,7 +73,7 @@ class Learned(Configured):
         if self.weights == "untrained":
             return
         own = type(self).fields()
-        given = {k: v for k, v in self._given.items() if k in own and k != "weights"}
+        given = {k: v for k, v in self.__dict__["_given"].items() if k in own and k != "weights"}
         self.file = store.find(self.kind, self.component, self.weights, self.dataset, given)
         self.weights = self.file.name
         for name in own.keys() - given.keys() - {"weights"}:

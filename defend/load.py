@@ -22,7 +22,13 @@ def pick_device(device: str | None) -> torch.device:
     return as_device(str(device))
 
 
-def load(spec: str | Spec | tuple[Spec, ...], kind: Kind = "defense", dataset: str | Dataset | None = None, device: str | torch.device | None = None, **more: Any) -> Any:
+def load(
+    spec: str | Spec | tuple[Spec, ...],
+    kind: Kind = "defense",
+    dataset: str | Dataset | None = None,
+    device: str | torch.device | None = None,
+    **more: Any,
+) -> Any:
     """A defense (a chain too), attack, classifier or data set from its spec.
 
     dataset: what weights=auto looks for; given as an object, untrained components take its channels, size and classes.

@@ -20,7 +20,8 @@ def norm_of(d: Tensor, norm: str) -> Tensor:
     if norm == "Linf":
         return flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(len(flat))
     if norm == "L2":
-        return flat.norm(dim=1)
+        length: Tensor = torch.linalg.vector_norm(flat, dim=1)
+        return length
     raise BadParameter(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from defend.errors import BadParameter, Mismatch
-from defend.learned import Frozen, Learned
+from defend.learned import Frozen, Learned, arrange, autocast
 from defend.noise import Noise
 from defend.registry import Kind
 from defend.spec import Configured
@@ -57,7 +57,8 @@ class _StraightThrough(torch.autograd.Function):
 
 def straight_through(carrier: Tensor, value: Tensor) -> Tensor:
     """`value`, with the gradient of `carrier`. For one step of a purifier: straight_through(z, z.round())."""
-    return _StraightThrough.apply(carrier, value)
+    out: Tensor = _StraightThrough.apply(carrier, value)  # type: ignore[no-untyped-call]
+    return out
 
 
 def identity(x: Tensor) -> Tensor:
@@ -98,6 +99,8 @@ class Purifier(Configured, PreprocessorPyTorch):
         self.require(len(self.clip_values) == 2 and self.clip_values[0] < self.clip_values[1], "clip_values", "(low, high) with low < high")
         self.validate()
 
+    _precision = "float32"
+
     # What an author writes.
 
     @abstractmethod
@@ -133,6 +136,12 @@ class Purifier(Configured, PreprocessorPyTorch):
         for net in self.networks():
             net.to(self.device)
 
+    def run_as(self, precision: str, layout: str) -> None:
+        """Deploy in another precision ("float32", "bfloat16") and layout ("contiguous", "channels_last") of the networks."""
+        self._precision = precision
+        for net in self.networks():
+            arrange(net, layout)
+
     @final
     def purified(self, x: Tensor, noise: Noise | None = None, backward: Backward | None = None) -> Tensor:
         """x (b, c, h, w) in [0, 1] purified, at most max_batch at a time. Without `noise`, as deployed.
@@ -162,8 +171,9 @@ class Purifier(Configured, PreprocessorPyTorch):
         """The only place that makes gradients."""
         wanted = torch.is_grad_enabled() and x.requires_grad
         autograd = backward is None and self.card.gradient in ("exact", "approximate")
-        with torch.set_grad_enabled(wanted and autograd):
+        with torch.set_grad_enabled(wanted and autograd), autocast(x.device, self._precision):
             value = self.purify(x, noise)
+        value = value if self._precision == "float32" else value.to(x.dtype)
         if not wanted or autograd:
             return value
         if backward is None and self.card.gradient == "surrogate":

@@ -17,6 +17,9 @@ from defend.purifier import Backward, Purifier
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
 
 
+_NEW = torch.empty(0, dtype=torch.int64)  # stands for "from the first draw"
+
+
 def _zeros() -> dict[str, int]:
     return {"forwards": 0, "backwards": 0}
 
@@ -35,11 +38,11 @@ class Target:
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
     scored: bool = False  # is this exactly the pipeline that will be scored?
     counts: dict[str, int] = field(default_factory=_zeros)  # network evaluations, one for each image and copy
-    _drawn: Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # draws used by each image; every take() shares it
-    _rows: Tensor = field(default=None, repr=False)  # type: ignore[assignment]  # our places in it
+    _drawn: Tensor = field(default=_NEW, repr=False)  # draws used by each image; every take() shares it
+    _rows: Tensor = field(default=_NEW, repr=False)  # our places in it
 
     def __post_init__(self) -> None:
-        if self._drawn is None:
+        if self._drawn is _NEW:
             self._rows = torch.arange(len(self.noise), device=self.noise.device)
             self._drawn = torch.zeros_like(self._rows)
 
@@ -59,12 +62,12 @@ class Target:
 
     def copies(self, n: int) -> Target:
         """n independent pipelines for each image, those of one image together: for restarts."""
-        return replace(self, noise=self.noise.copies(n), _drawn=None, _rows=None)
+        return replace(self, noise=self.noise.copies(n), _drawn=_NEW, _rows=_NEW)
 
     def again(self) -> Target:
         """From the first draw, and counting from zero (in the same `counts`, which the harness reads)."""
         self.counts.update(_zeros())
-        return replace(self, _drawn=None, _rows=None)
+        return replace(self, _drawn=_NEW, _rows=_NEW)
 
     def logits(self, x: Tensor) -> Tensor:
         """One fresh draw of each image: (b, classes)."""
@@ -78,7 +81,8 @@ class Target:
         first = self._advance(copies)
         parts = []
         for at in self._slices(len(x), max(1, self.purifier.max_batch // copies)):
-            sums = [self._sums(x[at], y[at], loss, at, first[at] + some.start, len(range(copies)[some])) for some in self._slices(copies, self.purifier.max_batch)]
+            cuts = self._slices(copies, self.purifier.max_batch)
+            sums = [self._sums(x[at], y[at], loss, at, first[at] + cut.start, cut.stop - cut.start) for cut in cuts]
             parts.append([sum(column) / copies for column in zip(*sums, strict=True)])
         g, v, z = (torch.cat(column) for column in zip(*parts, strict=True))
         return g, v, z

@@ -185,5 +185,6 @@ def save(path: Path, tensors: Mapping[str, Tensor], head: Header) -> None:
     from safetensors.torch import save_file
 
     part = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {KEY: json.dumps({**vars(head), "fields": dict(head.fields)}, sort_keys=True)})
+    meta = {KEY: json.dumps({**vars(head), "fields": dict(head.fields)}, sort_keys=True)}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, meta)
     part.replace(path)

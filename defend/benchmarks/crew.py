@@ -1,0 +1,124 @@
+"""Workers: spawned, kept alive, fed with jobs; one alone works in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import torch
+
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.units import Frame
+from defend.benchmarks.work import Job, Report, work
+from defend.benchmarks.worker import settle, to_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all jobs of a run share."""
+
+    dataset: str
+    data_root: str | None
+    run_dir: Path
+    frame: Frame
+    provenance: dict[str, Any]
+
+
+def run_jobs(jobs: Sequence[Job], setup: Setup, parts: Parts, devices: Sequence[str], report: Report) -> None:
+    """One worker for each device given ("cpu" may be given several times)."""
+    if min(len(devices), len(jobs)) <= 1:
+        with _settled(setup.frame):
+            for job in jobs:
+                work(job, parts, setup.run_dir, setup.provenance, report)
+        return
+    crew = [_Worker(setup, device) for device in devices[: len(jobs)]]
+    try:
+        _feed(crew, deque(jobs), report)
+    finally:
+        for worker in crew:
+            worker.process.kill()
+            worker.process.wait()
+
+
+@contextmanager
+def _settled(frame: Frame) -> Iterator[None]:
+    """As a worker process settles itself, and back: the caller's threads are his own."""
+    before = torch.get_num_threads()
+    settle(frame)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Worker:
+    """A worker process and what it has in hand."""
+
+    def __init__(self, setup: Setup, device: str) -> None:
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": str(setup.frame.threads)}
+        command = [sys.executable, "-c", "from defend.benchmarks.worker import main; main()"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.job: Job | None = None
+        self.pending: set[str] = set()
+        shared = {"dataset": setup.dataset, "data_root": setup.data_root, "run_dir": str(setup.run_dir), "provenance": setup.provenance}
+        self._say({**shared, "device": device, "frame": asdict(setup.frame)})
+
+    def give(self, job: Job) -> None:
+        self.job, self.pending = job, {t.key for t in job.tasks}
+        self._say(to_json(job))
+
+    def _say(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died: `_feed` hears that from its stdout
+
+    def listen(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
+        """Calls heard(self, message) for each line, and heard(self, None) when the process is gone."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            heard(self, json.loads(line))
+        heard(self, None)
+
+
+def _feed(crew: Sequence[_Worker], jobs: deque[Job], report: Report) -> None:
+    """Each worker gets a job when it has none. A worker that dies fails the units it had in hand."""
+    heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
+    for worker in crew:
+        Thread(target=worker.listen, args=(lambda w, m: heard.put((w, m)),), daemon=True).start()
+    alive = len(crew)
+    while alive:
+        worker, message = heard.get()
+        if message is None:
+            alive -= 1
+            _fail(worker, report)
+        elif "key" in message:
+            worker.pending.discard(message["key"])
+            report(message["key"], message["images"], message["error"])
+        elif jobs:
+            worker.give(jobs.popleft())
+        else:
+            worker.job = None
+            if worker.process.stdin is not None:
+                worker.process.stdin.close()
+    for job in jobs:
+        for task in job.tasks:
+            report(task.key, job.stop - job.start, "no worker is left: each of them died (out of memory?)")
+
+
+def _fail(worker: _Worker, report: Report) -> None:
+    if worker.job is not None:
+        for key in sorted(worker.pending):
+            report(key, worker.job.stop - worker.job.start, f"the worker died (exit {worker.process.wait()}; out of memory?)")

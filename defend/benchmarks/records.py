@@ -1,0 +1,102 @@
+"""One record for each cell, made of its units; and the run folder's list of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defend.benchmarks.cells import Cell
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.stats import bootstrap, wilson
+from defend.benchmarks.units import Unit
+
+RECORDS = "records.json"
+_IDENTITY = ("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate", "norm", "eps", "n", "split", "seed", "draws", "eot")
+
+
+def record(cell: Cell, parts: Parts, keys: Sequence[str], units: Sequence[Unit | None], provenance: dict[str, Any], error: str | None) -> dict[str, Any]:
+    """A failed cell has nulls and its error, never a part of n."""
+    there = [u for u in units if u is not None]
+    whole = error is None and len(there) == len(units)
+    measured = _measured(cell, there) if whole else dict.fromkeys(_measured_keys())
+    where = there[0].header["provenance"] if there else provenance
+    return {
+        **_what(cell, parts),
+        **measured,
+        **{k: where[k] for k in ("versions", "commit", "device")},
+        "units": list(keys),
+        "error": None if whole else error or "a unit is missing",
+    }
+
+
+def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
+    classifier, defense, attack = parts.classifier(cell.classifier), parts.defense(cell.defense), parts.attack(cell.bare_attack)
+    return {
+        "dataset": cell.dataset, "classifier": cell.classifier, "defense": cell.defense, "attack": cell.attack, "knowledge": cell.knowledge,
+        "gradient": cell.gradient, "surrogate": cell.surrogate, "norm": cell.norm, "eps": cell.eps.value, "eps_text": cell.eps.text, "n": cell.n,
+        "split": cell.split, "seed": cell.seed, "draws": cell.draws, "eot": cell.eot, "access": attack.card.access,
+        "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": None,
+        "settings": {"classifier": classifier.settings, "defense": defense.settings, "attack": attack.settings, "dataset": parts.data.settings},
+        "weights": {**classifier.weights_sha256, **defense.weights_sha256},
+    }  # fmt: skip
+
+
+def _measured_keys() -> tuple[str, ...]:
+    accuracies = ("clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "all_draws_correct", "majority")
+    return (*accuracies, "flags", "seconds", "purify_images_per_second", "forwards", "backwards")
+
+
+def _measured(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
+    score, clean = (torch.cat([u.tensors[name] for u in units]).double() for name in ("score", "clean_score"))
+    per_image = score.mean(1)
+    low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
+    costs = [u.header["costs"] for u in units]
+    values = (
+        clean.mean().item(), per_image.mean().item(), low, high, (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
+        _flags(costs, cell.n), sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
+    )  # fmt: skip
+    return dict(zip(_measured_keys(), values, strict=True))
+
+
+def _rate(units: Sequence[Unit]) -> float:
+    """Images purified per second, over all units."""
+    images = [u.header["stop"] - u.header["start"] for u in units]
+    seconds: float = sum(n / u.header["costs"]["purify_images_per_second"] for n, u in zip(images, units, strict=True))
+    return sum(images) / seconds
+
+
+def _flags(costs: Iterable[dict[str, Any]], n: int) -> list[str]:
+    """Local to the cell; findings that compare cells belong to tables."""
+    costs = list(costs)
+    flags = []
+    if dead := sum(c.get("zero_gradients", 0) for c in costs):
+        flags.append(f"zero gradient: {dead} of {n} images")
+    if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
+        flags.append("loss fell: the attack lowered the loss it should raise")
+    return flags
+
+
+def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
+    """The folder's records: these replace earlier ones of the same cells, the others stay."""
+    new = {_identity(r): r for r in records}
+    old = [r for r in read_records(run_dir) if _identity(r) not in new]
+    part = run_dir / f"{RECORDS}.{os.getpid()}.part"
+    part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
+    part.replace(run_dir / RECORDS)
+
+
+def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    file = Path(run_dir) / RECORDS
+    try:
+        return list(json.loads(file.read_text())) if file.exists() else []
+    except ValueError:
+        return []  # damaged: the units make it again
+
+
+def _identity(r: dict[str, Any]) -> str:
+    return json.dumps([r.get(k) for k in _IDENTITY])

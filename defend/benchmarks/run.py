@@ -1,0 +1,169 @@
+"""`defend.bench`: suite -> cells -> units -> records. Units that exist are read; the others are made."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import defend
+from defend.benchmarks.cells import Cell, expand
+from defend.benchmarks.crew import Setup, run_jobs
+from defend.benchmarks.parts import Parts, identity_of
+from defend.benchmarks.progress import Progress
+from defend.benchmarks.records import keep, record
+from defend.benchmarks.suite import Suite, load_suite, make_suite
+from defend.benchmarks.tune import settled
+from defend.benchmarks.units import Frame, Unit, canonical, key_of, key_parts, ranges, read_unit, sha256_of
+from defend.benchmarks.work import Job, Task
+from defend.errors import BadParameter
+from defend.load import pick_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A cell and its units' tasks."""
+
+    cell: Cell
+    tasks: tuple[tuple[int, int, Task], ...]  # start, stop
+
+
+def bench(
+    suite: Mapping[str, Any] | str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    data_root: str | None = None,
+    progress: bool = False,
+    **keys: Any,
+) -> list[dict[str, Any]]:
+    """Run a suite; one record for each cell, in the order of the suite. Keys replace those of `suite`, a dict or a TOML file.
+
+    Without either, the embedded suite. The units lie in `out` (default runs/<suite>); what is there is not computed again.
+    Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
+    """
+    base = dict(suite) if isinstance(suite, Mapping) else load_suite(suite) if suite is not None or not keys else {}
+    wanted = make_suite(base | {k: v for k, v in keys.items() if v is not None})
+    if workers is not None and workers < 1:
+        raise BadParameter(f"workers {workers}: expected a whole number >= 1")
+    where = pick_device(device)
+    run_dir = _run_dir(out, wanted)
+    frame = settled(wanted, where, run_dir, data_root)
+    parts = Parts(wanted.dataset, data_root, where, frame.precision, frame.layout)
+    cells, skipped = expand(wanted, parts)
+    plans = _plans(wanted, cells, parts, frame)
+    setup = Setup(dataset=wanted.dataset, data_root=data_root, run_dir=run_dir, frame=frame, provenance=provenance_of(where))
+    found, errors = _make(plans, parts, setup, _devices(where, workers), Progress(progress, skipped))
+    records = [_record(plan, parts, found, errors, setup.provenance) for plan in plans]
+    keep(run_dir, records)
+    return records
+
+
+def _make(plans: Sequence[Plan], parts: Parts, setup: Setup, devices: Sequence[str], bar: Progress) -> tuple[dict[str, Unit | None], dict[str, str]]:
+    """Every unit, read or made; and the reasons of those that could not be."""
+    found = {task.key: read_unit(setup.run_dir, task.key) for _, _, task in _distinct(plans)}
+    errors: dict[str, str] = {}
+
+    def report(key: str, images: int, error: str | None) -> None:
+        errors.update({key: error} if error else {})
+        bar.advance(images)
+
+    with bar.counting(sum(stop - start for start, stop, task in _distinct(plans) if found[task.key] is None)):
+        run_jobs(_jobs(plans, found, parts), setup, parts, devices, report)
+    made = {key: read_unit(setup.run_dir, key) for key, unit in found.items() if unit is None and key not in errors}
+    return found | made, errors
+
+
+def _record(plan: Plan, parts: Parts, found: Mapping[str, Unit | None], errors: Mapping[str, str], provenance: dict[str, Any]) -> dict[str, Any]:
+    keys = [task.key for _, _, task in plan.tasks]
+    return record(plan.cell, parts, keys, [found[k] for k in keys], provenance, next((errors[k] for k in keys if k in errors), None))
+
+
+def _run_dir(out: str | Path | None, suite: Suite) -> Path:
+    run_dir = Path(out) if out is not None else Path("runs") / suite.name
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".{os.getpid()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as e:
+        raise BadParameter(f"--out {run_dir}: cannot be written: {e.strerror}. Give another folder.") from None
+    return run_dir
+
+
+def _devices(device: torch.device, workers: int | None) -> list[str]:
+    """One worker for each core on the CPU, one for each GPU; `cuda` without a number is all of them."""
+    if device.type == "cpu":
+        return ["cpu"] * (workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1)
+    gpus = [str(device)] if device.index is not None else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+
+
+def _plans(suite: Suite, cells: Sequence[Cell], parts: Parts, frame: Frame) -> list[Plan]:
+    spans = ranges(suite.n, suite.shard)
+    data = {start: sha256_of(*parts.data.rows(suite.split, start, stop)) for start, stop in spans}
+    plans = []
+    for cell in cells:
+        tasks = []
+        for start, stop in spans:
+            made_of = key_parts(cell, start, stop, data[start], parts, frame)
+            tasks.append((start, stop, Task(key=key_of(made_of), made_of=made_of, cell=cell)))
+        plans.append(Plan(cell=cell, tasks=tuple(tasks)))
+    return plans
+
+
+def _distinct(plans: Sequence[Plan]) -> list[tuple[int, int, Task]]:
+    """Each unit once: two cells may share one, as identity and declared do behind a purifier that declares the identity."""
+    return list({task.key: (start, stop, task) for plan in plans for start, stop, task in plan.tasks}.values())
+
+
+def _jobs(plans: Sequence[Plan], found: Mapping[str, Unit | None], parts: Parts) -> list[Job]:
+    """Missing units that share an attack's work go together; the dearest first, so that no worker is left with it at the end."""
+    groups: dict[str, list[tuple[int, int, Task]]] = {}
+    for start, stop, task in _distinct(plans):
+        if found[task.key] is None:
+            made = task.made_of
+            shared = [start, stop, made["data"], made["attacked"], made["attack"], made["seed"], made["eot"]]
+            groups.setdefault(canonical(shared), []).append((start, stop, task))
+    jobs = [Job(start=g[0][0], stop=g[0][1], tasks=tuple(t for _, _, t in g)) for g in groups.values()]
+    return sorted(jobs, key=lambda job: -_cost(job, parts))
+
+
+def _cost(job: Job, parts: Parts) -> float:
+    """A guess, for the order alone."""
+    cell = job.tasks[0].cell
+    steps = identity_of(parts.attack(cell.bare_attack), "attack")["settings"].get("steps", 1)
+    return float((job.stop - job.start) * cell.eot * (steps if isinstance(steps, int) else 1) * len({t.cell.eps.value for t in job.tasks}))
+
+
+def provenance_of(device: torch.device) -> dict[str, Any]:
+    return {"versions": _versions(), "commit": _commit(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    packages = {"art": "adversarial-robustness-toolbox", "numpy": "numpy", "torch": "torch", "torchvision": "torchvision"}
+    return {"defend": defend.__version__, "python": platform.python_version(), **{k: version(p) for k, p in packages.items()}}
+
+
+@cache
+def _commit() -> str | None:
+    """Of the checkout that `defend` runs from, with "+dirty" where tracked files differ; None where it is installed."""
+    root = Path(defend.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+dirty" if dirty.strip() else "")

@@ -1,0 +1,77 @@
+"""Precision and layout: as asked, or measured once for each machine and classifier. Settled by the parent, kept in DIR/run.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from defend.benchmarks.parts import Parts, identity_of
+from defend.benchmarks.suite import Suite
+from defend.benchmarks.units import Frame, canonical
+from defend.classifier import Classifier
+
+_ROUNDS = 3  # the best of these counts
+
+
+def settled(suite: Suite, device: torch.device, run_dir: Path, data_root: str | None) -> Frame:
+    """`auto` keeps what the run's folder, else the user's cache, says; else it measures."""
+    frame = Frame(precision=suite.precision, layout=suite.layout, threads=suite.threads, device=device.type)
+    if "auto" in (suite.precision, suite.layout):
+        kept = _read(run_dir / "run.json")
+        if (kept.get("threads"), kept.get("device")) != (frame.threads, frame.device):
+            kept = _measured(suite, device, data_root)
+        frame = Frame(**{**asdict(frame), **{k: kept[k] for k in ("precision", "layout") if getattr(suite, k) == "auto"}})
+    (run_dir / "run.json").write_text(json.dumps(asdict(frame), indent=1) + "\n")
+    return frame
+
+
+def _measured(suite: Suite, device: torch.device, data_root: str | None) -> dict[str, Any]:
+    """The fastest forward and backward pass of the first classifier, by machine and component."""
+    classifier = Parts(suite.dataset, data_root, device).classifier(suite.classifiers[0])
+    name = canonical([identity_of(classifier, "classifier"), device.type, platform.processor(), os.cpu_count(), suite.threads, str(torch.__version__)])
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend" / "tune" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    if kept := _read(cache):
+        return kept
+    choices = [(p, q) for p in _options(suite.precision, "float32", "bfloat16") for q in _options(suite.layout, "contiguous", "channels_last")]
+    before = torch.get_num_threads()
+    torch.set_num_threads(suite.threads)
+    try:
+        precision, layout = min(choices, key=lambda c: _seconds(classifier, device, *c))
+    finally:
+        torch.set_num_threads(before)
+    found = {"precision": precision, "layout": layout}
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(json.dumps(found))
+    return found
+
+
+def _options(asked: str, *known: str) -> tuple[str, ...]:
+    return known if asked == "auto" else (asked,)
+
+
+def _seconds(classifier: Classifier, device: torch.device, precision: str, layout: str) -> float:
+    classifier.run_as(precision, layout)
+    x = classifier.example(64).to(device).requires_grad_()
+    times = []
+    for _ in range(_ROUNDS + 1):  # the first warms up
+        began = time.perf_counter()
+        torch.autograd.grad(classifier.network(x).sum(), x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,121 @@
+"""Units: a cell restricted to a range of images. Content-addressed files, written once, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from defend.benchmarks.cells import Cell, Pipeline
+from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit file, read and verified."""
+
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What all units of a run share."""
+
+    precision: str
+    layout: str
+    threads: int
+    device: str  # its type: cpu or cuda
+
+
+def canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def ranges(n: int, shard: int) -> list[tuple[int, int]]:
+    return [(start, min(start + shard, n)) for start in range(0, n, shard)]
+
+
+def key_parts(cell: Cell, start: int, stop: int, data_sha256: str, parts: Parts, frame: Frame) -> dict[str, Any]:
+    """All that decides a unit's outcomes; its key is their hash."""
+    attack = parts.attack(cell.bare_attack)
+    components = [attack, *(f(p) for p in (cell.attacked, cell.scored) for f in (lambda p: parts.classifier(p.classifier), lambda p: parts.defense(p.defense)))]
+    packages = set().union(*(packages_of(c) for c in components)) | {"defend"}
+    return {
+        "data": data_sha256, "range": [start, stop],
+        "attacked": {**_pipeline(cell.attacked, parts), "gradient": _gradient(cell.attacked, parts), "drops": cell.drops},
+        "scored": _pipeline(cell.scored, parts),
+        "attack": identity_of(attack, "attack"), "eps": cell.eps.value, "norm": cell.norm,
+        "seed": cell.seed, "draws": cell.draws, "eot": cell.eot,
+        **vars(frame), "torch": str(torch.__version__),
+        "code": {p: code_sha256(p) for p in sorted(packages)},
+    }  # fmt: skip
+
+
+def _pipeline(p: Pipeline, parts: Parts) -> dict[str, Any]:
+    return {"classifier": identity_of(parts.classifier(p.classifier), "classifier"), "defense": identity_of(parts.defense(p.defense), "defense")}
+
+
+def _gradient(p: Pipeline, parts: Parts) -> str | None:
+    """Where a purifier declares the identity, declared and identity are one."""
+    return "identity" if p.gradient == "declared" and parts.defense(p.defense).card.gradient == "identity" else p.gradient
+
+
+def key_of(made_of: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(made_of).encode()).hexdigest()
+
+
+def sha256_of(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for t in tensors:
+        digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+        digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def path_of(run_dir: Path, key: str) -> Path:
+    return run_dir / "units" / key[:2] / f"{key}.safetensors"
+
+
+def write_unit(run_dir: Path, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """To a temporary name, synced, renamed: a file that exists is complete."""
+    path = path_of(run_dir, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = canonical(header)
+    body = {name: t.contiguous() for name, t in tensors.items()}
+    meta = {"header": text, "header_sha256": hashlib.sha256(text.encode()).hexdigest(), "tensors_sha256": _tensors_sha256(body)}
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as f:
+        f.write(save(body, meta))
+        f.flush()
+        os.fsync(f.fileno())
+    part.replace(path)
+
+
+def read_unit(run_dir: Path, key: str) -> Unit | None:
+    """None where there is no such file, or a damaged one: then it is made again."""
+    path = path_of(Path(run_dir), key)
+    try:
+        with safe_open(path, "pt") as f:
+            meta = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (safe_open is no mapping)
+    except (OSError, SafetensorError):
+        return None
+    text = meta.get("header", "")
+    sound = meta.get("header_sha256") == hashlib.sha256(text.encode()).hexdigest() and meta.get("tensors_sha256") == _tensors_sha256(tensors)
+    if not sound or key_of(json.loads(text)["made_of"]) != key:
+        return None
+    return Unit(tensors, json.loads(text))
+
+
+def _tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256("".join(name + sha256_of(tensors[name]) for name in sorted(tensors)).encode()).hexdigest()

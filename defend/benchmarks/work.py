@@ -1,0 +1,194 @@
+"""What a worker does: attack one pipeline on one range of images, and score the images behind each defense that asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from defend.attack import Attack
+from defend.benchmarks.cells import Cell
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.units import sha256_of, write_unit
+from defend.noise import Noise
+from defend.norms import check_attacked
+from defend.purifier import Purifier, identity
+from defend.target import Target
+
+SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
+SAMPLES = 6  # images kept for the report, of the first unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One unit to be made."""
+
+    key: str
+    made_of: dict[str, Any]
+    cell: Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All missing units that share an attack's work: the same data, range, attacked pipeline, attack and seed."""
+
+    start: int
+    stop: int
+    tasks: tuple[Task, ...]
+
+
+Report = Callable[[str, int, str | None], None]  # key, images done, error
+
+
+def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], report: Report) -> None:
+    """Writes the job's units. A unit that fails leaves no file; the others go on."""
+    cell = job.tasks[0].cell
+    x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))  # type: ignore[arg-type]
+    root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=parts.device))
+    scorer = _Scorer(parts, root, x, y)
+    pending = list(job.tasks)
+    try:
+        for eps, x_adv, costs in _attacked(cell, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
+            for task in [t for t in pending if t.cell.eps.value == eps]:
+                pending.remove(task)
+                _guarded(task, lambda t=task, a=x_adv, c=costs: _unit(t, job, scorer, a, c, run_dir, provenance), report, len(x))  # type: ignore[misc]
+    except Exception as e:  # an attack may raise anything: its units fail, with the reason, and the run goes on
+        for task in pending:
+            report(task.key, len(x), _line(e))
+
+
+def _guarded(task: Task, make: Callable[[], None], report: Report, images: int) -> None:
+    try:
+        make()
+    except Exception as e:  # a purifier may raise anything: its unit fails, with the reason, and its siblings go on
+        report(task.key, images, _line(e))
+    else:
+        report(task.key, images, None)
+
+
+def _line(e: Exception) -> str:
+    return f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
+
+
+def _attacked(cell: Cell, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[tuple[float, Tensor, dict[str, Any]]]:
+    """(eps, x_adv, what it cost) for each eps; eps 0 is the clean image."""
+    attack, target = parts.attack(cell.bare_attack), _target(cell, parts, root)
+    watch = _Watch(target, x, y, attack)
+    costs = {"forwards": 0, "backwards": 0, "seconds": 0.0}
+    positive = [e for e in epsilons if e > 0]
+    if len(positive) < len(epsilons):
+        yield 0.0, x, costs | watch.flags(x)
+    swept = attack.sweep(target, x, y, positive, root.fork("start"))
+    for eps in positive:
+        began = time.perf_counter()
+        x_adv = next(swept).detach()
+        check_attacked(x_adv, x, eps, cell.norm, cell.bare_attack)
+        costs = {**target.counts, "seconds": time.perf_counter() - began}
+        yield eps, x_adv, costs | watch.flags(x_adv)
+
+
+def _target(cell: Cell, parts: Parts, root: Noise, fork: str = "attack") -> Target:
+    at = cell.attacked
+    return Target(
+        classifier=parts.classifier(at.classifier).network, purifier=parts.defense(at.defense), noise=root.fork(fork),
+        backward=identity if at.gradient == "identity" else None, eot=cell.eot, scored=cell.drops,
+    )  # fmt: skip
+
+
+class _Watch:
+    """What the record's local flags are made of, on noise of its own: an attack's costs and draws stay as they are."""
+
+    def __init__(self, target: Target, x: Tensor, y: Tensor, attack: Attack) -> None:
+        self.y, self.target = y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
+        self.seen: dict[str, Any] = {}
+        self.before = self._loss(x)
+        if attack.card.access == "gradient":
+            g, _, _ = self.target.again().gradient(x, y, _cross_entropy)
+            self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
+
+    def _loss(self, x: Tensor) -> float:
+        return float(_cross_entropy(self.target.again().logits(x), self.y).double().sum())
+
+    def flags(self, x_adv: Tensor) -> dict[str, Any]:
+        return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
+
+
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+class _Scorer:
+    """Is each image right, draw by draw? Clean outcomes are made once for each pipeline."""
+
+    def __init__(self, parts: Parts, root: Noise, x: Tensor, y: Tensor) -> None:
+        self.parts, self.root, self.x, self.y = parts, root, x, y
+        self._clean: dict[tuple[str, str], tuple[dict[str, Tensor], float]] = {}
+
+    def clean(self, cell: Cell) -> tuple[dict[str, Tensor], float]:
+        """Outcomes on clean images, and images purified per second."""
+        key = (cell.classifier, cell.defense)
+        if key not in self._clean:
+            self._clean[key] = self._outcomes(cell, self.x)
+        return self._clean[key]
+
+    def outcomes(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
+        """uint8: `score` (b, draws); for stochastic defenses `select` (b, 10) too; the clean images' as clean_*."""
+        clean, _ = self.clean(cell)
+        found, _ = self._outcomes(cell, x_adv)
+        if not self.parts.defense(cell.defense).card.stochastic:
+            found["score"] &= clean["score"]  # right if right clean and right attacked
+        return found | {f"clean_{name}": t for name, t in clean.items()}
+
+    def _outcomes(self, cell: Cell, x: Tensor) -> tuple[dict[str, Tensor], float]:
+        purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
+        forks = {"score": cell.draws} | ({"select": SELECT} if purifier.card.stochastic else {})
+        seconds, out = 0.0, {}
+        for fork, draws in forks.items():
+            columns = []
+            for draw in range(draws):
+                clean, spent = self._purified(purifier, x, fork, draw)
+                seconds += spent
+                with torch.no_grad():
+                    logits = torch.cat([net(part) for part in clean.split(purifier.max_batch)])
+                columns.append(logits.argmax(1) == self.y)
+            out[fork] = torch.stack(columns, 1).to(torch.uint8).cpu()
+        return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
+
+    def _purified(self, purifier: Purifier, x: Tensor, fork: str, draw: int) -> tuple[Tensor, float]:
+        noise = self.root.fork(fork).nth(torch.full((len(x), 1), draw, device=x.device))
+        began = _now(x.device)
+        with torch.no_grad():
+            clean = purifier.purified(x, noise)
+        return clean, _now(x.device) - began
+
+    def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
+        """The first images, for the report's strips."""
+        x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
+        noise = self.root.take(slice(0, len(x))).fork("score").nth(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+        with torch.no_grad():
+            purified = self.parts.defense(cell.defense).purified(adv, noise)
+        return {name: t.half().cpu() for name, t in {"sample_x": x, "sample_adv": adv, "sample_purified": purified}.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _unit(task: Task, job: Job, scorer: _Scorer, x_adv: Tensor, costs: dict[str, Any], run_dir: Path, provenance: dict[str, Any]) -> None:
+    began = time.perf_counter()
+    tensors = scorer.outcomes(task.cell, x_adv)
+    if job.start == 0:
+        tensors |= scorer.samples(task.cell, x_adv)
+    header = {
+        "made_of": task.made_of, "provenance": provenance, "start": job.start, "stop": job.stop, "x_adv_sha256": sha256_of(x_adv),
+        "costs": {**costs, "seconds": costs["seconds"] + time.perf_counter() - began, "purify_images_per_second": scorer.clean(task.cell)[1]},
+    }  # fmt: skip
+    write_unit(run_dir, task.key, tensors, header)
