@@ -18,6 +18,7 @@ DAMAGED = (AssertionError, EOFError, IndexError, KeyError, TypeError, ValueError
 
 def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
     """make(download) builds torchvision's data set. Raises MissingData, naming the expected path and how to get the data."""
+    absent = [folder for folder in (expected, expected.parent) if not folder.exists()]
     try:
         try:
             return make(False)
@@ -27,8 +28,8 @@ def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
     except DAMAGED as e:
         raise MissingData(f"{name}: the files in {expected} are damaged ({type(e).__name__}): delete them and run this again, or copy them anew") from None
     except (OSError, RuntimeError) as e:
-        for folder in (expected, expected.parent):  # torchvision makes them before it asks the network
-            with contextlib.suppress(OSError):  # not empty: somebody's files
+        for folder in absent:  # torchvision makes them before it asks the network
+            with contextlib.suppress(OSError):
                 folder.rmdir()
         raise MissingData(
             f"{name}: not in {expected}, and it could not be downloaded ({_first_line(e)}). Put the files of torchvision's {name} there, "
