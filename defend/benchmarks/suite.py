@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from defend.errors import BadParameter, near
+from defend.errors import BadParameter, DefendError, near
 from defend.spec import Spec, of_table, parse, parse_single, read
 
 Level = Literal["oblivious", "transfer", "query", "adaptive"]
@@ -66,7 +66,7 @@ class Suite(BaseModel):
             if key not in cls.model_fields:
                 raise BadParameter(f"a suite has no key {key!r}.{near(key, cls.model_fields)} It takes {', '.join(cls.model_fields)}.")
         for key in _LISTS:
-            if isinstance(plural.get(key), str | Mapping):
+            if key in plural and not isinstance(plural[key], list | tuple):
                 plural[key] = (plural[key],)
         return plural
 
@@ -122,6 +122,8 @@ def make_suite(keys: Mapping[str, Any]) -> Suite:
         return Suite(**keys)
     except ValidationError as e:
         first = e.errors()[0]
+        if isinstance(ours := first.get("ctx", {}).get("error"), DefendError):
+            raise ours from None
         where = ".".join(str(p) for p in first["loc"]) or "suite"
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
         raise BadParameter(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None

@@ -1,0 +1,247 @@
+"""The benchmark end to end on embedded data: resumable, identical however the work was spread, and right."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+
+import defend
+from defend.benchmarks import read_unit
+from defend.benchmarks.cells import expand
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.records import read_records
+from defend.benchmarks.suite import make_suite
+from defend.benchmarks.units import path_of
+from defend.errors import DefendError
+from defend.noise import Noise
+
+SMALL = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["none", "gaussian:sigma=0.1"], "attacks": ["pgd:steps=3"], "eps": "0.1,0.2", "n": 48, "shard": 16, "eot": 2, "draws": 5}
+COSTS = ("seconds", "purify_images_per_second")
+
+
+def timeless(records):
+    return json.dumps([{k: v for k, v in r.items() if k not in COSTS} for r in records])
+
+
+def unit_files(folder):
+    return {p.name: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, defend.bench(SMALL, out=folder, workers=1)
+
+
+def test_records_are_in_the_order_of_the_suite(undisturbed):
+    got = [(r["defense"], r["eps"], r["knowledge"], r["gradient"]) for r in undisturbed[1]]
+    ways = [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")]
+    assert got == [(d, e, *w) for d in SMALL["defenses"] for e in (0.1, 0.2) for w in ways]
+    assert all(r["error"] is None for r in undisturbed[1])
+
+
+def test_records_survive_json_and_lie_in_the_folder(undisturbed):
+    folder, records = undisturbed
+    assert read_records(folder) == records == json.loads(json.dumps(records, allow_nan=False))
+
+
+def test_the_same_command_again_computes_nothing(undisturbed):
+    folder, records = undisturbed
+    before = unit_files(folder)
+    again = defend.bench(SMALL, out=folder, workers=1)
+    assert unit_files(folder) == before
+    assert json.dumps(again) == json.dumps(records)
+
+
+def test_two_workers_give_the_bytes_of_one(undisturbed, tmp_path):
+    assert timeless(defend.bench(SMALL, out=tmp_path, workers=2)) == timeless(undisturbed[1])
+
+
+def test_half_of_the_eps_computed_already(undisturbed, tmp_path):
+    half = defend.bench(SMALL | {"eps": "0.1"}, out=tmp_path, workers=1)
+    there = unit_files(tmp_path)
+    whole = defend.bench(SMALL, out=tmp_path, workers=1)
+    after = unit_files(tmp_path)
+    assert {name: after[name] for name in there} == there
+    assert len(after) == 2 * len(there)
+    assert timeless(whole) == timeless(undisturbed[1])
+    assert timeless(half) == timeless([r for r in whole if r["eps"] == 0.1])
+
+
+def test_a_cell_does_not_depend_on_its_company(undisturbed, tmp_path):
+    alone = defend.bench(SMALL | {"defenses": ["gaussian:sigma=0.1"], "eps": "0.2", "gradients": ["declared"], "knowledge": ["adaptive"]}, out=tmp_path, workers=1)
+    wanted = [r for r in undisturbed[1] if (r["defense"], r["eps"], r["knowledge"], r["gradient"]) == ("gaussian:sigma=0.1", 0.2, "adaptive", "declared")]
+    assert timeless(alone) == timeless(wanted)
+
+
+def test_spelling_is_not_in_the_key(undisturbed):
+    folder, _ = undisturbed
+    before = unit_files(folder)
+    records = defend.bench(SMALL | {"defenses": ["none", "gaussian:sigma=1/10"], "eps": ["1/10", "0.2"]}, out=folder, workers=1)
+    assert unit_files(folder) == before
+    assert {r["defense"] for r in records} == {"none", "gaussian:sigma=1/10"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_unit_is_made_again(undisturbed, damage):
+    folder, records = undisturbed
+    file = path_of(folder, records[-1]["units"][0])
+    data = file.read_bytes()
+    file.write_bytes(data[:100] if damage == "truncated" else data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
+    assert read_unit(folder, records[-1]["units"][0]) is None
+    assert timeless(defend.bench(SMALL, out=folder, workers=1)) == timeless(records)
+    assert read_unit(folder, records[-1]["units"][0]) is not None
+
+
+KILLS = int(os.environ.get("DEFEND_TEST_KILLS", "3"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_and_run_again(undisturbed, tmp_path, workers):
+    """SIGKILL at random moments, then a run to the end: the records of an undisturbed run."""
+    script = textwrap.dedent(f"""
+        import defend
+        defend.bench({SMALL!r}, out={str(tmp_path)!r}, workers={workers})
+    """)
+    rng = random.Random(workers)
+    for _ in range(KILLS):
+        process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        while process.poll() is None and not (tmp_path / "run.json").exists():
+            time.sleep(0.05)  # importing torch and ART: nothing of ours has begun
+        time.sleep(rng.uniform(0, 3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert timeless(defend.bench(SMALL, out=tmp_path, workers=workers)) == timeless(undisturbed[1])
+
+
+def test_oblivious_images_are_made_once_for_all_defenses(undisturbed):
+    folder, records = undisturbed
+    oblivious = [r for r in records if r["knowledge"] == "oblivious" and r["eps"] == 0.2]
+    hashes = [[read_unit(folder, key).header["x_adv_sha256"] for key in r["units"]] for r in oblivious]
+    assert len(hashes) == 2
+    assert hashes[0] == hashes[1]
+
+
+def test_units_hold_the_outcomes_of_every_draw(undisturbed):
+    folder, records = undisturbed
+    for r in records:
+        unit = read_unit(folder, r["units"][0])
+        shapes = {name: tuple(t.shape) for name, t in unit.tensors.items() if not name.startswith("sample")}
+        draws = {"score": (16, 5), "clean_score": (16, 5), "select": (16, 10), "clean_select": (16, 10)}
+        assert shapes == (draws if r["stochastic"] else {"score": (16, 1), "clean_score": (16, 1)})
+
+
+def test_eps_zero_is_the_clean_image(tmp_path):
+    for r in defend.bench(SMALL | {"eps": "0"}, out=tmp_path, workers=1):
+        assert r["robust_accuracy"] == r["clean_accuracy"]
+        assert r["forwards"] == r["backwards"] == 0
+
+
+def test_a_record_scores_what_a_plain_loop_scores(undisturbed):
+    """Accuracy of the bare classifier on clean images and of the noisy one, draw by draw, computed here by hand."""
+    data = defend.load("digits", "dataset")
+    net = defend.load("convnet", "classifier", "digits").network
+    x, y = data.rows("test", 0, 48)
+    noisy = defend.load("gaussian:sigma=0.1")
+    draws = [noisy.purified(x, Noise.of(0, torch.arange(48)).fork("score").nth(torch.full((48, 1), k))) for k in range(5)]
+    by_hand = torch.stack([net(d).argmax(1) == y for d in draws]).double().mean().item()
+    clean = {r["defense"]: r["clean_accuracy"] for r in undisturbed[1]}
+    assert clean["none"] == (net(x).argmax(1) == y).double().mean().item()
+    assert clean["gaussian:sigma=0.1"] == pytest.approx(by_hand)
+
+
+def test_a_failing_attack_fails_its_cells_and_leaves_no_file(tmp_path, plugin):
+    suite = SMALL | {"attacks": ["leaves-the-ball", "fgsm"], "defenses": ["none"]}
+    records = defend.bench(suite, out=tmp_path, workers=1)
+    failed = [r for r in records if r["attack"] == "leaves-the-ball"]
+    assert all("left the Linf ball" in r["error"] and r["robust_accuracy"] is None for r in failed)
+    assert all(r["error"] is None for r in records if r["attack"] == "fgsm")
+    assert not any(path_of(tmp_path, key).exists() for r in failed for key in r["units"])
+
+
+def expanded(**keys):
+    suite = make_suite(SMALL | keys)
+    return expand(suite, Parts(suite.dataset, None, torch.device("cpu")))
+
+
+VIEWS = {
+    "defaults": ({}, [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")]),
+    "bpda": ({"knowledge": "bpda"}, [("adaptive", "identity")]),
+    "one gradient": ({"gradients": ["declared"]}, [("oblivious", "declared"), ("adaptive", "declared")]),
+    "twice the same": ({"knowledge": ["bpda", "adaptive"]}, [("adaptive", "identity"), ("adaptive", "declared")]),
+    "transfer": ({"knowledge": "transfer", "surrogates": ["jpeg+convnet"]}, [("transfer", "declared")]),
+    "scores": ({"attacks": ["art:name=SquareAttack,access=scores,max_iter=5"]}, [("query", None)]),
+}
+
+
+@pytest.mark.parametrize("what", VIEWS)
+def test_levels(what):
+    keys, wanted = VIEWS[what]
+    cells, _ = expanded(**{"eps": "0.1", "defenses": ["none"]} | keys)
+    assert [(c.knowledge, c.gradient) for c in cells] == wanted
+
+
+def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_error():
+    cells, skipped = expanded(knowledge=["oblivious", "query"])
+    assert {c.knowledge for c in cells} == {"oblivious"}
+    assert len(skipped) == 1 and "query" in skipped[0]
+    with pytest.raises(DefendError, match="nothing is left to run"):
+        expanded(knowledge=["query"])
+
+
+def test_oblivious_and_transfer_never_drop():
+    cells, _ = expanded(knowledge=["oblivious", "adaptive", "transfer"], surrogates=["convnet"])
+    assert {c.knowledge: c.drops for c in cells} == {"oblivious": False, "transfer": False, "adaptive": True}
+
+
+def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
+    assert {c.eps.value for c in expanded(attacks=["fgsm:eps=1/4"])[0]} == {0.25}
+    assert {c.eps.value for c in expanded(eps="0.1")[0]} == {0.1}
+    assert {c.eps.value for c in expanded(eps=None)[0]} == {0.2}  # the claim eps of digits
+
+
+WRONG = {
+    "no claim eps": ({"attacks": ["pgd:norm=L2"], "eps": None}, "no claim eps for the norm L2"),
+    "two norms": ({"attacks": ["pgd:norm=L2", "fgsm"]}, "attacks of two norms"),
+    "too many images": ({"n": 10**6}, "give --n"),
+    "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),
+    "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean steps"),
+    "of another shape": ({"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]}, "takes 1x"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_run_is_said_in_one_line(what):
+    keys, message = WRONG[what]
+    with pytest.raises(DefendError) as e:
+        expanded(**keys)
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.data
+def test_fgsm_on_mnist_is_reproduced_by_a_few_lines_of_torch(tmp_path):
+    """Every eps of a sweep, to the image."""
+    n = 1000
+    records = defend.bench(dataset="mnist", classifiers=["convnet"], defenses=["none"], attacks=["fgsm"], eps="0:0.3:0.1", n=n, knowledge=["oblivious"], out=tmp_path)
+    net = defend.load("convnet", "classifier", "mnist").network
+    x, y = defend.load("mnist", "dataset").rows("test", 0, n)
+    x.requires_grad_()
+    torch.nn.functional.cross_entropy(net(x), y, reduction="sum").backward()
+    for r in records:
+        adversarial = (x.detach() + r["eps"] * x.grad.sign()).clamp(0, 1)
+        right = (net(adversarial).argmax(1) == y) & (net(x).argmax(1) == y)
+        assert abs(r["robust_accuracy"] - right.double().mean().item()) <= 1e-3
+
+
+@pytest.mark.gpu
+def test_a_gpu_agrees_with_the_cpu(undisturbed, tmp_path):
+    for cpu, gpu in zip(undisturbed[1], defend.bench(SMALL, out=tmp_path, device="cuda"), strict=True):
+        assert abs(cpu["robust_accuracy"] - gpu["robust_accuracy"]) <= 0.5 / 48 + 0.005

@@ -1,0 +1,101 @@
+"""What a suite may say, and what it says when it may not."""
+
+from fractions import Fraction
+
+import pytest
+
+from defend.benchmarks.suite import load_suite, make_suite, parse_eps, take_eps
+from defend.errors import BadParameter, DefendError
+
+BASE = {"dataset": "digits", "classifier": "convnet", "defense": "none", "attack": "fgsm"}
+
+EPS = {
+    "0.1": [0.1],
+    "8/255": [8 / 255],
+    "0,8/255": [0, 8 / 255],
+    "0:0.3:0.1": [0, 0.1, 0.2, 0.3],
+    "0:8/255:4/255": [0, 4 / 255, 8 / 255],
+    "0.1,0.1": [0.1],
+}
+
+
+@pytest.mark.parametrize("text", EPS)
+def test_eps_grammar(text):
+    assert [e.value for e in parse_eps(text)] == EPS[text]
+
+
+def test_a_range_holds_both_ends_and_every_step_exactly():
+    values = [e.value for e in parse_eps("0:0.3:0.02")]
+    assert values == [float(Fraction(i, 50)) for i in range(16)]
+
+
+def test_eps_keeps_its_spelling():
+    assert [e.text for e in parse_eps(["8/255", 0.1, "0:0.04:0.02"])] == ["8/255", "0.1", "0", "0.02", "0.04"]
+
+
+def test_eps_is_taken_out_of_an_attack():
+    spec, eps = take_eps("pgd:eps=8/255,steps=40")
+    assert str(spec) == "pgd:steps=40"
+    assert eps.value == 8 / 255
+    assert take_eps("pgd")[1] is None
+
+
+def test_singulars_single_values_and_tables():
+    suite = make_suite(BASE | {"attack": {"name": "pgd", "steps": 40, "eps": "8/255"}})
+    assert suite.classifiers == ("convnet",)
+    assert suite.attacks == ("pgd:eps=8/255,steps=40",)
+
+
+def test_knowledge_all_is_every_level():
+    assert make_suite(BASE | {"knowledge": "all"}).knowledge == ("oblivious", "transfer", "query", "adaptive")
+
+
+WRONG = {
+    "unknown key": ({"clasifier": "x"}, "no key 'clasifier'. Did you mean classifier"),
+    "missing": ({"attack": None}, "attacks"),
+    "eps < 0": ({"eps": "-0.1"}, "eps -0.1: expected a number >= 0"),
+    "eps as text": ({"eps": "big"}, "eps 'big': expected a number >= 0, as 0.1"),
+    "eps infinite": ({"eps": float("inf")}, "eps inf"),
+    "eps range": ({"eps": "0:0.3"}, "start:stop:step"),
+    "eps range backwards": ({"eps": "0.3:0:0.1"}, "start <= stop"),
+    "eps range without end": ({"eps": "0:1:0"}, "step > 0"),
+    "n = 0": ({"n": 0}, "n: input should be greater than or equal to 1, got 0"),
+    "n as text": ({"n": "12"}, "n '12': expected a whole number"),
+    "knowledge": ({"knowledge": "oblivous"}, "Did you mean oblivious"),
+    "gradient": ({"gradients": ["learnt"]}, "expected declared or identity"),
+    "protocol": ({"protocol": "ladder-1"}, "no protocol is known"),
+    "precision": ({"precision": "fp8"}, "precision"),
+    "seed in a spec": ({"defense": "gaussian:seed=1"}, "seed= says how a purifier runs"),
+    "untrained": ({"classifier": "convnet:weights=untrained"}, "weights=untrained measures nothing"),
+    "chain of attacks": ({"attack": "fgsm+pgd"}, "only defenses are chained"),
+    "component": ({"defense": 3}, "defense 3: expected name:key=value"),
+    "table without a name": ({"defense": {"bits": 3}}, 'needs name = "..."'),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_suites_say_what_was_wanted(what):
+    keys, message = WRONG[what]
+    with pytest.raises(DefendError) as e:
+        make_suite(BASE | keys)
+    assert message in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_the_embedded_suite_is_one():
+    assert make_suite(load_suite()).name == "embedded"
+
+
+@pytest.mark.parametrize(("text", "message"), [("a = [", "not TOML"), (None, "cannot be read")])
+def test_unreadable_suite_files(tmp_path, text, message):
+    file = tmp_path / "s.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(BadParameter, match=message):
+        load_suite(file)
+
+
+def test_a_suite_file_is_named_after_itself(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('dataset = "digits"')
+    assert load_suite(file) == {"name": "mine", "dataset": "digits"}
