@@ -7,12 +7,17 @@ str(spec) is canonical: parse(str(spec)) == spec.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import math
+import numbers
 import re
+import sys
 import types
 import typing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import zip_longest
 from typing import Any, ClassVar, dataclass_transform
 
 from defend.errors import BadParameter, BadSpec, near
@@ -23,6 +28,7 @@ _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
 _INT = re.compile(r"[+-]?\d+")
 _FRACTION = re.compile(r"[+-]?\d+/\d+")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_EXPONENT = re.compile(r"[+-]?[\d.]+[eE]")  # a "+" after it belongs to the number
 _SPECIAL = re.compile(r"[,:+=\"'\s]")
 _TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
 
@@ -63,50 +69,75 @@ def canonical(text: str) -> str:
 def of_table(table: dict[str, Any]) -> Spec:
     """A suite file's table {name = "pgd", steps = 40}. Fractions may be written as text."""
     rest = {k: read(v) if isinstance(v, str) and _FRACTION.fullmatch(v) else v for k, v in table.items() if k != "name"}
-    if not isinstance(table.get("name"), str):
-        raise BadSpec(f"a component written as a table needs name = \"...\", got {table!r}")
-    if bad := [k for k, v in rest.items() if not isinstance(v, bool | int | float | str | Fraction | None)]:
-        raise BadSpec(f"{table['name']}: the values of {', '.join(bad)} must be numbers, texts, true or false")
-    return Spec(table["name"], tuple(sorted(rest.items())))
+    name = table.get("name")
+    if not isinstance(name, str) or not name or _SPECIAL.search(name):
+        raise BadSpec(f'a component written as a table needs name = "...", a name alone, got {table!r}')
+    if bad := [k for k, v in rest.items() if not k.isidentifier() or not isinstance(v, Value) or v in (math.inf, -math.inf) or v != v]:
+        raise BadSpec(f"{name}: the values of {', '.join(bad)} must be finite numbers, texts, true or false, under the names of fields")
+    return Spec(name, tuple(sorted(rest.items())))
 
 
 def read(text: str) -> Value:
     """One value. Raises BadSpec."""
     text = text.strip()
-    if text[:1] == '"' and text[-1:] == '"' and len(text) > 1:
-        return str(json.loads(text))
-    if text[:1] == "'" and text[-1:] == "'" and len(text) > 1:
-        return text[1:-1]
+    if '"' in text or "'" in text:
+        return _unquote(text)
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if _INT.fullmatch(text):
-        return int(text)
-    if _FRACTION.fullmatch(text):
-        top, bottom = text.split("/")
-        if int(bottom) == 0:
-            raise BadSpec(f"{text}: division by zero")
-        value = Fraction(int(top), int(bottom))
-        return value.numerator if value.denominator == 1 else value
-    return float(text) if _FLOAT.fullmatch(text) else text
+    try:
+        if _INT.fullmatch(text):
+            return int(text)
+        if _FRACTION.fullmatch(text):
+            exact = Fraction(text)
+            return exact.numerator if exact.denominator == 1 else exact
+        value = float(text) if _FLOAT.fullmatch(text) else text
+    except ZeroDivisionError:
+        raise BadSpec(f"{text}: division by zero") from None
+    except ValueError:  # Python reads no integers of more than 4300 digits
+        raise BadSpec(f"{text[:20]}...: too long for a number; quote it if it is text") from None
+    if value in (math.inf, -math.inf):
+        raise BadSpec(f"{text}: too large for a number; quote it if it is text")
+    return value
+
+
+def _unquote(text: str) -> str:
+    tokens = _tokens(text)
+    if len(tokens) != 1 or len(text) < 2:
+        raise BadSpec(f'{text}: quotes go around the whole value, as "a, b"')
+    if text[0] == "'":
+        return text[1:-1]
+    try:
+        return str(json.loads(text, strict=False))
+    except ValueError:
+        raise BadSpec(f"{text}: a backslash in double quotes needs another one, or use single quotes") from None
 
 
 def write(value: Value) -> str:
     """The shortest text that `read` turns into this value."""
     if isinstance(value, str):
-        plain = value == value.strip() and value and not _SPECIAL.search(value) and isinstance(read(value), str)
-        return value if plain else json.dumps(value)
+        return value if _is_plain(value) else json.dumps(value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def _is_plain(text: str) -> bool:
+    """Is this text read as itself, without quotes?"""
+    if not text or _SPECIAL.search(text) or _EXPONENT.fullmatch(text):
+        return False
+    try:
+        return read(text) == text
+    except BadSpec:
+        return False
+
+
 def _cut(text: str, at: str) -> list[str]:
-    """Split at a character that stands outside quotes (and, for "+", is no exponent's sign)."""
-    parts = [""]
-    for token in _tokens(text):
-        exponent = at == "+" and re.search(r"=[+-]?[\d.]+[eE]$", parts[-1])
-        sign = at == "+" and parts[-1].endswith("=")
-        if token == at and not exponent and not sign:
+    """Split at a character that stands outside quotes (and, for "+", is no sign of a number or of its exponent)."""
+    parts, tokens = [""], _tokens(text)
+    for token, after in zip_longest(tokens, tokens[1:], fillvalue=""):
+        before = parts[-1].rpartition("=")[2].strip() if "=" in parts[-1] else None
+        exponent = before and _EXPONENT.fullmatch(before) and after.isdecimal()
+        if token == at and not (at == "+" and (before == "" or exponent)):
             parts.append("")
         else:
             parts[-1] += token
@@ -116,7 +147,7 @@ def _cut(text: str, at: str) -> list[str]:
 def _tokens(text: str) -> list[str]:
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != text:
-        raise BadSpec(f"{text!r}: a quote is not closed")
+        raise BadSpec(f"{text}: a quote is not closed")
     return tokens
 
 
@@ -145,32 +176,35 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         if fits:
             return typed
     wanted = " or ".join(_readable(o) for o in options)
-    raise BadParameter(f"{where}={write(value) if isinstance(value, Value) else value!r}: expected {wanted}")
+    quote = f'; if text is meant, quote it: "{write(value)}"' if str in options and isinstance(value, Value) else ""
+    raise BadParameter(f"{where}={write(value) if isinstance(value, Value) else repr(value)}: expected {wanted}{quote}")
 
 
 def _fit(value: Any, option: Any) -> tuple[bool, Any]:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if option in (None, type(None)):
         return value is None, None
     if typing.get_origin(option) is typing.Literal:
-        return value in typing.get_args(option), value
+        same = [a for a in typing.get_args(option) if a == value and isinstance(a, bool) == isinstance(value, bool)]
+        return bool(same), same[0] if same else None
     if option is bool:
         return isinstance(value, bool), value
     if option is int:
-        whole = isinstance(value, int | float | Fraction) and not isinstance(value, bool) and value == value // 1
+        whole = number and value == value // 1
         return whole, int(value) if whole else None
     if option is float:
-        number = isinstance(value, int | float | Fraction) and not isinstance(value, bool)
-        return number, float(value) if number else None
-    if option is str:
-        return value is not None, value if isinstance(value, str) else write(value)
-    return True, value  # no scalar: only Python code can give it
+        finite = number and abs(value) <= sys.float_info.max  # a whole number may be larger than any float
+        return finite, float(value) if finite else None
+    if option is str:  # an unquoted number is none: its spelling is lost, and 4/8 would become 1/2
+        return isinstance(value, str), value
+    return option in (Any, object) or not isinstance(value, Value), value  # no scalar: only Python code can give it
 
 
 def _readable(option: Any) -> str:
     if typing.get_origin(option) is typing.Literal:
         return " or ".join(repr(a) for a in typing.get_args(option))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "none", None: "none"}
-    return names.get(option, str(option))
+    return names.get(option) or f"a value that only Python code can give ({inspect.formatannotation(option)})"
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

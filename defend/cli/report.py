@@ -1,0 +1,17 @@
+"""defend report: one offline HTML file and a CSV from run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("report")
+@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
+def report(run_dirs: tuple[Path, ...]) -> None:
+    """Write report.html and results.csv into the first RUN_DIR, from the records of all."""
+    from defend.benchmarks.report import write_report
+
+    for path in write_report(list(run_dirs)):
+        click.echo(path)
