@@ -90,7 +90,7 @@ class Registry:
             raise AmbiguousName(f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full.")
         return hits[0]
 
-    def create(self, kind: Kind, name: str, **params: Any) -> Any:
+    def create(self, kind: Kind, name: str, /, **params: Any) -> Any:
         """Raises UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""
         make, what = self.entry(kind, name).load(), f"{kind} '{name}'"
         if isinstance(make, type) and issubclass(make, Configured):
@@ -102,7 +102,7 @@ class Registry:
             raise BadParameter(f"{what}: {e}; it takes {signature}") from None
         return make(**params)
 
-    def of_spec(self, kind: Kind, spec: Spec, **more: Any) -> Any:
+    def of_spec(self, kind: Kind, spec: Spec, /, **more: Any) -> Any:
         return self.create(kind, spec.name, **(dict(spec.params) | more))
 
     def component(self, kind: Kind, cls: type) -> str:
