@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -78,7 +79,14 @@ def zoo(points: Callable[..., Iterable[EntryPoint]] = entry_points) -> dict[str,
     ordered = sorted(points(group=GROUP), key=lambda p: (p.value.partition(".")[0] != "defend", p.value))
     found: dict[str, ZooEntry] = {}
     for point in ordered:
-        for name, entry in _read_zoo(point.value).items():
+        try:
+            rows = _read_zoo(point.value)
+        except BadWeights as e:
+            if point.value.partition(".")[0] == "defend":
+                raise
+            warnings.warn(f"{e}: the weights of {point.value} are left out", stacklevel=2)  # one broken package costs its own weights alone
+            continue
+        for name, entry in rows.items():
             found.setdefault(name, entry)
     return found
 
@@ -96,8 +104,8 @@ def _read_zoo(package: str) -> dict[str, ZooEntry]:
     try:
         table = tomllib.loads(toml.read_text())
         return {name: ZooEntry(**{**row, "name": name, "file": folder / row["file"], "source": package}) for name, row in table.items()}
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as e:
-        raise BadWeights(f"{toml}: {e}") from None
+    except (OSError, ValueError, TypeError, KeyError) as e:  # ValueError: no TOML, or no text
+        raise BadWeights(f"{toml}: no list of weights ({type(e).__name__}: {e})") from None
 
 
 def find(kind: str, component: str, weights: str, dataset: str | None, given: Mapping[str, Any]) -> WeightsFile:
@@ -163,7 +171,7 @@ def header(path: Path) -> Header:
                 raise ValueError("no safetensors header")
             meta = json.loads(f.read(size)).get("__metadata__", {})
         return Header(**json.loads(meta[KEY]))
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # the last two: JSON of another shape
         raise BadWeights(f"{path}: not a weights file of defend ({type(e).__name__}: {e}). `defend train` writes them.") from None
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,12 @@ def run(*args, **kwargs):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_names_are_found_beside_those_at_home(plugin):
+def bench(options, folder):
+    return run("-m", "defend", "bench", *options.split(), "--device", "cpu", "--out", str(folder / "run"))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_names_are_found_beside_those_at_home():
     assert {"defend-bitcut/bitcut", "defend-bitcut/broken", "defend/none"} <= {e.full_name for e in REGISTRY.entries("defense")}
     assert defend.load("bitcut:bits=2").bits == 2
     assert defend.load("defend-bitcut/bitcut").bits == 3
@@ -28,19 +34,23 @@ def test_it_is_gone_when_the_test_ends():
     assert "bitcut" not in {e.name for e in REGISTRY.entries("defense")}
 
 
-def test_a_broken_entry_is_named_and_the_others_live(plugin):
+@pytest.mark.usefixtures("plugin")
+def test_a_broken_entry_is_named_and_the_others_live():
     with pytest.raises(BrokenPlugin, match=r"defense 'broken' from defend-bitcut 0\.1\.0 could not be imported .*ModuleNotFoundError"):
         REGISTRY.create("defense", "broken")
     assert defend.load("bitcut+gaussian").card.stochastic
 
 
-def test_its_own_test_file_passes(plugin):
+@pytest.mark.usefixtures("plugin")
+def test_its_own_test_file_passes():
     """The conformance kit as a plugin's author runs it, outside this repository's settings."""
-    code, out, _ = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "test_bitcut.py", cwd=f"{__file__.rpartition('/')[0]}/plugin_package")
+    here = Path(__file__).parent / "plugin_package"
+    code, out, _ = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "test_bitcut.py", cwd=here)
     assert code == 0, out
 
 
-def test_by_name_through_the_bench(plugin, tmp_path):
+@pytest.mark.usefixtures("plugin")
+def test_by_name_through_the_bench(tmp_path):
     """In a process of its own, whose workers are processes too."""
     options = ["--dataset", "digits", "--defense", "bitcut:bits=2", "--defense", "defend-bitcut/bitcut+gaussian", "--attack", "fgm:eps=0.5", "--n", "24"]
     code, out, err = run(
@@ -50,10 +60,11 @@ def test_by_name_through_the_bench(plugin, tmp_path):
     records = [json.loads(line) for line in out.splitlines()]
     assert {r["defense"] for r in records} == {"bitcut:bits=2", "defend-bitcut/bitcut+gaussian"}
     assert all(r["attack"].startswith("fgm") and r["norm"] == "L2" and r["eps"] == 0.5 and r["error"] is None for r in records)
-    assert [r["settings"]["defense"] for r in records if r["defense"] == "bitcut:bits=2"][0] == {"bits": 2}
+    assert next(r["settings"]["defense"] for r in records if r["defense"] == "bitcut:bits=2") == {"bits": 2}
 
 
-def test_an_attack_outside_its_budget_fails_its_cell(plugin, tmp_path):
+@pytest.mark.usefixtures("plugin")
+def test_an_attack_outside_its_budget_fails_its_cell(tmp_path):
     options = [
         "--dataset",
         "digits",
