@@ -18,6 +18,11 @@ class Faces(FolderDataset):
     size: int = 112  # height and width, in pixels; smaller ones are averaged down by area
 
     @property
+    def checksum(self) -> str:
+        """Of the first 64 test images and labels, as they lie on disk."""
+        return "8011edd34cc6658e" if (self.size, self.channels) == (112, 3) else ""
+
+    @property
     def folder(self) -> Path:
         folder = data_root(self.root) / "lfw158"
         if not folder.is_dir():
