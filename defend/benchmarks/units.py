@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def key_parts(cell: Cell, start: int, stop: int, data_sha256: str, parts: Parts,
         "scored": _pipeline(cell.scored, parts),
         "attack": identity_of(attack, "attack"), "eps": cell.eps.value, "norm": cell.norm,
         "seed": cell.seed, "draws": cell.draws, "eot": cell.eot,
-        **vars(frame), "torch": str(torch.__version__),
+        **vars(frame), "torch": str(torch.__version__), "art": version("adversarial-robustness-toolbox"),
         "code": {p: code_sha256(p) for p in sorted(packages)},
     }  # fmt: skip
 

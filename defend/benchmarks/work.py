@@ -16,6 +16,7 @@ from defend.attack import Attack
 from defend.benchmarks.cells import Cell
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
+from defend.errors import BrokenAttack
 from defend.noise import Noise
 from defend.norms import check_attacked
 from defend.purifier import Purifier, identity
@@ -44,6 +45,7 @@ class Job:
 
 
 Report = Callable[[str, int, str | None], None]  # key, images done, error
+Attacked = tuple[float, Tensor | Exception, dict[str, Any]]  # eps, x_adv or why there is none, what it cost
 
 
 def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], report: Report) -> None:
@@ -52,15 +54,9 @@ def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], repo
     x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))  # type: ignore[arg-type]
     root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=parts.device))
     scorer = _Scorer(parts, root, x, y)
-    pending = list(job.tasks)
-    try:
-        for eps, x_adv, costs in _attacked(cell, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
-            for task in [t for t in pending if t.cell.eps.value == eps]:
-                pending.remove(task)
-                _guarded(task, lambda t=task, a=x_adv, c=costs: _unit(t, job, scorer, a, c, run_dir, provenance), report, len(x))  # type: ignore[misc]
-    except Exception as e:  # an attack may raise anything: its units fail, with the reason, and the run goes on
-        for task in pending:
-            report(task.key, len(x), _line(e))
+    for eps, x_adv, costs in _attacked(cell, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
+        for task in [t for t in job.tasks if t.cell.eps.value == eps]:
+            _guarded(task, lambda t=task, a=x_adv, c=costs: _unit(t, job, scorer, a, c, run_dir, provenance), report, len(x))  # type: ignore[misc]
 
 
 def _guarded(task: Task, make: Callable[[], None], report: Report, images: int) -> None:
@@ -76,21 +72,34 @@ def _line(e: Exception) -> str:
     return f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
 
 
-def _attacked(cell: Cell, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[tuple[float, Tensor, dict[str, Any]]]:
-    """(eps, x_adv, what it cost) for each eps; eps 0 is the clean image."""
-    attack, target = parts.attack(cell.bare_attack), _target(cell, parts, root)
-    watch = _Watch(target, x, y, attack)
-    costs = {"forwards": 0, "backwards": 0, "seconds": 0.0}
-    positive = [e for e in epsilons if e > 0]
-    if len(positive) < len(epsilons):
-        yield 0.0, x, costs | watch.flags(x)
-    swept = attack.sweep(target, x, y, positive, root.fork("start"))
-    for eps in positive:
+def _attacked(cell: Cell, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[Attacked]:
+    """Each eps; eps 0 is the clean image."""
+    target = _target(cell, parts, root)
+    try:
+        watch = _Watch(target, x, y, parts.attack(cell.bare_attack))
+    except Exception as e:  # a pipeline may raise anything: all its units fail, with the reason
+        yield from ((eps, e, {}) for eps in epsilons)
+        return
+    for eps, x_adv, costs in _swept(cell, parts, target, root, x, y, [e for e in epsilons if e > 0]):
+        yield eps, x_adv, costs if isinstance(x_adv, Exception) else costs | watch.flags(x_adv)
+    if 0.0 in epsilons:
+        yield 0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0} | watch.flags(x)
+
+
+def _swept(cell: Cell, parts: Parts, target: Target, root: Noise, x: Tensor, y: Tensor, epsilons: list[float]) -> Iterator[Attacked]:
+    """An eps at which the attack fails leaves the others alone: the sweep begins again behind it."""
+    while epsilons:
         began = time.perf_counter()
-        x_adv = next(swept).detach()
-        check_attacked(x_adv, x, eps, cell.norm, cell.bare_attack)
-        costs = {**target.counts, "seconds": time.perf_counter() - began}
-        yield eps, x_adv, costs | watch.flags(x_adv)
+        try:
+            for x_adv in parts.attack(cell.bare_attack).sweep(target, x, y, list(epsilons), root.fork("start")):
+                check_attacked(x_adv, x, epsilons[0], cell.norm, cell.bare_attack)
+                yield epsilons.pop(0), x_adv.detach(), {**target.counts, "seconds": time.perf_counter() - began}
+                began = time.perf_counter()
+            error: Exception = BrokenAttack(f"{cell.bare_attack}: gave fewer images than it was asked for")
+        except Exception as e:  # an attack may raise anything: its unit fails, with the reason, and the run goes on
+            error = e
+        if epsilons:
+            yield epsilons.pop(0), error, {}
 
 
 def _target(cell: Cell, parts: Parts, root: Noise, fork: str = "attack") -> Target:
@@ -182,7 +191,9 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _unit(task: Task, job: Job, scorer: _Scorer, x_adv: Tensor, costs: dict[str, Any], run_dir: Path, provenance: dict[str, Any]) -> None:
+def _unit(task: Task, job: Job, scorer: _Scorer, x_adv: Tensor | Exception, costs: dict[str, Any], run_dir: Path, provenance: dict[str, Any]) -> None:
+    if isinstance(x_adv, Exception):
+        raise x_adv
     began = time.perf_counter()
     tensors = scorer.outcomes(task.cell, x_adv)
     if job.start == 0:
