@@ -94,7 +94,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(v) for v in adjusted]
 
 
-def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = LEVEL) -> tuple[float, float, float]:
+def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = LEVEL) -> tuple[float, float, float]:
     """mean(a) - mean(b) over the same images (n,), and its interval (low, high).
 
     Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635, method 10 (Wilson limits joined through the correlation). Shares:
@@ -105,7 +105,7 @@ def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = LEVEL) 
     if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
         return (float(d.mean()), *_newcombe(first, second, level))
     values, counts = np.unique(np.round(d, 12), return_counts=True)
-    low, high = np.quantile(_multinomial_means(values, counts, seed, 10_000), _tails(level))
+    low, high = np.quantile(_multinomial_means(values, counts, seed, resamples), _tails(level))
     return float(d.mean()), float(low), float(high)
 
 

@@ -1,0 +1,122 @@
+"""Findings that compare cells: signs that an attack failed where the purifier did not succeed. Each is a function on records.
+
+Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Carlini et al., "On Evaluating Adversarial Robustness"
+(arXiv:1902.06705) section 5. Two cells differ here where their intervals do not touch; `defend audit` tests image by image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
+
+from defend.benchmarks.tables.outcomes import Record
+
+Pair = tuple[Record, Record]  # (the cell that should be the weaker attack and is the stronger, the other)
+Finding = Callable[[Sequence[Record]], list[str]]
+_IMAGES = ("dataset", "classifier", "defense", "norm", "n", "split", "seed")
+_LEVEL = {"identity": "BPDA"}
+
+
+def black_box_beats_white_box(records: Sequence[Record]) -> list[str]:
+    """Query or transfer against the best adaptive cell at the same eps."""
+    return _told(_black_box_pairs(records), "black box beats white box")
+
+
+def oblivious_beats_adaptive(records: Sequence[Record]) -> list[str]:
+    """The same attack: knowing the purifier should not hurt."""
+    return _told(_oblivious_pairs(records), "oblivious beats adaptive")
+
+
+def fewer_steps_beat_more(records: Sequence[Record]) -> list[str]:
+    """Adaptive, through the same gradient: the cheaper attack against the dearer."""
+    return _told(_step_pairs(records), "fewer steps beat more")
+
+
+def more_eps_helps_the_defender(records: Sequence[Record]) -> list[str]:
+    """One attack along eps: a larger ball holds the smaller one, so accuracy cannot honestly grow."""
+    lines = []
+    for series in _groups(records, (*_IMAGES, "attack", "knowledge", "gradient", "surrogate", "eot")):
+        along = sorted(series, key=lambda r: float(r["eps"]))
+        worse = [(small, large) for small, large in pairwise(along) if _below(small, large)]
+        for small, large in worse[:1]:
+            more = f" (and {len(worse) - 1} more steps of eps)" if len(worse) > 1 else ""
+            lines.append(
+                f"accuracy grows with eps: {name_of(small)}: {_percent(small)} at eps {small['eps_text']}, {_percent(large)} at {large['eps_text']}{more}."
+                " The attack fails at the larger eps; the number there is no robustness."
+            )
+    return lines
+
+
+FINDINGS: tuple[Finding, ...] = (black_box_beats_white_box, oblivious_beats_adaptive, fewer_steps_beat_more, more_eps_helps_the_defender)
+
+
+def find(records: Sequence[Record]) -> list[str]:
+    """One line for each finding, failed cells aside."""
+    sound = [r for r in records if r["error"] is None]
+    return [line for finding in FINDINGS for line in finding(sound)]
+
+
+def name_of(r: Record) -> str:
+    """defense, attack and level: "jpeg, pgd, adaptive BPDA"."""
+    level = str(r["knowledge"])
+    if level == "adaptive" and r["gradient"]:
+        level += f" {_LEVEL.get(r['gradient'], r['gradient'])}"
+    if r["surrogate"]:
+        level += f" from {r['surrogate']}"
+    return f"{r['defense']}, {r['attack']}, {level}"
+
+
+def _black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+    for group in _groups(records, (*_IMAGES, "eps")):
+        white = [r for r in group if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
+        black = [r for r in group if r["knowledge"] in ("query", "transfer")]
+        if white and black:
+            yield from ((b, _best(white)) for b in black if _below(b, _best(white)))
+
+
+def _oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+    for group in _groups(records, (*_IMAGES, "attack", "eps")):
+        adaptive = [r for r in group if r["knowledge"] == "adaptive"]
+        oblivious = [r for r in group if r["knowledge"] == "oblivious"]
+        if adaptive and oblivious and _below(_best(oblivious), _best(adaptive)):
+            yield _best(oblivious), _best(adaptive)
+
+
+def _step_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+    adaptive = [r for r in records if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
+    for group in _groups(adaptive, (*_IMAGES, "gradient", "eps")):
+        yield from ((a, b) for a in group for b in group if 2 * a["backwards"] <= b["backwards"] and _below(a, b))
+
+
+def _told(pairs: Iterable[Pair], title: str) -> list[str]:
+    """One line for each pair of series: the eps with the widest gap, and how many more there are."""
+    series: dict[tuple[str, ...], list[Pair]] = {}
+    for weak, strong in pairs:
+        series.setdefault((*(str(weak[k]) for k in _IMAGES), name_of(weak), strong["attack"]), []).append((weak, strong))
+    lines = []
+    for same in series.values():
+        weak, strong = max(same, key=lambda p: float(p[1]["robust_accuracy"] - p[0]["robust_accuracy"]))
+        more = f" (and at {len(same) - 1} more eps)" if len(same) > 1 else ""
+        versus = name_of(strong).removeprefix(f"{strong['defense']}, ")
+        seen = f"{name_of(weak)} leaves {_percent(weak)} at eps {weak['eps_text']}, {versus} {_percent(strong)}{more}"
+        lines.append(f"{title}: {seen}: a sign of masked gradients.")
+    return lines
+
+
+def _groups(records: Iterable[Record], keys: Sequence[str]) -> list[list[Record]]:
+    def at(r: Record) -> str:
+        return repr([r[k] for k in keys])
+
+    return [list(group) for _, group in groupby(sorted(records, key=at), at)]
+
+
+def _best(records: Sequence[Record]) -> Record:
+    return min(records, key=lambda r: float(r["robust_accuracy"]))
+
+
+def _below(a: Record, b: Record) -> bool:
+    return bool(a["ci_high"] < b["ci_low"])
+
+
+def _percent(r: Record) -> str:
+    return f"{100 * r['robust_accuracy']:.1f} %"

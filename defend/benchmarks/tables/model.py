@@ -1,0 +1,105 @@
+"""A table as data: sections of rows of numbers, and what stands below. Terminal and report print the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+COLUMNS = {  # in this order, whichever were measured
+    "clean": "clean",
+    "oblivious": "oblivious",
+    "identity": "BPDA",
+    "declared": "declared",
+    "learned": "learned",
+    "worst": "worst",
+    "query": "query",
+    "transfer": "transfer",
+}
+ADAPTIVE = ("identity", "declared", "learned", "worst")  # the columns under the heading `adaptive`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """An accuracy with its interval, all in [0, 1]; None and `failed` where there is none."""
+
+    accuracy: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""  # "declared only"
+    bound: bool = False  # per-image outcomes were not at hand: the worst case is at most this
+    flags: tuple[str, ...] = ()
+    failed: str | None = None  # the reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One attack at one eps against one defense, all levels side by side."""
+
+    defense: str
+    attack: str  # without its eps
+    eps: float
+    eps_text: str
+    numbers: Mapping[str, Number]
+    trained_on: str | None
+    stochastic: bool
+    draws: int
+    forwards: float | None  # per image, of the dearest cell of the row
+    backwards: float | None
+    claim: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Rows over the same images and classifier, in one norm."""
+
+    dataset: str
+    classifier: str
+    norm: str
+    n: int
+    split: str
+    seed: int
+    rows: tuple[Row, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(c for c in COLUMNS if any(c in row.numbers for row in self.rows))
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset} | {self.classifier} | {self.norm} | n = {self.n} of {self.split} | seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    sections: tuple[Section, ...]
+    claims: tuple[str, ...]  # each distinct claim line once
+    findings: tuple[str, ...]
+    flags: tuple[str, ...]
+    failures: tuple[str, ...]
+    reading: tuple[str, ...]  # how to read the numbers
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(row for section in self.sections for row in section.rows)
+
+    def mark(self, row: Row) -> str:
+        """The letter of the row's claim line below the table: a, b, ..., z, aa."""
+        i = self.claims.index(row.claim)
+        return (chr(ord("a") + i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def passes(row: Row) -> str:
+    """Forward + backward passes of the pipeline for each image: 20+20, 1.2k+1.2k."""
+    if row.forwards is None or row.backwards is None:
+        return ""
+    return f"{_short(row.forwards)}+{_short(row.backwards)}"
+
+
+def _short(count: float) -> str:
+    if count >= 9999.5:
+        return f"{count / 1000:.0f}k"
+    return f"{count / 1000:.1f}k" if count >= 999.95 else f"{count:.3g}"

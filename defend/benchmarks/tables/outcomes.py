@@ -1,0 +1,67 @@
+"""Per-image outcomes of a cell, read from its units, and the worst case over several cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defend.benchmarks.units import Unit, read_unit
+
+Record = Mapping[str, Any]
+Bits = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Right (1) or wrong (0), image by image and draw by draw. `select` chooses worst cases, `score` is read off."""
+
+    score: Bits  # (n, K)
+    clean_score: Bits  # (n, K)
+    select: Bits | None = None  # (n, 10); None where the purifier is deterministic
+    clean_select: Bits | None = None
+    x_adv: tuple[str, ...] = ()  # sha256 of the adversarial images, unit by unit
+
+
+def find_unit(key: str, run_dirs: Sequence[Path]) -> Unit | None:
+    """From the first folder that has it, whole. None where no folder has."""
+    return next((unit for d in run_dirs if (unit := read_unit(d, key)) is not None), None)
+
+
+def read_outcomes(record: Record, run_dirs: Sequence[Path]) -> Outcomes | None:
+    """Of all n images. None where the cell failed or one of its units lies in none of the folders."""
+    if record["error"] is not None:
+        return None
+    units = [find_unit(key, run_dirs) for key in record["units"]]
+    there = sorted((u for u in units if u is not None), key=lambda u: int(u.header["start"]))
+    if not there or len(there) < len(units):
+        return None
+    names = [name for name in ("score", "clean_score", "select", "clean_select") if name in there[0].tensors]
+    joined = {name: np.concatenate([u.tensors[name].numpy() for u in there]) for name in names}
+    return Outcomes(**joined, x_adv=tuple(str(u.header["x_adv_sha256"]) for u in there))
+
+
+def distinct(candidates: Sequence[Outcomes]) -> list[Outcomes]:
+    """Candidates whose adversarial images are the same, to the bit, count once."""
+    return list({c.x_adv: c for c in candidates}.values())
+
+
+def worst(candidates: Sequence[Outcomes]) -> Bits:
+    """The worst case of each image over the candidates, the clean image among them: (n, K).
+
+    Deterministic: right only where right under all. Stochastic: the candidate that does worst on `select`, read off on `score`,
+    because the minimum of noisy estimates falls by itself. Ties go to the candidate that is stronger on `select` over all images.
+    """
+    some = distinct(candidates)
+    if some[0].select is None or some[0].clean_select is None:
+        return np.asarray(np.minimum.reduce([some[0].clean_score, *(c.score for c in some)]), np.uint8)
+    select = np.stack([some[0].clean_select, *(c.select for c in some if c.select is not None)])
+    score = np.stack([some[0].clean_score, *(c.score for c in some)])
+    strongest_first = np.argsort(select.mean((1, 2)), kind="stable")
+    shares = select.mean(2)[strongest_first]  # (m, n)
+    chosen = strongest_first[shares.argmin(0)]
+    return np.asarray(score[chosen, np.arange(score.shape[1])], np.uint8)

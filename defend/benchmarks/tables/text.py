@@ -1,0 +1,138 @@
+"""The table on a terminal, in the widest of three forms that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table as Grid
+from rich.text import Text
+
+from defend.benchmarks.tables.build import table
+from defend.benchmarks.tables.claims import IMAGES
+from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Number, Row, Section, Table, passes, percent
+from defend.benchmarks.tables.outcomes import Record
+
+Form = Callable[[Number | None], Text]
+_NAME = 28  # characters after which a spec is folded
+
+
+def print_table(records: Sequence[Record], console: Console, run_dirs: Sequence[Path] = ()) -> None:
+    """run_dirs: where the units lie, for worst cases image by image. Nothing is bold, nothing ranked: no row here is a claim."""
+    model = table(records, run_dirs)
+    for section in model.sections:
+        console.print(Text(section.title))
+        console.print(_fitting(model, section, console))
+    for title, lines in _notes(model):
+        if title:
+            console.print(Text(title))
+        for line in lines:
+            console.print(Padding(Text(line), (0, 0, 0, 2 if title else 0), expand=False))
+
+
+def _fitting(model: Table, section: Section, console: Console) -> RenderableType:
+    """Intervals beside the numbers where there is room, else below them; names in columns where there is room, else on lines."""
+    coarse = 0 if section.n < IMAGES else 1  # a tenth of a percent says nothing about few images
+    whole = [_grid(model, section, form) for form in (_beside(1), _beside(coarse), _below(1))]
+    for grid in whole:
+        if _width(grid, console) <= console.width:
+            return grid
+    beside = _narrow(model, section, _beside(coarse))
+    return beside if _width(beside, console) <= console.width else _narrow(model, section, _below(coarse))
+
+
+def _width(made: RenderableType, console: Console) -> int:
+    return Measurement.get(console, console.options.update(width=10_000), made).maximum
+
+
+def _grid(model: Table, section: Section, form: Form) -> Grid:
+    """Defense and attack are named in their first row."""
+    trained = any(row.trained_on for row in section.rows)
+    grid = _empty(["defense", *(["trained on"] if trained else []), "attack"], section.columns, ["fwd+bwd", "claim"])
+    above: tuple[str, ...] = ("", "", "")
+    for row in section.rows:
+        names = (row.defense, *([row.trained_on or ""] if trained else []), row.attack)
+        new = row.defense != above[0]
+        shown = names if new else (*[""] * (len(names) - 1), row.attack if row.attack != above[-1] else "")
+        cells = [form(row.numbers.get(c)) for c in section.columns]
+        grid.add_row(*(Text(s) for s in shown), Text(row.eps_text), *cells, Text(passes(row)), Text(f"no [{model.mark(row)}]" if _no_claim(row) else row.claim))
+        above = names
+    return grid
+
+
+def _narrow(model: Table, section: Section, form: Form) -> Group:
+    """Names on lines of their own."""
+    parts: list[RenderableType] = []
+    for (defense, attack), same in groupby(section.rows, lambda row: (row.defense, row.attack)):
+        rows = list(same)
+        about = [defense, attack, f"{passes(rows[0])} passes", f"no claim [{model.mark(rows[0])}]" if _no_claim(rows[0]) else rows[0].claim]
+        if rows[0].trained_on:
+            about.insert(1, f"trained on {rows[0].trained_on}")
+        grid = _empty([], section.columns, [])
+        for row in rows:
+            grid.add_row(Text(row.eps_text), *(form(row.numbers.get(c)) for c in section.columns))
+        parts += [Text(" | ".join(about)), grid]
+    return Group(*parts)
+
+
+def _empty(names: Sequence[str], columns: Sequence[str], last: Sequence[str]) -> Grid:
+    grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0, header_style="", collapse_padding=False)
+    for name in names:
+        grid.add_column(Text(name), max_width=_NAME, overflow="fold", vertical="top")
+    grid.add_column(Text("eps"), justify="right", no_wrap=True)
+    for column in columns:
+        head = f"adaptive\n{COLUMNS[column]}" if column in ADAPTIVE else COLUMNS[column]
+        grid.add_column(Text(head), justify="right", no_wrap=True)
+    for name in last:
+        grid.add_column(Text(name), justify="right", no_wrap=True)
+    return grid
+
+
+def _no_claim(row: Row) -> bool:
+    return row.claim.startswith("no claim")
+
+
+def _beside(digits: int) -> Form:
+    """93.5 89.2-96.2, in places of fixed width, so that the points stand below each other."""
+    low, high = (4, 5) if digits else (2, 3)
+
+    def form(number: Number | None) -> Text:
+        text = _cell(number, lambda n: f" {100 * (n.low or 0):>{low}.{digits}f}-{100 * (n.high or 0):<{high}.{digits}f}", " ")
+        text.justify = "left"
+        return text
+
+    return form
+
+
+def _below(digits: int) -> Form:
+    return lambda number: _cell(number, lambda n: f"\n{100 * (n.low or 0):.{digits}f}-{100 * (n.high or 0):.{digits}f}", "\n")
+
+
+def _cell(number: Number | None, interval: Callable[[Number], str], between: str) -> Text:
+    if number is None:
+        return Text(f"{'·':>5}", style="dim")
+    if number.accuracy is None:
+        return Text("failed", style="red")
+    shown = Text(f"{'!' if number.flags else ''}{'<= ' if number.bound else ''}{percent(number.accuracy)}".rjust(5))
+    shown.append(interval(number), style="dim")
+    if number.note:
+        shown.append("\n" + number.note.replace(" ", between), style="yellow")
+    return shown
+
+
+def _notes(model: Table) -> list[tuple[str, Sequence[str]]]:
+    """Titled blocks, the empty ones left out."""
+    claims = [f"[{model.mark(row)}] {row.claim}" for row in {row.claim: row for row in model.rows}.values()]
+    blocks = [
+        ("", claims),
+        ("What comparing cells shows:", model.findings),
+        ("Flags (marked !):", model.flags),
+        ("Failed:", model.failures),
+        ("How to read this:", model.reading),
+    ]
+    return [(title, lines) for title, lines in blocks if lines]

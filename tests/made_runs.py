@@ -1,0 +1,66 @@
+"""Run folders made by hand: records with units that hold the outcomes a test wants."""
+
+import json
+
+import numpy as np
+import torch
+
+from defend.benchmarks.stats import interval
+from defend.benchmarks.units import key_of, ranges, write_unit
+
+PLAIN = {
+    "dataset": "digits-m", "classifier": "convnet", "defense": "median", "attack": "pgd", "knowledge": "oblivious", "gradient": None, "surrogate": None,
+    "norm": "Linf", "eps": 16 / 255, "eps_text": "16/255", "split": "test", "seed": 0, "draws": 1, "eot": 1, "access": "gradient", "stochastic": False,
+    "declared_gradient": "approximate", "flags": [], "trained_on": None, "protocol": None, "seconds": 1.5, "purify_images_per_second": 4000.0,
+    "forwards": 20.0, "backwards": 20.0, "settings": {"attack": {"steps": 20}, "defense": {}, "classifier": {}}, "weights": {"convnet-digits-m": "ab" * 32},
+    "versions": {"defend": "0.1.0", "torch": "2.11.0"}, "commit": "c0ffee", "device": "cpu", "error": None, "units": [],
+}  # fmt: skip
+
+
+def record(right, n=200, clean=None, **over):
+    """A record alone, `right` of n images; without units."""
+    low, high = interval(np.repeat([[1], [0]], [right, n - right], axis=0))
+    clean = n if clean is None else clean
+    numbers = {"clean_accuracy": clean / n, "robust_accuracy": right / n, "ci_low": low, "ci_high": high, "all_draws_correct": right / n, "majority": right / n}
+    return PLAIN | {"n": n} | numbers | over
+
+
+def failed(reason="RuntimeError: out of memory", n=200, **over):
+    measured = ("clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "all_draws_correct", "majority", "flags", "seconds", "purify_images_per_second")
+    return PLAIN | {"n": n, "error": reason} | dict.fromkeys((*measured, "forwards", "backwards")) | over
+
+
+def cell(run_dir, score, clean=None, select=None, clean_select=None, x_adv="", samples=None, shard=3, **over):
+    """A record and its unit files. score: (n,) for a deterministic purifier, (n, K) for a stochastic one."""
+    score = np.asarray(score, np.uint8)
+    score = score[:, None] if score.ndim == 1 else score
+    clean = np.ones_like(score) if clean is None else np.asarray(clean, np.uint8).reshape(score.shape)
+    tensors = {"score": score, "clean_score": clean}
+    if select is not None:
+        tensors["select"] = np.asarray(select, np.uint8)
+        tensors["clean_select"] = np.ones_like(tensors["select"]) if clean_select is None else np.asarray(clean_select, np.uint8)
+        over = {"stochastic": True, "draws": score.shape[1]} | over
+    made = PLAIN | {"n": len(score)} | over
+    keys = [_unit(run_dir, made, start, stop, tensors, x_adv, samples) for start, stop in ranges(len(score), shard)]
+    low, high = interval(score)
+    means = score.mean(1)
+    return made | {
+        "clean_accuracy": clean.mean(), "robust_accuracy": means.mean(), "ci_low": low, "ci_high": high, "units": keys,
+        "all_draws_correct": (score.min(1) == 1).mean(), "majority": (means > 0.5).mean(),
+    }  # fmt: skip
+
+
+def _unit(run_dir, made, start, stop, tensors, x_adv, samples):
+    what = {k: made[k] for k in ("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate", "eps", "seed")}
+    made_of = what | {"range": [start, stop], "x_adv": x_adv}
+    body = {name: torch.from_numpy(t[start:stop].copy()) for name, t in tensors.items()}
+    body |= samples or {} if start == 0 else {}
+    name = x_adv or repr(what)
+    write_unit(run_dir, key_of(made_of), body, {"made_of": made_of, "start": start, "stop": stop, "x_adv_sha256": f"{name}-{start}"})
+    return key_of(made_of)
+
+
+def keep(run_dir, records):
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "records.json").write_text(json.dumps(records))
+    return run_dir
