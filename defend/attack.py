@@ -20,6 +20,7 @@ class AttackCard:
     paper: str
     access: Literal["gradient", "scores", "labels"]
     norms: tuple[Norm, ...] = ("Linf",)
+    per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -30,23 +30,39 @@ def _column(v: Tensor, like: Tensor) -> Tensor:
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
-    """Into the eps ball around x and into the box.
+    """The nearest point of the eps ball around x and the box [0, 1] together, for x inside the box.
 
-    For L-inf this is the nearest point of the intersection. For L2 the ball comes first and the box second: clipping towards
-    a box that contains x brings every coordinate nearer to x, so the point stays in the ball.
+    L2: the nearest point is x + clip(t (x_adv - x)) with the largest t <= 1 that stays in the ball. Ball first and box second would
+    end inside the ball wherever the box is active, and an attack would never spend its whole budget.
     """
     if norm == "Linf":
         return torch.min(torch.max(x_adv, (x - eps).clamp(min=0)), (x + eps).clamp(max=1))
     d = x_adv - x
-    # 1e-12: a difference of zero has no direction to shrink in
-    return (x + d * _column((eps / norm_of(d, norm).clamp(min=1e-12)).clamp(max=1), d)).clamp(0, 1)
+    room = torch.where(d > 0, 1 - x, x)  # how far each pixel may go
+    return (x + d * _column(_stretch(d.flatten(1), room.flatten(1), eps), d)).clamp(0, 1)
+
+
+def _stretch(d: Tensor, room: Tensor, eps: float) -> Tensor:
+    """The largest t <= 1 with |min(t |d|, room)| <= eps, for d and room (b, n): (b,).
+
+    By Newton's method on t^2, in which the squared norm is concave and piecewise linear: from the left it never leaves the ball, and
+    is exact once no pixel newly meets the box. 12 steps: images take 2 to 5, the worst of wild draws in 3,072 dimensions took 15.
+    """
+    slope, ceiling, t2 = d.square(), room.square(), d.new_zeros(len(d), 1)
+    for _ in range(12):
+        free = t2 * slope < ceiling
+        rest = eps**2 - torch.where(free, 0, ceiling).sum(1, keepdim=True)
+        t2 = (rest.clamp(min=0) / torch.where(free, slope, 0).sum(1, keepdim=True).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
+    return t2.sqrt().flatten()
 
 
 def steepest(g: Tensor, norm: str) -> Tensor:
     """The direction of norm 1 in which a function with gradient g rises fastest: sign(g), or g / |g|. Zero stays zero."""
     if norm == "Linf":
         return g.sign()
-    return g / _column(norm_of(g, norm).clamp(min=1e-30), g)  # 1e-30: smaller than any gradient worth following
+    tiny = torch.finfo(g.dtype).tiny
+    g = g / _column(norm_of(g, "Linf").clamp(min=tiny), g)  # squares of gradients below 1e-19 underflow in float32
+    return g / _column(norm_of(g, norm).clamp(min=tiny), g)
 
 
 def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
@@ -55,7 +71,7 @@ def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
         low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
         return low + (high - low) * noise.uniform(x)
     direction = steepest(noise.normal(x), norm)
-    radius = noise.uniform(x.flatten(1)[:, :1]).flatten() ** (1 / max(1, x[0].numel()))
+    radius = noise.uniform(x.flatten(1)[:, :1]).flatten() ** (1 / max(1, x.flatten(1).shape[1]))
     return (x + eps * _column(radius, x) * direction).clamp(0, 1)
 
 

@@ -88,10 +88,12 @@ class Target:
         return g, v, z
 
     def _sums(self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int) -> list[Tensor]:
-        copies = x.detach().repeat_interleave(n, 0).requires_grad_()
-        logits = self._pipeline(copies, at, first, n)
-        values = loss(logits, y.repeat_interleave(n, 0))
-        slope = torch.autograd.grad(values.sum(), copies)[0] if values.requires_grad else torch.zeros_like(copies)
+        with torch.inference_mode(False), torch.enable_grad():  # under a caller's no_grad all gradients would be zero, and any defense robust
+            copies = x.detach().repeat_interleave(n, 0).requires_grad_()
+            logits = self._pipeline(copies, at, first, n)
+            values = loss(logits, y.repeat_interleave(n, 0))
+            # a purifier may be detached from its input, before a classifier whose parameters are not: then the gradient is zero, and flagged
+            slope = torch.autograd.grad(values.sum(), copies, materialize_grads=True)[0] if values.requires_grad else torch.zeros_like(copies)
         self.counts["backwards"] += len(copies)
         return [t.detach().unflatten(0, (len(x), n)).sum(1) for t in (slope, values, logits)]
 
