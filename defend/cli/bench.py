@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from defend.cli.common import console, writable
+from defend.cli.common import console
 
 _KEYS: list[Callable[[Any], Any]] = [  # each replaces the suite's key of its parameter's name
     click.option("--dataset", metavar="SPEC", help="A data set."),
@@ -47,7 +47,7 @@ def bench(suite: Path | None, device: str, workers: int | None, data_root: str |
     """Run a suite and print its table. Without SUITE, the embedded one; options replace its keys."""
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items() if value not in (None, ())}
     keys = suite_keys(suite, given)
-    out = writable(out or Path("runs") / keys["name"])
+    out = out or Path("runs") / keys["name"]
     from defend import benchmarks  # loads torch: not before the options are read
 
     records = benchmarks.bench(keys, out=out, workers=workers, device=device, data_root=data_root, progress=True)
@@ -76,7 +76,7 @@ def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
         for record in records:
             click.echo(json.dumps(record, allow_nan=False))
     else:
-        print_table(records, console())
+        print_table(records, console(), [out])
     for path in write_report([out]):
         click.echo(f"wrote {path}", err=True)
     for record in records:

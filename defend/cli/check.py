@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) ->
         click.get_current_context().exit(1)
 
 
-def print_results(title: str, results: list[tuple[str, str, str]]) -> None:
+def print_results(title: str, results: Sequence[tuple[str, str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
