@@ -13,7 +13,7 @@ from defend.errors import MissingData
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds without a byte until a mirror counts as unreachable; torchvision itself would wait for ever
-DAMAGED = (AssertionError, EOFError, IndexError, KeyError, TypeError, ValueError)  # what its readers raise on broken files
+FAILURES = (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)  # what its readers raise on damaged files
 
 
 def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
@@ -22,19 +22,21 @@ def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
     try:
         try:
             return make(False)
-        except RuntimeError:  # torchvision's word for "not there"
+        except RuntimeError:  # torchvision's word for "not there", and for some of what is damaged
             with _quiet_download():
                 return make(True)
-    except DAMAGED as e:
-        raise MissingData(f"{name}: the files in {expected} are damaged ({type(e).__name__}): delete them and run this again, or copy them anew") from None
-    except (OSError, RuntimeError) as e:
+    except FAILURES as e:
         for folder in absent:  # torchvision makes them before it asks the network
             with contextlib.suppress(OSError):
                 folder.rmdir()
-        raise MissingData(
-            f"{name}: not in {expected}, and it could not be downloaded ({_first_line(e)}). Put the files of torchvision's {name} there, "
-            "or say where they are with --data-root or DEFEND_DATA"
-        ) from None
+        raise MissingData(_message(expected, name, _first_line(e))) from None
+
+
+def _message(expected: Path, name: str, reason: str) -> str:
+    if expected.is_dir() and any(expected.iterdir()):
+        return f"{name}: the files in {expected} are damaged or incomplete ({reason}). Delete them and run this again, or copy them anew"
+    where = "or say where they are with --data-root or DEFEND_DATA"
+    return f"{name}: not in {expected}, and it could not be downloaded ({reason}). Put the files of torchvision's {name} there, {where}"
 
 
 @contextlib.contextmanager
