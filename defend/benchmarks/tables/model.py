@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 COLUMNS = {  # in this order, whichever were measured
     "clean": "clean",
@@ -65,6 +66,10 @@ class Section:
         return tuple(c for c in COLUMNS if any(c in row.numbers for row in self.rows))
 
     @property
+    def by_defense(self) -> list[tuple[str, list[Row]]]:
+        return [(defense, list(rows)) for defense, rows in groupby(self.rows, lambda row: row.defense)]
+
+    @property
     def title(self) -> str:
         return f"{self.dataset} | {self.classifier} | {self.norm} | n = {self.n} of {self.split} | seed {self.seed}"
 
@@ -83,8 +88,12 @@ class Table:
         return tuple(row for section in self.sections for row in section.rows)
 
     def mark(self, row: Row) -> str:
-        """The letter of the row's claim line below the table: a, b, ..., z, aa."""
-        i = self.claims.index(row.claim)
+        """The letter of the row's claim line below the table."""
+        return self.letter(row.claim)
+
+    def letter(self, claim: str) -> str:
+        """a, b, ..., z, aa."""
+        i = self.claims.index(claim)
         return (chr(ord("a") + i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 

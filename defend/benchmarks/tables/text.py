@@ -127,7 +127,7 @@ def _cell(number: Number | None, interval: Callable[[Number], str], between: str
 
 def _notes(model: Table) -> list[tuple[str, Sequence[str]]]:
     """Titled blocks, the empty ones left out."""
-    claims = [f"[{model.mark(row)}] {row.claim}" for row in {row.claim: row for row in model.rows}.values()]
+    claims = [f"[{model.letter(claim)}] {claim}" for claim in model.claims]
     blocks = [
         ("", claims),
         ("What comparing cells shows:", model.findings),
