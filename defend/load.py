@@ -16,7 +16,7 @@ from defend.spec import Spec, parse, parse_single
 
 
 def pick_device(device: str | None) -> torch.device:
-    """"auto" and None: the first GPU where there is one. Raises BadParameter where the device is not there."""
+    """ "auto" and None: the first GPU where there is one. Raises BadParameter where the device is not there."""
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return as_device(str(device))
@@ -32,20 +32,21 @@ def load(
     """A defense (a chain too), attack, classifier or data set from its spec.
 
     dataset: what weights=auto looks for; given as an object, untrained components take its channels, size and classes.
-    device: for defenses and classifiers; the CPU where it is not given. Raises DefendError.
+    device: for defenses and classifiers; "auto" is the first GPU where there is one, the CPU is meant where none is given. Raises DefendError.
     """
     specs = (spec,) if isinstance(spec, Spec) else parse(spec) if isinstance(spec, str) and kind == "defense" else spec
     if isinstance(specs, str):
         specs = (parse_single(specs, kind),)
     if kind in ("attack", "dataset"):
         return REGISTRY.of_spec(kind, specs[0], **more)
+    where = pick_device("auto") if device == "auto" else as_device(device or "cpu")
     if kind == "classifier":
         classifier = REGISTRY.of_spec(kind, specs[0], **_shape(kind, specs[0], dataset), **more)
-        classifier.move(device or "cpu")
+        classifier.move(where)
         return classifier
     members: list[Purifier] = [REGISTRY.of_spec(kind, s, **_shape(kind, s, dataset), **(more if len(specs) == 1 else {})) for s in specs]
     whole = members[0] if len(members) == 1 else Chain(members=tuple(members), **more)
-    whole.move(device or "cpu")
+    whole.move(where)
     return whole
 
 

@@ -78,6 +78,9 @@ class Registry:
         return sorted(found.values(), key=lambda e: (e.name, e.dist != HOME, e.dist))
 
     def entries(self, kind: Kind) -> list[Entry]:
+        """Raises UnknownName."""
+        if kind not in GROUPS:
+            raise UnknownName(f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{near(kind, GROUPS)}")
         return self._found[kind]
 
     def entry(self, kind: Kind, name: str) -> Entry:
