@@ -50,6 +50,7 @@ class Learned(Configured):
     kind: ClassVar[Kind]
     weights: str = "auto"
     dataset: str | None = None  # what "auto" looks for; says nothing about what is computed
+    fitted_on = "untrained"  # set by `fit`: "clean", "corrupted" or "adversarial(...)"
 
     def __new__(cls, **given: Any) -> Any:
         made = super().__new__(cls)
@@ -97,7 +98,7 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> str:
-        return self.file.header.trained_on if self.file else "untrained"
+        return self.file.header.trained_on if self.file else self.fitted_on
 
     @property
     def weights_sha256(self) -> dict[str, str]:
