@@ -15,6 +15,7 @@ BLOCK = 2**20  # distances that exist at once: 4 MiB of float32, which stays in 
 DECAY = 0.99  # appendix A.1: gamma
 SMOOTHING = 1e-5  # Laplace: no code divides by a count of zero
 DEAD = 0.1  # a code is moved where fewer vectors than this choose it in a batch, in the moving mean
+NEW = 0.2  # the count of a code that has just been placed: ln(DEAD / NEW) / ln(DECAY) = 69 batches to be chosen, and little inertia
 
 
 @torch.no_grad()
@@ -71,15 +72,15 @@ class MovingMeans(nn.Module):
 
     def __init__(self, codes: int, dim: int) -> None:
         super().__init__()
-        self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("counts", torch.full((codes,), NEW))
         self.register_buffer("sums", torch.zeros(codes, dim))
 
     @torch.no_grad()
     def start(self, codes: Tensor, z: Tensor) -> None:
         """Put the codes at vectors of z (n, d), far ones preferred."""
-        self.sums.copy_(spread(z, z.mean(0), len(codes)))
-        self.counts.fill_(1)
-        codes.copy_(self.sums)
+        codes.copy_(spread(z, z.mean(0), len(codes)))
+        self.counts.fill_(NEW)
+        self.sums.copy_(NEW * codes)
 
     @torch.no_grad()
     def update(self, codes: Tensor, z: Tensor, numbers: Tensor) -> None:
@@ -92,8 +93,8 @@ class MovingMeans(nn.Module):
         moved = spread(z, codes[numbers], len(codes))
         dead = (self.counts < DEAD)[:, None]
         codes.copy_(torch.where(dead, moved, self.sums / smoothed[:, None]))
-        self.sums.copy_(torch.where(dead, moved, self.sums))
-        self.counts.masked_fill_(dead[:, 0], 1)
+        self.sums.copy_(torch.where(dead, NEW * moved, self.sums))
+        self.counts.masked_fill_(dead[:, 0], NEW)
 
 
 def spread(z: Tensor, known: Tensor, n: int) -> Tensor:
