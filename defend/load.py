@@ -16,7 +16,7 @@ from defend.spec import Spec, parse, parse_single
 
 
 def pick_device(device: str | None) -> torch.device:
-    """ "auto" and None: the first GPU where there is one. Raises BadParameter where the device is not there."""
+    """The first GPU, where there is one, for "auto" and None. Raises BadParameter where the device is not there."""
     if device in (None, "auto"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return as_device(str(device))
