@@ -30,21 +30,27 @@ def measure(net: nn.Module, recipe: Recipe, loss: Callable[[nn.Module], Tensor],
     plans = [Plan(p, a) for p in precisions for a in layouts]
     if len(plans) == 1:
         return plans[0]
-    seconds = {plan: _seconds(net, plan, loss, device) for plan in plans}
-    return min(plans, key=lambda plan: seconds[plan] * (WORTH if plan.precision == "bfloat16" else 1))
+    nets = {plan: arranged(net, plan) for plan in plans}
+    times: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    for _ in range(TRIES + 1):  # in turns: whatever else the machine does then hits all plans alike
+        for plan in plans:
+            times[plan].append(_seconds(nets[plan], plan, loss, device))
+    return min(plans, key=lambda plan: min(times[plan][1:]) * (WORTH if plan.precision == "bfloat16" else 1))  # the first pass warms up
+
+
+def arranged(net: nn.Module, plan: Plan) -> nn.Module:
+    """A copy in the plan's layout."""
+    net = copy.deepcopy(net).train()
+    arrange(net, plan.layout)
+    return net
 
 
 def _seconds(net: nn.Module, plan: Plan, loss: Callable[[nn.Module], Tensor], device: torch.device) -> float:
-    """The best of a few passes after one that warms up."""
-    net = copy.deepcopy(net).train()
-    arrange(net, plan.layout)
-    times = []
-    for _ in range(TRIES + 1):
-        start = time.perf_counter()
-        with autocast(device, plan.precision):
-            value = loss(net)
-        value.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    """Of one forward and backward pass."""
+    start = time.perf_counter()
+    with autocast(device, plan.precision):
+        value = loss(net)
+    value.backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -28,6 +28,9 @@ class Recipe(Configured):
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False  # by torch.compile: needs a C++ compiler, and a minute before the first step
 
+    def __post_init__(self) -> None:
+        self.validate()
+
     def validate(self) -> None:
         self.require(self.epochs > 0, "epochs", "> 0")
         self.require(self.batch >= 1, "batch", ">= 1")
