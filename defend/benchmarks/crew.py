@@ -46,8 +46,7 @@ def run_jobs(jobs: Sequence[Job], setup: Setup, parts: Parts, devices: Sequence[
         _feed(crew, deque(jobs), report)
     finally:
         for worker in crew:
-            worker.process.kill()
-            worker.process.wait()
+            worker.dismiss()
 
 
 @contextmanager
@@ -68,6 +67,7 @@ class _Worker:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": str(setup.frame.threads)}
         command = [sys.executable, "-c", "from defend.benchmarks.worker import main; main()"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.listener: Thread | None = None
         self.job: Job | None = None
         self.pending: set[str] = set()
         shared = {"dataset": setup.dataset, "data_root": setup.data_root, "run_dir": str(setup.run_dir), "provenance": setup.provenance}
@@ -85,7 +85,20 @@ class _Worker:
         except BrokenPipeError:
             pass  # it died: `_feed` hears that from its stdout
 
-    def listen(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
+    def dismiss(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.listener is not None:
+            self.listener.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def listen_in_a_thread(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
+        self.listener = Thread(target=self._listen, args=(heard,), daemon=True)
+        self.listener.start()
+
+    def _listen(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
         """Calls heard(self, message) for each line, and heard(self, None) when the process is gone."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -97,7 +110,7 @@ def _feed(crew: Sequence[_Worker], jobs: deque[Job], report: Report) -> None:
     """Each worker gets a job when it has none. A worker that dies fails the units it had in hand."""
     heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
     for worker in crew:
-        Thread(target=worker.listen, args=(lambda w, m: heard.put((w, m)),), daemon=True).start()
+        worker.listen_in_a_thread(lambda w, m: heard.put((w, m)))
     alive = len(crew)
     while alive:
         worker, message = heard.get()

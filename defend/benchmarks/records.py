@@ -65,7 +65,7 @@ def _measured(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
 
 def _rate(units: Sequence[Unit]) -> float:
     """Images purified per second, over all units."""
-    images = [u.header["stop"] - u.header["start"] for u in units]
+    images: list[int] = [u.header["stop"] - u.header["start"] for u in units]
     seconds: float = sum(n / u.header["costs"]["purify_images_per_second"] for n, u in zip(images, units, strict=True))
     return sum(images) / seconds
 
