@@ -190,9 +190,9 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def save(path: Path, tensors: Mapping[str, Tensor], head: Header) -> None:
     """To a temporary name, then renamed: a file that exists is complete."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     part = path.with_name(path.name + ".part")
     meta = {KEY: json.dumps({**vars(head), "fields": dict(head.fields)}, sort_keys=True)}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, meta)
+    part.write_bytes(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta))  # save_file makes files only the owner can read
     part.replace(path)
