@@ -8,7 +8,7 @@ records = defend.bench(
     defenses=["none", "median", "gaussian:sigma=0.1"],
     attacks=["pgd:steps=10"],
     eps=[0.1, 0.2],
-    n=64,
+    n=32,
     out="runs/example",  # run again, and nothing is computed
 )
 for r in records:
