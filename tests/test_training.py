@@ -21,6 +21,7 @@ from defend.training import perturb
 from defend.training.average import Average
 from defend.training.data import Arrays, Stream, crop, places, training_source
 from defend.training.loop import Run, train
+from defend.training.quality import accuracy, psnr
 from defend.training.recipe import Recipe, read_recipe
 from defend.training.schedule import cosine, one_cycle
 
@@ -325,6 +326,35 @@ def test_pgd_leaves_mode_gradients_and_running_statistics_alone():
     before = {k: v.clone() for k, v in module.state_dict().items()}
     perturb.pgd(module, *bright(8), 0.1, "Linf", 3, noise_of(8))
     assert module.training and same(before, module.state_dict()) and all(p.grad is None for p in module.parameters())
+
+
+# How good it is.
+
+
+def test_psnr_is_that_of_the_noise_a_purifier_adds():
+    x = torch.full((600, 1, 8, 8), 0.5)  # two cuts
+    assert psnr(load("gaussian:sigma=0.05"), x) == pytest.approx(-20 * math.log10(0.05), abs=0.1)
+    assert psnr(load("none"), x) == pytest.approx(120)
+
+
+def test_accuracy_counts_the_last_cut_too():
+    """A network that always answers 1, on 600 images of which the last 100 are ones."""
+    always = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    nn.init.zeros_(always[1].weight)
+    always[1].bias.data = torch.tensor([0.0, 1.0])
+    y = (torch.arange(600) >= 500).long()
+    assert accuracy(always, torch.rand(600, 1, 2, 2), y) == pytest.approx(1 / 6)
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_and_resumes(tmp_path):
+    path, fitted, x, y = tmp_path / "r", net().cuda(), *bright(300)
+    recipe = Recipe(epochs=10, batch=30, lr=0.3, ema=0.9)
+    with pytest.raises(Killed):
+        train(fitted, Arrays(x, y), killed_at({60}), recipe, resume=path, save_every=0, progress=False)
+    fitted = net().cuda()
+    train(fitted, Arrays(x, y), smoothed, recipe, resume=path, progress=False)
+    assert accuracy(fitted, x, y) > 0.9
 
 
 # Recipes, components, the command.

@@ -132,7 +132,7 @@ class Run:
             value = self.score(self.averaged.eval())
             if self.recipe.keep == "best" and value > self.best:
                 self.best, self.best_tensors = value, {k: v.clone() for k, v in self.averaged.state_dict().items()}
-        report.epoch(round(self.step * self.batch / self.source.epoch), self.recipe.epochs, self.running.item() / self.summed, value)
+        report.epoch(self.step * self.batch / self.source.epoch, self.recipe.epochs, self.running.item() / self.summed, value)
         self.running.zero_()
         self.summed = 0
 

@@ -12,7 +12,8 @@ from defend.norms import Norm, project, random_start, steepest
 
 def random_signs(x: Tensor, eps: float | Tensor, noise: Noise) -> Tensor:
     """eps up or down in each value: a corner of the L-inf ball. eps: a number, or one for each image (b, 1, 1, 1)."""
-    return (x + eps * (noise.uniform(x) - 0.5).sign()).clamp(0, 1)
+    signs = 2 * (noise.uniform(x) < 0.5).to(x.dtype) - 1
+    return (x + eps * signs).clamp(0, 1)
 
 
 def gaussian(x: Tensor, sigma: float | Tensor, noise: Noise) -> Tensor:

@@ -30,9 +30,9 @@ class Report:
         self._done += 1
         self._bar.update(self._task, completed=self._done, speed=f"{self.speed:.0f} images/s")
 
-    def epoch(self, number: int, last: float, loss: float, score: float | None) -> None:
+    def epoch(self, number: float, last: float, loss: float, score: float | None) -> None:
         val = "" if score is None else f"  val {score:.4f}"
-        self.console.print(f"epoch {number}/{last:g}  loss {loss:.4f}{val}  {self.speed:.0f} images/s  {self.left} left")
+        self.console.print(f"epoch {round(number, 1):g}/{last:g}  loss {loss:.4f}{val}  {self.speed:.0f} images/s  {self.left} left")
 
     @property
     def speed(self) -> float:

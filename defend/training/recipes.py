@@ -16,11 +16,11 @@ from defend.noise import Noise
 from defend.training import perturb
 from defend.training.data import Arrays, Batch, Source, crop
 from defend.training.loop import SAVE_EVERY, train
+from defend.training.quality import accuracy
 from defend.training.recipe import Recipe, read_recipe
 
 PAD = 8  # random crops shift by up to an eighth of the image: 4 pixels of CIFAR-10's 32, as is usual there
 ROBUST_VAL = 500  # validation images that are attacked at the end of an epoch of adversarial training
-CUT = 512  # images at a time where no gradient is needed
 
 
 class ClassifierRecipe(Recipe):
@@ -71,12 +71,6 @@ def as_source(x: Tensor | Source, y: Tensor | None) -> Source:
     return Arrays(x, y)
 
 
-@torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share of images x (n, c, h, w) that get their label y (n,)."""
-    return sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x.split(CUT), y.split(CUT), strict=True)) / len(x)
-
-
 def _loss(net: nn.Module, x: Tensor, y: Tensor, noise: Noise, recipe: ClassifierRecipe) -> Tensor:
     if recipe.augment != "none":
         x = crop(x, x.shape[-1] // PAD, noise.fork("augment"), flip=recipe.augment == "crop-flip")
@@ -87,9 +81,10 @@ def _loss(net: nn.Module, x: Tensor, y: Tensor, noise: Noise, recipe: Classifier
 
 def _score(net: nn.Module, val: Batch, recipe: ClassifierRecipe) -> float:
     """Accuracy on validation images; in adversarial training, on attacked ones."""
-    x, y = (t.to(next(net.parameters()).device) for t in val)
+    x, y = val
     if recipe.adversarial:
-        x, y = x[:ROBUST_VAL], y[:ROBUST_VAL]
+        device = next(net.parameters()).device
+        x, y = x[:ROBUST_VAL].to(device), y[:ROBUST_VAL].to(device)
         noise = Noise.of(recipe.seed, torch.arange(len(x), device=x.device)).fork("val")
         x = perturb.pgd(net, x, y, recipe.adversarial, recipe.adversarial_norm, recipe.adversarial_steps, noise)
     return accuracy(net, x, y)
