@@ -34,15 +34,11 @@ def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
 def bootstrap(per_image: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval of the mean over images: Efron, Tibshirani, "An Introduction to the Bootstrap" (1993) section 13.3.
 
-    per_image (n,): shares in [0, 1]. Images with the same share are exchangeable, so a resample is one multinomial draw over the few
-    distinct shares: time and memory do not grow with n. Where all images agree, resampling shows no spread: Wilson's interval is given.
+    per_image (n,): shares in [0, 1]. Before resampling, one image always right and one always wrong are added, as Agresti and
+    Coull (Amer. Statist. 52 (1998) 119) add successes and failures: without them, images that agree show no spread, and 95 %
+    intervals near 0 and 1 cover 64 to 90 % (n = 100, 20 draws: simulated; 97 % with them).
     """
-    values, counts = np.unique(_finite(per_image), return_counts=True)
-    n = int(counts.sum())
-    if len(values) == 1:
-        return wilson(n * float(values[0]), n, level)
-    means = _multinomial_means(values, counts, seed, resamples)
-    low, high = np.quantile(means, _tails(level))
+    low, high = np.quantile(_resampled_means(np.append(_finite(per_image), (0.0, 1.0)), seed, resamples), _tails(level))
     return float(low), float(high)
 
 
@@ -98,14 +94,15 @@ def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_00
     """mean(a) - mean(b) over the same images (n,), and its interval (low, high).
 
     Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635, method 10 (Wilson limits joined through the correlation). Shares:
-    percentile bootstrap over images.
+    percentile bootstrap over images; where all differ by the same, one image that only a gets right and one that only b does are
+    added, because no spread is no certainty.
     """
     first, second = _pair(a, b)
     d = first - second
     if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
         return (float(d.mean()), *_newcombe(first, second, level))
-    values, counts = np.unique(np.round(d, 12), return_counts=True)
-    low, high = np.quantile(_multinomial_means(values, counts, seed, resamples), _tails(level))
+    spread = d if np.ptp(d) > 1e-12 else np.append(d, (-1.0, 1.0))
+    low, high = np.quantile(_resampled_means(spread, seed, resamples), _tails(level))
     return float(d.mean()), float(low), float(high)
 
 
@@ -146,10 +143,12 @@ def _joined(x: float, y: float, phi: float) -> float:
     return float(np.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)))  # max: rounding
 
 
-def _multinomial_means(values: Floats, counts: NDArray[np.int64], seed: int, resamples: int) -> Floats:
-    n = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-    return np.asarray(drawn @ values / n, np.float64)
+def _resampled_means(values: Floats, seed: int, resamples: int) -> Floats:
+    """Images of equal value are exchangeable, so a resample is one multinomial draw over the few distinct values: time and memory
+    do not grow with n."""
+    distinct, counts = np.unique(np.round(values, 12), return_counts=True)  # equal shares, whatever their rounding
+    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
+    return np.asarray(drawn @ distinct / len(values), np.float64)
 
 
 def _z(level: float) -> float:

@@ -91,7 +91,7 @@ def _clean(cells: Sequence[Record], run_dirs: Sequence[Path]) -> Number:
     sound = [r for r in cells if r["error"] is None]
     if not sound:
         return Number(accuracy=None, failed=cells[0]["error"])
-    outcomes = read_outcomes(sound[0], run_dirs) if run_dirs else None
+    outcomes = read_outcomes(sound[0], run_dirs) if sound[0]["stochastic"] else None
     accuracy, n = sound[0]["clean_accuracy"], sound[0]["n"]
     low, high = interval(outcomes.clean_score, sound[0]["seed"]) if outcomes else wilson(accuracy * n, n)
     return Number(accuracy=accuracy, low=low, high=high)
