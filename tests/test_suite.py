@@ -40,6 +40,11 @@ def test_eps_is_taken_out_of_an_attack():
     assert take_eps("pgd")[1] is None
 
 
+def test_a_suite_spelled_out_is_the_same_suite():
+    suite = make_suite(BASE | {"eps": "0,8/255", "knowledge": "all"})
+    assert make_suite(suite.spelled()) == suite
+
+
 def test_singulars_single_values_and_tables():
     suite = make_suite(BASE | {"attack": {"name": "pgd", "steps": 40, "eps": "8/255"}})
     assert suite.classifiers == ("convnet",)

@@ -57,6 +57,11 @@ class Suite(BaseModel):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     layout: Literal["contiguous", "channels_last", "auto"] = "contiguous"
 
+    def spelled(self) -> dict[str, Any]:
+        """The keys as a suite file would hold them."""
+        eps = {"eps": [e.text for e in self.eps]} if self.eps else {}
+        return self.model_dump(mode="json", exclude_none=True) | eps
+
     @model_validator(mode="before")
     @classmethod
     def _spell(cls, keys: Any) -> Any:

@@ -77,7 +77,7 @@ def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
             click.echo(json.dumps(record, allow_nan=False))
     else:
         print_table(records, console(), [out])
-    for path in write_report([out]):
+    for path in write_report([out], records=records):
         click.echo(f"wrote {path}", err=True)
     for record in records:
         if record["error"]:
