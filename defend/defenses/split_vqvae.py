@@ -87,7 +87,7 @@ class SplitVQVAE(LearnedPurifier):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(options.seed)
             trainee = Trainee(self, options).to(device)
-            trainee.start(source.to(device).batch(0, min(FIRST, source.epoch), options.seed)[0])
+        trainee.start(source.to(device).batch(0, min(FIRST, source.epoch), options.seed)[0], options.seed)
         score = partial(_score, val=(val[0][:VAL].to(device), val[1][:VAL].to(device)), recipe=options) if val else None
         train(trainee, source, partial(_loss, recipe=options), options, score, resume, save_every, progress)
         self.file, self.weights, self.fitted_on = None, "untrained", options.trained_on
@@ -146,11 +146,12 @@ class Trainee(nn.Module):
         self.surrogates = surrogates(purifier.channels, purifier.size, recipe.classes) if recipe.adversarial else nn.ModuleList()
 
     @torch.no_grad()
-    def start(self, x: Tensor) -> None:
+    def start(self, x: Tensor, seed: int) -> None:
         """Codes at encoded pieces of x."""
-        self.means.start(self.codec.codebook.codes, as_rows(self.codec.encode(split(x, self.grid))))
+        noise = Noise.of(seed, torch.arange(len(x), device=x.device)).fork("start")
+        self.means.start(self.codec.codebook.codes, as_rows(self.codec.encode(split(x, self.grid))), noise)
 
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, seen: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Images seen (b, c, h, w) -> restored ones, and |z - chosen code|^2 (arXiv:1711.00937, equation 3, without beta). Moves the codes."""
         pieces, codes = split(seen, self.grid), self.codec.codebook.codes
         z = self.codec.encode(pieces)
@@ -158,7 +159,7 @@ class Trainee(nn.Module):
         chosen = self.codec.codebook.at(numbers, z)
         restored = self.codec.decode(straight_through(z, chosen), *pieces.shape[2:])
         if self.training:
-            self.means.update(codes, as_rows(z.detach()), numbers)
+            self.means.update(codes, as_rows(z.detach()), numbers, noise)
         return join(restored, self.grid), F.mse_loss(z, chosen)
 
 
@@ -170,7 +171,7 @@ def _perturbed(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRec
 
 def _loss(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRecipe) -> Tensor:
     """Squared error in units of the images' variance + beta |z - sg(e)|^2, and what the surrogates learn from clean images, apart from it."""
-    restored, distance = net(_perturbed(net, x, y, noise, recipe))
+    restored, distance = net(_perturbed(net, x, y, noise.fork("perturb"), recipe), noise.fork("codes"))
     loss: Tensor = F.mse_loss(restored, x) / x.var() + recipe.commitment * distance
     return loss + sum(F.cross_entropy(s(x).float(), y) for s in net.surrogates)
 
@@ -180,5 +181,5 @@ def _score(net: Any, val: Batch, recipe: RestorerRecipe) -> float:
     """PSNR in dB of validation images restored, perturbed ones where training perturbs."""
     noise = Noise.of(recipe.seed, torch.arange(len(val[0]), device=val[0].device)).fork("val")
     cuts = zip(val[0].split(CUT), val[1].split(CUT), noise.split(CUT), strict=True)
-    squares = [(net(_perturbed(net, x, y, n, recipe))[0] - x).square().mean((1, 2, 3)) for x, y, n in cuts]
+    squares = [(net(_perturbed(net, x, y, n, recipe), n)[0] - x).square().mean((1, 2, 3)) for x, y, n in cuts]
     return float(-10 * torch.cat(squares).mean().clamp(min=1e-12).log10())

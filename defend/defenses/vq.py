@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defend.noise import Noise
 from defend.purifier import straight_through
 
 BLOCK = 2**20  # distances that exist at once: 4 MiB of float32, which stays in a core's cache
@@ -76,34 +77,36 @@ class MovingMeans(nn.Module):
         self.register_buffer("sums", torch.zeros(codes, dim))
 
     @torch.no_grad()
-    def start(self, codes: Tensor, z: Tensor) -> None:
-        """Put the codes at vectors of z (n, d), far ones preferred."""
-        codes.copy_(spread(z, z.mean(0), len(codes)))
+    def start(self, codes: Tensor, z: Tensor, noise: Noise) -> None:
+        """Put the codes (K, d) at vectors of z (n, d), far ones preferred."""
+        codes.copy_(spread(z, z.mean(0), len(codes), noise))
         self.counts.fill_(NEW)
         self.sums.copy_(NEW * codes)
 
     @torch.no_grad()
-    def update(self, codes: Tensor, z: Tensor, numbers: Tensor) -> None:
+    def update(self, codes: Tensor, z: Tensor, numbers: Tensor, noise: Noise) -> None:
         """One batch, z (n, d) and the code that each chose (n,): moves the codes (K, d)."""
         chosen = torch.zeros_like(self.counts).index_add_(0, numbers, torch.ones_like(z[:, 0]))
         self.counts.lerp_(chosen, 1 - DECAY)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, numbers, z), 1 - DECAY)
         total = self.counts.sum()
         smoothed = (self.counts + SMOOTHING) / (total + len(codes) * SMOOTHING) * total
-        moved = spread(z, codes[numbers], len(codes))
+        moved = spread(z, codes[numbers], len(codes), noise)
         dead = (self.counts < DEAD)[:, None]
         codes.copy_(torch.where(dead, moved, self.sums / smoothed[:, None]))
         self.sums.copy_(torch.where(dead, NEW * moved, self.sums))
         self.counts.masked_fill_(dead[:, 0], NEW)
 
 
-def spread(z: Tensor, known: Tensor, n: int) -> Tensor:
-    """n of z, drawn in proportion to the squared distance from `known`: the seeding of k-means++, Arthur, Vassilvitskii, SODA 2007.
+def spread(z: Tensor, known: Tensor, k: int, noise: Noise) -> Tensor:
+    """k of z (n, d), drawn in proportion to the squared distance from `known`: the seeding of k-means++, Arthur, Vassilvitskii, SODA 2007.
 
-    Drawn evenly, most would be the one vector that stands for empty background.
+    Drawn evenly, most would be the one vector that stands for empty background. noise: of any length, at least 1.
     """
-    squares = (z - known).square().sum(1)
-    return z[torch.multinomial(squares + squares.mean() * 1e-3 + torch.finfo(z.dtype).tiny, n, replacement=True)]  # > 0 where all z are equal
+    squares = (z - known).double().square().sum(1)
+    ends = (squares + squares.mean() / 1000 + torch.finfo(torch.float64).tiny).cumsum(0)  # > 0 where all z are `known`
+    u = noise.uniform(ends.new_empty(len(noise), -(-k // len(noise)))).flatten()[:k]
+    return z[torch.searchsorted(ends, u * ends[-1], right=True).clamp(max=len(z) - 1)]
 
 
 class Codec(nn.Module):
