@@ -60,7 +60,7 @@ _OF_PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
 
 
 def ArtAttack(name: str, access: Access | None = None, norm: str = "", **fields: Any) -> Attack:
-    """An attack of ART by its class name.
+    """Any evasion attack of ART, by class name: art:name=ProjectedGradientDescent,max_iter=40.
 
     access: what it may see (gradient, scores, labels): derived where ART requires gradients, else required. norm: Linf or L2, ART's
     default first. step: ART's eps_step as a fraction of eps. Other fields are ART's own parameters. Raises BadParameter, UnknownName.
