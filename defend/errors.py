@@ -47,6 +47,6 @@ class BrokenAttack(DefendError, RuntimeError):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """" Did you mean x?", or nothing: for the end of a sentence about an unknown name."""
+    """ " Did you mean x?", or nothing: for the end of a sentence about an unknown name."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {', '.join(close)}?" if close else ""

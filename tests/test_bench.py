@@ -22,7 +22,17 @@ from defend.benchmarks.units import path_of
 from defend.errors import DefendError
 from defend.noise import Noise
 
-SMALL = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["none", "gaussian:sigma=0.1"], "attacks": ["pgd:steps=3"], "eps": "0.1,0.2", "n": 48, "shard": 16, "eot": 2, "draws": 5}
+SMALL = {
+    "dataset": "digits",
+    "classifiers": ["convnet"],
+    "defenses": ["none", "gaussian:sigma=0.1"],
+    "attacks": ["pgd:steps=3"],
+    "eps": "0.1,0.2",
+    "n": 48,
+    "shard": 16,
+    "eot": 2,
+    "draws": 5,
+}
 COSTS = ("seconds", "purify_images_per_second")
 
 
@@ -76,7 +86,9 @@ def test_half_of_the_eps_computed_already(undisturbed, tmp_path):
 
 
 def test_a_cell_does_not_depend_on_its_company(undisturbed, tmp_path):
-    alone = defend.bench(SMALL | {"defenses": ["gaussian:sigma=0.1"], "eps": "0.2", "gradients": ["declared"], "knowledge": ["adaptive"]}, out=tmp_path, workers=1)
+    alone = defend.bench(
+        SMALL | {"defenses": ["gaussian:sigma=0.1"], "eps": "0.2", "gradients": ["declared"], "knowledge": ["adaptive"]}, out=tmp_path, workers=1
+    )
     wanted = [r for r in undisturbed[1] if (r["defense"], r["eps"], r["knowledge"], r["gradient"]) == ("gaussian:sigma=0.1", 0.2, "adaptive", "declared")]
     assert timeless(alone) == timeless(wanted)
 
@@ -157,7 +169,8 @@ def test_a_record_scores_what_a_plain_loop_scores(undisturbed):
     assert clean["gaussian:sigma=0.1"] == pytest.approx(by_hand)
 
 
-def test_a_failing_attack_fails_its_cells_and_leaves_no_file(tmp_path, plugin):
+@pytest.mark.usefixtures("plugin")
+def test_a_failing_attack_fails_its_cells_and_leaves_no_file(tmp_path):
     suite = SMALL | {"attacks": ["leaves-the-ball", "fgsm"], "defenses": ["none"]}
     records = defend.bench(suite, out=tmp_path, workers=1)
     failed = [r for r in records if r["attack"] == "leaves-the-ball"]
@@ -226,11 +239,13 @@ def test_what_cannot_be_run_is_said_in_one_line(what):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.data
+@pytest.mark.data("MNIST")
 def test_fgsm_on_mnist_is_reproduced_by_a_few_lines_of_torch(tmp_path):
     """Every eps of a sweep, to the image."""
     n = 1000
-    records = defend.bench(dataset="mnist", classifiers=["convnet"], defenses=["none"], attacks=["fgsm"], eps="0:0.3:0.1", n=n, knowledge=["oblivious"], out=tmp_path)
+    records = defend.bench(
+        dataset="mnist", classifiers=["convnet"], defenses=["none"], attacks=["fgsm"], eps="0:0.3:0.1", n=n, knowledge=["oblivious"], out=tmp_path
+    )
     net = defend.load("convnet", "classifier", "mnist").network
     x, y = defend.load("mnist", "dataset").rows("test", 0, n)
     x.requires_grad_()

@@ -37,7 +37,7 @@ def flip(data, at):
 
 
 DAMAGE = {
-    "empty": lambda data: b"",
+    "empty": lambda _: b"",
     "truncated": lambda data: data[: len(data) // 2],
     "last byte gone": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",

@@ -151,7 +151,7 @@ def load_suite(path: str | Path | None = None) -> dict[str, Any]:
 def _component(value: Any, kind: str) -> str:
     """A spec as typed, or as a table writes it. The bench refuses fields that say how a purifier runs."""
     if not isinstance(value, str | Mapping):
-        raise BadParameter(f"{kind} {value!r}: expected name:key=value,... or a table with name = \"...\"")
+        raise BadParameter(f'{kind} {value!r}: expected name:key=value,... or a table with name = "..."')
     text = value if isinstance(value, str) else str(of_table(dict(value)))
     specs = parse(text) if kind == "defense" else (parse_single(text, kind),)
     for spec in specs:

@@ -78,4 +78,3 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
     _serve(lines, answers)
-

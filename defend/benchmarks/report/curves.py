@@ -147,4 +147,3 @@ def _inline(figure: Figure, prefix: str) -> str:
     svg = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", root) + ' role="img">' + rest
     svg = svg.replace("xlink:href=", "href=").replace(_INK, "currentColor")
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
-
