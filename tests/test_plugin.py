@@ -61,27 +61,3 @@ def test_by_name_through_the_bench(tmp_path):
     assert {r["defense"] for r in records} == {"bitcut:bits=2", "defend-bitcut/bitcut+gaussian"}
     assert all(r["attack"].startswith("fgm") and r["norm"] == "L2" and r["eps"] == 0.5 and r["error"] is None for r in records)
     assert next(r["settings"]["defense"] for r in records if r["defense"] == "bitcut:bits=2") == {"bits": 2}
-
-
-@pytest.mark.usefixtures("plugin")
-def test_an_attack_outside_its_budget_fails_its_cell(tmp_path):
-    options = [
-        "--dataset",
-        "digits",
-        "--defense",
-        "none",
-        "--attack",
-        "leaves-the-ball",
-        "--knowledge",
-        "oblivious",
-        "--eps",
-        "0.1",
-        "--n",
-        "8",
-        "--device",
-        "cpu",
-        "--workers",
-        "1",
-    ]
-    code, _, err = run("-m", "defend", "bench", *options, "--out", str(tmp_path / "run"))
-    assert code == 1 and "left the Linf ball" in err
