@@ -18,7 +18,7 @@ class Cifar10(ArrayDataset):
     """
 
     card = DatasetCard(
-        source="Krizhevsky, Learning multiple layers of features from tiny images, 2009",
+        source="https://www.cs.toronto.edu/~kriz/cifar.html",  # Krizhevsky, "Learning multiple layers of features from tiny images", 2009
         licence="not stated by its authors; a public benchmark",
         claim={"Linf": 8 / 255, "L2": 0.5},
     )
