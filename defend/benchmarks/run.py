@@ -21,7 +21,7 @@ from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.progress import Progress
 from defend.benchmarks.records import keep, record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
-from defend.benchmarks.tune import settled
+from defend.benchmarks.tune import keep_frame, settled
 from defend.benchmarks.units import Frame, Unit, canonical, key_of, key_parts, ranges, read_unit, sha256_of
 from defend.benchmarks.work import Job, Task
 from defend.errors import BadParameter
@@ -56,10 +56,12 @@ def bench(
     if workers is not None and workers < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     where = pick_device(device)
-    run_dir = _run_dir(out, wanted)
+    run_dir = Path(out) if out is not None else Path("runs") / wanted.name
     frame = settled(wanted, where, run_dir, data_root)
     parts = Parts(wanted.dataset, data_root, where, frame.precision, frame.layout)
     cells, skipped = expand(wanted, parts)
+    _make_folder(run_dir)  # nothing is left behind by a command that could not begin
+    keep_frame(frame, wanted, run_dir)
     plans = _plans(wanted, cells, parts, frame)
     setup = Setup(dataset=wanted.dataset, data_root=data_root, run_dir=run_dir, frame=frame, provenance=provenance_of(where))
     found, errors = _make(plans, parts, setup, _devices(where, workers), Progress(progress, skipped))
@@ -88,8 +90,8 @@ def _record(plan: Plan, parts: Parts, found: Mapping[str, Unit | None], errors: 
     return record(plan.cell, parts, keys, [found[k] for k in keys], provenance, next((errors[k] for k in keys if k in errors), None))
 
 
-def _run_dir(out: str | Path | None, suite: Suite) -> Path:
-    run_dir = Path(out) if out is not None else Path("runs") / suite.name
+def _make_folder(run_dir: Path) -> None:
+    """Raises BadParameter where it cannot be written."""
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         probe = run_dir / f".{os.getpid()}.probe"
@@ -97,7 +99,6 @@ def _run_dir(out: str | Path | None, suite: Suite) -> Path:
         probe.unlink()
     except OSError as e:
         raise BadParameter(f"--out {run_dir}: cannot be written: {e.strerror}. Give another folder.") from None
-    return run_dir
 
 
 def _devices(device: torch.device, workers: int | None) -> list[str]:

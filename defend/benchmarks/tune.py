@@ -29,8 +29,11 @@ def settled(suite: Suite, device: torch.device, run_dir: Path, data_root: str | 
         if (kept.get("threads"), kept.get("device")) != (frame.threads, frame.device):
             kept = _measured(suite, device, data_root)
         frame = Frame(**{**asdict(frame), **{k: kept[k] for k in ("precision", "layout") if getattr(suite, k) == "auto"}})
-    (run_dir / "run.json").write_text(json.dumps(asdict(frame) | {"suite": suite.spelled()}, indent=1) + "\n")
     return frame
+
+
+def keep_frame(frame: Frame, suite: Suite, run_dir: Path) -> None:
+    (run_dir / "run.json").write_text(json.dumps(asdict(frame) | {"suite": suite.spelled()}, indent=1) + "\n")
 
 
 def _measured(suite: Suite, device: torch.device, data_root: str | None) -> dict[str, Any]:
