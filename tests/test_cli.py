@@ -169,12 +169,16 @@ def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers):
     """Control-C reaches the whole group of processes, workers too."""
     what = f"--dataset digits --defense none --attack pgd:steps=5000 --eps 0.1 --n 64 --knowledge oblivious --device cpu --workers {workers} --out {tmp_path}"
     command = [sys.executable, "-m", "defend", "bench", *what.split()]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's background jobs ignore it, and so would we
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
     while not (tmp_path / "run.json").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert out == "" and err.splitlines()[-1] == "defend: interrupted" and "Traceback" not in err
     assert not list(tmp_path.rglob("*.part"))
