@@ -52,7 +52,8 @@ def _stretch(d: Tensor, room: Tensor, eps: float) -> Tensor:
     for _ in range(12):
         free = t2 * slope < ceiling
         rest = eps**2 - torch.where(free, 0, ceiling).sum(1, keepdim=True)
-        t2 = (rest.clamp(min=0) / torch.where(free, slope, 0).sum(1, keepdim=True).clamp(min=torch.finfo(d.dtype).tiny)).clamp(max=1)
+        steep = torch.where(free, slope, 0).sum(1, keepdim=True)
+        t2 = torch.where(steep > 0, (rest.clamp(min=0) / steep).clamp(max=1), t2)  # every pixel at the box: farther is nowhere
     return t2.sqrt().flatten()
 
 

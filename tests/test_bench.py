@@ -225,7 +225,7 @@ WRONG = {
     "two norms": ({"attacks": ["pgd:norm=L2", "fgsm"]}, "attacks of two norms"),
     "too many images": ({"n": 10**6}, "give --n"),
     "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),
-    "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean steps"),
+    "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean step, steps?"),
     "of another shape": ({"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]}, "takes 1x"),
 }
 

@@ -142,3 +142,9 @@ def test_rounding_alone_is_forgiven():
 def test_an_unknown_norm_names_the_known_ones():
     with pytest.raises(BadParameter, match="Linf, L2"):
         norm_of(X, "L1")
+
+
+def test_a_ball_that_holds_the_whole_way_to_the_box_is_used_to_its_end():
+    """Every pixel meets the box before the ball ends: hypothesis found Newton's method going back to x there."""
+    x, far = torch.zeros(1, 1, 1, 4), torch.tensor([0.0, 0, 0, 1]).view(1, 1, 1, 4)
+    assert torch.equal(project(far, x, 1.0, "L2"), far)

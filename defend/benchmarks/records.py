@@ -57,7 +57,7 @@ def _measured(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
     values = (
-        clean.mean().item(), per_image.mean().item(), low, high, (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
+        clean.mean(1).mean().item(), per_image.mean().item(), low, high, (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
         _flags(costs, cell.n), sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
