@@ -20,6 +20,7 @@ class AttackCard:
     paper: str
     access: Literal["gradient", "scores", "labels"]
     norms: tuple[Norm, ...] = ("Linf",)
+    stops_early: bool = False  # does it leave an image alone once the target is wrong, whatever `target.may_drop` says?
     per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call
 
 

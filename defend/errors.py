@@ -46,6 +46,10 @@ class BrokenAttack(DefendError, RuntimeError):
     """An attack that left its budget, the box, or the finite numbers. Fails its unit loudly."""
 
 
+class BrokenPurifier(DefendError, RuntimeError):
+    """A purifier that writes into its input, gives no finite numbers, or is not what its card says. Fails its unit loudly."""
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """ " Did you mean x?", or nothing: for the end of a sentence about an unknown name."""
     close = difflib.get_close_matches(name, list(known), n=3)

@@ -17,7 +17,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from defend.errors import BadParameter, Mismatch
+from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.learned import Frozen, Learned, arrange, autocast
 from defend.noise import Noise
 from defend.registry import Kind
@@ -172,8 +172,11 @@ class Purifier(Configured, PreprocessorPyTorch):
         """The only place that makes gradients."""
         wanted = torch.is_grad_enabled() and x.requires_grad
         autograd = backward is None and self.card.gradient in ("exact", "approximate")
+        version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(wanted and autograd), autocast(x.device, self._precision):
             value = self.purify(x, noise)
+        if version is not None and x._version != version:
+            raise BrokenPurifier(f"{type(self).__name__}: purify wrote into its input, which others share; let it work on a copy")
         value = value if self._precision == "float32" else value.to(x.dtype)
         if not wanted or autograd:
             return value

@@ -15,7 +15,7 @@ import torch
 import defend
 from defend.benchmarks import read_unit
 from defend.benchmarks.cells import expand
-from defend.benchmarks.parts import Parts
+from defend.benchmarks.parts import Parts, code_sha256, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import make_suite
 from defend.benchmarks.units import path_of
@@ -179,6 +179,68 @@ def test_a_failing_attack_fails_its_cells_and_leaves_no_file(tmp_path):
     assert not any(path_of(tmp_path, key).exists() for r in failed for key in r["units"])
 
 
+MISBEHAVES = {
+    "writes": "wrote into its input",
+    "nan": "logits behind it are not finite",
+    "random": "its card says stochastic=False, and two draws of the same images differ",
+    "raises": "adversarial images are not to my taste",
+}
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("how", MISBEHAVES)
+def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, how):
+    """With its reason, whatever the level; what stands beside it gets the numbers it gets alone."""
+    records = defend.bench(SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}, out=tmp_path, workers=1)
+    assert all(MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None for r in records if r["defense"] != "none")
+    assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_worker_that_dies_fails_what_it_had_in_hand(tmp_path):
+    records = defend.bench(SMALL | {"defenses": ["misbehaves:how=dies"], "knowledge": ["bpda"], "eps": "0.1", "n": 32}, out=tmp_path, workers=2)
+    assert [("worker" in r["error"] and "died" in r["error"]) for r in records] == [True]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_settings_called_weights_and_code_are_in_the_key():
+    """Only a learned component's `weights` is a name for what is hashed; a package's files are hashed wherever they lie."""
+
+    class Window(defend.Purifier):
+        """Not learned."""
+
+        card = defend.Card(paper="none: test", gradient="exact", stochastic=False)
+        weights: str = "flat"
+
+        def purify(self, x, noise):
+            return x
+
+    assert identity_of(Window(weights="flat"), "defense") != identity_of(Window(weights="peaked"), "defense")
+    assert code_sha256("defend_bitcut") != code_sha256("defend")
+    with pytest.raises(DefendError, match=r"no \.py files"):
+        code_sha256("math")
+
+
+def test_code_of_a_package_without_init_is_hashed(tmp_path, monkeypatch):
+    (tmp_path / "bare_package").mkdir()
+    file = tmp_path / "bare_package" / "part.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    seen = set()
+    for text in ("x = 1", "x = 2"):
+        file.write_text(text)
+        code_sha256.cache_clear()
+        seen.add(code_sha256("bare_package"))
+    code_sha256.cache_clear()
+    assert len(seen) == 2
+
+
+def test_another_precision_is_another_record(tmp_path):
+    small = SMALL | {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["bpda"], "n": 16}
+    for precision in ("float32", "bfloat16"):
+        defend.bench(small, out=tmp_path, workers=1, precision=precision)
+    assert [r["precision"] for r in read_records(tmp_path)] == ["float32", "bfloat16"]
+
+
 def expanded(**keys):
     suite = make_suite(SMALL | keys)
     return expand(suite, Parts(suite.dataset, None, torch.device("cpu")))
@@ -190,6 +252,7 @@ VIEWS = {
     "one gradient": ({"gradients": ["declared"]}, [("oblivious", "declared"), ("adaptive", "declared")]),
     "twice the same": ({"knowledge": ["bpda", "adaptive"]}, [("adaptive", "identity"), ("adaptive", "declared")]),
     "transfer": ({"knowledge": "transfer", "surrogates": ["jpeg+convnet"]}, [("transfer", "declared")]),
+    "stops early": ({"attacks": ["art:name=DeepFool"], "eps": "0.1"}, [("adaptive", "identity"), ("adaptive", "declared")]),
     "scores": ({"attacks": ["art:name=SquareAttack,access=scores,max_iter=5"]}, [("query", None)]),
 }
 
@@ -226,6 +289,8 @@ WRONG = {
     "too many images": ({"n": 10**6}, "give --n"),
     "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),
     "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean step, steps?"),
+    "surrogate": ({"knowledge": ["transfer"], "surrogates": ["none+convnet"], "defenses": ["none"]}, "it is the scored pipeline itself"),
+    "size": ({"defenses": ["split-vqvae:weights=untrained"]}, "untrained"),
     "of another shape": ({"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]}, "takes 1x"),
 }
 

@@ -26,6 +26,8 @@ HEAD = Header(
     commit="",
 )
 
+STRIPES = "defend-bitcut/stripes"  # the full name: what weights for a stranger's data set are labelled with
+
 
 @pytest.fixture
 def world(tmp_path, monkeypatch, install):
@@ -51,11 +53,11 @@ def package(folder):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: errors-zoo\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[defend.weights]\nzoo = errors_zoo\n")
     rows = []
-    for name, dataset in (("one", "stripes"), ("two", "stripes"), ("wrong-hash", "digits")):
+    for name, dataset in (("one", STRIPES), ("two", STRIPES), ("wrong-hash", "digits")):
         path = zoo / f"{name}.safetensors"
         weights.save(path, {"w": torch.zeros(1)}, replace(HEAD, dataset=dataset))
         row = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "kind": "classifier", "component": "convnet", "dataset": dataset}
-        row |= {"licence": "MIT", "command": "none", "seed": 0, "trained_on": "clean", "default": dataset == "stripes"}
+        row |= {"licence": "MIT", "command": "none", "seed": 0, "trained_on": "clean", "default": dataset == STRIPES}
         rows += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in row.items())]
     (zoo / "zoo.toml").write_text("\n".join(rows))
     (zoo / "wrong-hash.safetensors").write_bytes(b"\0" + path.read_bytes()[1:])
@@ -151,7 +153,7 @@ WITH_PLUGIN = {
     f"{SMALL} --defense bitcut:bits=9": "BitCut(bits=9): expected 1..8",
     f"{SMALL} --defense grey": "channels",
     "purify grey {tmp}/grey.png --out {tmp}/clean": "Grey: takes images of 3 channels, got 1",
-    f"{SMALL} --dataset stripes": "convnet: weights=auto is ambiguous on stripes: one, two. Write weights=NAME",
+    f"{SMALL} --dataset stripes": "convnet: weights=auto is ambiguous on defend-bitcut/stripes: one, two. Write weights=NAME",
 }
 
 

@@ -56,6 +56,10 @@ _NO_BALL = {
     "TensorFlow": "it takes TensorFlow models",
     "Wasserstein": "its budget is a Wasserstein distance",
 }
+_TO_THE_END = {  # every image gets every step; the others stop at an image's first success, or begin with the right ones alone
+    "BasicIterativeMethod", "FastGradientMethod", "MomentumIterativeMethod",
+    "ProjectedGradientDescent", "ProjectedGradientDescentNumpy", "ProjectedGradientDescentPyTorch",
+}  # fmt: skip
 _OF_PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
 
 
@@ -116,7 +120,7 @@ def _component(name: str, access: str) -> Any:
             "__doc__": inspect.getdoc(kind),
             "__module__": __name__,
             "__annotations__": {"name": str, "access": str} | {k: Any if v is None else type(v) for k, v in own.items()},
-            "card": AttackCard(paper="arXiv:1807.01069", access=access, norms=norms, per_image=False),  # type: ignore[arg-type]
+            "card": AttackCard(paper="arXiv:1807.01069", access=access, norms=norms, per_image=False, stops_early=name not in _TO_THE_END),  # type: ignore[arg-type]
             "kind": kind,
             "name": name,
             "access": access,

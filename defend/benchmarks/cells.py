@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defend.attack import Attack
-from defend.benchmarks.parts import Parts
+from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.suite import Eps, Suite, take_eps
+from defend.chain import Chain
 from defend.errors import BadParameter, Mismatch
+from defend.purifier import LearnedPurifier
 from defend.spec import parse
 
 NO_DEFENSE = "none"
@@ -76,11 +78,14 @@ def expand(suite: Suite, parts: Parts) -> tuple[list[Cell], list[str]]:
     for classifier in suite.classifiers:
         parts.classifier(classifier)
         for defense in suite.defenses:
-            check_channels(parts, defense)
+            check_shape(parts, defense)
             for attack in suite.attacks:
                 views, notes = _views(suite, parts.attack(str(take_eps(attack)[0])), attack)
                 skipped += notes
-                cells += [_cell(suite, parts, classifier, defense, attack, eps, v) for eps in _epsilons(suite, parts, attack) for v in views]
+                made = [_cell(suite, parts, classifier, defense, attack, eps, v) for eps in _epsilons(suite, parts, attack) for v in views]
+                same = [c for c in made if _from_itself(c, parts)]
+                skipped += [f"skipped surrogate {c.surrogate} for {defense}: it is the scored pipeline itself, which is adaptive, not transfer" for c in same]
+                cells += [c for c in made if c not in same]
     if not cells:
         raise BadParameter("nothing is left to run: " + "; ".join(dict.fromkeys(skipped)))
     return cells, list(dict.fromkeys(skipped))
@@ -92,8 +97,13 @@ def _check_split(suite: Suite, parts: Parts) -> None:
         raise BadParameter(f"n = {suite.n}: the {suite.split} split of {suite.dataset} has {there} images; give --n {there} or fewer")
 
 
-def check_channels(parts: Parts, defense: str) -> None:
-    takes = parts.defense(defense).card.channels
+def check_shape(parts: Parts, defense: str) -> None:
+    purifier = parts.defense(defense)
+    takes = purifier.card.channels
+    for member in purifier.members if isinstance(purifier, Chain) else (purifier,):
+        size = getattr(member, "size", None) if isinstance(member, LearnedPurifier) else None
+        if size not in (None, parts.data.size):
+            raise Mismatch(f"defense {defense} takes images of {size}x{size}, this data set has {parts.data.size}x{parts.data.size}")
     if parts.data.channels not in takes:
         raise Mismatch(f"defense {defense} takes images of {' or '.join(map(str, takes))} channels, this data set has {parts.data.channels}")
 
@@ -107,6 +117,8 @@ def _views(suite: Suite, attack: Attack, text: str) -> tuple[list[_View], list[s
     for level in asked:
         if level == "query" and needs_gradient:
             notes.append(f"skipped {text} at query: it needs gradients, which this attacker does not have")
+        elif level in ("oblivious", "transfer") and attack.card.stops_early:
+            notes.append(f"skipped {text} at {level}: it stops at an image's first success on another pipeline, which flatters every purifier")
         elif level == "transfer" and not suite.surrogates:
             notes.append(f"skipped {text} at transfer: it needs --surrogate C or DEFENSE+C")
         else:
@@ -150,6 +162,15 @@ def _cell(suite: Suite, parts: Parts, classifier: str, defense: str, attack: str
         draws=suite.draws if parts.defense(defense).card.stochastic else 1, eot=1,
     )  # fmt: skip
     parts.classifier(cell.attacked.classifier)
-    check_channels(parts, cell.attacked.defense)
+    check_shape(parts, cell.attacked.defense)
     stochastic = parts.defense(cell.attacked.defense).card.stochastic
     return Cell(**{**vars(cell), "eot": (suite.eot or 20) if stochastic else 1})
+
+
+def _from_itself(cell: Cell, parts: Parts) -> bool:
+    """Is what is transferred from what is scored?"""
+
+    def pipeline(p: Pipeline) -> tuple[object, object]:
+        return identity_of(parts.classifier(p.classifier), "classifier"), identity_of(parts.defense(p.defense), "defense")
+
+    return cell.surrogate is not None and pipeline(cell.attacked) == pipeline(cell.scored)

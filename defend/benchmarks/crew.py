@@ -52,20 +52,23 @@ def run_jobs(jobs: Sequence[Job], setup: Setup, parts: Parts, devices: Sequence[
 @contextmanager
 def _settled(frame: Frame) -> Iterator[None]:
     """As a worker process settles itself, and back: the caller's threads are his own."""
-    before = torch.get_num_threads()
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     settle(frame)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
 class _Worker:
     """A worker process and what it has in hand."""
 
     def __init__(self, setup: Setup, device: str) -> None:
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": str(setup.frame.threads)}
-        command = [sys.executable, "-c", "from defend.benchmarks.worker import main; main()"]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path), "OMP_NUM_THREADS": str(setup.frame.threads)}
+        command = [sys.executable, "-P", "-c", "from defend.benchmarks.worker import main; main()"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.listener: Thread | None = None
         self.job: Job | None = None
@@ -101,9 +104,11 @@ class _Worker:
     def _listen(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
         """Calls heard(self, message) for each line, and heard(self, None) when the process is gone."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            heard(self, json.loads(line))
-        heard(self, None)
+        try:
+            for line in self.process.stdout:
+                heard(self, json.loads(line))
+        finally:  # whatever came: nobody may wait for it for ever
+            heard(self, None)
 
 
 def _feed(crew: Sequence[_Worker], jobs: deque[Job], report: Report) -> None:

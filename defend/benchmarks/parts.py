@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +15,13 @@ from defend.attack import Attack
 from defend.chain import Chain
 from defend.classifier import Classifier
 from defend.dataset import Dataset
-from defend.load import load
+from defend.errors import BadParameter
+from defend.learned import Learned
+from defend.load import dataset_name, load
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
-from defend.spec import parse
 
+_BY_VERSION = {"torch", "art"}  # in the key by their versions
 _NO_OUTCOME = ("cli", "testing", "benchmarks/report", "benchmarks/tables", "benchmarks/stats")  # code that changes no unit
 
 
@@ -27,9 +30,10 @@ class Parts:
 
     def __init__(self, dataset: str, data_root: str | None, device: torch.device, precision: str = "float32", layout: str = "contiguous") -> None:
         self.data: Dataset = load(dataset, "dataset", root=data_root)
-        self._dataset_name = parse(dataset)[0].name
+        self._dataset_name = dataset_name(self.data)
         self.device, self.precision, self.layout = device, precision, layout
         self._kept: dict[tuple[str, str], Any] = {}
+        self.clean: dict[Any, Any] = {}  # outcomes on clean images, which all units of a pipeline and a range share
 
     def defense(self, spec: str) -> Purifier:
         return self._keep("defense", spec)  # type: ignore[no-any-return]
@@ -47,16 +51,25 @@ class Parts:
         if (kind, spec) not in self._kept:
             made = load(spec, kind, self._dataset_name, self.device)
             if kind != "attack":
+                check_trained(made, spec)
                 made.run_as(self.precision, self.layout)
             self._kept[kind, spec] = made
         return self._kept[kind, spec]
+
+
+def check_trained(component: Any, spec: str) -> None:
+    """Raises BadParameter: a component without weights measures nothing."""
+    for member in component.members if isinstance(component, Chain) else (component,):
+        if isinstance(member, Learned) and not member.weights_sha256:
+            raise BadParameter(f"{spec}: weights=untrained measures nothing; train it with `defend train` or name its weights")
 
 
 def identity_of(component: Any, kind: Any) -> Any:
     """Settings and weights, not the spelling: what goes into a key."""
     if isinstance(component, Chain):
         return [identity_of(m, kind) for m in component.members]
-    settings = {k: v for k, v in component.settings.items() if k != "weights"}
+    named = "weights" if isinstance(component, Learned) else None  # their hash counts, not their name
+    settings = {k: v for k, v in component.settings.items() if k != named}
     return {
         "component": REGISTRY.component(kind, type(component)),
         "settings": settings,
@@ -68,20 +81,30 @@ def packages_of(component: Any) -> set[str]:
     """The top-level packages whose code decides what it computes."""
     if isinstance(component, Chain):
         return set().union(*(packages_of(m) for m in component.members))
-    return {type(component).__module__.partition(".")[0]}
+    tops = {base.__module__.partition(".")[0] for base in type(component).__mro__}
+    return tops - _BY_VERSION - sys.stdlib_module_names
 
 
 @cache
 def code_sha256(package: str) -> str:
-    """Over the .py files of a top-level package; for defend without what changes no outcome."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return "none"
-    top = Path(spec.origin)
-    files = sorted(top.parent.rglob("*.py")) if spec.submodule_search_locations else [top]
-    digest = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(top.parent).as_posix()
+    """Over the .py files of a top-level package; for defend without what changes no outcome. Raises BadParameter where there are none."""
+    digest, files = hashlib.sha256(), _files(package)
+    for name, file in files:
         if package != "defend" or not name.startswith(_NO_OUTCOME):
             digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    if not files:
+        raise BadParameter(f"package {package}: has no .py files to identify its results by; the bench runs components of installed packages")
     return digest.hexdigest()
+
+
+def _files(package: str) -> list[tuple[str, Path]]:
+    """(name inside the package, file), in order; a package without __init__.py has several folders, or one."""
+    try:
+        spec = find_spec(package)
+    except ValueError:  # __main__
+        spec = None
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [(f.relative_to(folder).as_posix(), f) for folder in map(Path, spec.submodule_search_locations) for f in sorted(folder.rglob("*.py"))]
+    return [(Path(spec.origin).name, Path(spec.origin))] if spec.origin and spec.origin.endswith(".py") else []

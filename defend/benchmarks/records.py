@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,38 @@ import torch
 from defend.benchmarks.cells import Cell
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.stats import bootstrap, wilson
-from defend.benchmarks.units import Unit
+from defend.benchmarks.units import Frame, Unit
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 RECORDS = "records.json"
-_IDENTITY = ("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate", "norm", "eps", "n", "split", "seed", "draws", "eot")
+_IDENTITY = (
+    "dataset",
+    "classifier",
+    "defense",
+    "attack",
+    "knowledge",
+    "gradient",
+    "surrogate",
+    "norm",
+    "eps",
+    "n",
+    "split",
+    "seed",
+    "draws",
+    "eot",
+    "precision",
+    "layout",
+    "threads",
+)
 
 
-def record(cell: Cell, parts: Parts, keys: Sequence[str], units: Sequence[Unit | None], provenance: dict[str, Any], error: str | None) -> dict[str, Any]:
+def record(
+    cell: Cell, parts: Parts, frame: Frame, keys: Sequence[str], units: Sequence[Unit | None], provenance: dict[str, Any], error: str | None
+) -> dict[str, Any]:
     """A failed cell has nulls and its error, never a part of n."""
     there = [u for u in units if u is not None]
     whole = error is None and len(there) == len(units)
@@ -27,6 +53,9 @@ def record(cell: Cell, parts: Parts, keys: Sequence[str], units: Sequence[Unit |
     where = there[0].header["provenance"] if there else provenance
     return {
         **_what(cell, parts),
+        "precision": frame.precision,
+        "layout": frame.layout,
+        "threads": frame.threads,
         **measured,
         **{k: where[k] for k in ("versions", "commit", "device")},
         "units": list(keys),
@@ -36,13 +65,16 @@ def record(cell: Cell, parts: Parts, keys: Sequence[str], units: Sequence[Unit |
 
 def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
     classifier, defense, attack = parts.classifier(cell.classifier), parts.defense(cell.defense), parts.attack(cell.bare_attack)
+    behind = (parts.classifier(cell.attacked.classifier), parts.defense(cell.attacked.defense))
+    attacked = {"classifier": behind[0].settings, "defense": behind[1].settings}
+    scored = {"classifier": classifier.settings, "defense": defense.settings}
     return {
         "dataset": cell.dataset, "classifier": cell.classifier, "defense": cell.defense, "attack": cell.attack, "knowledge": cell.knowledge,
         "gradient": cell.gradient, "surrogate": cell.surrogate, "norm": cell.norm, "eps": cell.eps.value, "eps_text": cell.eps.text, "n": cell.n,
         "split": cell.split, "seed": cell.seed, "draws": cell.draws, "eot": cell.eot, "access": attack.card.access,
         "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": None,
-        "settings": {"classifier": classifier.settings, "defense": defense.settings, "attack": attack.settings, "dataset": parts.data.settings},
-        "weights": {**classifier.weights_sha256, **defense.weights_sha256},
+        "settings": {**scored, "attack": attack.settings, "dataset": parts.data.settings, "attacked": attacked},
+        "weights": {name: digest for part in (classifier, defense, *behind) for name, digest in part.weights_sha256.items()},
     }  # fmt: skip
 
 
@@ -57,7 +89,8 @@ def _measured(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
     values = (
-        clean.mean(1).mean().item(), per_image.mean().item(), low, high, (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
+        clean.mean(1).mean().item(), per_image.mean().item(), low, high,
+        (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
         _flags(costs, cell.n), sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
@@ -83,11 +116,21 @@ def _flags(costs: Iterable[dict[str, Any]], n: int) -> list[str]:
 
 def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
     """The folder's records: these replace earlier ones of the same cells, the others stay."""
-    new = {_identity(r): r for r in records}
-    old = [r for r in read_records(run_dir) if _identity(r) not in new]
-    part = run_dir / f"{RECORDS}.{os.getpid()}.part"
-    part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
-    part.replace(run_dir / RECORDS)
+    with _locked(run_dir):
+        new = {_identity(r): r for r in records}
+        old = [r for r in read_records(run_dir) if _identity(r) not in new]
+        part = run_dir / f"{RECORDS}.{os.getpid()}.part"
+        part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
+        part.replace(run_dir / RECORDS)
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Two runs in one folder keep each other's records. Where the system has no flock, the later one wins."""
+    with (run_dir / ".lock").open("w") as f:
+        if fcntl is not None:
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
@@ -95,7 +138,8 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     try:
         return list(json.loads(file.read_text())) if file.exists() else []
     except ValueError:
-        return []  # damaged: the units make it again
+        file.replace(file.with_name(f"{RECORDS}.damaged"))  # the units make it again; the other cells' are still to be read there
+        return []
 
 
 def _identity(r: dict[str, Any]) -> str:

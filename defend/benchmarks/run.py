@@ -65,7 +65,7 @@ def bench(
     plans = _plans(wanted, cells, parts, frame)
     setup = Setup(dataset=wanted.dataset, data_root=data_root, run_dir=run_dir, frame=frame, provenance=provenance_of(where))
     found, errors = _make(plans, parts, setup, _devices(where, workers), Progress(progress, skipped))
-    records = [_record(plan, parts, found, errors, setup.provenance) for plan in plans]
+    records = [_record(plan, parts, setup, found, errors) for plan in plans]
     keep(run_dir, records)
     return records
 
@@ -85,9 +85,10 @@ def _make(plans: Sequence[Plan], parts: Parts, setup: Setup, devices: Sequence[s
     return found | made, errors
 
 
-def _record(plan: Plan, parts: Parts, found: Mapping[str, Unit | None], errors: Mapping[str, str], provenance: dict[str, Any]) -> dict[str, Any]:
+def _record(plan: Plan, parts: Parts, setup: Setup, found: Mapping[str, Unit | None], errors: Mapping[str, str]) -> dict[str, Any]:
     keys = [task.key for _, _, task in plan.tasks]
-    return record(plan.cell, parts, keys, [found[k] for k in keys], provenance, next((errors[k] for k in keys if k in errors), None))
+    error = next((errors[k] for k in keys if k in errors), None)
+    return record(plan.cell, parts, setup.frame, keys, [found[k] for k in keys], setup.provenance, error)
 
 
 def _make_folder(run_dir: Path) -> None:
@@ -104,9 +105,14 @@ def _make_folder(run_dir: Path) -> None:
 def _devices(device: torch.device, workers: int | None) -> list[str]:
     """One worker for each core on the CPU, one for each GPU; `cuda` without a number is all of them."""
     if device.type == "cpu":
-        return ["cpu"] * (workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1)
+        return ["cpu"] * (workers or _cores())
     gpus = [str(device)] if device.index is not None else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _plans(suite: Suite, cells: Sequence[Cell], parts: Parts, frame: Frame) -> list[Plan]:

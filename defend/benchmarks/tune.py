@@ -26,7 +26,8 @@ def settled(suite: Suite, device: torch.device, run_dir: Path, data_root: str | 
     frame = Frame(precision=suite.precision, layout=suite.layout, threads=suite.threads, device=device.type)
     if "auto" in (suite.precision, suite.layout):
         kept = _read(run_dir / "run.json")
-        if (kept.get("threads"), kept.get("device")) != (frame.threads, frame.device):
+        asked = {k: kept.get("suite", {}).get(k) for k in ("precision", "layout")}
+        if (kept.get("threads"), kept.get("device"), asked) != (frame.threads, frame.device, {"precision": suite.precision, "layout": suite.layout}):
             kept = _measured(suite, device, data_root)
         frame = Frame(**{**asdict(frame), **{k: kept[k] for k in ("precision", "layout") if getattr(suite, k) == "auto"}})
     return frame
@@ -39,7 +40,18 @@ def keep_frame(frame: Frame, suite: Suite, run_dir: Path) -> None:
 def _measured(suite: Suite, device: torch.device, data_root: str | None) -> dict[str, Any]:
     """The fastest forward and backward pass of the first classifier, by machine and component."""
     classifier = Parts(suite.dataset, data_root, device).classifier(suite.classifiers[0])
-    name = canonical([identity_of(classifier, "classifier"), device.type, platform.processor(), os.cpu_count(), suite.threads, str(torch.__version__)])
+    name = canonical(
+        [
+            identity_of(classifier, "classifier"),
+            device.type,
+            platform.processor(),
+            os.cpu_count(),
+            suite.threads,
+            suite.precision,
+            suite.layout,
+            str(torch.__version__),
+        ]
+    )
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend" / "tune" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     if kept := _read(cache):
         return kept

@@ -19,6 +19,8 @@ from torch import Tensor
 from defend.benchmarks.cells import Cell, Pipeline
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
 
+_LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "torchvision")  # their code computes, and is not hashed
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -57,7 +59,7 @@ def key_parts(cell: Cell, start: int, stop: int, data_sha256: str, parts: Parts,
         "scored": _pipeline(cell.scored, parts),
         "attack": identity_of(attack, "attack"), "eps": cell.eps.value, "norm": cell.norm,
         "seed": cell.seed, "draws": cell.draws, "eot": cell.eot,
-        **vars(frame), "torch": str(torch.__version__), "art": version("adversarial-robustness-toolbox"),
+        **vars(frame), "torch": str(torch.__version__), "libraries": {name: version(name) for name in _LIBRARIES},
         "code": {p: code_sha256(p) for p in sorted(packages)},
     }  # fmt: skip
 
@@ -95,11 +97,14 @@ def write_unit(run_dir: Path, key: str, tensors: Mapping[str, Tensor], header: M
     body = {name: t.contiguous() for name, t in tensors.items()}
     meta = {"header": text, "header_sha256": hashlib.sha256(text.encode()).hexdigest(), "tensors_sha256": _tensors_sha256(body)}
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as f:
-        f.write(save(body, meta))
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as f:
+            f.write(save(body, meta))
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_unit(run_dir: Path, key: str) -> Unit | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from defend.attack import Attack
 from defend.benchmarks.cells import Cell
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
-from defend.errors import BrokenAttack
+from defend.errors import BrokenAttack, BrokenPurifier
 from defend.noise import Noise
 from defend.norms import check_attacked
 from defend.purifier import Purifier, identity
@@ -80,10 +81,15 @@ def _attacked(cell: Cell, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsil
     except Exception as e:  # a pipeline may raise anything: all its units fail, with the reason
         yield from ((eps, e, {}) for eps in epsilons)
         return
-    for eps, x_adv, costs in _swept(cell, parts, target, root, x, y, [e for e in epsilons if e > 0]):
-        yield eps, x_adv, costs if isinstance(x_adv, Exception) else costs | watch.flags(x_adv)
-    if 0.0 in epsilons:
-        yield 0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0} | watch.flags(x)
+    swept = _swept(cell, parts, target, root, x, y, [e for e in epsilons if e > 0])
+    free: list[Attacked] = [(0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0})] if 0.0 in epsilons else []
+    for eps, x_adv, costs in chain(swept, free):
+        if isinstance(x_adv, Tensor):
+            try:
+                costs = costs | watch.flags(x_adv)
+            except Exception as e:  # a purifier may raise on adversarial images alone
+                x_adv = e
+        yield eps, x_adv, costs
 
 
 def _swept(cell: Cell, parts: Parts, target: Target, root: Noise, x: Tensor, y: Tensor, epsilons: list[float]) -> Iterator[Attacked]:
@@ -91,7 +97,7 @@ def _swept(cell: Cell, parts: Parts, target: Target, root: Noise, x: Tensor, y: 
     while epsilons:
         began = time.perf_counter()
         try:
-            for x_adv in parts.attack(cell.bare_attack).sweep(target, x, y, list(epsilons), root.fork("start")):
+            for x_adv in parts.attack(cell.bare_attack).sweep(target, x.clone(), y.clone(), list(epsilons), root.fork("start")):
                 check_attacked(x_adv, x, epsilons[0], cell.norm, cell.bare_attack)
                 yield epsilons.pop(0), x_adv.detach(), {**target.counts, "seconds": time.perf_counter() - began}
                 began = time.perf_counter()
@@ -106,7 +112,9 @@ def _target(cell: Cell, parts: Parts, root: Noise, fork: str = "attack") -> Targ
     at = cell.attacked
     return Target(
         classifier=parts.classifier(at.classifier).network, purifier=parts.defense(at.defense), noise=root.fork(fork),
-        backward=identity if at.gradient == "identity" else None, eot=cell.eot, scored=cell.drops,
+        backward=identity if at.gradient == "identity" else None, eot=cell.eot,
+        scored=cell.drops and parts.precision == "float32",  # in bfloat16 a repacked batch may round an image right again
+       
     )  # fmt: skip
 
 
@@ -117,15 +125,30 @@ class _Watch:
         self.y, self.target = y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
         self.seen: dict[str, Any] = {}
         self.before = self._loss(x)
+        check_word(target.purifier, self.target.again(), x)
         if attack.card.access == "gradient":
             g, _, _ = self.target.again().gradient(x, y, _cross_entropy)
             self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
 
     def _loss(self, x: Tensor) -> float:
-        return float(_cross_entropy(self.target.again().logits(x), self.y).double().sum())
+        return float(_cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
 
     def flags(self, x_adv: Tensor) -> dict[str, Any]:
         return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
+
+
+def check_word(purifier: Purifier, target: Target, x: Tensor) -> None:
+    """Raises BrokenPurifier: dropping images and scoring by one draw hang on the card's word."""
+    first, second = target.logits(x.clone()), target.logits(x.clone())
+    check_finite(first, purifier)
+    if not purifier.card.stochastic and not torch.allclose(first, second, atol=1e-3):
+        raise BrokenPurifier(f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ")
+
+
+def check_finite(logits: Tensor, purifier: Purifier) -> None:
+    """Raises BrokenPurifier: the argmax of NaN is class 0, which some images are."""
+    if not logits.isfinite().all():
+        raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -137,14 +160,17 @@ class _Scorer:
 
     def __init__(self, parts: Parts, root: Noise, x: Tensor, y: Tensor) -> None:
         self.parts, self.root, self.x, self.y = parts, root, x, y
-        self._clean: dict[tuple[str, str], tuple[dict[str, Tensor], float]] = {}
+        self._range = sha256_of(x, y, root.uniform(x[:, :1, :1, :1]))
 
     def clean(self, cell: Cell) -> tuple[dict[str, Tensor], float]:
         """Outcomes on clean images, and images purified per second."""
-        key = (cell.classifier, cell.defense)
-        if key not in self._clean:
-            self._clean[key] = self._outcomes(cell, self.x)
-        return self._clean[key]
+        kept, key = self.parts.clean, (self._range, cell.classifier, cell.defense, cell.draws)
+        if key not in kept:
+            net, purifier = self.parts.classifier(cell.classifier).network, self.parts.defense(cell.defense)
+            check_word(purifier, Target(net, purifier, self.root.fork("flags")), self.x)
+            kept[key] = self._outcomes(cell, self.x)
+        outcomes: tuple[dict[str, Tensor], float] = kept[key]
+        return outcomes
 
     def outcomes(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
         """uint8: `score` (b, draws); for stochastic defenses `select` (b, 10) too; the clean images' as clean_*."""
@@ -165,6 +191,7 @@ class _Scorer:
                 seconds += spent
                 with torch.no_grad():
                     logits = torch.cat([net(part) for part in clean.split(purifier.max_batch)])
+                check_finite(logits, purifier)
                 columns.append(logits.argmax(1) == self.y)
             out[fork] = torch.stack(columns, 1).to(torch.uint8).cpu()
         return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
@@ -173,7 +200,7 @@ class _Scorer:
         noise = self.root.fork(fork).nth(torch.full((len(x), 1), draw, device=x.device))
         began = _now(x.device)
         with torch.no_grad():
-            clean = purifier.purified(x, noise)
+            clean = purifier.purified(x.clone(), noise)
         return clean, _now(x.device) - began
 
     def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
@@ -181,7 +208,7 @@ class _Scorer:
         x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
         noise = self.root.take(slice(0, len(x))).fork("score").nth(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
         with torch.no_grad():
-            purified = self.parts.defense(cell.defense).purified(adv, noise)
+            purified = self.parts.defense(cell.defense).purified(adv.clone(), noise)
         return {name: t.half().cpu() for name, t in {"sample_x": x, "sample_adv": adv, "sample_purified": purified}.items()}
 
 

@@ -68,7 +68,9 @@ def _serve(lines: SimpleQueue[str], answers: TextIO) -> None:
 
 
 def main() -> None:
-    answers, sys.stdout = sys.stdout, sys.stderr  # what components print must not reach the parent's protocol
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what components print, C libraries too, must not reach the parent's protocol
+    sys.stdout = sys.stderr
     lines: SimpleQueue[str] = SimpleQueue()
 
     def read() -> None:

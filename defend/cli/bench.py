@@ -47,9 +47,9 @@ def bench(suite: Path | None, device: str, workers: int | None, data_root: str |
     """Run a suite and print its table. Without SUITE, the embedded one; options replace its keys."""
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items() if value not in (None, ())}
     keys = suite_keys(suite, given)
-    out = out or Path("runs") / keys["name"]
     from defend import benchmarks  # loads torch: not before the options are read
 
+    out = out or Path("runs") / benchmarks.suite.make_suite(keys).name
     records = benchmarks.bench(keys, out=out, workers=workers, device=device, data_root=data_root, progress=True)
     publish(records, out, as_json)
     if any(r["error"] for r in records):
@@ -65,6 +65,8 @@ def suite_keys(suite: Path | None, given: dict[str, Any]) -> dict[str, Any]:
         base["name"] = "adhoc"
     if suite is None and given.keys() & {"dataset", "attacks"}:
         base.pop("eps", None)  # chosen for the embedded data set and its norm: another has a claim eps of its own
+    if suite is None and given.keys() & {"dataset", "classifiers", "defenses", "attacks"}:
+        base.pop("eot", None)  # half of the default, for minutes on two cores: a weaker attack
     return base | given
 
 

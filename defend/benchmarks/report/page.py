@@ -23,7 +23,25 @@ from defend.benchmarks.tables.outcomes import Record
 from defend.errors import BadParameter
 
 HTML, CSV = "report.html", "results.csv"
-_CELL = ("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate", "norm", "eps", "n", "split", "seed", "draws", "eot")
+_CELL = (
+    "dataset",
+    "classifier",
+    "defense",
+    "attack",
+    "knowledge",
+    "gradient",
+    "surrogate",
+    "norm",
+    "eps",
+    "n",
+    "split",
+    "seed",
+    "draws",
+    "eot",
+    "precision",
+    "layout",
+    "threads",
+)
 _SCALARS = (str, int, float, bool, type(None))
 
 

@@ -1,0 +1,25 @@
+"""A purifier that breaks its contract, in the way its field says: the benchmark must notice, and keep others out of it."""
+
+import os
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from defend import Card, Noise, Purifier
+
+
+class Misbehaves(Purifier):
+    """Does what ``how`` says."""
+
+    card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
+    how: Literal["writes", "nan", "random", "raises", "dies"]
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        if self.how == "writes":
+            return x.mul_(0.5)
+        if self.how == "dies":
+            os._exit(3)
+        if self.how == "raises" and not torch.equal(16 * x, (16 * x).round()):  # the clean images of `digits` have 17 shades
+            raise RuntimeError("adversarial images are not to my taste")
+        return {"nan": torch.full_like(x, torch.nan), "random": (x + 0.3 * noise.normal(x)).clamp(0, 1)}.get(self.how, x)
