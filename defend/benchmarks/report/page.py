@@ -72,7 +72,7 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
         there = read_records(folder)
         if not there:
             raise BadParameter(f"{folder}: holds no records: expected {folder / 'records.json'}; give the folder of a run, as runs/embedded")
-        cells |= {json.dumps([r[k] for k in _CELL]): r for r in there}
+        cells |= {json.dumps([r.get(k) for k in _CELL]): r for r in there}
     return list(cells.values())
 
 
