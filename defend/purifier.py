@@ -97,7 +97,8 @@ class Purifier(Configured, PreprocessorPyTorch):
         PreprocessorPyTorch.__init__(self, is_fitted=True, apply_fit=False, apply_predict=True)
         self.device = self._device = as_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
-        self.require(len(self.clip_values) == 2 and self.clip_values[0] < self.clip_values[1], "clip_values", "(low, high) with low < high")
+        self.require(isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2, "clip_values", "(low, high)")
+        self.require(self.clip_values[0] < self.clip_values[1], "clip_values", "(low, high) with low < high")
         self.validate()
 
     _precision = "float32"
