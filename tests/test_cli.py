@@ -72,9 +72,12 @@ def test_list_names_every_component(kind):
 
 
 @pytest.mark.usefixtures("plugin")
+NAMES = ("bitcut", "broken", "grey", "misbehaves")
+
+
 def test_list_shows_a_broken_plugin_beside_the_others():
     text = run("list defenses").stdout
-    assert [line.split() for line in text.splitlines() if "bitcut" in line] == [[n, "defend-bitcut", "0.1.0"] for n in ("bitcut", "broken", "grey", "misbehaves")]
+    assert [line.split() for line in text.splitlines() if "bitcut" in line] == [[n, "defend-bitcut", "0.1.0"] for n in NAMES]
 
 
 EVERY = [(kind, e.name) for kind in GROUPS for e in REGISTRY.entries(kind)]
