@@ -10,6 +10,7 @@ import torch
 
 from defend.chain import Chain
 from defend.dataset import Dataset
+from defend.errors import BadParameter
 from defend.purifier import Purifier, as_device
 from defend.registry import REGISTRY, Kind
 from defend.spec import Spec, parse, parse_single
@@ -34,6 +35,8 @@ def load(
     dataset: what weights=auto looks for; given as an object, untrained components take its channels, size and classes.
     device: for defenses and classifiers; "auto" is the first GPU where there is one, the CPU is meant where none is given. Raises DefendError.
     """
+    if not isinstance(spec, str | Spec | tuple):
+        raise BadParameter(f"load({spec!r}): expected a spec, as 'jpeg:quality=60'")
     specs = (spec,) if isinstance(spec, Spec) else parse(spec) if isinstance(spec, str) and kind == "defense" else spec
     if isinstance(specs, str):
         specs = (parse_single(specs, kind),)

@@ -51,8 +51,11 @@ class Entry:
 
     def load(self) -> Callable[..., Any]:
         try:
-            return self._point.load()  # type: ignore[no-any-return]
-        except Exception as e:  # a plugin may raise anything at import; name it and go on
+            made = self._point.load()
+            if not callable(made):
+                raise TypeError(f"{self.target} is no class, but {type(made).__name__}")
+            return made  # type: ignore[no-any-return]
+        except (Exception, SystemExit) as e:  # a plugin may raise anything at import, and may even exit; name it and go on
             raise BrokenPlugin(
                 f"{self.kind} '{self.name}' from {self.dist} {self.version} could not be imported "
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."

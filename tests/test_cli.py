@@ -71,10 +71,10 @@ def test_list_names_every_component(kind):
     assert [line.split()[0] for line in run(f"list {kind}").stdout.splitlines()[2:-1]] == names
 
 
-@pytest.mark.usefixtures("plugin")
 NAMES = ("bitcut", "broken", "grey", "misbehaves")
 
 
+@pytest.mark.usefixtures("plugin")
 def test_list_shows_a_broken_plugin_beside_the_others():
     text = run("list defenses").stdout
     assert [line.split() for line in text.splitlines() if "bitcut" in line] == [[n, "defend-bitcut", "0.1.0"] for n in NAMES]

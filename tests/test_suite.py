@@ -62,6 +62,8 @@ WRONG = {
     "eps as text": ({"eps": "big"}, "eps 'big': expected a number >= 0, as 0.1"),
     "eps infinite": ({"eps": float("inf")}, "eps inf"),
     "eps range": ({"eps": "0:0.3"}, "start:stop:step"),
+    "eps range without measure": ({"eps": "0:1:1e-9"}, "more than 1000 values; give a larger step"),
+    "name": ({"name": "../../evil"}, "the name of a folder below runs/"),
     "eps range backwards": ({"eps": "0.3:0:0.1"}, "start <= stop"),
     "eps range without end": ({"eps": "0:1:0"}, "step > 0"),
     "n = 0": ({"n": 0}, "n: input should be greater than or equal to 1, got 0"),

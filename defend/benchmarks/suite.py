@@ -21,6 +21,7 @@ LEVELS: tuple[Level, ...] = ("oblivious", "transfer", "query", "adaptive")
 GRADIENTS: tuple[Gradient, ...] = ("declared", "identity")
 _SINGULAR = {"classifier": "classifiers", "defense": "defenses", "attack": "attacks", "gradient": "gradients", "surrogate": "surrogates"}
 _LISTS = ("classifiers", "defenses", "attacks", "knowledge", "gradients", "surrogates")
+MANY_EPS = 1000  # a range of more is a slip of the pen
 _RUNTIME = ("seed", "device", "clip_values", "channels_first")  # how a purifier runs: not for a spec in a bench
 
 
@@ -74,6 +75,13 @@ class Suite(BaseModel):
             if key in plural and not isinstance(plural[key], list | tuple):
                 plural[key] = (plural[key],)
         return plural
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not value or value.startswith(".") or any(c in value for c in "/\\\0"):
+            raise BadParameter(f"name {value!r}: expected the name of a folder below runs/, without / or a leading dot")
+        return value
 
     @field_validator("dataset", mode="before")
     @classmethod
@@ -194,6 +202,8 @@ def _eps_range(text: str) -> list[Eps]:
     start, stop, step = (Fraction(p.strip()) for p in parts)
     if step <= 0 or stop < start:
         raise BadParameter(f"eps {text!r}: expected start <= stop and step > 0")
+    if (stop - start) / step >= MANY_EPS:
+        raise BadParameter(f"eps {text!r}: more than {MANY_EPS} values; give a larger step")
     values = [start + i * step for i in range(int((stop - start) / step) + 1)]
     decimal = not any("/" in p for p in parts)
     return [Eps(text=f"{float(v):g}" if decimal else str(v), value=float(v)) for v in values]

@@ -20,7 +20,7 @@ _KEYS: list[Callable[[Any], Any]] = [  # each replaces the suite's key of its pa
     click.option("--knowledge", multiple=True, metavar="LEVEL", help="oblivious, transfer, query, adaptive, bpda, or all."),
     click.option("--gradient", "gradients", multiple=True, metavar="G", help="declared, identity or learned."),
     click.option("--surrogate", "surrogates", multiple=True, metavar="SPEC", help="What transfer attacks: C, or DEFENSE+C."),
-    click.option("--protocol", metavar="NAME", help="All that a claim needs, in one option."),
+    click.option("--protocol", metavar="NAME", help="All that a claim needs, in one option; this version knows none yet."),
     click.option("--eps", metavar="LIST", help="0.1, 8/255, 0,8/255 or 0:0.3:0.02. Default: the claim eps of the data set."),
     click.option("-n", "--n", type=int, help="Images, from the first of the split."),
     click.option("--seed", type=int),

@@ -42,6 +42,8 @@ def train(
 
     data: Dataset = load(dataset, "dataset", **({"root": data_root} if data_root else {}))
     learner: Learned = load((spec,), kind, dataset=data, device=pick_device(device))
+    if kind == "classifier":
+        learner.check_fits(data.channels, data.size, data.classes, dataset)  # type: ignore[attr-defined]
     resume = out.with_name(out.name + ".resume")
     val = data.rows("val", 0, data.count("val"))
     learner.fit(source_of(data), val=val, resume=resume, **recipe)

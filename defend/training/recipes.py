@@ -54,6 +54,8 @@ def fit_classifier(
     Raises BadParameter for unknown options, with near names.
     """
     options = read_recipe(ClassifierRecipe, recipe, self.component)
+    if y is not None and len(y) and int(y.max()) >= self.classes:
+        raise BadParameter(f"fit: labels go up to {int(y.max())}, {self.component} has classes={self.classes}; leave the field out or give the right one")
     source = as_source(x, y)
     score = partial(_score, val=val, recipe=options) if val else None
     train(self.net, source, partial(_loss, recipe=options), options, score, resume, save_every, progress)
