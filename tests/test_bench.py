@@ -124,10 +124,11 @@ def test_killed_and_run_again(undisturbed, tmp_path, workers):
     """)
     rng = random.Random(workers)
     for _ in range(KILLS):
+        (tmp_path / "run.json").unlink(missing_ok=True)
         process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
         while process.poll() is None and not (tmp_path / "run.json").exists():
             time.sleep(0.05)  # importing torch and ART: nothing of ours has begun
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 3 * workers))  # two workers begin by importing torch themselves
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert timeless(defend.bench(SMALL, out=tmp_path, workers=workers)) == timeless(undisturbed[1])
