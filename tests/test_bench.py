@@ -286,6 +286,7 @@ def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
 
 WRONG = {
     "no claim eps": ({"attacks": ["pgd:norm=L2"], "eps": None}, "no claim eps for the norm L2"),
+    "grey levels": ({"eps": "8"}, "for grey levels write 8/255"),
     "two norms": ({"attacks": ["pgd:norm=L2", "fgsm"]}, "attacks of two norms"),
     "too many images": ({"n": 10**6}, "give --n"),
     "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),

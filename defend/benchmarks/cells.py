@@ -138,6 +138,14 @@ def _level(suite: Suite, level: str, needs_gradient: bool) -> list[_View]:
 
 
 def _epsilons(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
+    """Those of this attack. Raises BadParameter for what no image in [0, 1] can use."""
+    found = _chosen(suite, parts, text)
+    if parts.attack(str(take_eps(text)[0])).norm == "Linf" and (wide := [e.text for e in found if e.value > 1]):
+        raise BadParameter(f"eps {wide[0]}: pixels are in [0, 1], so that an L-inf eps is at most 1; for grey levels write {wide[0]}/255")
+    return found
+
+
+def _chosen(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
     """eps= in the attack's spec, else the suite's, else the claim eps of the data set for the attack's norm."""
     spec, own = take_eps(text)
     norm = parts.attack(str(spec)).norm
