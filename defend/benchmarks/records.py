@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,8 @@ def _flags(costs: Iterable[dict[str, Any]], n: int) -> list[str]:
 def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
     """The folder's records: these replace earlier ones of the same cells, the others stay."""
     with _locked(run_dir):
-        new = {_identity(r): r for r in records}
-        old = [r for r in read_records(run_dir) if _identity(r) not in new]
+        new = {identity(r): r for r in records}
+        old = [r for r in read_records(run_dir) if identity(r) not in new]
         part = run_dir / f"{RECORDS}.{os.getpid()}.part"
         part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
         part.replace(run_dir / RECORDS)
@@ -142,5 +142,6 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _identity(r: dict[str, Any]) -> str:
+def identity(r: Mapping[str, Any]) -> str:
+    """Which cell a record is of: of two with the same, the later one counts."""
     return json.dumps([r.get(k) for k in _IDENTITY])

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from defend.benchmarks.records import read_records
+from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import ROWS, strips
 from defend.benchmarks.tables.build import table
@@ -23,25 +23,6 @@ from defend.benchmarks.tables.outcomes import Record
 from defend.errors import BadParameter
 
 HTML, CSV = "report.html", "results.csv"
-_CELL = (
-    "dataset",
-    "classifier",
-    "defense",
-    "attack",
-    "knowledge",
-    "gradient",
-    "surrogate",
-    "norm",
-    "eps",
-    "n",
-    "split",
-    "seed",
-    "draws",
-    "eot",
-    "precision",
-    "layout",
-    "threads",
-)
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -72,7 +53,7 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
         there = read_records(folder)
         if not there:
             raise BadParameter(f"{folder}: holds no records: expected {folder / 'records.json'}; give the folder of a run, as runs/embedded")
-        cells |= {json.dumps([r.get(k) for k in _CELL]): r for r in there}
+        cells |= {identity(r): r for r in there}
     return list(cells.values())
 
 
