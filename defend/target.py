@@ -38,6 +38,7 @@ class Target:
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
     scored: bool = False  # is this exactly the pipeline that will be scored?
     counts: dict[str, int] = field(default_factory=_zeros)  # network evaluations, one for each image and copy
+    notes: dict[str, Tensor] = field(default_factory=dict)  # what an attack has to say of each image: the harness keeps it beside the outcomes
     _drawn: Tensor = field(default=_NEW, repr=False)  # draws used by each image; every take() shares it
     _rows: Tensor = field(default=_NEW, repr=False)  # our places in it
 
@@ -67,7 +68,12 @@ class Target:
     def again(self) -> Target:
         """From the first draw, and counting from zero (in the same `counts`, which the harness reads)."""
         self.counts.update(_zeros())
+        self.notes.clear()
         return replace(self, _drawn=_NEW, _rows=_NEW)
+
+    def note(self, name: str, values: Tensor) -> None:
+        """values (b, ...): one row for each image that the attack was given, as the query at which it was broken."""
+        self.notes[name] = values.detach()
 
     def logits(self, x: Tensor) -> Tensor:
         """One fresh draw of each image: (b, classes)."""
