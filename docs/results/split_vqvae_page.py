@@ -1,7 +1,7 @@
 """What docs/split-vqvae.md shows, from the run folder of the suite: a table with a row for each cell, the curves, the strips of images.
 
-    defend bench defend/benchmarks/suites/split_vqvae.toml
-    python docs/results/split_vqvae_page.py runs/split_vqvae
+defend bench defend/benchmarks/suites/split_vqvae.toml
+python docs/results/split_vqvae_page.py runs/split_vqvae
 """
 
 from __future__ import annotations
