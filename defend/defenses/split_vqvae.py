@@ -151,7 +151,7 @@ class Trainee(nn.Module):
     def start(self, x: Tensor, seed: int) -> None:
         """Codes at encoded pieces of x, and black, grey or white as often as there: from mid-grey, all codes would first learn one thing, the
         background, become one, and leave the sigmoid where it has no slope."""
-        self.codec.decoder[-1].bias.fill_(x.mean().clamp(0.01, 0.99).logit())  # type: ignore[operator, union-attr]
+        self.codec.decoder[-1].bias.fill_(x.mean().clamp(0.01, 0.99).logit())  # type: ignore[operator]
         noise = Noise.of(seed, torch.arange(len(x), device=x.device)).fork("start")
         self.means.start(self.codec.codebook.codes, as_rows(self.codec.encode(split(x, self.grid))), noise)
 
