@@ -57,31 +57,29 @@ class Square(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         first = stripes(x, eps, noise) if self.norm == "Linf" else bumps(x, eps, noise)
         least = mean_margin(target, first, y)
-        search = Search(target, x, y, first, least, torch.where(least < 0, 1, -1), noise, x.new_empty(len(x), 0))
+        search = Search(target, least < 0, x, y, first, least, torch.where(least < 0, 1, -1), noise, x.new_empty(len(x), 0))
         search = while_standing(search, partial(self._step, eps=eps), range(1, self.queries))
         target.note("wrong_after", search.wrong_after)
         return search.best
 
-    def _step(self, s: Search, k: int, eps: float) -> Tensor:
+    def _step(self, s: Search, k: int, eps: float) -> None:
         """Query k + 1."""
         at = (k - 1) % BLOCK
         if at == 0:
             s.random = s.noise.fork(f"steps from {k}").uniform(s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1]))
         change = square if self.norm == "Linf" else window
         candidate = change(s.x, s.best, eps, self.side(k - 1, s.x), s.random[:, at])
-        better, s.least = self._compared(s, candidate)
-        s.best = torch.where(column(better, s.x), candidate, s.best)
-        wrong = s.least < 0
-        s.wrong_after = torch.where(wrong & (s.wrong_after < 0), k + 1, s.wrong_after)
-        return wrong
+        asked, least = self._compared(s, candidate)
+        better = (asked < least) & ~s.left_alone()
+        s.best, s.least = torch.where(column(better, s.x), candidate, s.best), torch.where(better, asked, least)
+        s.fallen = s.least < 0
+        s.wrong_after = torch.where(s.fallen & (s.wrong_after < 0), k + 1, s.wrong_after)
 
     def _compared(self, s: Search, candidate: Tensor) -> tuple[Tensor, Tensor]:
-        """Is the candidate better (b,), and the margin of the better one."""
+        """The margins of candidate and incumbent."""
         if s.target.deterministic:
-            asked, least = self._asked(s, candidate), s.least
-        else:
-            asked, least = mean_margin(s.target, candidate, s.y), mean_margin(s.target, s.best, s.y)
-        return asked < least, torch.minimum(asked, least)
+            return self._asked(s, candidate), s.least
+        return mean_margin(s.target, candidate, s.y), mean_margin(s.target, s.best, s.y)
 
     def _asked(self, s: Search, candidate: Tensor) -> Tensor:
         if not looks_are_free(candidate):
