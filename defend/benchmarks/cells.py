@@ -19,6 +19,7 @@ from defend.errors import BadParameter, Mismatch
 from defend.purifier import LearnedPurifier, Purifier
 from defend.spec import parse
 
+
 @dataclass(frozen=True)
 class _View:
     """One way to attack: a level with its gradient and surrogate."""

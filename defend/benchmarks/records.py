@@ -90,20 +90,29 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
     per_image = score.mean(1)
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
-    attack = parts.attack(cell.bare_attack)
-    queries = attack.settings.get("queries")
-    learned = imitation(parts, cell.attacked.classifier, cell.attacked.defense).error if cell.attacked.gradient == "learned" else None
-    flags = _flags(costs, cell.n)
-    if fell := still_falls(units, queries):
-        flags.append(f"unconverged: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries")
-    if cell.knowledge == "adaptive" and attack.card.access == "gradient" and parts.defense(cell.defense).card.stochastic and cell.eot == 1:
-        flags.append("no EOT: a stochastic defense, attacked through the gradient of one draw")
+    queries = parts.attack(cell.bare_attack).settings.get("queries")
+    flags = [*_flags(costs, cell.n), *_of_settings(cell, parts, still_falls(units, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
         (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
-        accuracy_after(units, queries), learned, flags, sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
+        accuracy_after(units, queries), _gradient_error(cell, parts), flags,
+        sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
+
+
+def _gradient_error(cell: Cell, parts: Parts) -> float | None:
+    """Of the network that imitates the purifier, relative to the purifier's change; None where none was used."""
+    at = cell.attacked
+    return imitation(parts, at.classifier, at.defense).error if at.gradient == "learned" else None
+
+
+def _of_settings(cell: Cell, parts: Parts, fell: float) -> list[str]:
+    """Flags of an attack that was too weak by its settings. fell: by how much accuracy fell in the last fifth of the queries."""
+    white = cell.knowledge == "adaptive" and parts.attack(cell.bare_attack).card.access == "gradient"
+    without_eot = white and cell.eot == 1 and parts.defense(cell.defense).card.stochastic
+    flags = [f"unconverged: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries"] if fell else []
+    return [*flags, "no EOT: a stochastic defense, attacked through the gradient of one draw"] if without_eot else flags
 
 
 def _rate(units: Sequence[Unit]) -> float:

@@ -106,14 +106,11 @@ def _moved(x: Tensor, y: Tensor | None, classifier: nn.Module | None, eps: float
             continue
         mine = noise.take(some)
         if steps and y is not None and classifier is not None:
-            out[some] = torch.cat([pgd(classifier, *part, eps, "Linf", steps, n) for *part, n in _cuts(x[some], y[some], mine)])
+            cuts = zip(x[some].split(256), y[some].split(256), mine.split(256), strict=True)
+            out[some] = torch.cat([pgd(classifier, a, b, eps, "Linf", steps, n) for a, b, n in cuts])
         else:
             out[some] = random_signs(x[some], eps, mine) if steps else (x[some] + eps * (2 * mine.uniform(x[some]) - 1)).clamp(0, 1)
     return out
-
-
-def _cuts(x: Tensor, y: Tensor, noise: Noise) -> list[tuple[Tensor, Tensor, Noise]]:
-    return list(zip(x.split(256), y.split(256), noise.split(256), strict=True))
 
 
 def _mean(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:

@@ -45,6 +45,22 @@ def read_outcomes(record: Record, run_dirs: Sequence[Path]) -> Outcomes | None:
     return Outcomes(**joined, x_adv=tuple(str(u.header["x_adv_sha256"]) for u in there))
 
 
+class Reader:
+    """`read_outcomes` that reads each cell once: one table asks for the same cell many times."""
+
+    def __init__(self, run_dirs: Sequence[Path]) -> None:
+        self.run_dirs = run_dirs
+        self._kept: dict[tuple[str, ...], Outcomes | None] = {}
+
+    def __call__(self, record: Record) -> Outcomes | None:
+        key = tuple(record["units"])
+        if not key or record["error"] is not None:
+            return None
+        if key not in self._kept:
+            self._kept[key] = read_outcomes(record, self.run_dirs)
+        return self._kept[key]
+
+
 def distinct(candidates: Sequence[Outcomes]) -> list[Outcomes]:
     """Candidates whose adversarial images are the same, to the bit, count once."""
     return list({c.x_adv: c for c in candidates}.values())
