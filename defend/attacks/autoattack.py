@@ -1,0 +1,70 @@
+"""AutoAttack: Croce, Hein, arXiv:2003.01690, section 5, in the composition and with the parameters of its published code."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from defend.attack import Attack, AttackCard
+from defend.attacks.standing import column, mean_margin
+from defend.errors import BadParameter
+from defend.noise import Noise
+from defend.registry import REGISTRY
+from defend.target import Target
+
+
+class AutoAttack(Attack):
+    """The worst, for each image, of four attacks without a parameter to tune.
+
+    standard: apgd on the cross entropy; apgd on the targeted DLR loss and fab, 9 target classes each; square. Each meets only the images
+    that still stand. That is AutoAttack on a pipeline that is deterministic, differentiable, and the one that is scored. Where images
+    may not be dropped, all four meet every image and the point of the smallest margin is returned: the same attacks, but no number that
+    deserves the name. rand, for stochastic pipelines: apgd on the cross entropy and on the DLR loss, through the target's EOT copies (20
+    by default, as published), every image through both. Of losses that need more classes than there are, apgd runs none.
+
+    Raises BadParameter where standard meets a stochastic pipeline.
+    """
+
+    card = AttackCard(paper="arXiv:2003.01690", access="gradient", norms=("Linf", "L2"))
+    version: Literal["standard", "rand"] = "standard"
+    steps: int = 100  # of apgd and fab. With other steps, queries or targets it is a cheaper or dearer relative of AutoAttack
+    queries: int = 5000  # of square
+    targets: int = 9
+
+    def validate(self) -> None:
+        for field in ("steps", "queries", "targets"):
+            self.require(getattr(self, field) >= 1, field, ">= 1")
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        if self.version == "standard" and not target.deterministic:
+            raise BadParameter("autoattack: version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand")
+        logits = target.logits(x)
+        worst, least = x, torch.full_like(y, torch.inf, dtype=x.dtype)
+        standing = logits.argmax(1) == y
+        for name, attack in self.members(logits.shape[1]).items():
+            rows = standing.nonzero()[:, 0] if target.may_drop else torch.arange(len(x), device=x.device)
+            if not len(rows):
+                break
+            adv = attack.run(target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name))
+            left = mean_margin(target.take(rows), adv, y[rows])
+            lower = left < least[rows]
+            worst = worst.index_copy(0, rows, torch.where(column(lower, x), adv, worst[rows]))
+            least = least.index_copy(0, rows, torch.minimum(left, least[rows]))
+            standing = standing & (least >= 0)
+        target.notes.pop("wrong_after", None)  # of square, for the images that it met
+        return worst
+
+    def members(self, classes: int) -> dict[str, Attack]:
+        """Attacks by a name for their noise, in the published order."""
+        ce = self._made("apgd", loss="ce", steps=self.steps)
+        if self.version == "rand":
+            return {"apgd-ce": ce} | ({"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)} if classes >= 3 else {})
+        targeted = {"apgd-t": self._made("apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets)} if classes >= 4 else {}
+        fab = self._made("fab", steps=self.steps, targets=self.targets)
+        return {"apgd-ce": ce} | targeted | {"fab-t": fab, "square": self._made("square", queries=self.queries, rescale=False)}
+
+    def _made(self, name: str, **fields: object) -> Attack:
+        made: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)
+        return made
