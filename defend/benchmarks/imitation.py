@@ -89,7 +89,7 @@ def _fit(parts: Parts, classifier: str, defense: str, file: Path) -> None:
     x, y, *val = (t.to(parts.device) for t in _images(parts))
     purifier, eps = parts.defense(defense), parts.data.card.claim.get("Linf", DEFAULT_EPS)
     with torch.inference_mode(False), torch.enable_grad():
-        net, error = imitator(purifier, x, y, parts.classifier(classifier).network, eps=eps, val=(val[0], val[1]))
+        net, error = imitator(purifier, x, y, parts.classifier(classifier).network, eps=eps, val=(val[0], val[1]), steps=RECIPE["steps"])
     head = weights.Header(
         kind="imitation", component=str(identity_of(purifier, "defense"))[:500], dataset=parts.dataset_name, fields={"relative_error": error},
         trained_on=f"clean, and moved by {eps:.6g}", command="", seed=0, commit="",

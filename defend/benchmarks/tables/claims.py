@@ -39,12 +39,16 @@ def ran(
         as_set = all(mine.get(k) == v for k, v in settings.items()) and all(mine.get(k, 0) >= v for k, v in (at_least or {}).items())
         return as_set and r["eot"] >= eot and r["knowledge"] == knowledge and parse_single(r["attack"], "attack").name == attack
 
-    return lambda records: all(any(enough(r) and g in (None, r["gradient"]) for r in records) for g in gradients if g != "learned" or not bare(records))
+    return lambda records: all(any(enough(r) and g in (None, r["gradient"]) for r in records) for g in gradients if g != "learned" or not _bare(records))
 
 
-def bare(records: Sequence[Record]) -> bool:
+def bare(defense: str) -> bool:
     """Is there no purifier, whose gradient could be learned?"""
-    return all(member.name == "none" for r in records for member in parse(r["defense"]))
+    return all(member.name == "none" for member in parse(defense))
+
+
+def _bare(records: Sequence[Record]) -> bool:
+    return all(bare(r["defense"]) for r in records)
 
 
 def _at_claim_eps(r: Record) -> bool:
@@ -55,7 +59,7 @@ def _at_claim_eps(r: Record) -> bool:
 def _from_a_pipeline(r: Record) -> bool:
     """Of a purifier and a classifier; a bare classifier by another spelling is none, unless nothing more is defended."""
     members = parse(r["surrogate"]) if r["knowledge"] == "transfer" and r["surrogate"] else ()
-    return len(members) > 1 and (bare([r]) or any(m.name != "none" for m in members[:-1]))
+    return len(members) > 1 and (bare(r["defense"]) or any(m.name != "none" for m in members[:-1]))
 
 
 def is_unbounded(r: Record) -> bool:

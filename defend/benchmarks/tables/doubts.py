@@ -20,7 +20,7 @@ Doubt = Callable[[Sequence[Record], Sequence[Record]], str]  # (records of the n
 
 def declared_alone(records: Sequence[Record], _: Sequence[Record]) -> str:
     gradients = {r["gradient"] for r in _white(records)}
-    return "the declared gradient alone was attacked" if gradients == {"declared"} and not bare(records) else ""
+    return "the declared gradient alone was attacked" if gradients == {"declared"} and not bare(records[0]["defense"]) else ""
 
 
 def without_eot(records: Sequence[Record], _: Sequence[Record]) -> str:

@@ -8,7 +8,7 @@ from statistics import median
 
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.stats import LEVEL, compare, holm, interval
-from defend.benchmarks.tables.claims import claim_eps
+from defend.benchmarks.tables.claims import bare, claim_eps
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, number
 from defend.benchmarks.tables.outcomes import Bits, Reader, Record, distinct, worst
@@ -77,7 +77,7 @@ def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Co
         made.append(
             Compared(
                 title=section.title, a=a.defense, b=b.defense, eps_text=a.eps_text, difference=c.difference, low=c.low, high=c.high, p=c.p, p_holm=c.p,
-                test=c.test, same_attacks=attacks_a == attacks_b,
+                test=c.test, same_attacks=_alike(a.defense, attacks_a, b.defense, attacks_b),
             )
         )  # fmt: skip
     return made
@@ -114,6 +114,12 @@ def _candidates(records: Sequence[Record]) -> list[Record]:
 def _attack(r: Record) -> tuple[str, ...]:
     """What was run, whatever stands for the other pipeline."""
     return str(parse_single(r["attack"], "attack").without("eps")[0]), r["knowledge"], str(r["gradient"])
+
+
+def _alike(a: str, attacks_a: set[tuple[str, ...]], b: str, attacks_b: set[tuple[str, ...]]) -> bool:
+    """Behind no purifier nothing is learned."""
+    alone = bare(a) or bare(b)
+    return {t for t in attacks_a if not (alone and t[-1] == "learned")} == {t for t in attacks_b if not (alone and t[-1] == "learned")}
 
 
 def said(c: Compared) -> str:
