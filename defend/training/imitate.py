@@ -23,7 +23,10 @@ IMAGES = 2048  # training images of 32x32; fewer larger ones
 
 
 class UNet(nn.Module):
-    """x + f(x), f a U-Net of three scales (arXiv:1505.04597, figure 1). No layer mixes images, and every size is taken: (b, c, h, w)."""
+    """x + A x + f(x): A linear, over 5x5 pixels, as blurs are; f a U-Net of three scales (arXiv:1505.04597, figure 1).
+
+    No layer mixes images, and every size is taken: (b, c, h, w).
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -32,8 +35,9 @@ class UNet(nn.Module):
         self.up1, self.up2 = nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.Conv2d(2 * w, 4 * w, 3, padding=1)
         self.join1, self.join2 = _block(4 * w, 2 * w), _block(2 * w, w)
         self.last = nn.Conv2d(w, channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)  # begin as the identity
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.linear = nn.Conv2d(channels, channels, 5, padding=2, padding_mode="replicate", bias=False)
+        for parameter in (*self.last.parameters(), self.linear.weight):
+            nn.init.zeros_(parameter)  # begin as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
@@ -42,7 +46,7 @@ class UNet(nn.Module):
         c = self.down2(F.pixel_unshuffle(b, 2))
         b = self.join1(torch.cat([b, F.pixel_shuffle(self.up1(c), 2)], 1))
         a = self.join2(torch.cat([a, F.pixel_shuffle(self.up2(b), 2)], 1))
-        return x + self.last(a)[..., :h, :w]  # type: ignore[no-any-return]
+        return x + 10 * self.linear(x) + self.last(a)[..., :h, :w]  # type: ignore[no-any-return]
 
 
 def _block(inside: int, outside: int) -> nn.Sequential:
@@ -71,14 +75,14 @@ def imitator(
     if val is None:
         cut = max(1, len(images) // 8)
         val, images, labels = (images[:cut], images[:cut] if labels is None else labels[:cut]), images[cut:], None if labels is None else labels[cut:]
-    moved = _moved(images, labels, classifier, eps, Noise.of(seed, torch.arange(len(images), device=images.device)).fork("train"))
+    moved = perturbed(images, labels, classifier, eps, Noise.of(seed, torch.arange(len(images), device=images.device)).fork("train"))
     noise = Noise.of(seed, torch.arange(len(moved), device=images.device)).fork("purify")
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         torch.manual_seed(seed)
         net = UNet(images.shape[1], RECIPE["width"]).to(images.device)
         train(net, Arrays(moved, _mean(purifier, moved, noise)), _square_error, _recipe(moved, steps, seed), progress=progress)
     frozen = Frozen(net)
-    return frozen, _relative_error(frozen, purifier, *val, None if labels is None else classifier, eps, seed)
+    return frozen, relative_error(frozen, purifier, *val, None if labels is None else classifier, eps, seed)
 
 
 def share_of(image: Tensor, count: int) -> int:
@@ -96,7 +100,7 @@ def _square_error(net: nn.Module, x: Tensor, y: Tensor, _: Noise) -> Tensor:
     return F.mse_loss(net(x), y)
 
 
-def _moved(x: Tensor, y: Tensor | None, classifier: nn.Module | None, eps: float, noise: Noise) -> Tensor:
+def perturbed(x: Tensor, y: Tensor | None, classifier: nn.Module | None, eps: float, noise: Noise) -> Tensor:
     """Every fourth image as it is; the others by uniform noise, then by PGD of one step and of several, or by random signs."""
     out = x.clone()
     rows = torch.arange(len(x), device=x.device)
@@ -120,9 +124,10 @@ def _mean(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
         return sum((purifier.purified(x.clone(), noise.fork(str(k))) for k in range(draws)), torch.zeros_like(x)) / draws
 
 
-def _relative_error(net: nn.Module, purifier: Purifier, x: Tensor, y: Tensor, classifier: nn.Module | None, eps: float, seed: int) -> float:
+def relative_error(net: nn.Module, purifier: Purifier, x: Tensor, y: Tensor, classifier: nn.Module | None, eps: float, seed: int) -> float:
+    """Over images x (n, c, h, w), moved as in training."""
     noise = Noise.of(seed, torch.arange(len(x), device=x.device)).fork("val")
-    moved = _moved(x, y, classifier, eps, noise.fork("move"))
+    moved = perturbed(x, y, classifier, eps, noise.fork("move"))
     wanted = _mean(purifier, moved, noise.fork("purify"))
     with torch.no_grad():
         got = torch.cat([net(part) for part in moved.split(256)])
