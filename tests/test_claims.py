@@ -132,9 +132,7 @@ def test_the_eps_1_of_linf_speaks_for_l2():
 
 
 def test_below_four_classes_targeted_dlr_is_not_owed():
-    few = [
-        r | {"settings": r["settings"] | {"classifier": {"classes": 3}}} for r in complete() if r["settings"]["attack"].get("loss") != "dlr-targeted"
-    ]
+    few = [r | {"settings": r["settings"] | {"classifier": {"classes": 3}}} for r in complete() if r["settings"]["attack"].get("loss") != "dlr-targeted"]
     assert missing(few) == []
     assert missing([r | {"settings": r["settings"] | {"classifier": {"classes": 4}}} for r in few]) == ["adaptive targeted APGD-DLR through every gradient"]
 
