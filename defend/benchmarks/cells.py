@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from defend.attack import Attack
+from defend.benchmarks.cell import NO_DEFENSE, Pipeline
+from defend.benchmarks.cell import Cell as Cell
+from defend.benchmarks.controls import left_open, with_controls
+from defend.benchmarks.imitation import undefended
 from defend.benchmarks.parts import Parts, identity_of
-from defend.benchmarks.suite import Eps, Suite, take_eps
+from defend.benchmarks.protocol import EOT, TARGETED_DLR, ladder_1
+from defend.benchmarks.suite import GRADIENTS, Eps, Suite, take_eps
+from defend.benchmarks.surrogates import surrogates_of
 from defend.chain import Chain
 from defend.errors import BadParameter, Mismatch
-from defend.purifier import LearnedPurifier
+from defend.purifier import LearnedPurifier, Purifier
 from defend.spec import parse
-
-NO_DEFENSE = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """A classifier behind a defense, both as specs; `gradient` is how an attacker differentiates the defense."""
-
-    classifier: str
-    defense: str = NO_DEFENSE
-    gradient: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    dataset: str
-    classifier: str
-    defense: str
-    attack: str  # as typed
-    bare_attack: str  # without its eps
-    knowledge: str
-    gradient: str | None
-    surrogate: str | None
-    norm: str
-    eps: Eps
-    n: int
-    split: str
-    seed: int
-    draws: int  # 1 where the defense is deterministic
-    eot: int  # 1 where the attacked pipeline is deterministic
-
-    @property
-    def scored(self) -> Pipeline:
-        return Pipeline(classifier=self.classifier, defense=self.defense)
-
-    @property
-    def attacked(self) -> Pipeline:
-        """What the attacker attacks, as far as its knowledge goes."""
-        if self.knowledge == "oblivious":
-            return Pipeline(classifier=self.classifier, gradient=self.gradient)
-        if self.surrogate is not None:
-            *defenses, classifier = parse(self.surrogate)
-            return Pipeline(classifier=str(classifier), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=self.gradient)
-        return Pipeline(classifier=self.classifier, defense=self.defense, gradient=self.gradient)
-
-    @property
-    def drops(self) -> bool:
-        """Is the attacked pipeline the scored one, and asked for this cell alone? Oblivious images serve every defense."""
-        return self.knowledge in ("adaptive", "query")
 
 
 @dataclass(frozen=True)
@@ -71,24 +29,76 @@ class _View:
     surrogate: str | None = None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """What the cells of one classifier behind one defense share."""
+
+    suite: Suite
+    parts: Parts
+    classifier: str
+    defense: str
+    surrogates: tuple[str, ...]
+    no_surrogate: str  # why there is none
+
+    @property
+    def purifier(self) -> Purifier:
+        return self.parts.defense(self.defense)
+
+
 def expand(suite: Suite, parts: Parts) -> tuple[list[Cell], list[str]]:
     """The cells, and a line for each pair that was skipped. Raises BadParameter when nothing is left, Mismatch."""
     _check_split(suite, parts)
-    cells, skipped = [], []
+    _check_surrogates(suite, parts)
+    cells: list[Cell] = []
+    skipped: list[str] = []
     for classifier in suite.classifiers:
         parts.classifier(classifier)
         for defense in suite.defenses:
             check_shape(parts, defense)
-            for attack in suite.attacks:
-                views, notes = _views(suite, parts.attack(str(take_eps(attack)[0])), attack)
-                skipped += notes
-                made = [_cell(suite, parts, classifier, defense, attack, eps, v) for eps in _epsilons(suite, parts, attack) for v in views]
-                same = [c for c in made if _from_itself(c, parts)]
-                skipped += [f"skipped surrogate {c.surrogate} for {defense}: it is the scored pipeline itself, which is adaptive, not transfer" for c in same]
-                cells += [c for c in made if c not in same]
+            row = _Row(suite, parts, classifier, defense, *surrogates_of(suite, parts, classifier, defense))
+            made = [*_of_protocol(row, skipped), *_of_attacks(row, skipped)]
+            same = [c for c in made if _from_itself(c, parts)]
+            skipped += [f"skipped surrogate {c.surrogate} for {defense}: it is the scored pipeline itself, which is adaptive, not transfer" for c in same]
+            cells += with_controls([c for c in (_once(made) if suite.protocol else made) if c not in same], suite, parts)
     if not cells:
         raise BadParameter("nothing is left to run: " + "; ".join(dict.fromkeys(skipped)))
     return cells, list(dict.fromkeys(skipped))
+
+
+def _once(cells: Iterable[Cell]) -> list[Cell]:
+    """An attack that is given beside the protocol that runs it already is the protocol's."""
+    found: dict[Cell, Cell] = {}
+    for cell in cells:
+        found.setdefault(replace(cell, protocol=None, attack=cell.bare_attack, eps=Eps(text="", value=cell.eps.value)), cell)
+    return list(found.values())
+
+
+def _of_protocol(row: _Row, skipped: list[str]) -> Iterator[Cell]:
+    """Every step of ladder-1 in every norm in which the data set has a claim eps. Raises BadParameter where it has none."""
+    suite, parts = row.suite, row.parts
+    if suite.protocol is None:
+        return
+    claim = parts.data.card.claim
+    if not claim:
+        raise BadParameter(f"protocol {suite.protocol}: the data set {suite.dataset} has no claim eps; give --attack and --eps instead")
+    if parts.data.classes < TARGETED_DLR:
+        skipped.append(f"skipped targeted APGD-DLR: it needs {TARGETED_DLR} classes, {suite.dataset} has {parts.data.classes}")
+    for norm, eps in claim.items():
+        for step in ladder_1(norm, row.purifier.card.stochastic, parts.data.classes):
+            views, notes = _at_level(row, parts.attack(str(take_eps(step.attack)[0])), step.attack, step.knowledge, GRADIENTS)
+            skipped.extend(notes)
+            yield from (_cell(row, step.attack, step.eps or _claimed(eps), v, EOT, suite.protocol) for v in views)
+
+
+def _of_attacks(row: _Row, skipped: list[str]) -> Iterator[Cell]:
+    """The attacks that the suite names; controls without a number are made by `with_controls`."""
+    suite, parts = row.suite, row.parts
+    for attack in suite.attacks:
+        if attack in left_open(suite):
+            continue
+        views, notes = _views(row, parts.attack(str(take_eps(attack)[0])), attack)
+        skipped += notes
+        yield from (_cell(row, attack, eps, v, suite.eot or EOT) for eps in _epsilons(suite, parts, attack) for v in views)
 
 
 def _check_split(suite: Suite, parts: Parts) -> None:
@@ -108,33 +118,44 @@ def check_shape(parts: Parts, defense: str) -> None:
         raise Mismatch(f"defense {defense} takes images of {' or '.join(map(str, takes))} channels, this data set has {parts.data.channels}")
 
 
-def _views(suite: Suite, attack: Attack, text: str) -> tuple[list[_View], list[str]]:
+def _check_surrogates(suite: Suite, parts: Parts) -> None:
+    """Those that nothing will use too: a name is either right or an error."""
+    for surrogate in suite.surrogates:
+        *defenses, classifier = parse(surrogate)
+        parts.classifier(str(classifier))
+        check_shape(parts, "+".join(map(str, defenses)) or NO_DEFENSE)
+
+
+def _views(row: _Row, attack: Attack, text: str) -> tuple[list[_View], list[str]]:
     """The levels this attack runs at, with a line for each that it cannot."""
+    suite, needs_gradient = row.suite, attack.card.access == "gradient"
+    asked = suite.knowledge or (*(("oblivious", "adaptive") if needs_gradient else ("query",)), *(("transfer",) if suite.surrogates else ()))
+    gradients = suite.gradients or (("identity", "declared", "learned") if suite.every_level else ("identity", "declared"))
+    found = [_at_level(row, attack, text, level, gradients) for level in asked]
+    return list(dict.fromkeys(v for views, _ in found for v in views)), [line for _, notes in found for line in notes]
+
+
+def _at_level(row: _Row, attack: Attack, text: str, level: str, gradients: Sequence[str]) -> tuple[list[_View], list[str]]:
     needs_gradient = attack.card.access == "gradient"
-    asked = suite.knowledge or (("oblivious", "adaptive") if needs_gradient else ("query",))
-    views: list[_View] = []
-    notes: list[str] = []
-    for level in asked:
-        if level == "query" and needs_gradient:
-            notes.append(f"skipped {text} at query: it needs gradients, which this attacker does not have")
-        elif level in ("oblivious", "transfer") and attack.card.stops_early:
-            notes.append(f"skipped {text} at {level}: it stops at an image's first success on another pipeline, which flatters every purifier")
-        elif level == "transfer" and not suite.surrogates:
-            notes.append(f"skipped {text} at transfer: it needs --surrogate C or DEFENSE+C")
-        else:
-            views += _level(suite, level, needs_gradient)
-    return list(dict.fromkeys(views)), notes
-
-
-def _level(suite: Suite, level: str, needs_gradient: bool) -> list[_View]:
+    if level == "query" and needs_gradient:
+        return [], [f"skipped {text} at query: it needs gradients, which this attacker does not have"]
+    if level in ("oblivious", "transfer") and attack.card.stops_early:
+        return [], [f"skipped {text} at {level}: it stops at an image's first success on another pipeline, which flatters every purifier"]
     if level == "transfer":
-        return [_View(level, "declared" if needs_gradient else None, s) for s in suite.surrogates]
+        notes = [f"skipped {text} at transfer for {row.defense}: {row.no_surrogate}"] if not row.surrogates else []
+        return [_View(level, "declared" if needs_gradient else None, s) for s in row.surrogates], notes
     if not needs_gradient:
-        return [_View("adaptive" if level == "bpda" else level)]
+        return [_View("adaptive" if level == "bpda" else level)], []
     if level == "bpda":
-        return [_View("adaptive", "identity")]
-    gradients = suite.gradients or ("identity", "declared")
-    return [_View(level, g) for g in gradients] if level == "adaptive" else [_View(level, "declared")]
+        return [_View("adaptive", "identity")], []
+    return _through(row, gradients) if level == "adaptive" else ([_View(level, "declared")], [])
+
+
+def _through(row: _Row, gradients: Sequence[str]) -> tuple[list[_View], list[str]]:
+    """Adaptive through each gradient; behind no purifier there is nothing to learn."""
+    nothing = "learned" in gradients and undefended(row.purifier)
+    views = [_View("adaptive", g) for g in gradients if not (nothing and g == "learned")]
+    return views, [f"skipped gradient learned for {row.defense}: there is no purifier to imitate, its gradient is the identity"] if nothing else []
 
 
 def _epsilons(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
@@ -159,20 +180,23 @@ def _chosen(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
     claim = parts.data.card.claim
     if norm not in claim:
         raise BadParameter(f"data set {suite.dataset} has no claim eps for the norm {norm} of {text}: give --eps or {text}:eps=...")
-    return (Eps(text=f"{claim[norm]:.6g}", value=claim[norm]),)
+    return (_claimed(claim[norm]),)
 
 
-def _cell(suite: Suite, parts: Parts, classifier: str, defense: str, attack: str, eps: Eps, view: _View) -> Cell:
-    bare = str(take_eps(attack)[0])
+def _claimed(eps: float) -> Eps:
+    return Eps(text=f"{eps:.6g}", value=eps)
+
+
+def _cell(row: _Row, attack: str, eps: Eps, view: _View, eot: int, protocol: str | None = None) -> Cell:
+    suite, parts, bare = row.suite, row.parts, str(take_eps(attack)[0])
     cell = Cell(
-        dataset=suite.dataset, classifier=classifier, defense=defense, attack=attack, bare_attack=bare, knowledge=view.knowledge,
+        dataset=suite.dataset, classifier=row.classifier, defense=row.defense, attack=attack, bare_attack=bare, knowledge=view.knowledge,
         gradient=view.gradient, surrogate=view.surrogate, norm=parts.attack(bare).norm, eps=eps, n=suite.n, split=suite.split, seed=suite.seed,
-        draws=suite.draws if parts.defense(defense).card.stochastic else 1, eot=1,
+        draws=suite.draws if row.purifier.card.stochastic else 1, eot=1, protocol=protocol,
     )  # fmt: skip
     parts.classifier(cell.attacked.classifier)
     check_shape(parts, cell.attacked.defense)
-    stochastic = parts.defense(cell.attacked.defense).card.stochastic
-    return Cell(**{**vars(cell), "eot": (suite.eot or 20) if stochastic else 1})
+    return replace(cell, eot=eot if parts.defense(cell.attacked.defense).card.stochastic else 1)
 
 
 def _from_itself(cell: Cell, parts: Parts) -> bool:

@@ -37,7 +37,7 @@ class Setup:
 def run_jobs(jobs: Sequence[Job], setup: Setup, parts: Parts, devices: Sequence[str], report: Report) -> None:
     """One worker for each device given ("cpu" may be given several times)."""
     if min(len(devices), len(jobs)) <= 1:
-        with _settled(setup.frame):
+        with threads_settled(setup.frame):
             for job in jobs:
                 work(job, parts, setup.run_dir, setup.provenance, report)
         return
@@ -50,7 +50,7 @@ def run_jobs(jobs: Sequence[Job], setup: Setup, parts: Parts, devices: Sequence[
 
 
 @contextmanager
-def _settled(frame: Frame) -> Iterator[None]:
+def threads_settled(frame: Frame) -> Iterator[None]:
     """As a worker process settles itself, and back: the caller's threads are his own."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32

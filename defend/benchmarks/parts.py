@@ -30,10 +30,12 @@ class Parts:
 
     def __init__(self, dataset: str, data_root: str | None, device: torch.device, precision: str = "float32", layout: str = "contiguous") -> None:
         self.data: Dataset = load(dataset, "dataset", root=data_root)
-        self._dataset_name = dataset_name(self.data)
+        self.dataset_name = dataset_name(self.data)
         self.device, self.precision, self.layout = device, precision, layout
         self._kept: dict[tuple[str, str], Any] = {}
         self.clean: dict[Any, Any] = {}  # outcomes on clean images, which all units of a pipeline and a range share
+        self.imitations: dict[tuple[str, str], Any] = {}  # (classifier, defense) -> its learned gradient, or why there is none
+        self.fitting_images: tuple[torch.Tensor, ...] | None = None  # on which those are fitted and measured
 
     def defense(self, spec: str) -> Purifier:
         return self._keep("defense", spec)  # type: ignore[no-any-return]
@@ -41,7 +43,7 @@ class Parts:
     def classifier(self, spec: str) -> Classifier:
         """Raises Mismatch where it does not fit the data set."""
         found: Classifier = self._keep("classifier", spec)
-        found.check_fits(self.data.channels, self.data.size, self.data.classes, self._dataset_name)
+        found.check_fits(self.data.channels, self.data.size, self.data.classes, self.dataset_name)
         return found
 
     def attack(self, spec: str) -> Attack:
@@ -49,7 +51,7 @@ class Parts:
 
     def _keep(self, kind: Any, spec: str) -> Any:
         if (kind, spec) not in self._kept:
-            made = load(spec, kind, self._dataset_name, self.device)
+            made = load(spec, kind, self.dataset_name, self.device)
             if kind != "attack":
                 check_trained(made, spec)
                 made.run_as(self.precision, self.layout)

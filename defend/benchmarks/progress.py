@@ -20,12 +20,15 @@ class Progress:
     """Counts attacked images. Silent where it is not shown; skipped pairs are said in either case."""
 
     def __init__(self, shown: bool, skipped: Sequence[str] = ()) -> None:
-        console = Console(stderr=True)
+        self._console = console = Console(stderr=True)
         for line in skipped:
-            console.print(line, style="dim", markup=False)
+            self.say(line)
         columns = (TextColumn("attacking"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._bar = Bar(*columns, console=console, disable=not shown)
         self._task = self._bar.add_task("attacking", visible=False)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, style="dim", markup=False)
 
     @contextmanager
     def counting(self, images: int) -> Iterator[None]:

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from defend.benchmarks.cells import Cell
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
+from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import bootstrap, wilson
 from defend.benchmarks.units import Frame, Unit
 
@@ -49,7 +51,7 @@ def record(
     """A failed cell has nulls and its error, never a part of n."""
     there = [u for u in units if u is not None]
     whole = error is None and len(there) == len(units)
-    measured = _measured(cell, there) if whole else dict.fromkeys(_measured_keys())
+    measured = _measured(cell, parts, there) if whole else dict.fromkeys(_measured_keys())
     where = there[0].header["provenance"] if there else provenance
     return {
         **_what(cell, parts),
@@ -72,7 +74,7 @@ def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
         "dataset": cell.dataset, "classifier": cell.classifier, "defense": cell.defense, "attack": cell.attack, "knowledge": cell.knowledge,
         "gradient": cell.gradient, "surrogate": cell.surrogate, "norm": cell.norm, "eps": cell.eps.value, "eps_text": cell.eps.text, "n": cell.n,
         "split": cell.split, "seed": cell.seed, "draws": cell.draws, "eot": cell.eot, "access": attack.card.access,
-        "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": None,
+        "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": cell.protocol,
         "settings": {**scored, "attack": attack.settings, "dataset": parts.data.settings, "attacked": attacked},
         "weights": {name: digest for part in (classifier, defense, *behind) for name, digest in part.weights_sha256.items()},
     }  # fmt: skip
@@ -80,20 +82,37 @@ def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
 
 def _measured_keys() -> tuple[str, ...]:
     accuracies = ("clean_accuracy", "robust_accuracy", "ci_low", "ci_high", "all_draws_correct", "majority")
-    return (*accuracies, "flags", "seconds", "purify_images_per_second", "forwards", "backwards")
+    return (*accuracies, "accuracy_after", "gradient_error", "flags", "seconds", "purify_images_per_second", "forwards", "backwards")
 
 
-def _measured(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
+def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]:
     score, clean = (torch.cat([u.tensors[name] for u in units]).double() for name in ("score", "clean_score"))
     per_image = score.mean(1)
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
+    queries = parts.attack(cell.bare_attack).settings.get("queries")
+    flags = [*_flags(costs, cell.n), *_of_settings(cell, parts, still_falls(units, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
         (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
-        _flags(costs, cell.n), sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
+        accuracy_after(units, queries), _gradient_error(cell, parts), flags,
+        sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
+
+
+def _gradient_error(cell: Cell, parts: Parts) -> float | None:
+    """Of the network that imitates the purifier, relative to the purifier's change; None where none was used."""
+    at = cell.attacked
+    return imitation(parts, at.classifier, at.defense).error if at.gradient == "learned" else None
+
+
+def _of_settings(cell: Cell, parts: Parts, fell: float) -> list[str]:
+    """Flags of an attack that was too weak by its settings. fell: by how much accuracy fell in the last fifth of the queries."""
+    white = cell.knowledge == "adaptive" and parts.attack(cell.bare_attack).card.access == "gradient"
+    without_eot = white and cell.eot == 1 and parts.defense(cell.defense).card.stochastic
+    flags = [f"unconverged: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries"] if fell else []
+    return [*flags, "no EOT: a stochastic defense, attacked through the gradient of one draw"] if without_eot else flags
 
 
 def _rate(units: Sequence[Unit]) -> float:
@@ -115,13 +134,18 @@ def _flags(costs: Iterable[dict[str, Any]], n: int) -> list[str]:
 
 
 def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
-    """The folder's records: these replace earlier ones of the same cells, the others stay."""
+    """The folder's records: these replace earlier ones of the same cells, the others stay. Units that a protocol asked for stay its own."""
     with _locked(run_dir):
-        new = {identity(r): r for r in records}
+        asked = {identity(r): r for r in read_records(run_dir) if r.get("protocol")}
+        new = {identity(r): _still_of(asked.get(identity(r)), r) for r in records}
         old = [r for r in read_records(run_dir) if identity(r) not in new]
         part = run_dir / f"{RECORDS}.{os.getpid()}.part"
         part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
         part.replace(run_dir / RECORDS)
+
+
+def _still_of(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    return now | {"protocol": before["protocol"]} if before and not now["protocol"] and before["units"] == now["units"] else now
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 
 import defend
-from defend.benchmarks.cells import Cell, expand
-from defend.benchmarks.crew import Setup, run_jobs
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.cells import expand
+from defend.benchmarks.crew import Setup, run_jobs, threads_settled
+from defend.benchmarks.imitation import fit_all
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.progress import Progress
 from defend.benchmarks.records import keep, record
@@ -62,9 +65,13 @@ def bench(
     cells, skipped = expand(wanted, parts)
     _make_folder(run_dir)  # nothing is left behind by a command that could not begin
     keep_frame(frame, wanted, run_dir)
+    bar = Progress(progress, skipped)
+    with threads_settled(frame):
+        learned = [(c.attacked.classifier, c.attacked.defense) for c in cells if c.attacked.gradient == "learned"]
+        fit_all(learned, parts, bar.say)
     plans = _plans(wanted, cells, parts, frame)
     setup = Setup(dataset=wanted.dataset, data_root=data_root, run_dir=run_dir, frame=frame, provenance=provenance_of(where))
-    found, errors = _make(plans, parts, setup, _devices(where, workers), Progress(progress, skipped))
+    found, errors = _make(plans, parts, setup, _devices(where, workers), bar)
     records = [_record(plan, parts, setup, found, errors) for plan in plans]
     keep(run_dir, records)
     return records
@@ -98,8 +105,16 @@ def _make_folder(run_dir: Path) -> None:
         probe = run_dir / f".{os.getpid()}.probe"
         probe.touch()
         probe.unlink()
+        _sweep(run_dir)
     except OSError as e:
         raise BadParameter(f"--out {run_dir}: cannot be written: {e.strerror}. Give another folder.") from None
+
+
+def _sweep(run_dir: Path) -> None:
+    """What a killed run left half-written, after an hour: a file is written in milliseconds, perhaps by another run in this folder."""
+    for part in (run_dir / "units").glob("*/*.part"):
+        if part.stat().st_mtime < time.time() - 3600:
+            part.unlink(missing_ok=True)
 
 
 def _devices(device: torch.device, workers: int | None) -> list[str]:

@@ -16,9 +16,10 @@ from defend.errors import BadParameter, DefendError, near
 from defend.spec import Spec, of_table, parse, parse_single, read
 
 Level = Literal["oblivious", "transfer", "query", "adaptive"]
-Gradient = Literal["declared", "identity"]
+Gradient = Literal["declared", "identity", "learned"]
 LEVELS: tuple[Level, ...] = ("oblivious", "transfer", "query", "adaptive")
-GRADIENTS: tuple[Gradient, ...] = ("declared", "identity")
+GRADIENTS: tuple[Gradient, ...] = ("declared", "identity", "learned")
+PROTOCOLS = ("ladder-1",)
 _SINGULAR = {"classifier": "classifiers", "defense": "defenses", "attack": "attacks", "gradient": "gradients", "surrogate": "surrogates"}
 _LISTS = ("classifiers", "defenses", "attacks", "knowledge", "gradients", "surrogates")
 MANY_EPS = 1000  # a range of more is a slip of the pen
@@ -42,11 +43,11 @@ class Suite(BaseModel):
     dataset: str
     classifiers: tuple[str, ...] = Field(min_length=1)
     defenses: tuple[str, ...] = Field(min_length=1)
-    attacks: tuple[str, ...] = Field(min_length=1)
+    attacks: tuple[str, ...] = ()  # under a protocol: beside it
     knowledge: tuple[str, ...] | None = None  # None: the defaults of each attack
     gradients: tuple[Gradient, ...] | None = None
     surrogates: tuple[str, ...] = ()
-    protocol: None = None
+    protocol: Literal["ladder-1"] | None = None
     eps: tuple[Eps, ...] | None = None  # None: the claim eps of the data set
     n: int = Field(default=1000, ge=1)
     split: Literal["test", "val"] = "test"
@@ -62,6 +63,20 @@ class Suite(BaseModel):
         """The keys as a suite file would hold them."""
         eps = {"eps": [e.text for e in self.eps]} if self.eps else {}
         return self.model_dump(mode="json", exclude_none=True) | eps
+
+    @property
+    def every_level(self) -> bool:
+        """Was `--knowledge all` asked for? Then through every gradient, and from every surrogate that is given or found."""
+        return set(LEVELS) <= set(self.knowledge or ())
+
+    @model_validator(mode="after")
+    def _whole_protocol(self) -> Suite:
+        if self.protocol is None and not self.attacks:
+            raise BadParameter("attacks: expected at least one attack, or protocol = 'ladder-1'")
+        decided = [key for key in ("knowledge", "gradients", "eps", "eot") if getattr(self, key) is not None]
+        if self.protocol and not self.attacks and decided:
+            raise BadParameter(f"protocol {self.protocol} decides {', '.join(decided)}: leave it out, or give the attack that it is meant for")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -125,8 +140,10 @@ class Suite(BaseModel):
 
     @field_validator("protocol", mode="before")
     @classmethod
-    def _protocol(cls, value: Any) -> None:
-        raise BadParameter(f"protocol {value!r}: no protocol is known to this version; leave it out, every row then says what a claim misses")
+    def _protocol(cls, value: Any) -> Any:
+        if value not in (None, *PROTOCOLS):
+            raise BadParameter(f"protocol {value!r}: expected {' or '.join(PROTOCOLS)}.{near(str(value), PROTOCOLS)}")
+        return value
 
 
 def make_suite(keys: Mapping[str, Any]) -> Suite:

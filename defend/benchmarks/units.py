@@ -16,7 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from defend.benchmarks.cells import Cell, Pipeline
+from defend.benchmarks.cell import Cell, Pipeline
+from defend.benchmarks.digest import canonical as canonical
+from defend.benchmarks.digest import key_of as key_of
+from defend.benchmarks.digest import sha256_of as sha256_of
+from defend.benchmarks.imitation import identity_of_imitation
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "torchvision")  # their code computes, and is not hashed
@@ -40,10 +44,6 @@ class Frame:
     device: str  # its type: cpu or cuda
 
 
-def canonical(data: Any) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def ranges(n: int, shard: int) -> list[tuple[int, int]]:
     return [(start, min(start + shard, n)) for start in range(0, n, shard)]
 
@@ -55,7 +55,7 @@ def key_parts(cell: Cell, start: int, stop: int, data_sha256: str, parts: Parts,
     packages = set().union(*(packages_of(c) for c in components)) | {"defend"}
     return {
         "data": data_sha256, "range": [start, stop],
-        "attacked": {**_pipeline(cell.attacked, parts), "gradient": _gradient(cell.attacked, parts), "drops": cell.drops},
+        "attacked": {**_pipeline(cell.attacked, parts), **_gradient(cell.attacked, parts), "drops": cell.drops},
         "scored": _pipeline(cell.scored, parts),
         "attack": identity_of(attack, "attack"), "eps": cell.eps.value, "norm": cell.norm,
         "seed": cell.seed, "draws": cell.draws, "eot": cell.eot,
@@ -68,21 +68,11 @@ def _pipeline(p: Pipeline, parts: Parts) -> dict[str, Any]:
     return {"classifier": identity_of(parts.classifier(p.classifier), "classifier"), "defense": identity_of(parts.defense(p.defense), "defense")}
 
 
-def _gradient(p: Pipeline, parts: Parts) -> str | None:
-    """Where a purifier declares the identity, declared and identity are one."""
-    return "identity" if p.gradient == "declared" and parts.defense(p.defense).card.gradient == "identity" else p.gradient
-
-
-def key_of(made_of: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(made_of).encode()).hexdigest()
-
-
-def sha256_of(*tensors: Tensor) -> str:
-    digest = hashlib.sha256()
-    for t in tensors:
-        digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
-        digest.update(t.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _gradient(p: Pipeline, parts: Parts) -> dict[str, str | None]:
+    """Where a purifier declares the identity, declared and identity are one; a learned one is its weights."""
+    if p.gradient == "learned":
+        return {"gradient": "learned", "learned": identity_of_imitation(parts, p.classifier, p.defense)}
+    return {"gradient": "identity" if p.gradient == "declared" and parts.defense(p.defense).card.gradient == "identity" else p.gradient}
 
 
 def path_of(run_dir: Path, key: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defend.attack import Attack
-from defend.benchmarks.cells import Cell
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
-from defend.errors import BrokenAttack, BrokenPurifier
+from defend.errors import BadWeights, BrokenAttack, BrokenPurifier
 from defend.noise import Noise
 from defend.norms import check_attacked
-from defend.purifier import Purifier, identity
+from defend.purifier import Backward, Purifier, identity
 from defend.target import Target
 
 SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
@@ -46,7 +47,17 @@ class Job:
 
 
 Report = Callable[[str, int, str | None], None]  # key, images done, error
-Attacked = tuple[float, Tensor | Exception, dict[str, Any]]  # eps, x_adv or why there is none, what it cost
+Notes = dict[str, Tensor]  # what the attack says of each image: (b, ...)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One eps."""
+
+    eps: float
+    x_adv: Tensor | Exception  # or why there is none
+    costs: dict[str, Any]
+    notes: Notes
 
 
 def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], report: Report) -> None:
@@ -55,9 +66,9 @@ def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], repo
     x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))  # type: ignore[arg-type]
     root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=parts.device))
     scorer = _Scorer(parts, root, x, y)
-    for eps, x_adv, costs in _attacked(cell, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
-        for task in [t for t in job.tasks if t.cell.eps.value == eps]:
-            _guarded(task, lambda t=task, a=x_adv, c=costs: _unit(t, job, scorer, a, c, run_dir, provenance), report, len(x))  # type: ignore[misc]
+    for made in _attacked(job, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
+        for task in [t for t in job.tasks if t.cell.eps.value == made.eps]:
+            _guarded(task, lambda t=task, a=made: _unit(t, job, scorer, a, run_dir, provenance), report, len(x))  # type: ignore[misc]
 
 
 def _guarded(task: Task, make: Callable[[], None], report: Report, images: int) -> None:
@@ -73,23 +84,24 @@ def _line(e: Exception) -> str:
     return f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
 
 
-def _attacked(cell: Cell, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[Attacked]:
+def _attacked(job: Job, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[Attacked]:
     """Each eps; eps 0 is the clean image."""
-    target = _target(cell, parts, root)
+    cell = job.tasks[0].cell
     try:
+        target = _target(job, parts, root)
         watch = _Watch(target, x, y, parts.attack(cell.bare_attack))
     except Exception as e:  # a pipeline may raise anything: all its units fail, with the reason
-        yield from ((eps, e, {}) for eps in epsilons)
+        yield from (Attacked(eps, e, {}, {}) for eps in epsilons)
         return
     swept = _swept(cell, parts, target, root, x, y, [e for e in epsilons if e > 0])
-    free: list[Attacked] = [(0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0})] if 0.0 in epsilons else []
-    for eps, x_adv, costs in chain(swept, free):
-        if isinstance(x_adv, Tensor):
+    free = [Attacked(0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0}, {})] if 0.0 in epsilons else []
+    for made in chain(swept, free):
+        if isinstance(made.x_adv, Tensor):
             try:
-                costs = costs | watch.flags(x_adv)
+                made = replace(made, costs=made.costs | watch.flags(made.x_adv))
             except Exception as e:  # a purifier may raise on adversarial images alone
-                x_adv = e
-        yield eps, x_adv, costs
+                made = replace(made, x_adv=e)
+        yield made
 
 
 def _swept(cell: Cell, parts: Parts, target: Target, root: Noise, x: Tensor, y: Tensor, epsilons: list[float]) -> Iterator[Attacked]:
@@ -99,23 +111,43 @@ def _swept(cell: Cell, parts: Parts, target: Target, root: Noise, x: Tensor, y: 
         try:
             for x_adv in parts.attack(cell.bare_attack).sweep(target, x.clone(), y.clone(), list(epsilons), root.fork("start")):
                 check_attacked(x_adv, x, epsilons[0], cell.norm, cell.bare_attack)
-                yield epsilons.pop(0), x_adv.detach(), {**target.counts, "seconds": time.perf_counter() - began}
+                notes = _notes(target, len(x), cell.bare_attack)
+                yield Attacked(epsilons.pop(0), x_adv.detach(), {**target.counts, "seconds": time.perf_counter() - began}, notes)
                 began = time.perf_counter()
             error: Exception = BrokenAttack(f"{cell.bare_attack}: gave fewer images than it was asked for")
         except Exception as e:  # an attack may raise anything: its unit fails, with the reason, and the run goes on
             error = e
         if epsilons:
-            yield epsilons.pop(0), error, {}
+            yield Attacked(epsilons.pop(0), error, {}, {})
 
 
-def _target(cell: Cell, parts: Parts, root: Noise, fork: str = "attack") -> Target:
+def _notes(target: Target, images: int, attack: str) -> Notes:
+    """Raises BrokenAttack where a note is not of each image."""
+    for name, values in target.notes.items():
+        if len(values) != images:
+            raise BrokenAttack(f"{attack}: its note {name!r} is of shape {tuple(values.shape)}; expected one row for each of {images} images")
+    return {name: values.cpu() for name, values in target.notes.items()}
+
+
+def _target(job: Job, parts: Parts, root: Noise) -> Target:
+    cell = job.tasks[0].cell
     at = cell.attacked
     return Target(
-        classifier=parts.classifier(at.classifier).network, purifier=parts.defense(at.defense), noise=root.fork(fork),
-        backward=identity if at.gradient == "identity" else None, eot=cell.eot,
+        classifier=parts.classifier(at.classifier).network, purifier=parts.defense(at.defense), noise=root.fork("attack"),
+        backward=_backward(job, parts), eot=cell.eot,
         scored=cell.drops and parts.precision == "float32",  # in bfloat16 a repacked batch may round an image right again
-       
     )  # fmt: skip
+
+
+def _backward(job: Job, parts: Parts) -> Backward | None:
+    """What replaces the declared gradient. Raises BadWeights where the learned one is not what the unit's key says."""
+    at = job.tasks[0].cell.attacked
+    if at.gradient != "learned":
+        return identity if at.gradient == "identity" else None
+    found, wanted = imitation(parts, at.classifier, at.defense), job.tasks[0].made_of["attacked"]["learned"]
+    if found.sha256 != wanted:
+        raise BadWeights(f"learned gradient of {at.defense}: fitted weights {found.sha256[:12]}..., the run began with {wanted[:12]}...; run it again")
+    return found.backward
 
 
 class _Watch:
@@ -218,11 +250,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _unit(task: Task, job: Job, scorer: _Scorer, x_adv: Tensor | Exception, costs: dict[str, Any], run_dir: Path, provenance: dict[str, Any]) -> None:
+def _unit(task: Task, job: Job, scorer: _Scorer, made: Attacked, run_dir: Path, provenance: dict[str, Any]) -> None:
+    x_adv, costs = made.x_adv, made.costs
     if isinstance(x_adv, Exception):
         raise x_adv
     began = time.perf_counter()
-    tensors = scorer.outcomes(task.cell, x_adv)
+    tensors = scorer.outcomes(task.cell, x_adv) | {f"note_{name}": t for name, t in made.notes.items()}
     if job.start == 0:
         tensors |= scorer.samples(task.cell, x_adv)
     header = {

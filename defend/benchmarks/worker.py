@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from defend.benchmarks.cells import Cell
+from defend.benchmarks.cell import Cell
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.suite import Eps
 from defend.benchmarks.units import Frame

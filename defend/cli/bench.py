@@ -20,7 +20,7 @@ _KEYS: list[Callable[[Any], Any]] = [  # each replaces the suite's key of its pa
     click.option("--knowledge", multiple=True, metavar="LEVEL", help="oblivious, transfer, query, adaptive, bpda, or all."),
     click.option("--gradient", "gradients", multiple=True, metavar="G", help="declared, identity or learned."),
     click.option("--surrogate", "surrogates", multiple=True, metavar="SPEC", help="What transfer attacks: C, or DEFENSE+C."),
-    click.option("--protocol", metavar="NAME", help="All that a claim needs, in one option; this version knows none yet."),
+    click.option("--protocol", metavar="NAME", help="ladder-1: all that a claim needs, in one option; --attack then adds to it."),
     click.option("--eps", metavar="LIST", help="0.1, 8/255, 0,8/255 or 0:0.3:0.02. Default: the claim eps of the data set."),
     click.option("-n", "--n", type=int, help="Images, from the first of the split."),
     click.option("--seed", type=int),
@@ -63,6 +63,8 @@ def suite_keys(suite: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     base = load_suite(suite)
     if suite is None and given:
         base["name"] = "adhoc"
+    if suite is None and "protocol" in given:
+        base = {k: v for k, v in base.items() if k not in ("attacks", "eps", "eot", "n")}  # which the protocol decides; n: as a claim needs
     if suite is None and given.keys() & {"dataset", "attacks"}:
         base.pop("eps", None)  # chosen for the embedded data set and its norm: another has a claim eps of its own
     if suite is None and given.keys() & {"dataset", "classifiers", "defenses", "attacks"}:

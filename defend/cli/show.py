@@ -13,7 +13,7 @@ from defend import weights
 from defend.cli.common import component, console
 from defend.errors import UnknownName, near
 from defend.registry import REGISTRY, Entry
-from defend.spec import Configured, Value, parse, write
+from defend.spec import Configured, Value, parse, parse_single, typed, write
 
 
 @click.command("show")
@@ -25,16 +25,17 @@ def show(words: tuple[str, ...], as_json: bool) -> None:
         facts = describe_weights(words[1])
     else:
         kind, spec = component(words, "defend show [KIND] NAME")
-        facts = describe(REGISTRY.entry(kind, parse(spec)[0].name))
+        facts = describe(REGISTRY.entry(kind, parse(spec)[0].name), dict(parse_single(spec, kind).params))
     if as_json:
         click.echo(json.dumps(facts, default=str))
     else:
         print_facts(facts)
 
 
-def describe(entry: Entry) -> dict[str, Any]:
-    """Imports the component. Raises BrokenPlugin."""
+def describe(entry: Entry, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Imports the component. given: fields as in a spec, shown in place of the defaults. Raises BrokenPlugin, BadParameter."""
     made = entry.load()
+    values = typed(made, dict(given), f"{entry.kind} '{entry.name}'") if given else {}
     card = getattr(made, "card", None)
     return {
         "kind": entry.kind,
@@ -43,7 +44,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "package": f"{entry.dist} {entry.version}",
         "source": _file(made),
         "card": dataclasses.asdict(card) if dataclasses.is_dataclass(card) and not isinstance(card, type) else {},
-        "fields": fields(made),
+        "fields": {name: {**field, **({"default": write(values[name])} if name in values else {})} for name, field in fields(made).items()},
         "weights": {w.name: _line(w) for w in weights.zoo().values() if (w.kind, w.component) == (entry.kind, entry.component)},
     }
 

@@ -1,10 +1,11 @@
-"""report.html and results.csv from the records of one or several runs."""
+"""report.html, results.csv and summary.json from the records of one or several runs."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from io import StringIO
 from itertools import groupby
@@ -18,16 +19,17 @@ from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import ROWS, strips
 from defend.benchmarks.tables.build import table
-from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, passes, percent
+from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Table, claims, number_text, passes, percent, short
 from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.worst import heading, said
 from defend.errors import BadParameter
 
-HTML, CSV = "report.html", "results.csv"
+HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _SCALARS = (str, int, float, bool, type(None))
 
 
 def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, records: Sequence[Record] | None = None) -> tuple[Path, Path]:
-    """(report.html, results.csv), written into the folder `out`, by default the first run's.
+    """(report.html, results.csv), written into the folder `out`, by default the first run's; and summary.json beside them.
 
     run_dirs: folders of runs; of a cell that is in several the last counts. records: these cells alone; their units lie in
     run_dirs. Raises BadParameter where there is nothing to report or no place to write.
@@ -37,7 +39,8 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
     if not found:
         raise BadParameter("nothing to report: give the folder of a run, as runs/embedded; `defend bench` writes one")
     folder = Path(out) if out is not None else folders[0]
-    pages = (folder / HTML, _html(found, folders)), (folder / CSV, _csv(found))
+    model = table(found, folders)
+    pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(found)), (folder / JSON, _json(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:
@@ -75,10 +78,19 @@ def _csv(records: Sequence[Record]) -> str:
     return out.getvalue()
 
 
-def _html(records: Sequence[Record], folders: Sequence[Path]) -> str:
+def _json(model: Table) -> str:
+    """What compares cells, which no record holds: worst cases, pairs, claims, and what keeps a defense from one."""
+    worst = [{"section": s.title, **asdict(w)} for s in model.sections for w in s.worst]
+    pairs = [{**asdict(c), "significant": c.significant} for c in model.comparisons]
+    lines = {"claims": model.claims, "signs": model.signs, "findings": model.findings}
+    return json.dumps({"worst": worst, "comparisons": pairs, **lines}, indent=1, allow_nan=False) + "\n"
+
+
+def _html(model: Table, records: Sequence[Record], folders: Sequence[Path]) -> str:
     env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"percent": percent, "passes": passes, "svg": Markup}  # svg: our own figures, whose texts matplotlib has escaped
-    model = table(records, folders)
+    env.filters |= {"percent": percent, "passes": passes, "short": short, "number_text": number_text, "said": said, "heading": heading}
+    env.filters["svg"] = Markup  # our own figures, whose texts matplotlib has escaped
+    env.tests["claims"] = claims
     shown, left_out = strips(records, folders)
     return env.from_string(files("defend.benchmarks").joinpath("report.html").read_text(encoding="utf-8")).render(
         model=model,
@@ -118,6 +130,7 @@ def _defenses(records: Sequence[Record]) -> list[dict[str, Any]]:
             "gradient": same[0].get("declared_gradient"),
             "draws": f"stochastic, {same[0]['draws']} draws" if same[0]["stochastic"] else "deterministic",
             "trained_on": same[0]["trained_on"] or "nothing",
+            "learned": next((f"{r['gradient_error']:.2f}" for r in same if r.get("gradient_error") is not None), ""),
             "speed": _median(r["purify_images_per_second"] for r in same),
             "settings": _compact(same[0]["settings"].get("defense", {})),
         }

@@ -5,26 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from defend.benchmarks.stats import interval, wilson
-from defend.benchmarks.tables.claims import IMAGES, claim
+from defend.benchmarks.controls import is_control
+from defend.benchmarks.tables.claims import IMAGES, at_claim, claim
+from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
-from defend.benchmarks.tables.outcomes import Outcomes, Record, distinct, read_outcomes, worst
-from defend.spec import canonical, parse_single
+from defend.benchmarks.tables.numbers import clean_number, number
+from defend.benchmarks.tables.outcomes import Reader, Record
+from defend.benchmarks.tables.worst import claimed, comparisons, worst_cases
+from defend.spec import parse_single
 
 _SECTION = ("dataset", "classifier", "norm", "n", "split", "seed")
 _CLAIM = ("dataset", "classifier", "defense", "norm")  # a claim is of one defense, from all that was run against it
-_ONLY = {"declared": "declared only", "identity": "BPDA only", "learned": "learned only"}
 Claims = Mapping[tuple[object, ...], str]
 
 
 def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
-    claims = {key: claim(kin) for key, kin in _grouped(records, _CLAIM).items()}
-    sections = tuple(_section(rows, claims, run_dirs) for rows in _grouped(records, _SECTION).values())
+    read = Reader(run_dirs)
+    claims, signs = _claims(records, read)
+    sections = tuple(_section(rows, claims, read) for rows in _grouped(records, _SECTION).values())
     return Table(
         sections=sections,
         claims=tuple(dict.fromkeys(row.claim for s in sections for row in s.rows)),
+        signs=signs,
+        comparisons=comparisons(sections, records, read),
+        queries=_queries(records),
         findings=tuple(find(records)),
         flags=_flags(records),
         failures=_failures(records),
@@ -32,13 +38,27 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     )
 
 
-def _section(records: Sequence[Record], claims: Claims, run_dirs: Sequence[Path]) -> Section:
+def _claims(records: Sequence[Record], read: Reader) -> tuple[Claims, tuple[str, ...]]:
+    """The claim of each defense in each norm, with its value; and a line for each that shows a sign of masking."""
+    claims, signs = {}, {}
+    families = _grouped(records, _CLAIM[:-1])
+    for key, kin in _grouped(records, _CLAIM).items():
+        relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
+        seen = doubts(kin, relatives)
+        line = claim(kin, relatives, seen)
+        claims[key] = line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}"
+        if seen:
+            signs[f"{key[2]} before {key[1]}, {key[0]}, {key[3]}"] = "; ".join(seen)
+    return claims, tuple(f"{name}: {said}." for name, said in signs.items())
+
+
+def _section(records: Sequence[Record], claims: Claims, read: Reader) -> Section:
     rank = {spec: i for i, spec in enumerate(dict.fromkeys(text for r in records for text in (r["defense"], bare_attack(r))))}
-    series = _grouped(records, ("defense", "draws")).values()
-    rows = [_row(cells, claims, run_dirs) for same in series for cells in _cells(same)]
+    series = _grouped([r for r in records if not is_control(r["attack"])] or records, ("defense", "draws")).values()
+    rows = [_row(cells, claims, read) for same in series for cells in _cells(same)]
     ordered = sorted(rows, key=lambda row: (rank[row.defense], row.draws, rank[row.attack], row.eps))
     first = records[0]
-    return Section(**{k: first[k] for k in _SECTION}, rows=tuple(ordered))
+    return Section(**{k: first[k] for k in _SECTION}, rows=tuple(ordered), worst=worst_cases(records, claims, read))
 
 
 def _cells(records: Sequence[Record]) -> Iterable[list[Record]]:
@@ -49,7 +69,7 @@ def _cells(records: Sequence[Record]) -> Iterable[list[Record]]:
     return found.values()
 
 
-def _row(cells: Sequence[Record], claims: Claims, run_dirs: Sequence[Path]) -> Row:
+def _row(cells: Sequence[Record], claims: Claims, read: Reader) -> Row:
     first = cells[0]
     dearest = max(cells, key=lambda r: (r["forwards"] or 0) + (r["backwards"] or 0))
     return Row(
@@ -57,7 +77,7 @@ def _row(cells: Sequence[Record], claims: Claims, run_dirs: Sequence[Path]) -> R
         attack=bare_attack(first),
         eps=first["eps"],
         eps_text=first["eps_text"],
-        numbers=_numbers(cells, run_dirs),
+        numbers=_numbers(cells, read),
         trained_on=first["trained_on"],
         stochastic=first["stochastic"],
         draws=first["draws"],
@@ -67,14 +87,14 @@ def _row(cells: Sequence[Record], claims: Claims, run_dirs: Sequence[Path]) -> R
     )
 
 
-def _numbers(cells: Sequence[Record], run_dirs: Sequence[Path]) -> dict[str, Number]:
+def _numbers(cells: Sequence[Record], read: Reader) -> dict[str, Number]:
     by_column: dict[str, list[Record]] = {}
     for r in cells:
         by_column.setdefault(column_of(r), []).append(r)
     adaptive = [r for r in cells if r["knowledge"] == "adaptive"]
-    numbers = {"clean": _clean(cells, run_dirs)}
-    numbers |= {column: _number(same, run_dirs) for column, same in by_column.items() if column != "worst"}
-    return numbers | ({"worst": _number(adaptive, run_dirs, name_single=True)} if adaptive else {})
+    numbers = {"clean": clean_number(cells, read)}
+    numbers |= {column: number(same, read) for column, same in by_column.items() if column != "worst"}
+    return numbers | ({"worst": number(adaptive, read, name_single=True)} if adaptive else {})
 
 
 def column_of(r: Record) -> str:
@@ -87,46 +107,6 @@ def bare_attack(r: Record) -> str:
     return str(parse_single(r["attack"], "attack").without("eps")[0])
 
 
-def _clean(cells: Sequence[Record], run_dirs: Sequence[Path]) -> Number:
-    sound = [r for r in cells if r["error"] is None]
-    if not sound:
-        return Number(accuracy=None, failed=cells[0]["error"])
-    outcomes = read_outcomes(sound[0], run_dirs) if sound[0]["stochastic"] else None
-    accuracy, n = sound[0]["clean_accuracy"], sound[0]["n"]
-    low, high = interval(outcomes.clean_score, sound[0]["seed"]) if outcomes else wilson(accuracy * n, n)
-    return Number(accuracy=accuracy, low=low, high=high)
-
-
-def _number(cells: Sequence[Record], run_dirs: Sequence[Path], name_single: bool = False) -> Number:
-    """The worst case over these cells; failed ones are left to the list of failures, unless nothing else is there."""
-    sound = [r for r in cells if r["error"] is None]
-    if not sound:
-        return Number(accuracy=None, failed=cells[0]["error"])
-    flags = tuple(dict.fromkeys(f for r in sound for f in r["flags"]))
-    outcomes = [o for r in sound if (o := read_outcomes(r, run_dirs)) is not None] if len(sound) > 1 else []
-    read = len(sound) > 1 and len(outcomes) == len(sound)
-    single = len(sound) == 1 or (read and len(distinct(outcomes)) == 1)
-    note = _only(sound) if name_single and single else ""
-    if single or not read:
-        low = min(sound, key=lambda r: float(r["robust_accuracy"]))
-        return Number(accuracy=low["robust_accuracy"], low=low["ci_low"], high=low["ci_high"], note=note, bound=not single, flags=flags)
-    return _of_worst(outcomes, sound[0]["seed"], flags)
-
-
-def _of_worst(outcomes: Sequence[Outcomes], seed: int, flags: tuple[str, ...]) -> Number:
-    score = worst(outcomes)
-    low, high = interval(score, seed)
-    return Number(accuracy=float(score.mean()), low=low, high=high, flags=flags)
-
-
-def _only(cells: Sequence[Record]) -> str:
-    """What a single gradient is called; nothing where there is no purifier to differentiate, or an attack that takes no gradient."""
-    gradients = [r["gradient"] for r in cells if r["gradient"]]
-    if not gradients or canonical(cells[0]["defense"]) == "none":
-        return ""
-    return _ONLY["declared" if "declared" in gradients else gradients[0]]
-
-
 def _flags(records: Iterable[Record]) -> tuple[str, ...]:
     """Each flag of a series once, with its eps."""
     series: dict[tuple[str, str], list[str]] = {}
@@ -134,6 +114,16 @@ def _flags(records: Iterable[Record]) -> tuple[str, ...]:
         for flag in r["flags"] or ():
             series.setdefault((name_of(r), flag), []).append(r["eps_text"])
     return tuple(f"{name}, eps {_listed(eps)}: {flag}" for (name, flag), eps in series.items())
+
+
+def _queries(records: Sequence[Record]) -> tuple[str, ...]:
+    """Accuracy after so many queries, where an attack says when it broke an image."""
+    lines = []
+    for r in records:
+        if after := r.get("accuracy_after"):
+            numbers = ", ".join("not run" if v is None else f"{100 * v:.1f}" for v in after.values())
+            lines.append(f"{name_of(r)}, eps {r['eps_text']}: {numbers} after {', '.join(f'{int(q):,}' for q in after)} queries")
+    return tuple(lines)
 
 
 def _failures(records: Iterable[Record]) -> tuple[str, ...]:

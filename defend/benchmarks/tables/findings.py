@@ -19,7 +19,7 @@ _LEVEL = {"identity": "BPDA"}
 
 def black_box_beats_white_box(records: Sequence[Record]) -> list[str]:
     """Query or transfer against the best adaptive cell at the same eps."""
-    return _told(_black_box_pairs(records), "black box beats white box")
+    return _told(black_box_pairs(records), "black box beats white box")
 
 
 def oblivious_beats_adaptive(records: Sequence[Record]) -> list[str]:
@@ -66,7 +66,7 @@ def name_of(r: Record) -> str:
     return f"{r['defense']}, {r['attack']}, {level}"
 
 
-def _black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "eps")):
         white = [r for r in group if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
         black = [r for r in group if r["knowledge"] in ("query", "transfer")]

@@ -50,6 +50,47 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Worst:
+    """One defense at one eps: the worst case of each image over everything that was run, the clean image among it."""
+
+    defense: str
+    eps: float
+    eps_text: str
+    number: Number
+    clean: Number
+    candidates: int  # cells whose adversarial images differ
+    draws: int
+    all_draws: float | None  # the share of images right in every draw; None where the defense is deterministic
+    majority: float | None  # ... in more than half of them
+    control: Number | None  # the worst over as many null attacks, chosen and read off alike
+    controls: int
+    passes: tuple[float, float]  # forward and backward, per image, over all cells
+    purify_ms: float | None  # per image, on top of the classifier: what the defense costs against none
+    claim: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Two defenses, worst case against worst case, on the same images."""
+
+    title: str  # of the section
+    a: str
+    b: str
+    eps_text: str
+    difference: float  # a - b, as shares
+    low: float
+    high: float
+    p: float
+    p_holm: float  # over all pairs of the table
+    test: str
+    same_attacks: bool
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """Rows over the same images and classifier, in one norm."""
 
@@ -60,6 +101,7 @@ class Section:
     split: str
     seed: int
     rows: tuple[Row, ...]
+    worst: tuple[Worst, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -78,6 +120,9 @@ class Section:
 class Table:
     sections: tuple[Section, ...]
     claims: tuple[str, ...]  # each distinct claim line once
+    signs: tuple[str, ...]  # of masking, or of an attack too weak: no claim survives them
+    comparisons: tuple[Compared, ...]
+    queries: tuple[str, ...]
     findings: tuple[str, ...]
     flags: tuple[str, ...]
     failures: tuple[str, ...]
@@ -97,18 +142,31 @@ class Table:
         return (chr(ord("a") + i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
 
 
+def claims(line: str) -> bool:
+    """Is this a claim, or what keeps it from being one?"""
+    return not line.startswith("no claim")
+
+
 def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
+
+
+def number_text(number: Number) -> str:
+    """25.0 (19.5-31.4), or <= 25.0 where the images were not at hand."""
+    if number.accuracy is None:
+        return "failed"
+    span = f" ({percent(number.low)}-{percent(number.high)})" if number.low is not None else ""
+    return f"{'<= ' if number.bound else ''}{percent(number.accuracy)}{span}"
 
 
 def passes(row: Row) -> str:
     """Forward + backward passes of the pipeline for each image: 20+20, 1.2k+1.2k."""
     if row.forwards is None or row.backwards is None:
         return ""
-    return f"{_short(row.forwards)}+{_short(row.backwards)}"
+    return f"{short(row.forwards)}+{short(row.backwards)}"
 
 
-def _short(count: float) -> str:
+def short(count: float) -> str:
     if count >= 9999.5:
         return f"{count / 1000:.0f}k"
     return f"{count / 1000:.1f}k" if count >= 999.95 else f"{count:.3g}"

@@ -45,6 +45,22 @@ def read_outcomes(record: Record, run_dirs: Sequence[Path]) -> Outcomes | None:
     return Outcomes(**joined, x_adv=tuple(str(u.header["x_adv_sha256"]) for u in there))
 
 
+class Reader:
+    """`read_outcomes` that reads each cell once: one table asks for the same cell many times."""
+
+    def __init__(self, run_dirs: Sequence[Path]) -> None:
+        self.run_dirs = run_dirs
+        self._kept: dict[tuple[str, ...], Outcomes | None] = {}
+
+    def __call__(self, record: Record) -> Outcomes | None:
+        key = tuple(record["units"])
+        if not key or record["error"] is not None:
+            return None
+        if key not in self._kept:
+            self._kept[key] = read_outcomes(record, self.run_dirs)
+        return self._kept[key]
+
+
 def distinct(candidates: Sequence[Outcomes]) -> list[Outcomes]:
     """Candidates whose adversarial images are the same, to the bit, count once."""
     return list({c.x_adv: c for c in candidates}.values())
@@ -53,15 +69,29 @@ def distinct(candidates: Sequence[Outcomes]) -> list[Outcomes]:
 def worst(candidates: Sequence[Outcomes]) -> Bits:
     """The worst case of each image over the candidates, the clean image among them: (n, K).
 
-    Deterministic: right only where right under all. Stochastic: the candidate that does worst on `select`, read off on `score`,
-    because the minimum of noisy estimates falls by itself. Ties go to the candidate that is stronger on `select` over all images.
+    Deterministic: right only where right under all. Stochastic: the candidate that does worst on `select`, as far as that tells more
+    than chance (see `_estimated`), read off on `score`, because the minimum of noisy estimates falls by itself.
     """
     some = distinct(candidates)
     if some[0].select is None or some[0].clean_select is None:
         return np.asarray(np.minimum.reduce([some[0].clean_score, *(c.score for c in some)]), np.uint8)
     select = np.stack([some[0].clean_select, *(c.select for c in some if c.select is not None)])
     score = np.stack([some[0].clean_score, *(c.score for c in some)])
-    strongest_first = np.argsort(select.mean((1, 2)), kind="stable")
-    shares = select.mean(2)[strongest_first]  # (m, n)
-    chosen = strongest_first[shares.argmin(0)]
+    strongest_first = np.argsort(select.mean((1, 2)), kind="stable")  # ties go to the candidate that is stronger over all images
+    chosen = strongest_first[_estimated(select[strongest_first]).argmin(0)]
     return np.asarray(score[chosen, np.arange(score.shape[1])], np.uint8)
+
+
+def _estimated(select: Bits) -> NDArray[np.float64]:
+    """The share of right draws of each image under each candidate, from draws (m, n, 10): (m, n). Efron, Morris, JASA 70 (1975) 311.
+
+    The mean of the image and of the candidate, and of what is left the part that is no sampling noise. With the bare shares, an image
+    would often go to a null attack whose ten draws came out low by chance, and adding null attacks would raise the worst case.
+    """
+    share, draws = select.mean(2), select.shape[2]
+    additive = share.mean(0) + share.mean(1, keepdims=True) - share.mean()
+    left = share - additive
+    noise = (share * (1 - share)).mean(1) / max(1, draws - 1) * (1 - 1 / len(share))  # of `left`, were there nothing else in it
+    spread = (left**2).sum(1) / max(1, left.shape[1] - 1)
+    trust = np.clip(1 - noise / np.maximum(spread, 1e-12), 0, 1)
+    return np.asarray(np.round(additive + trust[:, None] * left, 12), np.float64)  # rounded: the order of the candidates decides nothing

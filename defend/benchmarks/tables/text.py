@@ -15,15 +15,16 @@ from rich.text import Text
 
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.claims import IMAGES
-from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Number, Row, Section, Table, passes, percent
+from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Number, Section, Table, Worst, claims, number_text, passes, percent, short
 from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.worst import heading, said
 
 Form = Callable[[Number | None], Text]
 _NAME = 28  # characters after which a spec is folded
 
 
 def print_table(records: Sequence[Record], console: Console, run_dirs: Sequence[Path] = ()) -> None:
-    """run_dirs: where the units lie, for worst cases image by image. Nothing is bold, nothing ranked: no row here is a claim."""
+    """run_dirs: where the units lie, for worst cases image by image. Nothing is bold, nothing ranked."""
     model = table(records, run_dirs)
     for section in model.sections:
         console.print(Text(section.title))
@@ -60,7 +61,8 @@ def _grid(model: Table, section: Section, form: Form) -> Grid:
         new = row.defense != above[0]
         shown = names if new else (*[""] * (len(names) - 1), row.attack if row.attack != above[-1] else "")
         cells = [form(row.numbers.get(c)) for c in section.columns]
-        grid.add_row(*(Text(s) for s in shown), Text(row.eps_text), *cells, Text(passes(row)), Text(f"no [{model.mark(row)}]" if _no_claim(row) else row.claim))
+        claim = f"{'yes' if claims(row.claim) else 'no'} [{model.mark(row)}]"
+        grid.add_row(*(Text(s) for s in shown), Text(row.eps_text), *cells, Text(passes(row)), Text(claim))
         above = names
     return grid
 
@@ -70,7 +72,7 @@ def _narrow(model: Table, section: Section, form: Form) -> Group:
     parts: list[RenderableType] = []
     for (defense, attack), same in groupby(section.rows, lambda row: (row.defense, row.attack)):
         rows = list(same)
-        about = [defense, attack, f"{passes(rows[0])} passes", f"no claim [{model.mark(rows[0])}]" if _no_claim(rows[0]) else rows[0].claim]
+        about = [defense, attack, f"{passes(rows[0])} passes", f"{'claim' if claims(rows[0].claim) else 'no claim'} [{model.mark(rows[0])}]"]
         if rows[0].trained_on:
             about.insert(1, f"trained on {rows[0].trained_on}")
         grid = _empty([], section.columns, [])
@@ -91,10 +93,6 @@ def _empty(names: Sequence[str], columns: Sequence[str], last: Sequence[str]) ->
     for name in last:
         grid.add_column(Text(name), justify="right", no_wrap=True)
     return grid
-
-
-def _no_claim(row: Row) -> bool:
-    return row.claim.startswith("no claim")
 
 
 def _beside(digits: int) -> Form:
@@ -127,12 +125,29 @@ def _cell(number: Number | None, interval: Callable[[Number], str], between: str
 
 def _notes(model: Table) -> list[tuple[str, Sequence[str]]]:
     """Titled blocks, the empty ones left out."""
-    claims = [f"[{model.letter(claim)}] {claim}" for claim in model.claims]
+    marked = [f"[{model.letter(claim)}] {claim}" for claim in model.claims]
     blocks = [
-        ("", claims),
+        ("", marked),
+        *((f"Worst case of each image over everything that was run, {s.title}:", [_worst(model, w) for w in s.worst]) for s in model.sections),
+        (heading(model.comparisons), [said(c) for c in model.comparisons]),
+        ("Accuracy after so many queries:", model.queries),
+        ("No claim survives:", model.signs),
         ("What comparing cells shows:", model.findings),
         ("Flags (marked !):", model.flags),
         ("Failed:", model.failures),
         ("How to read this:", model.reading),
     ]
     return [(title, lines) for title, lines in blocks if lines]
+
+
+def _worst(model: Table, w: Worst) -> str:
+    """median: 25.0 (19.5-31.4) of 93.5 clean at eps 0.2; ..."""
+    parts = [f"{w.defense}: {number_text(w.number)} of {percent(w.clean.accuracy)} clean at eps {w.eps_text}"]
+    if w.all_draws is not None:
+        parts.append(f"right in all {w.draws} draws {percent(w.all_draws)}, in most {percent(w.majority)} (a {w.draws} times dearer defense)")
+    if w.control is not None:
+        parts.append(f"harmless control {number_text(w.control)} ({w.controls} null attack{'s' if w.controls > 1 else ''} for {w.candidates})")
+    parts.append(f"{w.candidates} attack{'s' if w.candidates > 1 else ''}, {short(w.passes[0])}+{short(w.passes[1])} passes")
+    if w.purify_ms is not None:
+        parts.append(f"purifying costs {w.purify_ms:.2g} ms per image")
+    return "; ".join([*parts, f"[{model.letter(w.claim)}]"])

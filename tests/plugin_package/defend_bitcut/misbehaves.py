@@ -23,3 +23,12 @@ class Misbehaves(Purifier):
         if self.how == "raises" and not torch.equal(16 * x, (16 * x).round()):  # the clean images of `digits` have 17 shades
             raise RuntimeError("adversarial images are not to my taste")
         return {"nan": torch.full_like(x, torch.nan), "random": (x + 0.3 * noise.normal(x)).clamp(0, 1)}.get(self.how, x)
+
+
+class Detached(Purifier):
+    """Changes nothing, and claims a gradient that it does not have."""
+
+    card = Card(paper="none: a broken example", gradient="exact", stochastic=False)
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        return x.detach().clone()

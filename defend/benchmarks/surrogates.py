@@ -1,0 +1,63 @@
+"""What a transfer attack is made on: the pipelines that were given, or the one that stands for the defense."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from defend import weights
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.suite import Suite
+from defend.chain import Chain
+from defend.learned import Learned
+from defend.purifier import Purifier
+from defend.spec import Spec, parse
+from defend.weights import ZooEntry
+
+
+def surrogates_of(suite: Suite, parts: Parts, classifier: str, defense: str) -> tuple[tuple[str, ...], str]:
+    """(the surrogates, why there is none of the defense's own kind). Those given; and by a protocol, or where none is given, the default."""
+    alike = any(_names(given)[:-1] == _names(defense) for given in suite.surrogates)
+    if alike or (suite.surrogates and suite.protocol is None):
+        return suite.surrogates, ""
+    found, why = default_surrogate(parts, classifier, defense)
+    return (*suite.surrogates, *([found] if found else [])), why
+
+
+def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str | None, str]:
+    """A purifier trained anew, as the zoo marks it, before the same classifier; where nothing is trained, the same purifier before
+    another classifier of that data set. (None, why) where there is none."""
+    whole = parts.defense(defense)
+    members: Sequence[Purifier] = whole.members if isinstance(whole, Chain) else (whole,)
+    if not any(isinstance(m, Learned) for m in members):
+        other = _another_classifier(parts, classifier)
+        if other is None:
+            return None, f"no other classifier of {parts.dataset_name} is in a zoo: give --surrogate {defense}+C"
+        return f"{defense}+{other.component}:weights={other.name}", ""
+    specs = []
+    for spec, member in zip(parse(defense), members, strict=True):
+        anew = _trained_anew(spec, member, parts.dataset_name) if isinstance(member, Learned) else spec
+        if anew is None:
+            return None, f"no zoo has weights of {spec.name} on {parts.dataset_name} marked `surrogate`: give --surrogate DEFENSE+C"
+        specs.append(str(anew))
+    return "+".join([*specs, classifier]), ""
+
+
+def _trained_anew(spec: Spec, member: Learned, dataset: str) -> Spec | None:
+    """The same component and fields with the zoo's surrogate weights."""
+    own = set(member.weights_sha256.values())
+    for e in weights.zoo().values():
+        if e.surrogate and (e.kind, e.component, e.dataset) == ("defense", member.component, dataset) and e.sha256 not in own:
+            kept = tuple(p for p in spec.params if p[0] != "weights" and p[0] not in e.fields)
+            return Spec(spec.name, tuple(sorted((*kept, ("weights", e.name)))))
+    return None
+
+
+def _another_classifier(parts: Parts, classifier: str) -> ZooEntry | None:
+    """Those marked as surrogates first, then defaults, then by name."""
+    own = set(parts.classifier(classifier).weights_sha256.values())
+    there = [e for e in weights.zoo().values() if (e.kind, e.dataset) == ("classifier", parts.dataset_name) and e.sha256 not in own]
+    return min(there, key=lambda e: (not e.surrogate, not e.default, e.name), default=None)
+
+
+def _names(spec: str) -> list[str]:
+    return [member.name for member in parse(spec)]

@@ -1,0 +1,63 @@
+"""What no claim survives: signs that an attack was too weak, or the gradient masked. Of the records of one defense on one classifier.
+
+Sources: Athalye, Carlini, Wagner, arXiv:1802.00420, section 3.1; Carlini et al., arXiv:1902.06705, section 5; AutoAttack's checks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from defend.benchmarks.tables.claims import at_claim, bare, is_unbounded
+from defend.benchmarks.tables.findings import black_box_pairs, name_of
+from defend.benchmarks.tables.outcomes import Record
+
+STANDS = 0.01  # of the images may be right at eps 1
+DEAD = 0.01  # of the images may have a gradient of zero: a saturated softmax in float32, which DLR does not mind
+_DEAD = re.compile(r"zero gradient: (\d+) of (\d+) images")
+Doubt = Callable[[Sequence[Record], Sequence[Record]], str]  # (records of the norm, those of every norm) -> the sign in a few words, or nothing
+
+
+def declared_alone(records: Sequence[Record], _: Sequence[Record]) -> str:
+    gradients = {r["gradient"] for r in _white(records)}
+    return "the declared gradient alone was attacked" if gradients == {"declared"} and not bare(records[0]["defense"]) else ""
+
+
+def without_eot(records: Sequence[Record], _: Sequence[Record]) -> str:
+    white = [r for r in _white(records) if r["stochastic"]]
+    return "randomised, and attacked without EOT" if white and all(r["eot"] == 1 for r in white) else ""
+
+
+def black_box_wins(records: Sequence[Record], _: Sequence[Record]) -> str:
+    pairs = list(black_box_pairs(at_claim(records)))
+    return f"black box beats white box: {name_of(pairs[0][0]).removeprefix(pairs[0][0]['defense'] + ', ')}" if pairs else ""
+
+
+def survives_eps_1(_: Sequence[Record], every: Sequence[Record]) -> str:
+    """Through one of its gradients, any pipeline that has one can be led anywhere."""
+    left = [r["robust_accuracy"] for r in every if is_unbounded(r)]
+    return f"PGD at eps 1 from the clean image leaves {100 * min(left):.1f} %" if left and min(left) > STANDS else ""
+
+
+def dead_gradients(records: Sequence[Record], _: Sequence[Record]) -> str:
+    seen = [(int(m[1]) / int(m[2]), r) for r in _white(records) for flag in r["flags"] if (m := _DEAD.match(flag))]
+    share, r = max(seen, key=lambda pair: pair[0], default=(0.0, {}))
+    return f"the {r['gradient']} gradient vanishes on {100 * share:.1f} % of the images" if share > DEAD else ""
+
+
+def failed_cells(_: Sequence[Record], every: Sequence[Record]) -> str:
+    count = sum(r["error"] is not None for r in every)
+    return f"{count} cell{'s' if count > 1 else ''} failed" if count else ""
+
+
+DOUBTS: tuple[Doubt, ...] = (declared_alone, without_eot, black_box_wins, survives_eps_1, dead_gradients, failed_cells)
+
+
+def doubts(records: Sequence[Record], relatives: Sequence[Record] = ()) -> list[str]:
+    """Each in a few words. records: of one (data set, classifier, defense, norm); relatives: the same defense's in other norms."""
+    every = [*records, *relatives]
+    return [said for doubt in DOUBTS if (said := doubt(records, every))]
+
+
+def _white(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r["error"] is None and r["knowledge"] == "adaptive" and r["access"] == "gradient"]

@@ -1,0 +1,53 @@
+"""Records -> one number of the table: of one cell, or the worst case over several, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from defend.benchmarks.stats import interval, wilson
+from defend.benchmarks.tables.model import Number
+from defend.benchmarks.tables.outcomes import Outcomes, Record, distinct, worst
+from defend.spec import canonical
+
+Read = Callable[[Record], Outcomes | None]
+_ONLY = {"declared": "declared only", "identity": "BPDA only", "learned": "learned only"}
+
+
+def clean_number(cells: Sequence[Record], read: Read) -> Number:
+    sound = [r for r in cells if r["error"] is None]
+    if not sound:
+        return Number(accuracy=None, failed=cells[0]["error"])
+    outcomes = read(sound[0]) if sound[0]["stochastic"] else None
+    accuracy, n = sound[0]["clean_accuracy"], sound[0]["n"]
+    low, high = interval(outcomes.clean_score, sound[0]["seed"]) if outcomes else wilson(accuracy * n, n)
+    return Number(accuracy=accuracy, low=low, high=high)
+
+
+def number(cells: Sequence[Record], read: Read, name_single: bool = False) -> Number:
+    """The worst case over these cells; failed ones are left to the list of failures, unless nothing else is there."""
+    sound = [r for r in cells if r["error"] is None]
+    if not sound:
+        return Number(accuracy=None, failed=cells[0]["error"])
+    flags = tuple(dict.fromkeys(f for r in sound for f in r["flags"]))
+    outcomes = [o for r in sound if (o := read(r)) is not None] if len(sound) > 1 else []
+    whole = len(sound) > 1 and len(outcomes) == len(sound)
+    single = len(sound) == 1 or (whole and len(distinct(outcomes)) == 1)
+    note = _only(sound) if name_single and single else ""
+    if single or not whole:
+        low = min(sound, key=lambda r: float(r["robust_accuracy"]))
+        return Number(accuracy=low["robust_accuracy"], low=low["ci_low"], high=low["ci_high"], note=note, bound=not single, flags=flags)
+    return _of_worst(outcomes, sound[0]["seed"], flags)
+
+
+def _of_worst(outcomes: Sequence[Outcomes], seed: int, flags: tuple[str, ...]) -> Number:
+    score = worst(outcomes)
+    low, high = interval(score, seed)
+    return Number(accuracy=float(score.mean()), low=low, high=high, flags=flags)
+
+
+def _only(cells: Sequence[Record]) -> str:
+    """What a single gradient is called; nothing where there is no purifier to differentiate, or an attack that takes no gradient."""
+    gradients = [r["gradient"] for r in cells if r["gradient"]]
+    if not gradients or canonical(cells[0]["defense"]) == "none":
+        return ""
+    return _ONLY["declared" if "declared" in gradients else gradients[0]]

@@ -1,0 +1,134 @@
+"""The worst case of each image over everything that was run, for each defense; and defenses compared, worst case against worst case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import median
+
+from defend.benchmarks.controls import is_control
+from defend.benchmarks.stats import LEVEL, compare, holm, interval
+from defend.benchmarks.tables.claims import bare, claim_eps
+from defend.benchmarks.tables.model import Compared, Number, Section, Worst
+from defend.benchmarks.tables.numbers import clean_number, number
+from defend.benchmarks.tables.outcomes import Bits, Reader, Record, distinct, worst
+from defend.spec import parse_single
+
+Claims = Mapping[tuple[object, ...], str]
+
+
+def worst_cases(records: Sequence[Record], claims: Claims, read: Reader) -> tuple[Worst, ...]:
+    """One for each defense of a section, at the eps that `comparable` names."""
+    eps = comparable(records)
+    found = (_worst_case(_of(records, *series, eps), claims, read) for series in dict.fromkeys((r["defense"], r["draws"]) for r in records))
+    return tuple(w for w in found if w is not None)
+
+
+def comparable(records: Sequence[Record]) -> float:
+    """The claim eps where a cell was run at it; else the largest at which most defenses have a cell: eps 1 is a check, no budget."""
+    first = records[0]
+    claim = claim_eps(first["dataset"]).get(first["norm"])
+    epsilons = {float(r["eps"]) for r in records}
+    if claim is not None and (near := [e for e in epsilons if abs(e - claim) < 1e-9]):
+        return near[0]
+    inside = [e for e in epsilons if first["norm"] != "Linf" or e < 1] or list(epsilons)
+    return max(inside, key=lambda e: (len({r["defense"] for r in records if r["eps"] == e}), e))
+
+
+def claimed(records: Sequence[Record], read: Reader) -> str:
+    """The value of a claim: the worst case over everything at its eps."""
+    found, _ = worst_over(_candidates(records), read)
+    if found.accuracy is None or found.low is None or found.high is None:
+        return "no value"
+    at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
+    return f"{'<= ' if found.bound else ''}{100 * found.accuracy:.1f} % right ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
+
+
+def worst_over(cells: Sequence[Record], read: Reader) -> tuple[Number, Bits | None]:
+    """The number, and outcomes (n, K) where the units of all cells are at hand; without them, their minimum as a bound."""
+    sound = [r for r in cells if r["error"] is None]
+    outcomes = [o for r in sound if (o := read(r)) is not None]
+    if not sound or len(outcomes) < len(sound) or len({o.score.shape for o in outcomes}) > 1:
+        return number(cells, lambda _: None), None
+    score = worst(outcomes)
+    low, high = interval(score, sound[0]["seed"])
+    return Number(accuracy=float(score.mean()), low=low, high=high), score
+
+
+def comparisons(sections: Sequence[Section], records: Sequence[Record], read: Reader) -> tuple[Compared, ...]:
+    """All pairs of defenses of each section whose units are at hand; Holm's adjustment is over all of them."""
+    made = [pair for section in sections for pair in _pairs(section, records, read)]
+    adjusted = holm([c.p for c in made])
+    return tuple(Compared(**{**vars(c), "p_holm": p}) for c, p in zip(made, adjusted, strict=True))
+
+
+def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Compared]:
+    keys = ("dataset", "classifier", "norm", "n", "split", "seed")
+    mine = [r for r in records if all(r[k] == getattr(section, k) for k in keys)]
+    found = []
+    for w in section.worst:
+        cells = _candidates(_of(mine, w.defense, w.draws, w.eps))
+        _, score = worst_over(cells, read)
+        if score is not None:
+            found.append((w, score, {_attack(r) for r in cells}))
+    made = []
+    for (a, score_a, attacks_a), (b, score_b, attacks_b) in combinations(found, 2):
+        c = compare(score_a, score_b, section.seed)
+        made.append(
+            Compared(
+                title=section.title, a=a.defense, b=b.defense, eps_text=a.eps_text, difference=c.difference, low=c.low, high=c.high, p=c.p, p_holm=c.p,
+                test=c.test, same_attacks=_alike(a.defense, attacks_a, b.defense, attacks_b),
+            )
+        )  # fmt: skip
+    return made
+
+
+def _worst_case(cells: Sequence[Record], claims: Claims, read: Reader) -> Worst | None:
+    candidates, controls = _candidates(cells), [r for r in cells if is_control(r["attack"]) and r["error"] is None]
+    if not any(r["error"] is None for r in candidates):
+        return None
+    first = candidates[0]
+    found, score = worst_over(candidates, read)
+    outcomes = [o for r in candidates if (o := read(r)) is not None]
+    draws = score if first["stochastic"] else None
+    speeds = [r["purify_images_per_second"] for r in cells if r["purify_images_per_second"]]
+    return Worst(
+        defense=first["defense"], eps=first["eps"], eps_text=first["eps_text"], number=found, clean=clean_number(candidates, read),
+        candidates=len(distinct(outcomes)) if score is not None else sum(r["error"] is None for r in candidates), draws=first["draws"],
+        all_draws=None if draws is None else float((draws.min(1) == 1).mean()),
+        majority=None if draws is None else float((draws.mean(1) > 0.5).mean()),
+        control=worst_over(controls, read)[0] if controls else None, controls=len(controls),
+        passes=(sum(r["forwards"] or 0 for r in candidates), sum(r["backwards"] or 0 for r in candidates)),
+        purify_ms=1000 / median(speeds) if speeds else None, claim=claims[tuple(first[k] for k in ("dataset", "classifier", "defense", "norm"))],
+    )  # fmt: skip
+
+
+def _of(records: Sequence[Record], defense: str, draws: int, eps: float) -> list[Record]:
+    return [r for r in records if (r["defense"], r["draws"]) == (defense, draws) and abs(r["eps"] - eps) < 1e-9]
+
+
+def _candidates(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if not is_control(r["attack"])]
+
+
+def _attack(r: Record) -> tuple[str, ...]:
+    """What was run, whatever stands for the other pipeline."""
+    return str(parse_single(r["attack"], "attack").without("eps")[0]), r["knowledge"], str(r["gradient"])
+
+
+def _alike(a: str, attacks_a: set[tuple[str, ...]], b: str, attacks_b: set[tuple[str, ...]]) -> bool:
+    """Behind no purifier nothing is learned."""
+    alone = bare(a) or bare(b)
+    return {t for t in attacks_a if not (alone and t[-1] == "learned")} == {t for t in attacks_b if not (alone and t[-1] == "learned")}
+
+
+def said(c: Compared) -> str:
+    """jpeg against median, eps 8/255: +3.0 points (1.2 to 4.8), p = 0.004."""
+    points = f"{100 * c.difference:+.1f} points ({100 * c.low:+.1f} to {100 * c.high:+.1f})"
+    verdict = f"p = {c.p_holm:.2g}" if c.significant else f"no significant difference (p = {c.p_holm:.2g})"
+    unlike = "" if c.same_attacks else "; not under the same attacks"
+    return f"{c.a} against {c.b}, eps {c.eps_text}: {points}, {verdict}, {c.test}{unlike}"
+
+
+def heading(compared: Sequence[Compared]) -> str:
+    return f"Pairs, worst case against worst case (p-values by Holm over {len(compared)}, differences with {100 * LEVEL:.0f} % intervals):"

@@ -1,0 +1,350 @@
+"""What is printed of an evaluation as a whole: signs that no claim survives, worst cases over everything, the control, pairs, queries."""
+
+import json
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from made_runs import cell, failed, keep, record
+from rich.console import Console
+from test_tables import DECLARED, IDENTITY, LEARNED, complete, unbounded
+
+import defend
+from defend.attacks.control import Control
+from defend.benchmarks.queries import accuracy_after, still_falls
+from defend.benchmarks.report import write_report
+from defend.benchmarks.stats import interval, wilson
+from defend.benchmarks.tables import print_table, table
+from defend.benchmarks.tables.claims import missing
+from defend.benchmarks.tables.doubts import doubts
+from defend.benchmarks.tables.outcomes import Outcomes, read_outcomes, worst
+from defend.benchmarks.units import Unit
+from defend.noise import Noise
+
+# what no claim survives
+
+
+def claim_of(records):
+    (line,) = {row.claim for row in table(records).rows}
+    return line
+
+
+def printed(records, run_dirs=(), width=160):
+    out = StringIO()
+    print_table(records, Console(file=out, width=width, color_system=None), run_dirs)
+    return out.getvalue()
+
+
+SIGNS = {
+    "declared alone": (
+        lambda: [r for r in complete() if r["gradient"] in (None, "declared")],
+        "the declared gradient alone was attacked",
+    ),
+    "no EOT": (
+        lambda: [r | {"stochastic": True} for r in complete()],
+        "randomised, and attacked without EOT",
+    ),
+    "black box": (
+        lambda: [*(r | {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53} if r["knowledge"] == "adaptive" and r["eps"] < 1 else r for r in complete())],
+        "black box beats white box: pgd, transfer from jpeg+convnet",
+    ),
+    "eps 1": (
+        lambda: [unbounded(r["gradient"], right=11) if r["eps"] == 1 else r for r in complete()],
+        "PGD at eps 1 from the clean image leaves 1.1 %",
+    ),
+    "dead": (
+        lambda: [r | {"flags": ["zero gradient: 11 of 1000 images"]} if r["gradient"] == "declared" else r for r in complete()],
+        "the declared gradient vanishes on 1.1 % of the images",
+    ),
+    "failed": (lambda: [*complete(), failed(n=1000, attack="fgsm")], "1 cell failed"),
+}
+
+
+@pytest.mark.parametrize("what", SIGNS)
+def test_each_sign_is_printed_and_no_claim_survives_it(what):
+    make, said = SIGNS[what]
+    records = make()
+    assert claim_of(complete()).startswith("claim: ladder-1, ")
+    assert said in claim_of(records) and claim_of(records).startswith("no claim (")
+    assert f"median before convnet, digits-m, Linf: {said}." in " ".join(printed(records).split())
+    assert "no [a]" in printed(records)
+
+
+def test_what_is_no_sign():
+    """Behind no purifier there is one gradient; one that works is enough at eps 1; a few dead images are float32's."""
+    alone = [r | {"defense": "none"} for r in complete() if r["gradient"] in (None, "declared", "identity")]
+    assert missing(alone) == [] and doubts(alone) == []
+    assert doubts([r | {"defense": "none"} for r in SIGNS["declared alone"][0]()]) == []
+    one_works = [unbounded(r["gradient"], right=500 if r["gradient"] == "declared" else 0) if r["eps"] == 1 else r for r in complete()]
+    assert doubts(one_works) == []
+    few = [r | {"flags": ["zero gradient: 10 of 1000 images"]} for r in complete()]
+    assert doubts(few) == []
+
+
+def test_null_attacks_beside_the_protocol_change_no_claim():
+    null = [record(990, attack=f"null:draw={i}", n=1000, knowledge="query", access="labels") for i in range(10)]
+    null += [record(990, attack=f"nil:draw={i}", n=1000, eot=1, **DECLARED) for i in range(10)]
+    assert claim_of([*complete(), *null]) == claim_of(complete())
+
+
+def test_attacks_beside_the_protocol_lower_its_value():
+    lower = record(2, attack="other", n=1000, eps=16 / 255, **IDENTITY)
+    assert "claim: ladder-1, <= 0.2 % right" in claim_of([*complete(), lower])
+
+
+def test_the_value_of_a_claim_is_the_worst_case_image_by_image(tmp_path):
+    made = [cell(tmp_path, np.r_[np.zeros(k), np.ones(1000 - k)], shard=500, **r | {"units": []}) for k, r in enumerate(complete())]
+    line = claim_of_units(made, tmp_path)
+    worst_of = 1000 - max(k for k, r in enumerate(complete()) if r["eps"] < 1)
+    low, high = wilson(worst_of, 1000)
+    assert line.startswith("no claim")  # eps 1 leaves 99 %
+    made = [r | {"robust_accuracy": 0.0} if r["eps"] == 1 else r for r in made]
+    assert claim_of_units(made, tmp_path) == (
+        f"claim: ladder-1, {worst_of / 10:.1f} % right ({100 * low:.1f} to {100 * high:.1f}) in the worst case at Linf eps 16/255"
+    )
+
+
+def claim_of_units(records, folder):
+    (line,) = {row.claim for row in table(records, [folder]).rows}
+    return line
+
+
+def test_a_failed_cell_does_not_hide_what_was_run():
+    """Its eps is the claim's, whatever became of it."""
+    lacking = missing([failed(attack="apgd", n=1000, eps=16 / 255, protocol="ladder-1")])
+    assert not {"claim eps", "test split", "n >= 1,000"} & set(lacking)
+
+
+def test_an_eps_1_that_is_unlike_the_protocols_is_no_evidence():
+    few = [r | {"n": 100} if r["eps"] == 1 else r for r in complete()]
+    started = [r | {"settings": {"attack": {"steps": 40, "random_start": True}}} if r["eps"] == 1 else r for r in complete()]
+    lacking = ["PGD at eps 1 from the clean image, through every gradient"]
+    assert missing(few) == missing(started) == lacking
+
+
+def test_the_eps_1_of_linf_speaks_for_l2():
+    l2 = [r | {"norm": "L2", "dataset": "cifar10", "eps": 0.5} for r in complete() if r["eps"] < 1]
+    linf = [r | {"dataset": "cifar10", "eps": r["eps"] if r["eps"] == 1 else 8 / 255} for r in complete()]
+    assert missing(l2, linf) == []
+    assert missing(l2) == ["PGD at eps 1 from the clean image, through every gradient"]
+    assert len([c for c in table([*linf, *l2]).claims if c.startswith("claim: ladder-1, ")]) == 2
+
+
+def test_below_four_classes_targeted_dlr_is_not_owed():
+    few = [r | {"settings": r["settings"] | {"classifier": {"classes": 3}}} for r in complete() if r["settings"]["attack"].get("loss") != "dlr-targeted"]
+    assert missing(few) == []
+    assert missing([r | {"settings": r["settings"] | {"classifier": {"classes": 4}}} for r in few]) == ["adaptive targeted APGD-DLR through every gradient"]
+
+
+def test_a_bare_classifier_by_another_spelling_is_no_pipeline():
+    records = [r | {"surrogate": "none+resnet20"} if r["knowledge"] == "transfer" else r for r in complete()]
+    assert missing(records) == ["transfer from a pipeline"]
+    assert missing([r | {"defense": "none"} for r in records]) == []
+
+
+# worst cases, pairs, the control
+
+
+def test_the_worst_case_is_over_every_attack_and_level(tmp_path):
+    records = [
+        cell(tmp_path, [1, 1, 1, 0], knowledge="oblivious"),
+        cell(tmp_path, [1, 1, 0, 1], attack="fgsm", **DECLARED),
+        cell(tmp_path, [0, 1, 1, 1], attack="square", knowledge="query", access="scores"),
+        cell(tmp_path, [0, 0, 0, 0], eps=0.5, **DECLARED),  # another eps
+    ]
+    (w,) = table(records, [tmp_path]).sections[0].worst
+    assert (w.number.accuracy, w.candidates, w.passes) == (0.25, 3, (60.0, 60.0))
+    assert (w.number.low, w.number.high) == wilson(1, 4)
+    assert w.purify_ms == pytest.approx(0.25)
+    said = "median: 25.0 (4.6-69.9) of 100.0 clean at eps 16/255; 3 attacks, 60+60 passes; purifying costs 0.25 ms per image; [a]"
+    assert said in printed(records, [tmp_path])
+
+
+def test_without_units_it_is_a_bound():
+    (w,) = table([record(100), record(50, **DECLARED)]).sections[0].worst
+    assert (w.number.accuracy, w.number.bound) == (0.25, True)
+    assert table([record(100), record(50, defense="jpeg")]).comparisons == ()
+
+
+def noisy(folder, name, p, seed, n=300, **over):
+    """A cell of a stochastic purifier whose image i is right with probability p[i]."""
+    rng = np.random.default_rng(seed)
+    score, select = ((rng.uniform(size=(n, k)) < p).astype(np.uint8) for k in (20, 10))
+    clean = np.random.default_rng(0)
+    clean_select, clean_score = ((clean.uniform(size=(n, k)) < P).astype(np.uint8) for k in (10, 20))
+    return cell(folder, score, clean=clean_score, select=select, clean_select=clean_select, attack=name, shard=100, **over)
+
+
+P = np.random.default_rng(1).uniform(0.3, 0.9, (300, 1))
+
+
+def test_ten_null_attacks_do_not_move_a_stochastic_worst_case_by_more_than_its_interval(tmp_path):
+    attack = noisy(tmp_path, "pgd", 0.8 * P, 2, **DECLARED)
+    null = [noisy(tmp_path, f"null:draw={i}", P, 3 + i, knowledge="query", access="labels") for i in range(10)]
+    (alone,), (beside,) = (table(records, [tmp_path]).sections[0].worst for records in ([attack], [attack, *null]))
+    assert abs(beside.number.accuracy - alone.number.accuracy) <= (alone.number.high - alone.number.low) / 2
+    naive = np.minimum.reduce([read_outcomes(r, [tmp_path]).score.mean(1) for r in [attack, *null]]).mean()
+    assert naive < alone.number.low  # what the minimum of the scores themselves would say
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("count", [1, 10])
+def test_null_attacks_do_not_help_the_defender_either(strength, count):
+    """On bare shares of ten draws, many images would go to a null attack that came out low by chance."""
+    rng = np.random.default_rng(5)
+    p = rng.uniform(0.3, 0.9, (2000, 1))
+
+    def drawn(q, name):
+        score, select = ((rng.uniform(size=(2000, k)) < q).astype(np.uint8) for k in (20, 10))
+        return Outcomes(score=score, select=select, clean_score=clean[0], clean_select=clean[1], x_adv=(name,))
+
+    clean = [(rng.uniform(size=(2000, k)) < p).astype(np.uint8) for k in (20, 10)]
+    attack, null = drawn(strength * p, "attack"), [drawn(p, str(i)) for i in range(count)]
+    assert worst([attack, *null]).mean() == pytest.approx(strength * p.mean(), abs=0.015)
+
+
+def test_two_attacks_that_break_different_images_are_both_used_among_null_attacks():
+    rng = np.random.default_rng(6)
+    p, first = rng.uniform(0.5, 0.9, (2000, 1)), rng.uniform(size=(2000, 1)) < 0.5
+
+    def drawn(q, name):
+        score, select = ((rng.uniform(size=(2000, k)) < q).astype(np.uint8) for k in (20, 10))
+        return Outcomes(score=score, select=select, clean_score=clean[0], clean_select=clean[1], x_adv=(name,))
+
+    clean = [(rng.uniform(size=(2000, k)) < p).astype(np.uint8) for k in (20, 10)]
+    halves = [drawn(np.where(first == one, 0.1, p), str(one)) for one in (True, False)]
+    assert worst([*halves, *(drawn(p, f"null{i}") for i in range(10))]).mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_control_is_treated_as_the_attacks_are_and_is_no_attack(tmp_path):
+    attacks = [noisy(tmp_path, f"pgd:steps={i}", 0.8 * P, 20 + i, **DECLARED) for i in range(1, 4)]
+    controls = [noisy(tmp_path, f"control:draw={i}", P, 30 + i, knowledge="query", access="labels") for i in range(3)]
+    model = table([*attacks, *controls], [tmp_path])
+    (w,) = model.sections[0].worst
+    assert {row.attack for row in model.rows} == {"pgd:steps=1", "pgd:steps=2", "pgd:steps=3"}
+    assert (w.candidates, w.controls) == (3, 3)
+    expected = worst([read_outcomes(r, [tmp_path]) for r in controls])
+    assert w.control.accuracy == pytest.approx(expected.mean())
+    score = worst([read_outcomes(r, [tmp_path]) for r in attacks])
+    assert w.number.accuracy == pytest.approx(score.mean())
+    assert w.all_draws == pytest.approx((score.min(1) == 1).mean()) and w.majority == pytest.approx((score.mean(1) > 0.5).mean())
+    text = " ".join(printed([*attacks, *controls], [tmp_path]).split())
+    assert f"harmless control {100 * w.control.accuracy:.1f}" in text and "(a 20 times dearer defense)" in text
+
+
+def test_pairs_are_compared_on_the_same_images_with_holm_over_all(tmp_path):
+    rng = np.random.default_rng(0)
+    outcomes = {"none": np.zeros(200), "jpeg": rng.uniform(size=200) < 0.5, "median": rng.uniform(size=200) < 0.5}
+    records = [cell(tmp_path, score, defense=d, shard=100, **DECLARED) for d, score in outcomes.items()]
+    found = table(records, [tmp_path]).comparisons
+    assert [(c.a, c.b, c.significant) for c in found] == [("none", "jpeg", True), ("none", "median", True), ("jpeg", "median", False)]
+    for c in found:
+        assert c.difference == pytest.approx(outcomes[c.a].mean() - outcomes[c.b].mean())
+        assert c.low < c.difference < c.high and c.p <= c.p_holm and c.same_attacks
+    text = printed(records, [tmp_path])
+    assert "no significant difference" in text and text.count("against median, eps 16/255") == 2
+
+
+def test_a_pair_under_other_attacks_says_so(tmp_path):
+    records = [cell(tmp_path, [1, 0, 1], defense="jpeg", **DECLARED), cell(tmp_path, [1, 1, 1], attack="fgsm", **DECLARED)]
+    assert "not under the same attacks" in printed(records, [tmp_path])
+
+
+def test_the_worst_case_is_at_the_claim_eps_not_at_the_check_of_eps_1(tmp_path):
+    records = [cell(tmp_path, [1, 0], eps=e, eps_text=str(e), dataset="digits", **DECLARED) for e in (0.1, 0.2, 0.3, 1.0)]
+    assert [w.eps for w in table(records, [tmp_path]).sections[0].worst] == [0.2]
+    others = [r | {"dataset": "elsewhere"} for r in records]
+    assert [w.eps for w in table(others, [tmp_path]).sections[0].worst] == [0.3]
+
+
+def test_the_report_and_the_summary_hold_them(tmp_path):
+    records = [cell(tmp_path, [1, 0, 1], defense=d, **g) for d in ("jpeg", "median") for g in (DECLARED, LEARNED)]
+    page, _ = write_report([keep(tmp_path, records)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [w["defense"] for w in summary["worst"]] == ["jpeg", "median"]
+    assert [(c["a"], c["b"], c["significant"]) for c in summary["comparisons"]] == [("jpeg", "median", False)]
+    for said in ("over everything that was run", "no significant difference", "No claim survives", "ms/image"):
+        assert (said in page.read_text()) is (said != "No claim survives")
+    lone = [cell(tmp_path, [1, 0, 1], **DECLARED)]
+    assert "No claim survives" in write_report([tmp_path], tmp_path / "lone", lone)[0].read_text()
+
+
+# queries
+
+
+def units(wrong_after, clean):
+    half = len(clean) // 2
+    tensors = [{"clean_score": torch.tensor(clean)[s, None], "note_wrong_after": torch.tensor(wrong_after)[s]} for s in (slice(half), slice(half, None))]
+    return [Unit(t, {}) for t in tensors]
+
+
+def test_accuracy_after_queries_is_over_all_images():
+    some = units([-1, 100, 101, 1, 4001, 5000, -1, 3], [1, 1, 1, 1, 1, 1, 0, 1])
+    assert accuracy_after(some, 5000) == {"100": 5 / 8 - 1 / 8, "1000": 3 / 8, "5000": 1 / 8}
+    assert accuracy_after(some, 1000) == {"100": 4 / 8, "1000": 3 / 8, "5000": None}
+    assert still_falls(some, 5000) == 2 / 8  # at 4,001 and 5,000
+    assert still_falls(some, 100_000) == 0
+    assert accuracy_after([Unit({"clean_score": torch.ones(2, 1)}, {})], 5000) is None
+
+
+def test_half_a_point_in_the_last_fifth_is_unconverged():
+    def fell(late):
+        return still_falls(units([4500] * late + [-1] * (1000 - late), [1] * 1000), 5000)
+
+    assert fell(4) == 0 and fell(5) == pytest.approx(0.005)
+
+
+# real runs, tiny
+
+REAL = {"dataset": "digits", "classifiers": ["convnet"], "eps": "0.2", "n": 48, "shard": 24, "draws": 5}
+
+
+def test_queries_are_noted_and_printed(tmp_path):
+    (r,) = defend.bench(REAL | {"defenses": ["none"], "attacks": ["square:queries=100"]}, out=tmp_path, workers=1)
+    assert r["accuracy_after"] == {"100": r["robust_accuracy"], "1000": None, "5000": None}
+    assert f"none, square:queries=100, query, eps 0.2: {100 * r['robust_accuracy']:.1f}, not run, not run" in printed([r], [tmp_path])
+    assert any(f.startswith("unconverged") for f in r["flags"])  # a hundred queries are too few
+
+
+def test_a_randomised_purifier_without_eot_is_flagged(tmp_path):
+    suite = REAL | {"defenses": ["gaussian"], "attacks": ["fgsm"], "knowledge": "adaptive", "gradients": ["declared"]}
+    (one,) = defend.bench(suite | {"eot": 1}, out=tmp_path, workers=1)
+    (two,) = defend.bench(suite | {"eot": 2}, out=tmp_path, workers=1)
+    assert any(f.startswith("no EOT") for f in one["flags"]) and not two["flags"]
+    assert "randomised, and attacked without EOT" in claim_of([one]) and "without EOT" not in claim_of([two])
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_masked_purifier_is_told_by_the_protocols_signs(tmp_path):
+    """A purifier that claims an exact gradient and has none: declared alone, dead, unbroken at eps 1, and worse off under a black box."""
+    suite = REAL | {"defenses": ["detached"], "gradients": ["declared"], "eps": None}
+    attacks = ["pgd", "pgd:eps=1,random_start=false,steps=5", "square:queries=300"]
+    records = defend.bench(suite | {"attacks": attacks, "knowledge": ["adaptive", "query"]}, out=tmp_path, workers=1)
+    assert all(r["error"] is None for r in records)
+    (line,) = {row.claim for row in table(records, [tmp_path]).rows}
+    for said in ("declared gradient alone", "vanishes on 100.0 %", "PGD at eps 1 from the clean image leaves", "black box beats white box: square"):
+        assert said in line
+
+
+def test_real_null_attacks_leave_a_real_worst_case_where_it_was(tmp_path):
+    suite = REAL | {"defenses": ["gaussian:sigma=0.2"], "eot": 2, "gradients": ["identity"]}
+    null = ["control:draw=0,kind=clean", *(f"control:draw={i}" for i in range(9))]
+    records = defend.bench(suite | {"attacks": ["pgd:steps=5", *null], "eps": "0.05"}, out=tmp_path, workers=1)
+    outcomes = [read_outcomes(r, [tmp_path]) for r in records if r["knowledge"] != "oblivious"]
+    alone, beside = worst(outcomes[:1]), worst(outcomes)
+    low, high = interval(alone)
+    assert len(outcomes) == 11
+    assert abs(beside.mean() - alone.mean()) <= (high - low) / 2
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_control_spends_its_budget_on_random_signs(norm):
+    x = torch.full((6, 1, 8, 8), 0.5)
+    noise = Noise.of(0, torch.arange(6))
+    one, two = (Control(norm=norm, draw=k).run(None, x, None, 0.3, noise.again()) - x for k in (0, 1))
+    size = 0.3 if norm == "Linf" else 0.3 / 8
+    assert torch.allclose(one.abs(), torch.full_like(x, size), atol=1e-6)
+    agreement = (one.sign() == two.sign()).double().mean().item()
+    assert abs(agreement - 0.5) < 0.1  # 384 signs
+    assert torch.equal(Control(kind="clean").run(None, x, None, 0.3, noise), x)

@@ -1,0 +1,181 @@
+"""What `--protocol ladder-1`, `--knowledge all` and `--surrogate` expand to, and what transfers from what."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defend import weights
+from defend.benchmarks.cells import expand
+from defend.benchmarks.controls import is_control
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.protocol import ladder_1
+from defend.benchmarks.records import keep, read_records
+from defend.benchmarks.suite import make_suite
+from defend.benchmarks.surrogates import default_surrogate
+from defend.errors import DefendError
+from defend.load import load
+
+BASE = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["median"], "n": 8}
+AGAIN = "convnet:weights=convnet-digits-again"
+GRADIENTS = ("declared", "identity", "learned")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return Parts("digits", None, torch.device("cpu"))
+
+
+def expanded(parts, **keys):
+    return expand(make_suite(BASE | keys), parts)
+
+
+def ladder(parts, **keys):
+    return expanded(parts, protocol="ladder-1", **keys)[0]
+
+
+def lines(cells):
+    """attack -> the ways in which it was run."""
+    found = {}
+    for c in cells:
+        found.setdefault(c.bare_attack, set()).add(c.gradient if c.knowledge == "adaptive" else c.knowledge)
+    return found
+
+
+# the protocol
+
+BLIND = {"oblivious", "transfer"}
+EVERY = {
+    "apgd:loss=ce,steps=100": BLIND | set(GRADIENTS),
+    "pgd:steps=40": BLIND,
+    "apgd:loss=dlr-targeted,steps=100": set(GRADIENTS),
+    "pgd:random_start=false,steps=40": set(GRADIENTS),
+}
+
+
+def test_ladder_1_of_a_deterministic_purifier(parts):
+    cells = ladder(parts)
+    assert lines(cells) == EVERY | {"square:queries=5000": {"query"}}
+    assert {c.eps.value for c in cells if c.bare_attack != "pgd:random_start=false,steps=40"} == {0.2}
+    assert {c.eps.value for c in cells if c.bare_attack == "pgd:random_start=false,steps=40"} == {1.0}
+    assert {c.eot for c in cells} == {1} and {c.protocol for c in cells} == {"ladder-1"}
+
+
+def test_ladder_1_of_a_stochastic_purifier_adds_eot_and_as_many_controls_as_candidates(parts):
+    cells = ladder(parts, defenses=["gaussian"])
+    controls = [c for c in cells if is_control(c.attack)]
+    attacks = [c for c in cells if c not in controls]
+    assert lines(attacks) == EVERY | {"square:queries=1000": {"query"}, "pgd:steps=200": set(GRADIENTS)}
+    assert {c.eot for c in attacks if c.knowledge != "oblivious"} == {20}
+    assert len(controls) == len(set(controls)) == sum(c.eps.value == 0.2 for c in attacks)
+    assert {(c.knowledge, c.eps.value, c.protocol) for c in controls} == {("query", 0.2, "ladder-1")}
+
+
+def test_behind_no_purifier_nothing_is_learned(parts):
+    cells, skipped = expanded(parts, protocol="ladder-1", defenses=["none"])
+    assert "learned" not in {c.gradient for c in cells}
+    (line,) = [line for line in skipped if "learned" in line]
+    assert line == "skipped gradient learned for none: there is no purifier to imitate, its gradient is the identity"
+
+
+def test_every_norm_of_the_claim_is_run(parts, monkeypatch):
+    monkeypatch.setattr(type(parts.data), "card", replace(parts.data.card, claim={"Linf": 0.2, "L2": 0.5}))
+    cells = ladder(parts)
+    by_norm = {n: {c.bare_attack.replace("norm=L2,", "") for c in cells if c.norm == n} for n in ("Linf", "L2")}
+    assert by_norm["Linf"] - by_norm["L2"] == {"pgd:random_start=false,steps=40"}  # in L-inf it speaks for both
+    assert {c.eps.value for c in cells if c.norm == "L2"} == {0.5}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_targeted_dlr_needs_four_classes(classes):
+    assert not any("dlr" in step.attack for step in ladder_1("Linf", False, classes))
+    assert any("dlr" in step.attack for step in ladder_1("Linf", False, 4))
+
+
+def test_attacks_beside_the_protocol_are_added_and_not_of_it(parts):
+    alone = ladder(parts)
+    more = ladder(parts, attacks=["fgsm", "pgd:steps=40"], eps="0.1,0.2")
+    assert more[: len(alone)] == alone
+    beside = more[len(alone) :]
+    assert {c.protocol for c in beside} == {None}
+    assert {(c.attack, c.knowledge, c.eps.value) for c in beside} == {
+        *(("fgsm", level, e) for level in ("oblivious", "adaptive") for e in (0.1, 0.2)),
+        *(("pgd:steps=40", level, 0.1) for level in ("oblivious", "adaptive")),
+        ("pgd:steps=40", "adaptive", 0.2),  # oblivious at the claim eps is the protocol's already
+    }
+
+
+def test_without_a_claim_eps_there_is_no_protocol(parts, monkeypatch):
+    monkeypatch.setattr(type(parts.data), "card", replace(parts.data.card, claim={}))
+    with pytest.raises(DefendError, match="has no claim eps"):
+        ladder(parts)
+
+
+def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_path):
+    mine = {"attack": "pgd", "units": ["a"], "protocol": "ladder-1"}
+    keep(tmp_path, [mine])
+    keep(tmp_path, [mine | {"protocol": None}])
+    assert read_records(tmp_path) == [mine]
+    keep(tmp_path, [mine | {"protocol": None, "units": ["b"]}])
+    assert read_records(tmp_path) == [mine | {"protocol": None, "units": ["b"]}]
+
+
+# knowledge
+
+
+def test_all_is_every_level_every_gradient_and_what_can_be_transferred_from(parts):
+    cells, _ = expanded(parts, attacks=["pgd"], knowledge="all")
+    assert lines(cells) == {"pgd": BLIND | set(GRADIENTS)}
+    assert {c.surrogate for c in cells if c.knowledge == "transfer"} == {f"median+{AGAIN}"}
+
+
+def test_a_surrogate_that_is_given_is_asked_for(parts):
+    cells, _ = expanded(parts, attacks=["pgd"], surrogates=[AGAIN])
+    assert {c.surrogate for c in cells if c.knowledge == "transfer"} == {AGAIN}
+    assert {c.knowledge for c in cells} == {"oblivious", "adaptive", "transfer"}
+
+
+@pytest.mark.parametrize("surrogate", ["meddian+convnet", "median+convnett", "median:sise=3+convnet", "convnet:weights=nothing"])
+def test_a_surrogate_that_nothing_uses_must_be_right_too(parts, surrogate):
+    with pytest.raises(DefendError):
+        expanded(parts, attacks=["pgd"], knowledge="oblivious", surrogates=[surrogate])
+
+
+def test_a_protocol_adds_the_default_surrogate_where_none_is_of_the_defenses_kind(parts):
+    def seen(*given):
+        return {c.surrogate for c in ladder(parts, surrogates=list(given)) if c.knowledge == "transfer"}
+
+    assert seen() == {f"median+{AGAIN}"}
+    assert seen(AGAIN) == {AGAIN, f"median+{AGAIN}"}
+    assert seen(f"median:size=2+{AGAIN}") == {f"median:size=2+{AGAIN}"}
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_trained_purifier_is_transferred_from_one_trained_anew(parts, monkeypatch, marked):
+    there = weights.zoo()
+    row = replace(next(iter(there.values())), kind="defense", component="split-vqvae", fields={"codes": 9})
+    mine = {name: replace(row, name=name, sha256=name, surrogate=marked and name == "anew") for name in ("first", "anew")}
+    monkeypatch.setattr(weights, "zoo", lambda: there | mine)
+    spec = "split-vqvae:codes=9,hidden=8+median"
+    trained = load("split-vqvae:weights=untrained,hidden=8,codes=9+median", "defense", parts.data)
+    monkeypatch.setitem(parts._kept, ("defense", spec), trained)
+    found, why = default_surrogate(parts, "convnet", spec)
+    assert found == ("split-vqvae:hidden=8,weights=anew+median+convnet" if marked else None)
+    assert ("marked `surrogate`" in why) is not marked
+
+
+def test_where_no_other_classifier_is_known_transfer_is_skipped_with_a_line(parts, monkeypatch):
+    monkeypatch.setattr(weights, "zoo", dict)
+    cells, skipped = expanded(parts, attacks=["pgd"], knowledge=["oblivious", "transfer"])
+    assert {c.knowledge for c in cells} == {"oblivious"}
+    assert skipped == ["skipped pgd at transfer for median: no other classifier of digits is in a zoo: give --surrogate median+C"]
+
+
+# controls
+
+
+def test_a_control_is_as_many_as_there_are_candidates(parts):
+    cells, _ = expanded(parts, attacks=["pgd", "fgsm", "control"], defenses=["gaussian", "median"], eps="0.1,0.2")
+    count = {(d, e): sum(is_control(c.attack) and (c.defense, c.eps.value) == (d, e) for c in cells) for d in ("gaussian", "median") for e in (0.1, 0.2)}
+    assert count == {("gaussian", 0.1): 6, ("gaussian", 0.2): 6, ("median", 0.1): 1, ("median", 0.2): 1}
+    assert {c.attack for c in expanded(parts, attacks=["control:draw=3"], eps="0.1")[0]} == {"control:draw=3"}
