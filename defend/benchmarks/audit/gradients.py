@@ -60,7 +60,7 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
         ),
         Rule(
             name="frozen noise", question="With the noise frozen and known, does the attack succeed at least as often?", weight="sign",
-            threshold="not significantly fewer", source=_ATHALYE + "; Carlini et al., arXiv:1902.06705, section 5",
+            threshold=f"not significantly fewer, or at most {100 * t['frozen'].value:g} % of the clean accuracy left", source=_ATHALYE + "; Carlini et al., arXiv:1902.06705, section 5",
             advice="Noise is not what stops the attack: the gradient is", run=lambda s: _frozen(s, declared()),
         ),
     ]  # fmt: skip
@@ -161,5 +161,6 @@ def _frozen(scene: Scene, declared: Declared) -> Seen:
     x_adv = scene.attack("pgd:steps=40", _frozen_target(scene, rows), rows)
     with torch.no_grad():
         right = (_frozen_target(scene, rows).logits(x_adv).argmax(1) == scene.y).double().cpu().numpy()
-    worse = right.mean() > declared.best.accuracy and permutation(right, declared.best.score) < THRESHOLDS["alpha"].value
+    fewer = right.mean() > declared.best.accuracy and permutation(right, declared.best.score) < THRESHOLDS["alpha"].value
+    worse = fewer and right.mean() > THRESHOLDS["frozen"].value * declared.clean
     return Seen(measured=f"leaves {100 * right.mean():.1f} %, fresh noise {100 * declared.best.accuracy:.1f} %", value=float(right.mean()), ok=not worse)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.norms import check_attacked
 from defend.purifier import identity
+from defend.training.imitate import imitator
 
 _THRESHOLD = f">= {THRESHOLDS['gap'].value:g} points more, significant at {THRESHOLDS['alpha'].value:g} after Holm"
 _ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
@@ -26,7 +26,7 @@ BARE = ("pgd:steps=40", "apgd:loss=ce,steps=40")  # on another pipeline: nothing
 
 def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
     def against(attempts: Callable[[Scene, Declared], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
-        return lambda _: contest(scene, declared().best, list(attempts(scene, declared())))
+        return lambda _: contest(scene, declared().best, lambda: attempts(scene, declared()))
 
     table = {
         "identity gradient": (
@@ -86,7 +86,7 @@ def _learned(scene: Scene, declared: Declared) -> Iterator[Attempt]:
     if not scene.plan.images:
         raise LeftOut("left out of budget=quick")
     images, labels = scene.training(scene.plan.images)
-    network, error = import_module("defend.training.imitate").imitator(scene.purifier, images, labels, scene.network, seed=scene.seed)
+    network, scene.imitation_error = imitator(scene.purifier, images, labels, scene.network, scene.seed, eps=scene.eps)
     return through(scene, _rival(scene), network)
 
 

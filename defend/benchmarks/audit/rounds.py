@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,18 +57,21 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
         yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(scene: Scene, declared: Best, attempts: Sequence[Attempt]) -> Seen:
+def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]]) -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
-    First on the images that stand, where alone something can be won. Where that is little, it is all; else on the others too, for the
+    They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is little, it is all; else on the others too, for the
     images that the declared gradient breaks and these do not, and a paired test.
     """
-    n, left = len(scene.x), declared.score > 0
+    n, left, stands = len(scene.x), declared.score > 0, f"the {100 * declared.accuracy:.1f} % that stand"
+    if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
+        return Seen(measured=f"of {stands}, no attack can win enough", value=0.0, gap=0.0, p=1.0)
+    attempts = list(make())
     first = _worst(scene, left, attempts)
-    won = float((declared.score[left] - first.score).sum()) / n if left.any() else 0.0
+    won = float((declared.score[left] - first.score).sum()) / n
     scene.lowest[left] = np.minimum(scene.lowest[left], first.score)
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
-        return Seen(measured=f"breaks {100 * won:.1f} points of the {100 * declared.accuracy:.1f} % that stand", value=won, gap=won, p=1.0)
+        return Seen(measured=f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}", value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():

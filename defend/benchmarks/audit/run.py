@@ -1,4 +1,4 @@
-"""`defend.audit`: the checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
+"""`defend.audit`: is what a declared gradient reports real? The checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ def _once(run: Callable[[], Any]) -> Any:
 
 def _numbers(scene: Scene, found: declared.Declared | Exception) -> dict[str, Any]:
     if isinstance(found, Exception):
-        return {"clean_accuracy": None, "declared_accuracy": None, "declared": None, "lowest_accuracy": None, "curve": [], "copies": []}
+        return {"clean_accuracy": None, "declared_accuracy": None, "declared": None, "lowest_accuracy": None, "imitation_error": None, "curve": [], "copies": []}
     return {
         "clean_accuracy": found.clean, "declared_accuracy": found.best.accuracy, "declared": found.text,
-        "lowest_accuracy": float(scene.lowest.mean()), "curve": found.curve, "copies": found.copies,
+        "lowest_accuracy": float(scene.lowest.mean()), "imitation_error": scene.imitation_error, "curve": found.curve, "copies": found.copies,
     }  # fmt: skip
 
 

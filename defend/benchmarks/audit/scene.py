@@ -39,6 +39,7 @@ class Scene:
     twin_is: str  # where that one lives
     training: Callable[[int], tuple[Tensor, Tensor]]  # so many training images, with labels
     surrogates: Sequence[tuple[Purifier, nn.Module]] = ()
+    imitation_error: float | None = None  # of the learned gradient's network, relative to the identity's
     before: list[Tensor] = field(default_factory=list)  # what it gave when the audit began
     lowest: Floats = field(default_factory=lambda: np.empty(0))  # per image, over every attack that ran
 

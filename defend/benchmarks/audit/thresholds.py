@@ -25,6 +25,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "dead": Threshold(0.25, _OURS),
     "cosine": Threshold(0.05, _OURS),
     "replayed_cosine": Threshold(0.99, "ours: a deterministic gradient is the same twice, up to rounding"),
+    "frozen": Threshold(0.5, "ours: noise that clips pixels leaves them dead when frozen, so that some images may stand"),
     "slope": Threshold(0.2, _OURS),
     "moved": Threshold(1e-3, "ours: a pixel of the 1/255 that an 8-bit image can show, four times over"),
     "state": Threshold(0.05, "ours: images that rounding alone may move across an edge"),
