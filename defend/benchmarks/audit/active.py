@@ -56,7 +56,7 @@ class Heads(nn.Module):
         return torch.stack([-s, s], 1)
 
 
-def rules(scene: Scene) -> list[Rule]:
+def rules() -> list[Rule]:
     t = THRESHOLDS
     return [
         Rule(
@@ -88,7 +88,8 @@ def _active(scene: Scene) -> Seen:
     return Seen(measured=measured, value=hit, ok=hit >= THRESHOLDS["active"].value and lucky <= THRESHOLDS["search"].value)
 
 
-def _side(logits: Tensor, y: Tensor) -> Tensor:
+def _side(logits: Tensor, _: Tensor) -> Tensor:
+    """Rises towards the side of the boundary point."""
     return logits[:, 1]
 
 

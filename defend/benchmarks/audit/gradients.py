@@ -51,7 +51,8 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
             name="noisy gradient", question="Do two gradients of the same image agree?", weight="required" if not scene.stochastic else "sign",
             threshold=f"cosine >= {t['cosine' if scene.stochastic else 'replayed_cosine'].value:g} (median)",
             source=(t["cosine"] if scene.stochastic else t["replayed_cosine"]).source,
-            advice="Average over more copies (--eot)" if scene.stochastic else "The card says stochastic=False and the gradient is random: declare it", run=_noisy,
+            advice="Average over more copies (--eot)" if scene.stochastic else "The card says stochastic=False and the gradient is random: declare it",
+            run=_noisy,
         ),
         Rule(
             name="slope", question="Is the gradient the slope of the loss that is scored?", weight="sign",
@@ -60,7 +61,8 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
         ),
         Rule(
             name="frozen noise", question="With the noise frozen and known, does the attack succeed at least as often?", weight="sign",
-            threshold=f"not significantly fewer, or at most {100 * t['frozen'].value:g} % of the clean accuracy left", source=_ATHALYE + "; Carlini et al., arXiv:1902.06705, section 5",
+            threshold=f"not significantly fewer, or at most {100 * t['frozen'].value:g} % of the clean accuracy left",
+            source=_ATHALYE + "; Carlini et al., arXiv:1902.06705, section 5",
             advice="Noise is not what stops the attack: the gradient is", run=lambda s: _frozen(s, declared()),
         ),
     ]  # fmt: skip

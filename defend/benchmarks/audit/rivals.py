@@ -11,7 +11,7 @@ from torch import Tensor
 from defend.benchmarks.audit.blind import blind
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
-from defend.benchmarks.audit.rounds import Attempt, contest, through
+from defend.benchmarks.audit.rounds import Attempt, Best, contest, through
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.norms import check_attacked
@@ -24,9 +24,9 @@ _CARLINI = "Carlini et al., arXiv:1902.06705, section 5"
 BARE = ("pgd:steps=40", "apgd:loss=ce,steps=40")  # on another pipeline: nothing is dropped there
 
 
-def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
-    def against(attempts: Callable[[Scene, Declared], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
-        return lambda _: contest(scene, declared().best, lambda: attempts(scene, declared()))
+def rules(declared: Callable[[], Declared]) -> list[Rule]:
+    def against(attempts: Callable[[Scene], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
+        return lambda s: contest(s, declared().best, lambda: attempts(s))
 
     table = {
         "identity gradient": (
@@ -34,11 +34,13 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
             "Report BPDA beside it: the declared gradient is worse than none",
         ),
         "learned gradient": (
-            "Does the gradient of a network fitted to imitate the purifier break more?", _learned, "ours, after BPDA's stand-ins, arXiv:1802.00420, section 4.1",
+            "Does the gradient of a network fitted to imitate the purifier break more?", _learned,
+            "ours, after BPDA's stand-ins, arXiv:1802.00420, section 4.1",
             "Report the learned gradient beside it: the declared one points elsewhere",
         ),
         "finite differences": (
-            "Does an attack whose gradient is measured by finite differences break more?", _blind, "Ilyas et al., arXiv:1804.08598, equation 1; " + _ATHALYE,
+            "Does an attack whose gradient is measured by finite differences break more?", _blind,
+            "Ilyas et al., arXiv:1804.08598, section 2.1; " + _ATHALYE,
             "The declared gradient is not the slope of what is scored: mend it",
         ),
         "Square": (
@@ -56,7 +58,8 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
         "one step": ("Does a single step break more than many?", _one_step, _ATHALYE, "Iterations lead astray: the loss surface is shattered or flat"),
         "random noise": ("Does random noise break more?", _noise, _CARLINI, "Random search beats the gradient: the attack does not climb"),
         "8-bit images": (
-            "Do the attacks' images, rounded to 8 bits, break more?", _rounded, "design: what is attacked is a picture of 256 levels",
+            "Do the attacks' images, rounded to 8 bits, break more?", lambda s: _rounded(s, declared().best),
+            "design: what is attacked is a picture of 256 levels",
             "The purifier treats exact numbers in another way than pictures: attack on the grid of 256 levels",
         ),
     }  # fmt: skip
@@ -67,12 +70,12 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
     rounding = Rule(
         name="8-bit drift", question="Does the declared gradient's number hold for pictures of 256 levels?", weight="sign",
         threshold=f"<= {THRESHOLDS['rounding'].value:g} point either way", source="design: rounded towards the clean image, inside the ball",
-        advice="Say so beside the number, or attack on the grid of 256 levels", run=lambda _: _drift(scene, declared()),
+        advice="Say so beside the number, or attack on the grid of 256 levels", run=lambda s: _drift(s, declared()),
     )  # fmt: skip
     return [*made, rounding]
 
 
-def _identity(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _identity(scene: Scene) -> Iterator[Attempt]:
     if scene.purifier.card.gradient == "identity":
         raise LeftOut("the declared gradient is the identity")
     return through(scene, _rival(scene), identity)
@@ -82,7 +85,7 @@ def _rival(scene: Scene) -> tuple[str, ...]:
     return f"apgd:loss=ce,steps={scene.plan.rival}", f"pgd:steps={min(40, scene.plan.rival)}"
 
 
-def _learned(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _learned(scene: Scene) -> Iterator[Attempt]:
     if not scene.plan.images:
         raise LeftOut("left out of budget=quick")
     images, labels = scene.training(scene.plan.images)
@@ -90,7 +93,7 @@ def _learned(scene: Scene, declared: Declared) -> Iterator[Attempt]:
     return through(scene, _rival(scene), network)
 
 
-def _blind(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _blind(scene: Scene) -> Iterator[Attempt]:
     def attempt(rows: Tensor) -> Tensor:
         noise = scene.root.take(rows).fork("blind")
         return blind(scene.target(rows, fork="blind"), scene.x[rows], scene.y[rows], scene.eps, noise, scene.plan.blind_steps, scene.plan.blind_pairs)
@@ -98,27 +101,27 @@ def _blind(scene: Scene, declared: Declared) -> Iterator[Attempt]:
     yield attempt
 
 
-def _square(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _square(scene: Scene) -> Iterator[Attempt]:
     return through(scene, (f"square:queries={scene.plan.queries}",))
 
 
-def _oblivious(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _oblivious(scene: Scene) -> Iterator[Attempt]:
     for spec in BARE:
         yield lambda rows, s=spec: scene.attack(s, scene.elsewhere(rows, scene.bare, scene.network), rows)  # type: ignore[misc]
 
 
-def _transfer(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _transfer(scene: Scene) -> Iterator[Attempt]:
     if not scene.surrogates:
         raise LeftOut("no other pipeline was given (--surrogate C or DEFENSE+C)")
     pairs = [(spec, pipeline) for pipeline in scene.surrogates for spec in BARE]
     return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])  # type: ignore[misc]
 
 
-def _one_step(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _one_step(scene: Scene) -> Iterator[Attempt]:
     return through(scene, ("fgsm", "pgd:steps=1,step=1"))
 
 
-def _noise(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _noise(scene: Scene) -> Iterator[Attempt]:
     """Corners of the ball."""
 
     def attempt(rows: Tensor, draw: int) -> Tensor:
@@ -130,10 +133,10 @@ def _noise(scene: Scene, declared: Declared) -> Iterator[Attempt]:
         yield partial(attempt, draw=draw)
 
 
-def _rounded(scene: Scene, declared: Declared) -> Iterator[Attempt]:
+def _rounded(scene: Scene, best: Best) -> Iterator[Attempt]:
     """Of the declared gradient's best, and of those that were made obliviously."""
-    yield lambda rows: to_grid(declared.best.x_adv[rows], scene.x[rows], scene.eps)
-    for attempt in _oblivious(scene, declared):
+    yield lambda rows: to_grid(best.x_adv[rows], scene.x[rows], scene.eps)
+    for attempt in _oblivious(scene):
         yield lambda rows, a=attempt: to_grid(a(rows), scene.x[rows], scene.eps)  # type: ignore[misc]
 
 

@@ -60,8 +60,8 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
 def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]]) -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
-    They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is little, it is all; else on the others too, for the
-    images that the declared gradient breaks and these do not, and a paired test.
+    They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
+    little, it is all; else on the others too, for the images that the declared gradient breaks and these do not, and a paired test.
     """
     n, left, stands = len(scene.x), declared.score > 0, f"the {100 * declared.accuracy:.1f} % that stand"
     if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:

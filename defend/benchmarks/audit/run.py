@@ -1,4 +1,4 @@
-"""`defend.audit`: is what a declared gradient reports real? The checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
+"""`defend.audit`: the checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dic
         return there.gap if isinstance(there, Seen) else None
 
     table: list[Rule] = [
-        *declared.rules(scene, best), *rivals.rules(scene, best), *gradients.rules(scene, best),
-        *indicators.rules(scene, best, square), *active.rules(scene), *state.rules(scene, best),
+        *declared.rules(scene, best), *rivals.rules(best), *gradients.rules(scene, best),
+        *indicators.rules(scene, best, square), *active.rules(), *state.rules(best),
     ]  # fmt: skip
     began = _once(lambda: state.remember(scene))
     for rule in table:
@@ -90,7 +90,8 @@ def _once(run: Callable[[], Any]) -> Any:
 
 def _numbers(scene: Scene, found: declared.Declared | Exception) -> dict[str, Any]:
     if isinstance(found, Exception):
-        return {"clean_accuracy": None, "declared_accuracy": None, "declared": None, "lowest_accuracy": None, "imitation_error": None, "curve": [], "copies": []}
+        none = dict.fromkeys(("clean_accuracy", "declared_accuracy", "declared", "lowest_accuracy", "imitation_error"))
+        return {**none, "curve": [], "copies": []}
     return {
         "clean_accuracy": found.clean, "declared_accuracy": found.best.accuracy, "declared": found.text,
         "lowest_accuracy": float(scene.lowest.mean()), "imitation_error": scene.imitation_error, "curve": found.curve, "copies": found.copies,
@@ -127,5 +128,3 @@ def _teller(progress: bool) -> Callable[[str], None]:
             print(line, file=sys.stderr, flush=True)
 
     return tell
-
-

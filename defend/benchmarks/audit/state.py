@@ -19,7 +19,7 @@ TINY = 1e-6  # the change of a pixel that nothing may depend on
 _SOURCE = "AutoAttack's flags (arXiv:2003.01690, flags_doc.md); Tramer et al., arXiv:2002.08347"
 
 
-def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
+def rules(declared: Callable[[], Declared]) -> list[Rule]:
     share = f"<= {100 * THRESHOLDS['state'].value:g} % of the images move"
     table: dict[str, tuple[str, str, Callable[[Scene], Seen]]] = {
         "five forwards": (
@@ -40,8 +40,9 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
         for name, (question, advice, run) in table.items()
     ]
     rekeyed = Rule(
-        name="re-keyed noise", question="Is the score the same under other noise?", weight="required", threshold=f"p >= {THRESHOLDS['rekeyed'].value:g}, paired",
-        source=THRESHOLDS["rekeyed"].source, advice="The noise of the score is not like that of deployment", run=lambda s: _rekeyed(s, declared()),
+        name="re-keyed noise", question="Is the score the same under other noise?", weight="required",
+        threshold=f"p >= {THRESHOLDS['rekeyed'].value:g}, paired", source=THRESHOLDS["rekeyed"].source,
+        advice="The noise of the score is not like that of deployment", run=lambda s: _rekeyed(s, declared()),
     )  # fmt: skip
     return [*made, rekeyed]
 
