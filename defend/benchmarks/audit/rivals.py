@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from defend.benchmarks.audit.blind import blind
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
-from defend.benchmarks.audit.rounds import Attempt, Best, contest, through
+from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
-from defend.norms import check_attacked
 from defend.purifier import identity
 from defend.training.imitate import imitator
 
@@ -57,22 +55,22 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
         ),
         "one step": ("Does a single step break more than many?", _one_step, _ATHALYE, "Iterations lead astray: the loss surface is shattered or flat"),
         "random noise": ("Does random noise break more?", _noise, _CARLINI, "Random search beats the gradient: the attack does not climb"),
-        "8-bit images": (
-            "Do the attacks' images, rounded to 8 bits, break more?", lambda s: _rounded(s, declared().best),
-            "design: what is attacked is a picture of 256 levels",
-            "The purifier treats exact numbers in another way than pictures: attack on the grid of 256 levels",
-        ),
     }  # fmt: skip
     made = [
         Rule(name=name, question=question, weight="attack", threshold=_THRESHOLD, source=source, advice=advice, run=against(attempts))
         for name, (question, attempts, source, advice) in table.items()
     ]
+    pictures = Rule(
+        name="8-bit images", question="Do the attacks' images break more once they are rounded to 8 bits?", weight="attack", threshold=_THRESHOLD,
+        source="design: what is attacked is a picture of 256 levels",
+        advice="The purifier treats exact numbers in another way than pictures: attack on the grid of 256 levels", run=lambda s: _pictures(s, declared().best),
+    )  # fmt: skip
     rounding = Rule(
         name="8-bit drift", question="Does the declared gradient's number hold for pictures of 256 levels?", weight="sign",
         threshold=f"<= {THRESHOLDS['rounding'].value:g} point either way", source="design: rounded towards the clean image, inside the ball",
         advice="Say so beside the number, or attack on the grid of 256 levels", run=lambda s: _drift(s, declared()),
     )  # fmt: skip
-    return [*made, rounding]
+    return [*made, pictures, rounding]
 
 
 def _identity(scene: Scene) -> Iterator[Attempt]:
@@ -133,21 +131,15 @@ def _noise(scene: Scene) -> Iterator[Attempt]:
         yield partial(attempt, draw=draw)
 
 
-def _rounded(scene: Scene, best: Best) -> Iterator[Attempt]:
-    """Of the declared gradient's best, and of those that were made obliviously."""
-    yield lambda rows: to_grid(best.x_adv[rows], scene.x[rows], scene.eps)
+def _pictures(scene: Scene, best: Best) -> Seen:
+    """The declared gradient's best and the oblivious images, rounded: against the same, unrounded."""
+    if 100 * best.accuracy < THRESHOLDS["gap"].value:
+        return contest(scene, best, list)
+    whole = best.copy()
     for attempt in _oblivious(scene):
-        yield lambda rows, a=attempt: to_grid(a(rows), scene.x[rows], scene.eps)  # type: ignore[misc]
-
-
-def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The nearest multiples of 1/255 towards x: never farther from x than x_adv."""
-    scaled = x_adv * 255
-    scaled = torch.where((scaled - scaled.round()).abs() < 1e-3, scaled.round(), scaled)  # a level already, but for float32
-    rounded = torch.where(x_adv > x, scaled.floor(), scaled.ceil()) / 255
-    out = torch.where(x_adv > x, rounded.maximum(x), rounded.minimum(x))
-    check_attacked(out, x, eps, "Linf", "8-bit")
-    return out
+        whole.run(attempt)
+    made = [whole.x_adv.__getitem__, *_oblivious(scene)]
+    return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a(rows), scene.x[rows], scene.eps) for a in made], "the same, unrounded,")  # type: ignore[misc]
 
 
 def _drift(scene: Scene, declared: Declared) -> Seen:

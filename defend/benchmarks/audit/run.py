@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -54,6 +54,18 @@ def audit(
 
 
 def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dict[str, Any]]:
+    seen: dict[str, Seen | Exception] = {}
+    table, attacked = rules_of(scene, seen)
+    began = _once(lambda: state.remember(scene))
+    for rule in table:
+        seen[rule.name] = began if isinstance(began, Exception) and rule.name == "before and after" else _once(lambda r=rule: r.run(scene))  # type: ignore[misc]
+        outcome = seen[rule.name]
+        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else outcome}")
+    return settle([checked(rule, seen[rule.name]) for rule in table]), _numbers(scene, attacked())
+
+
+def rules_of(scene: Scene, seen: Mapping[str, Seen | Exception]) -> tuple[list[Rule], Callable[[], declared.Declared | Exception]]:
+    """Every check of this scene, and the declared gradient's attack, which runs when a check first asks. seen: what was seen so far."""
     attacked = cache(lambda: _once(lambda: declared.attack_declared(scene)))
 
     def best() -> declared.Declared:
@@ -62,22 +74,15 @@ def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dic
             raise found
         return found
 
-    seen: dict[str, Seen | Exception] = {}
-
     def square() -> float | None:
         there = seen.get("Square")
         return there.gap if isinstance(there, Seen) else None
 
-    table: list[Rule] = [
+    table = [
         *declared.rules(scene, best), *rivals.rules(best), *gradients.rules(scene, best),
         *indicators.rules(scene, best, square), *active.rules(), *state.rules(best),
     ]  # fmt: skip
-    began = _once(lambda: state.remember(scene))
-    for rule in table:
-        seen[rule.name] = began if isinstance(began, Exception) and rule.name == "before and after" else _once(lambda r=rule: r.run(scene))  # type: ignore[misc]
-        outcome = seen[rule.name]
-        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else outcome}")
-    return settle([checked(rule, seen[rule.name]) for rule in table]), _numbers(scene, attacked())
+    return table, attacked
 
 
 def _once(run: Callable[[], Any]) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import Rule, Seen
+from defend.benchmarks.audit.rounds import to_grid
 from defend.benchmarks.audit.scene import NORM, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
@@ -28,7 +29,7 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
         ),
         "a millionth": (
             "Does x + 1e-6 give what x gives, on the grid of 256 levels and off it?",
-            "What depends on exact numbers hides the slope: attack its average over small changes", _millionth,
+            "What depends on exact numbers hides the slope: attack its average over small changes", lambda s: _millionth(s, declared()),
         ),
         "company": ("Is an image purified alone as it is in a batch, and in any order?", "Let no image depend on its neighbours", _company),
         "watched": ("Does it do the same when a gradient is asked for?", "The attacker is shown another purifier than the one that is scored", _watched),
@@ -74,22 +75,25 @@ def _forwards(scene: Scene) -> Seen:
     return _judged(worst)
 
 
-def _millionth(scene: Scene) -> Seen:
-    noise, worst = scene.nth(scene.some, "state"), 0.0
-    for x in _seen(scene):
-        signs = (scene.root.take(scene.some).fork("millionth").uniform(x) < 0.5).to(x.dtype) * 2 - 1
-        worst = max(worst, _labels(scene, x, (x + TINY).clamp(0, 1)))
-        if x is not scene.x:
-            worst = max(worst, _labels(scene, x, (x + TINY * signs).clamp(0, 1)))
-    off = _seen(scene)[1]
-    share = moved(scene.purified(off, noise), scene.purified((off + TINY).clamp(0, 1), noise))
-    return _judged(max(worst, share))
+def _millionth(scene: Scene, declared: Declared) -> Seen:
+    """Pixels, where the attack did not choose the place; labels, where it did: its images, and those rounded to the grid."""
+    clean, off = _seen(scene)
+    worst = max(min(_apart(scene, clean, TINY), _apart(scene, clean, -TINY)), _apart(scene, off, TINY))  # one side may cross a quantiser's edge
+    found = declared.best.x_adv[scene.some]
+    for x in (clean, off, found, to_grid(found, clean, scene.eps)):
+        worst = max(worst, min(_relabelled(scene, x, TINY), _relabelled(scene, x, -TINY)))
+    return _judged(worst)
 
 
-def _labels(scene: Scene, a: Tensor, b: Tensor) -> float:
+def _apart(scene: Scene, x: Tensor, by: float) -> float:
+    noise = scene.nth(scene.some, "state")
+    return moved(scene.purified(x, noise), scene.purified((x + by).clamp(0, 1), noise))
+
+
+def _relabelled(scene: Scene, x: Tensor, by: float) -> float:
     """The share of images whose label changes."""
     noise = scene.nth(scene.some, "state")
-    return (scene.logits(a, noise.again()).argmax(1) != scene.logits(b, noise.again()).argmax(1)).double().mean().item()
+    return (scene.logits(x, noise).argmax(1) != scene.logits((x + by).clamp(0, 1), noise).argmax(1)).double().mean().item()
 
 
 def _company(scene: Scene) -> Seen:
