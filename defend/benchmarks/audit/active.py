@@ -136,7 +136,8 @@ def _at(scene: Scene, features: Features, rows: Tensor, fork: str, m: int, radiu
     wide = x.repeat_interleave(m, 0)
     u = 2 * noise.copies(m).uniform(wide) - 1
     points = (wide + radius * scene.eps * (u.sign() if corners else u)).clamp(0, 1)
-    return torch.cat([_features(scene, features, p, n) for p, n in _cuts(scene, points, noise.fork("draws").copies(m))]).unflatten(0, (len(rows), m))
+    found: Tensor = torch.cat([_features(scene, features, p, n) for p, n in _cuts(scene, points, noise.fork("draws").copies(m))])
+    return found.view(len(rows), m, -1)
 
 
 def _cuts(scene: Scene, points: Tensor, noise: Noise) -> Iterator[tuple[Tensor, Noise]]:

@@ -38,4 +38,5 @@ def _slope(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: in
     u = (noise.copies(pairs).uniform(wide) < 0.5).to(x.dtype) * 2 - 1
     both = torch.stack([(wide + h * u).clamp(0, 1), (wide - h * u).clamp(0, 1)], 1).flatten(0, 1)
     rise = margin(many.logits(both), y.repeat_interleave(2 * pairs)).unflatten(0, (-1, 2))
-    return (u * (rise[:, 0] - rise[:, 1]).view(-1, 1, 1, 1)).unflatten(0, (-1, pairs)).sum(1)
+    slope: Tensor = (u * (rise[:, 0] - rise[:, 1]).view(-1, 1, 1, 1)).unflatten(0, (-1, pairs)).sum(1)
+    return slope

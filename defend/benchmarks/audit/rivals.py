@@ -112,7 +112,7 @@ def _transfer(scene: Scene) -> Iterator[Attempt]:
     if not scene.surrogates:
         raise LeftOut("no other pipeline was given (--surrogate C or DEFENSE+C)")
     pairs = [(spec, pipeline) for pipeline in scene.surrogates for spec in BARE]
-    return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])  # type: ignore[misc]
+    return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])
 
 
 def _one_step(scene: Scene) -> Iterator[Attempt]:

@@ -70,9 +70,9 @@ def rules_of(scene: Scene, seen: Mapping[str, Seen | Exception]) -> tuple[list[R
 
     def best() -> declared.Declared:
         found = attacked()
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(found, declared.Declared):
+            return found
+        raise found
 
     def square() -> float | None:
         there = seen.get("Square")
