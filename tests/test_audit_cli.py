@@ -38,7 +38,8 @@ def test_a_sound_one(tmp_path):
     assert "at most about" in done.stderr and "bitdepth:bits=3" in page.read_text()
 
 
-def test_an_unreliable_one(masked_plugin):
+@pytest.mark.usefixtures("masked_plugin")
+def test_an_unreliable_one():
     done = run("falsely-exact", "-n", "40", "--surrogate", "bitdepth+convnet")
     assert done.exit_code == 3, done.output
     lines = done.stdout.splitlines()
