@@ -245,8 +245,8 @@ FAMILIES = {
     "call count": Family(Counting, (0.05, 0.2, 0.4), 0),
     "hash": Family(Hashed, (0.02, 0.1, 0.2), 1),
     "test-time optimisation": Family(Optimising, (0.02, 0.1, 0.2, 0.3), 0),
-    "exact inputs only": Family(ExactOnly, (0.3, 0.6, 0.8, 0.95), 1),
-    "trembling": Family(Trembling, (0.5, 2, 8, 50), 0),
+    "exact inputs only": Family(ExactOnly, (0.3, 0.6, 0.8, 0.95), 0),
+    "trembling": Family(Trembling, (0.5, 2, 8, 50), 1),
 }
 
 
