@@ -134,6 +134,16 @@ def test_killed_and_run_again(undisturbed, tmp_path, workers):
     assert timeless(defend.bench(SMALL, out=tmp_path, workers=workers)) == timeless(undisturbed[1])
 
 
+def test_what_a_killed_run_left_half_written_is_swept_but_not_what_is_being_written(tmp_path):
+    old, new = (tmp_path / "units" / "ab" / f"{name}.part" for name in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    defend.bench(SMALL | {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "n": 16}, out=tmp_path, workers=1)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_oblivious_images_are_made_once_for_all_defenses(undisturbed):
     folder, records = undisturbed
     oblivious = [r for r in records if r["knowledge"] == "oblivious" and r["eps"] == 0.2]

@@ -98,6 +98,11 @@ def test_show_writes_defaults_as_a_spec_takes_them():
     assert facts["card"]["stochastic"] is True
 
 
+def test_show_shows_the_fields_that_are_given():
+    assert "size: int = 5" in run("show median:size=5").stdout
+    assert "size: int = 3" in run("show median").stdout
+
+
 @pytest.mark.usefixtures("plugin")
 def test_show_says_where_a_plugin_comes_from():
     assert json.loads(run("show bitcut --json").stdout)["package"] == "defend-bitcut 0.1.0"

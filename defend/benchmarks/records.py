@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from defend.benchmarks.cell import Cell
+from defend.benchmarks.controls import is_control
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.queries import accuracy_after, still_falls
@@ -91,11 +92,12 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
     queries = parts.attack(cell.bare_attack).settings.get("queries")
-    flags = [*_flags(costs, cell.n), *_of_settings(cell, parts, still_falls(units, queries))]
+    searched = [] if parts.defense(cell.defense).card.stochastic else units  # "first wrong" is a minimum of noisy measurements there
+    flags = [*([] if is_control(cell.bare_attack) else _flags(costs, cell.n)), *_of_settings(cell, parts, still_falls(searched, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
         (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
-        accuracy_after(units, queries), _gradient_error(cell, parts), flags,
+        accuracy_after(searched, queries), _gradient_error(cell, parts), flags,
         sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))

@@ -35,13 +35,13 @@ class UNet(nn.Module):
         self.up1, self.up2 = nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.Conv2d(2 * w, 4 * w, 3, padding=1)
         self.join1, self.join2 = _block(4 * w, 2 * w), _block(2 * w, w)
         self.last = nn.Conv2d(w, channels, 3, padding=1)
-        self.linear = nn.Conv2d(channels, channels, 5, padding=2, padding_mode="replicate", bias=False)
+        self.linear = nn.Conv2d(channels, channels, 5, padding=2, bias=False)
         for parameter in (*self.last.parameters(), self.linear.weight):
             nn.init.zeros_(parameter)  # begin as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        a = self.first(F.pad(x, (0, -w % 4, 0, -h % 4), mode="replicate"))
+        a = self.first(F.pad(x, (0, -w % 4, 0, -h % 4)))
         b = self.down1(F.pixel_unshuffle(a, 2))
         c = self.down2(F.pixel_unshuffle(b, 2))
         b = self.join1(torch.cat([b, F.pixel_shuffle(self.up1(c), 2)], 1))
