@@ -1,7 +1,7 @@
 """What docs/split-vqvae.md shows, from the run folder of the suite: a table with a row for each cell, the curves, the strips of images.
 
 defend bench defend/benchmarks/suites/split_vqvae.toml
-python docs/results/split_vqvae_page.py runs/split_vqvae
+python docs/results/split_vqvae_page.py runs/split_vqvae ...
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from defend.benchmarks.records import read_records
-from defend.benchmarks.units import read_unit
+from defend.benchmarks.tables.outcomes import find_unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -30,11 +30,12 @@ Record = Mapping[str, Any]
 
 
 def main() -> None:
-    run = Path(sys.argv[1])
-    records = [r for r in read_records(run) if r["error"] is None]
+    runs = [Path(name) for name in sys.argv[1:]]
+    records = [r for run in runs for r in read_records(run) if r["error"] is None]
     save(records, HERE / "split_vqvae.csv")
-    curves([r for r in records if r["attack"] == "fgsm"], HERE.parent / "split_vqvae_curves.png")
-    strips([r for r in records if r["attack"] == "fgsm"], run, HERE.parent / "split_vqvae_strips.png")
+    fgsm = [r for r in records if r["attack"] == "fgsm"]
+    curves([r for r in fgsm if r["classifier"] == fgsm[0]["classifier"]], HERE.parent / "split_vqvae_curves.png")
+    strips(fgsm, runs, HERE.parent / "split_vqvae_strips.png")
 
 
 def save(records: Iterable[Record], file: Path) -> None:
@@ -56,23 +57,21 @@ def column(r: Record) -> str:
 
 
 def curves(records: list[Record], file: Path) -> None:
-    """A panel for each classifier and kind of attacker; a colour for each defense."""
-    classifiers, levels = list(dict.fromkeys(r["classifier"] for r in records)), ("oblivious", "adaptive")
+    """A panel for each kind of attacker; a colour for each defense."""
     defenses = list(dict.fromkeys(r["defense"] for r in records))
-    figure, axes = plt.subplots(len(classifiers), 2, figsize=(10, 3.4 * len(classifiers)), sharex=True, sharey=True, squeeze=False)
-    for row, classifier in zip(axes, classifiers, strict=True):
-        for axis, level in zip(row, levels, strict=True):
-            panel = [r for r in records if r["classifier"] == classifier and r["knowledge"] == level]
-            for (defense, style), series in grouped(panel).items():
-                series.sort(key=lambda r: r["eps"])
-                label = short(defense) if style in ("oblivious", "declared") else None
-                axis.plot([r["eps"] for r in series], [r["robust_accuracy"] for r in series], STYLES[style], color=f"C{defenses.index(defense)}", label=label)
-            axis.set_title(f"{classifier}, FGSM, {level}" + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""), fontsize=9)
-            axis.grid(alpha=0.3)
-        row[0].set_ylabel("accuracy, 10,000 test images")
-    axes[0][0].legend(fontsize=8)
-    for axis in axes[-1]:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharex=True, sharey=True)
+    for axis, level in zip(axes, ("oblivious", "adaptive"), strict=True):
+        panel = [r for r in records if r["knowledge"] == level]
+        for (defense, style), series in grouped(panel).items():
+            series.sort(key=lambda r: r["eps"])
+            label = short(defense) if style in ("oblivious", "declared") else None
+            axis.plot([r["eps"] for r in series], [r["robust_accuracy"] for r in series], STYLES[style], color=f"C{defenses.index(defense)}", label=label)
+        sizes = " and ".join(f"{n:,}" for n in sorted({r["n"] for r in panel}))
+        axis.set_title(f"FGSM, {level}, n = {sizes}" + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""), fontsize=9)
         axis.set_xlabel("eps, L-inf")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"accuracy of {records[0]['classifier']}")
+    axes[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=80)
     print(f"wrote {file}")
@@ -85,10 +84,10 @@ def grouped(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
     return found
 
 
-def strips(records: list[Record], run: Path, file: Path) -> None:
+def strips(records: list[Record], runs: list[Path], file: Path) -> None:
     """Clean, attacked, and restored by each defense, of the first classifier at one eps, oblivious."""
     wanted = [r for r in records if r["classifier"] == records[0]["classifier"] and r["knowledge"] == "oblivious" and abs(r["eps"] - STRIP_EPS) < 1e-9]
-    units = {short(r["defense"]): read_unit(run, r["units"][0]) for r in wanted if r["defense"] != "none"}
+    units = {short(r["defense"]): find_unit(r["units"][0], runs) for r in wanted if r["defense"] != "none"}
     first = next(u for u in units.values() if u is not None)
     rows = {"clean": first.tensors["sample_x"], f"FGSM {STRIP_EPS}": first.tensors["sample_adv"]}
     rows |= {name: u.tensors["sample_purified"] for name, u in units.items() if u is not None}
