@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from defend.attack import Attack as Attack
     from defend.attack import AttackCard as AttackCard
     from defend.benchmarks import bench as bench
+    from defend.benchmarks.audit import audit as audit
     from defend.chain import Chain as Chain
     from defend.classifier import Classifier as Classifier
     from defend.classifier import ClassifierCard as ClassifierCard
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attack": ("Attack", "AttackCard"),
     "benchmarks": ("bench",),
+    "benchmarks.audit": ("audit",),
     "chain": ("Chain",),
     "classifier": ("Classifier", "ClassifierCard"),
     "dataset": ("ArrayDataset", "Dataset", "DatasetCard"),

@@ -1,6 +1,7 @@
 """fgsm and pgd against closed forms, a convex solver and plain loops."""
 
 import re
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from defend.attacks import pgd as pgd_module
 from defend.attacks.fgsm import FGSM
 from defend.attacks.losses import cross_entropy
 from defend.attacks.pgd import PGD
+from defend.attacks.repeats import Repeats
 from defend.defenses.gaussian import GaussianNoise
 from defend.defenses.none import NoDefense
 from defend.errors import BadParameter
@@ -229,17 +231,28 @@ def on_gpu(n, noisy=False, **kw):
     return Target(model, purifier, Noise.of(0, rows).fork("attack"), **kw), x, rows % 10, Noise.of(0, rows).fork("start")
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("attack", [FGSM(), FGSM(norm="L2"), PGD(), PGD(norm="L2", restarts=2)], ids=str)
-@pytest.mark.parametrize("noisy", [False, True])
-def test_nothing_waits_for_the_gpu_inside_an_attack(attack, noisy):
-    t, x, y, noise = on_gpu(64, eot=3, noisy=noisy)
-    attack.run(t, x, y, 0.1, noise.again())  # libraries wait once, when they are first used
+@contextmanager
+def no_waiting():
     torch.cuda.set_sync_debug_mode("error")
     try:
-        adv = attack.run(t, x, y, 0.1, noise.again())
+        yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+ON_GPU = ["fgsm", "fgsm:norm=L2", "pgd", "pgd:norm=L2,restarts=2", "apgd:steps=30", "apgd:loss=dlr-targeted,norm=L2,steps=30", "fab:steps=5"]
+ON_GPU += ["square:queries=60", "square:queries=60,norm=L2"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", ON_GPU)
+@pytest.mark.parametrize("noisy", [False, True])
+def test_nothing_waits_for_the_gpu_inside_an_attack(monkeypatch, spec, noisy):
+    monkeypatch.setattr(pgd_module, "REPACK", 1000)  # it looks for circles as often as it repacks
+    attack, (t, x, y, noise) = defend.load(spec, "attack"), on_gpu(64, eot=3, noisy=noisy)
+    attack.run(t, x, y, 0.1, noise.again())  # libraries wait once, when they are first used
+    with no_waiting():
+        adv = attack.run(t, x, y, 0.1, noise.again())
     assert adv.is_cuda
 
 
@@ -247,10 +260,59 @@ def test_nothing_waits_for_the_gpu_inside_an_attack(attack, noisy):
 def test_nothing_waits_for_the_gpu_between_repackings():
     t, x, y, _ = on_gpu(64, scored=True)
     attack = PGD()
-    attack._until_wrong(t, x, y, 0.1, x, range(5))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        adv, _ = attack._until_wrong(t, x, y, 0.1, x, range(5))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    attack._until_wrong(t, x, y, 0.1, x, range(5), Repeats(x, 20))
+    with no_waiting():
+        adv, _ = attack._until_wrong(t, x, y, 0.1, x, range(5), Repeats(x, 20))
     assert adv.is_cuda
+
+
+class Waves(nn.Module):
+    """A sum of waves between the logits: steps by signs soon go in circles, of its own for each image. Class 0, whatever the image."""
+
+    def forward(self, x):
+        d = 3 + (torch.sin(40 * x) + torch.cos(23 * x.flip(3))).flatten(1).sum(1) / 20
+        return torch.stack([d, -d], 1)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize(("steps", "step"), [(200, 0.3), (201, 0.3), (202, 0.3), (203, 0.3), (60, 2.0), (61, 2.0)])
+def test_circles_are_left_early_with_the_same_result_to_the_bit(monkeypatch, steps, step, scored):
+    """Whatever the phase, what is returned is the last iterate of all steps."""
+    x, attack = X[:, :, :2, :2], PGD(steps=steps, step=step, random_start=False)
+
+    def run():
+        t = target(model=Waves(), scored=scored)
+        return attack.run(t, x, torch.zeros_like(Y), 0.05, start()), t.counts["backwards"]
+
+    early, few = run()
+    monkeypatch.setattr(Repeats, "saw", never)
+    whole, every = run()
+    assert torch.equal(early, whole)
+    assert few < every == 32 * steps
+
+
+def never(self, x, k):
+    """No circle is ever seen."""
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("steps", [40, 41, 43, 50])
+def test_the_steps_that_are_left_lead_to_the_last_point(period, steps):
+    """x(k): 11 points that are met once, then a circle. Each image enters it at its own time."""
+
+    def point(k):
+        return torch.stack([torch.tensor(float(k if k < m else m + (k - m) % period)) for m in (3, 11)])[:, None]
+
+    repeats, at = Repeats(point(0), steps), torch.zeros(2)
+    for k in range(1, steps + 1):
+        moving = repeats.left > 0
+        at = torch.where(moving, at + 1, at)
+        repeats.saw(torch.stack([point(int(n))[i] for i, n in enumerate(at)]), k)
+    assert torch.equal(torch.stack([point(int(n))[i] for i, n in enumerate(at)]), point(steps))
+    assert (at < steps).all()
+
+
+def test_a_stochastic_target_is_never_taken_for_a_circle():
+    t = target(GaussianNoise(sigma=0.1), eot=1)
+    PGD(steps=50, step=2.0).run(t, X, Y, 0.01, start())
+    assert t.counts["backwards"] == 32 * 50

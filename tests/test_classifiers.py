@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from defend.classifiers.convnet import ConvNet
+from defend.classifiers.lenet import LeNet
 from defend.classifiers.resnet20 import Block, ResNet20
 from defend.classifiers.torchvision import TorchvisionModel
 from defend.classifiers.wrn16_4 import WideResNet
@@ -90,6 +91,15 @@ def test_an_untrained_network_takes_the_shape_of_the_data(name):
     classifier = load(f"{name}:weights=untrained", "classifier", data)
     assert (classifier.channels, classifier.size, classifier.classes) == (1, 8, 10)
     classifier.check_fits(1, 8, 10, "digits")
+
+
+@pytest.mark.parametrize(("size", "inputs"), [(28, 320), (32, 500), (16, 20)])
+def test_lenet_has_the_shapes_of_its_description(size, inputs):
+    """28 -> 24 -> 12 -> 8 -> 4 pixels a side: 20 x 4 x 4 = 320 numbers before the hidden layer."""
+    net = untrained(LeNet, channels=1, size=size).net
+    assert net[8].in_features == inputs and net[8].out_features == 50
+    with pytest.raises(BadParameter, match="size=15"):
+        untrained(LeNet, channels=1, size=15)
 
 
 def test_the_same_spec_builds_the_same_network():

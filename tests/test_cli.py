@@ -228,6 +228,15 @@ def test_purify_takes_more_images_than_it_holds_at_once(tmp_path):
     assert all(np.array_equal(pixels(tmp_path / "in" / f"{i:02}.png"), pixels(tmp_path / "out" / f"{i:02}.png")) for i in range(70))
 
 
+def test_purify_leaves_out_what_is_no_image_and_says_so(tmp_path):
+    for name in ("a", "c"):
+        picture(tmp_path / "in" / f"{name}.png", (4, 4, 3))
+    (tmp_path / "in" / "b.png").write_text("no image")
+    done = run(f"purify none {tmp_path}/in --out {tmp_path}/out --device cpu", 2)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert len(done.stdout.splitlines()) == 2 and f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
+
+
 @pytest.mark.parametrize(("mode", "becomes"), [("L", "L"), ("1", "L"), ("LA", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("CMYK", "RGB")])
 def test_purify_reads_every_mode_of_8_bits(tmp_path, mode, becomes):
     source = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")

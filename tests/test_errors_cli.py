@@ -125,6 +125,7 @@ WRONG = {  # arguments -> what the line must say
     "report {tmp}/empty": "{tmp}/empty",
     f"{SMALL} --dataset mnist --data-root {{tmp}}/empty": "MNIST: not in {tmp}/empty/MNIST/raw",
     f"{SMALL} --dataset image-folder:path={{tmp}}/nothing": "{tmp}/nothing",
+    "check dataset mnist --data-root {tmp}/empty": "MNIST: not in {tmp}/empty/MNIST/raw",
     "purify none {tmp}/nothing.png --out {tmp}/clean": "{tmp}/nothing.png: no such image or folder",
     "purify none {tmp}/image.png --out {tmp}/clean": "{tmp}/image.png: no image that can be read",
     "purify none {tmp}/deep.png --out {tmp}/clean": "more than 8 bits per channel",

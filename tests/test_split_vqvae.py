@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from defend import weights
 from defend.chain import Chain
 from defend.defenses import vq
-from defend.defenses.corrupt import attacked, corrupted, pattern, slope, surrogates
-from defend.defenses.split_vqvae import SplitVQVAE, join, split
+from defend.defenses.corrupt import attacked, corrupted, pattern, recognised, share, slope, surrogates
+from defend.defenses.split_vqvae import RestorerRecipe, SplitVQVAE, Trainee, join, split
 from defend.defenses.vq import Codec, MovingMeans, nearest, spread
 from defend.errors import BadParameter, Mismatch
 from defend.noise import Noise
@@ -235,6 +235,30 @@ def test_perturbations_stay_within_the_amplitude(digits):
         assert out.min() >= 0 and out.max() <= 1 and not out.requires_grad
         reach = (out - x).abs().amax((1, 2, 3))
         assert reach.max() <= 0.3 + 1e-6 and reach.min() < 0.06 and reach.mean() > 0.1
+
+
+def test_large_shares_are_more_frequent():
+    """Density 2 s: the mean is 2/3, and the square of a share is uniform."""
+    s = share(torch.zeros(20_000, 1, 1, 1), noise(20_000)).flatten().double()
+    assert abs(s.mean() - 2 / 3) < 0.01 and (s.square().sort().values - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
+
+
+def test_what_surrogates_read_teaches_the_images_alone(digits):
+    x, y = digits[0][:32].clone().requires_grad_(), digits[1][:32]
+    nets = surrogates(1, 8, 10).train()
+    kept = {k: t.clone() for k, t in nets.state_dict().items()}
+    recognised(nets, x, y).backward()
+    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in nets.parameters()) and nets.training
+    assert all(torch.equal(t, kept[k]) for k, t in nets.state_dict().items()), "running statistics moved"
+
+
+def test_training_starts_at_the_images_brightness(digits):
+    purifier = SplitVQVAE(weights="untrained", grid=1, codes=64, hidden=16, size=8)
+    trainee = Trainee(purifier, RestorerRecipe())
+    before = (purifier.net(digits[0]).mean() - digits[0].mean()).abs()
+    trainee.start(digits[0], 0)
+    after = (purifier.net(digits[0]).mean() - digits[0].mean()).abs()
+    assert after < 0.02 < before
 
 
 def test_surrogates_are_attacked_and_left_alone(digits):

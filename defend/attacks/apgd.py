@@ -23,22 +23,21 @@ LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_
 class Climb(Rows):
     """One image's ascent of f. Names of Algorithm 1: adv = x(k), before = x(k-1), best = x_max, step = eta."""
 
-    results = ("best", "first_wrong", "wrong")
+    results = ("best",)
     x: Tensor
-    y: Tensor  # (b,), or (b, 2) with the target class
+    y: Tensor
+    labels: Tensor  # what f takes: y, or (b, 2) of y and the target class
     adv: Tensor
     before: Tensor
     g: Tensor  # the gradient of f at adv
     f: Tensor  # (b,)
-    best: Tensor
+    best: Tensor  # where the target may drop images: of a fallen one the iterate at which it fell
     g_best: Tensor
     f_best: Tensor
     step: Tensor  # (b,)
     rises: Tensor  # (b,): steps since the last checkpoint that raised f
     f_then: Tensor  # (b,): f_best at the last checkpoint
     halved: Tensor  # (b,): was the step halved there?
-    wrong: Tensor  # (b,)
-    first_wrong: Tensor  # the first iterate at which the target was wrong
 
 
 class APGD(Attack):
@@ -71,8 +70,7 @@ class APGD(Attack):
         target, noise, x, y = target.copies(n), noise.copies(n), x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
         climb = self._begin(target, x, labels.flatten(0, 1), y, eps, noise)
         climb = while_standing(climb, partial(self._step, eps=eps), range(self.steps), n)
-        ends = torch.where(column(climb.wrong, x), climb.first_wrong, climb.best) if target.may_drop else climb.best
-        return worst(target, ends, y, n)
+        return worst(target, climb.best, y, n)
 
     def _labels(self, target: Target, x: Tensor, y: Tensor) -> Tensor:
         if self.loss != "dlr-targeted":
@@ -86,23 +84,19 @@ class APGD(Attack):
         adv = (x + eps * d / column(norm_of(d, self.norm), x)).clamp(0, 1)
         g, f, logits = target.gradient(adv, labels, LOSSES[self.loss])
         step, never = torch.full_like(f, 2 * eps), torch.zeros_like(y, dtype=torch.bool)
-        wrong = logits.argmax(1) != y
-        return Climb(target, x, labels, adv, adv, g, f, adv, g, f, step, torch.zeros_like(y), f, never, wrong, adv)
+        return Climb(target, logits.argmax(1) != y, x, y, labels, adv, adv, g, f, adv, g, f, step, torch.zeros_like(y), f, never)
 
-    def _step(self, s: Climb, k: int, eps: float) -> Tensor:
+    def _step(self, s: Climb, k: int, eps: float) -> None:
         s.adv, s.before = self._moved(s, eps, 0.75 if k else 1.0), s.adv
         f = s.f
-        s.g, s.f, logits = s.target.gradient(s.adv, s.y, LOSSES[self.loss])
+        s.g, s.f, logits = s.target.gradient(s.adv, s.labels, LOSSES[self.loss])
         s.rises = s.rises + (s.f > f)
-        higher = s.f > s.f_best
-        s.best, s.g_best, s.f_best = _where(higher, (s.adv, s.g, s.f), (s.best, s.g_best, s.f_best))
-        if s.target.may_drop:
-            now = logits.argmax(1) != (s.y if s.y.ndim == 1 else s.y[:, 0])
-            s.first_wrong = torch.where(column(now & ~s.wrong, s.adv), s.adv, s.first_wrong)
-            s.wrong = s.wrong | now
+        wrong = logits.argmax(1) != s.y
+        better = ((s.f > s.f_best) | (wrong & s.target.may_drop)) & ~s.left_alone()
+        s.best, s.g_best, s.f_best = _where(better, (s.adv, s.g, s.f), (s.best, s.g_best, s.f_best))
+        s.fallen = s.fallen | wrong
         if since := self.checkpoints.get(k + 1):
             self._check(s, since)
-        return s.wrong
 
     def _moved(self, s: Climb, eps: float, a: float) -> Tensor:
         z = project(s.adv + column(s.step, s.x) * steepest(s.g, self.norm), s.x, eps, self.norm)

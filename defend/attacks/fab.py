@@ -55,11 +55,11 @@ class FAB(Attack):
         n = classes.shape[1]
         target, noise, x, y = target.copies(n), noise.copies(n), x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
         labels = torch.stack([y, classes.flatten()], 1)
-        s = Boundary(target, x, labels, x, x, torch.full_like(x[:, 0, 0, 0], torch.inf))
+        s = Boundary(target, torch.zeros_like(y, dtype=torch.bool), x, labels, x, x, torch.full_like(x[:, 0, 0, 0], torch.inf))
         s = while_standing(s, partial(self._step, eps=eps), range(self.steps), n)
         return worst(target, self._ends(s, eps, noise), y, n)
 
-    def _step(self, s: Boundary, k: int, eps: float) -> Tensor:
+    def _step(self, s: Boundary, k: int, eps: float) -> None:
         g, f, logits = s.target.gradient(s.adv, s.labels, difference)
         y = s.labels[:, 0]
         if k == 0:
@@ -71,11 +71,11 @@ class FAB(Attack):
         a = column((a1 / (a1 + a2).clamp(min=1e-8)).clamp(max=ALPHA_MAX), s.x)
         adv = ((1 - a) * (s.adv + ETA * d1) + a * (s.x + ETA * d2)).clamp(0, 1)
         wrong, distance = mean_margin(s.target, adv, y) < 0, norm_of(adv - s.x, self.norm)
-        nearer = wrong & (distance < s.distance)
+        nearer = wrong & (distance < s.distance) & ~s.left_alone()
         s.found = torch.where(column(nearer | s.distance.isinf(), adv), adv, s.found)
         s.distance = torch.where(nearer, distance, s.distance)
         s.adv = torch.where(column(wrong, adv), s.x + BETA * (adv - s.x), adv)
-        return s.distance <= eps
+        s.fallen = s.distance <= eps
 
     def _ends(self, s: Boundary, eps: float, noise: Noise) -> Tensor:
         """Inside the ball. Where nothing moved at all: a random point."""

@@ -30,7 +30,7 @@ class Search(Rows):
     least: Tensor  # (b,): its margin
     wrong_after: Tensor  # (b,) int64: queries until first wrong, -1 where never
     noise: Noise
-    random: Tensor  # (b, BLOCK, numbers) in [0, 1)
+    random: Tensor  # (b, BLOCK, 4 + 1 + c) in [0, 1): two windows' places, orientation, signs
 
 
 class Square(Attack):
@@ -57,31 +57,29 @@ class Square(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         first = stripes(x, eps, noise) if self.norm == "Linf" else bumps(x, eps, noise)
         least = mean_margin(target, first, y)
-        search = Search(target, x, y, first, least, torch.where(least < 0, 1, -1), noise, x.new_empty(len(x), 0))
+        search = Search(target, least < 0, x, y, first, least, torch.where(least < 0, 1, -1), noise, x.new_empty(len(x), 0))
         search = while_standing(search, partial(self._step, eps=eps), range(1, self.queries))
         target.note("wrong_after", search.wrong_after)
         return search.best
 
-    def _step(self, s: Search, k: int, eps: float) -> Tensor:
+    def _step(self, s: Search, k: int, eps: float) -> None:
         """Query k + 1."""
         at = (k - 1) % BLOCK
         if at == 0:
             s.random = s.noise.fork(f"steps from {k}").uniform(s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1]))
         change = square if self.norm == "Linf" else window
         candidate = change(s.x, s.best, eps, self.side(k - 1, s.x), s.random[:, at])
-        better, s.least = self._compared(s, candidate)
-        s.best = torch.where(column(better, s.x), candidate, s.best)
-        wrong = s.least < 0
-        s.wrong_after = torch.where(wrong & (s.wrong_after < 0), k + 1, s.wrong_after)
-        return wrong
+        asked, least = self._compared(s, candidate)
+        better = (asked < least) & ~s.left_alone()
+        s.best, s.least = torch.where(column(better, s.x), candidate, s.best), torch.where(better, asked, least)
+        s.fallen = s.least < 0
+        s.wrong_after = torch.where(s.fallen & (s.wrong_after < 0), k + 1, s.wrong_after)
 
     def _compared(self, s: Search, candidate: Tensor) -> tuple[Tensor, Tensor]:
-        """Is the candidate better (b,), and the margin of the better one."""
+        """The margins of candidate and incumbent."""
         if s.target.deterministic:
-            asked, least = self._asked(s, candidate), s.least
-        else:
-            asked, least = mean_margin(s.target, candidate, s.y), mean_margin(s.target, s.best, s.y)
-        return asked < least, torch.minimum(asked, least)
+            return self._asked(s, candidate), s.least
+        return mean_margin(s.target, candidate, s.y), mean_margin(s.target, s.best, s.y)
 
     def _asked(self, s: Search, candidate: Tensor) -> Tensor:
         if not looks_are_free(candidate):
@@ -107,20 +105,24 @@ def stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 
 def square(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
-    """Algorithm 2. random (b, 5 + c)."""
-    inside = _inside(x, s, random[:, 0], random[:, 1])
-    up = random[:, 5:, None, None] < 0.5
-    return torch.where(inside, torch.where(up, x + eps, x - eps).clamp(0, 1), best)
+    """Algorithm 2. random (b, 4 + 1 + c)."""
+    inside = _windows(x, s, random[:, None, :2])[2]
+    return torch.where(inside, torch.where(random[:, 5:, None, None] < 0.5, x + eps, x - eps).clamp(0, 1), best)
 
 
 def window(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
     """Algorithm 3. nu = best - x: window 1 gets a new bump upon its old content, and the budget of window 2, which is emptied."""
     nu = best - x
-    into, out = _inside(x, s, random[:, 0], random[:, 1]), _inside(x, s, random[:, 2], random[:, 3])
+    r, c, inside = _windows(x, s, random[:, :4].unflatten(1, (2, 2)))
+    into, out = inside.split(1, 1)
+    bump = eta(s, x.device, x.dtype)
+    r, c, turned = r[:, 0, :, None], c[:, 0, None], random[:, 4, None, None] < 0.5
+    bump = bump[torch.where(turned, c, r), torch.where(turned, r, c)][:, None]  # (b, 1, h, w), right inside window 1
     sign = torch.where(random[:, 5:, None, None] < 0.5, 1.0, -1.0)
-    mixed = torch.where(into, sign * _placed(x, s, random) + _unit(torch.where(into, nu, 0), (-2, -1)), 0)
-    spent = torch.where(into | out, nu, 0).square().sum((-2, -1), keepdim=True)  # (b, c, 1, 1)
-    unspent = (eps**2 - nu.square().sum((1, 2, 3), keepdim=True)).clamp(min=0) / x.shape[1]
+    mixed = torch.where(into, sign * bump + _unit(torch.where(into, nu, 0), (-2, -1)), 0)
+    energy = nu.square()
+    spent = torch.where(into | out, energy, 0).sum((-2, -1), keepdim=True)  # (b, c, 1, 1)
+    unspent = (eps**2 - energy.sum((1, 2, 3), keepdim=True)).clamp(min=0) / x.shape[1]
     nu = torch.where(into, _unit(mixed, (-2, -1)) * (spent + unspent).sqrt(), torch.where(out, 0, nu))
     return (x + eps * _unit(nu, (1, 2, 3))).clamp(0, 1)
 
@@ -157,25 +159,14 @@ def _bump(h: int, w: int) -> Tensor:
     return _unit(bump, (0, 1))
 
 
-def _corner(u: Tensor, room: int) -> Tensor:
-    """u (b,) in [0, 1) -> a place in 0..room, (b, 1)."""
-    return (u * (room + 1)).long().clamp(max=room)[:, None]
-
-
-def _inside(x: Tensor, s: int, u: Tensor, v: Tensor) -> Tensor:
-    """The square of each image: bool (b, 1, h, w)."""
+def _windows(x: Tensor, s: int, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """n windows of side s for each image, at places u (b, n, 2) in [0, 1): rows (b, n, h) and columns (b, n, w) counted from their
+    corners, kept to 0..s - 1, and what is inside: bool (b, n, h, w)."""
     h, w = x.shape[-2:]
-    r, c = torch.arange(h, device=x.device) - _corner(u, h - s), torch.arange(w, device=x.device) - _corner(v, w - s)
-    return (((r >= 0) & (r < s))[:, :, None] & ((c >= 0) & (c < s))[:, None])[:, None]
-
-
-def _placed(x: Tensor, s: int, random: Tensor) -> Tensor:
-    """eta(s) in window 1, lying on its side for one image in two: (b, 1, h, w). Outside the window: anything."""
-    h, w = x.shape[-2:]
-    r = (torch.arange(h, device=x.device) - _corner(random[:, 0], h - s)).clamp(0, s - 1)[:, :, None]
-    c = (torch.arange(w, device=x.device) - _corner(random[:, 1], w - s)).clamp(0, s - 1)[:, None]
-    bump, turned = eta(s, x.device, x.dtype), random[:, 4, None, None] < 0.5
-    return torch.where(turned, bump[c, r], bump[r, c])[:, None]
+    r = torch.arange(h, device=x.device) - (u[..., :1] * (h - s + 1)).long()
+    c = torch.arange(w, device=x.device) - (u[..., 1:] * (w - s + 1)).long()
+    kept_r, kept_c = r.clamp(0, s - 1), c.clamp(0, s - 1)
+    return kept_r, kept_c, (kept_r == r)[..., None] & (kept_c == c)[..., None, :]
 
 
 def _each(cells: Tensor, s: int) -> Tensor:

@@ -24,6 +24,7 @@ class Rows:
 
     results: ClassVar[tuple[str, ...]]  # the fields that are wanted of an image after it has left
     target: Target
+    fallen: Tensor  # (b,) bool
 
     def take(self, at: Tensor) -> Self:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -31,38 +32,45 @@ class Rows:
         return replace(self, **taken)
 
     def put(self, at: Tensor, some: Self) -> None:
-        for name in self.results:
+        for name in (*self.results, "fallen"):
             setattr(self, name, getattr(self, name).index_copy(0, at, getattr(some, name)))
+
+    def left_alone(self) -> Tensor:
+        """Images (b,) that keep what they have, though they may still be in the batch: no result depends on repacking."""
+        return self.fallen if self.target.may_drop else torch.zeros_like(self.fallen)
 
 
 R = TypeVar("R", bound=Rows)
 
 
-def while_standing(whole: R, step: Callable[[R, int], Tensor], steps: range, copies: int = 1) -> R:
-    """`step(rows, k)` for each k: it moves the rows on, in place, and says which have fallen (b,). All rows as they end.
+def while_standing(whole: R, step: Callable[[R, int], None], steps: range, copies: int = 1) -> R:
+    """`step(rows, k)` for each k, which moves the rows on in place. All rows as they end.
 
     Where the target may drop images, one of which any copy has fallen leaves with all its copies at the next repacking.
     """
-    target, rows = whole.target, whole
-    at = torch.arange(len(target.noise), device=target.noise.device)
+    rows, at = whole, torch.arange(len(whole.fallen), device=whole.fallen.device)
     every = 1 if looks_are_free(at) else REPACK
-    for n, k in enumerate(steps, 1):
-        fallen = step(rows, k)
-        if not target.may_drop or n % every:
-            continue
-        gone = fallen.unflatten(0, (-1, copies)).any(1).repeat_interleave(copies)
-        left = (~gone).nonzero()[:, 0]
-        if len(left) == len(at):
-            continue
-        if rows is not whole:
-            out = gone.nonzero()[:, 0]
-            whole.put(at[out], rows.take(out))
-        rows, at = rows.take(left), at[left]
-        if not len(at):
-            return whole
+    for n, k in enumerate(steps):
+        if whole.target.may_drop and n % every == 0:
+            rows, at = _repacked(whole, rows, at, copies)
+            if not len(at):
+                return whole
+        step(rows, k)
     if rows is not whole:
         whole.put(at, rows)
     return whole
+
+
+def _repacked(whole: R, rows: R, at: Tensor, copies: int) -> tuple[R, Tensor]:
+    """Those that stand, and their places in the whole; the others' results go there."""
+    gone = rows.fallen.unflatten(0, (-1, copies)).any(1).repeat_interleave(copies)
+    left = (~gone).nonzero()[:, 0]
+    if len(left) == len(at):
+        return rows, at
+    if rows is not whole:
+        out = gone.nonzero()[:, 0]
+        whole.put(at[out], rows.take(out))
+    return rows.take(left), at[left]
 
 
 def looks_are_free(x: Tensor) -> bool:

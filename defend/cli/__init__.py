@@ -10,6 +10,7 @@ main = LazyGroup(
         "list": "What is installed: defenses, attacks, classifiers, data sets, weights.",
         "show": "One component: its card, fields, source and weights.",
         "bench": "Run a suite: attacks x defenses x classifiers. Without arguments, the embedded one.",
+        "audit": "Is what a defense's declared gradient reports real? Checks, and a verdict.",
         "report": "Write report.html and results.csv from run folders.",
         "train": "Train a learned defense or a classifier.",
         "purify": "Purify image files.",

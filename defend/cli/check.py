@@ -23,7 +23,9 @@ def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) ->
     from defend.testing.runner import run_checks
 
     more: dict[str, Any] = {"root": data_root} if kind == "dataset" and data_root else {}
-    load(spec, kind, dataset, **more)  # a wrong spec is the user's error, no failed check
+    made = load(spec, kind, dataset, **more)  # a wrong spec is the user's error, no failed check
+    if kind == "dataset":
+        made.rows("train", 0, 1)  # so is data that is not there
     results = run_checks(kind, lambda: load(spec, kind, dataset, **more))
     print_results(f"{kind} {spec}", results)
     if any(status == "fail" for _, status, _ in results):

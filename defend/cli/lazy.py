@@ -52,7 +52,7 @@ class LazyGroup(click.Group):
             raise UserError(str(e)) from e
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Exit codes: 0 done, 1 a failed cell or check, 2 the user's input, 130 interrupted."""
+        """Exit codes: 0 done, 1 a failed cell or check, 2 the user's input, 3 an unreliable evaluation, 130 interrupted."""
         try:
             sys.exit(super().main(*args, **extra | {"standalone_mode": False}))
         except click.Abort:

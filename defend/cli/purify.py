@@ -35,8 +35,11 @@ def purify(spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, 
 
     purifier: Purifier = load(spec, "defense", dataset, pick_device(device))
     writable(out)
-    for source, target, psnr in run(purifier, jobs):
+    unread: list[str] = []
+    for source, target, psnr in run(purifier, jobs, unread):
         console().print(f"{source} -> {target}  {f'{psnr:.2f} dB' if psnr < inf else 'unchanged'}")
+    if unread:
+        raise BadParameter(f"left out {len(unread)} of {len(jobs)}: " + "; ".join(unread))
 
 
 def plan(inputs: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
@@ -65,11 +68,14 @@ def _images(path: Path) -> list[tuple[Path, Path]]:
     return [(p, p.relative_to(path)) for p in found]
 
 
-def run(purifier: Purifier, jobs: list[tuple[Path, Path]]) -> Iterator[tuple[Path, Path, float]]:
-    """Neighbours of one shape go through the purifier together. Yields source, target and the PSNR between them in dB."""
+def run(purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]) -> Iterator[tuple[Path, Path, float]]:
+    """Neighbours of one shape go through the purifier together. Yields source, target and the PSNR between them in dB.
+
+    unread: gets a line for each file that is no image; the others go on.
+    """
     import torch
 
-    images = ((source, target, _read(source)) for source, target in jobs)
+    images = _readable(jobs, unread)
     for _, same in groupby(images, lambda job: job[2].shape):
         while part := list(islice(same, AT_ONCE)):
             x = torch.stack([image for _, _, image in part])
@@ -78,6 +84,14 @@ def run(purifier: Purifier, jobs: list[tuple[Path, Path]]) -> Iterator[tuple[Pat
             for (source, target, before), after in zip(part, y, strict=True):
                 _write(target, after)
                 yield source, target, _psnr(before, after)
+
+
+def _readable(jobs: list[tuple[Path, Path]], unread: list[str]) -> Iterator[tuple[Path, Path, Tensor]]:
+    for source, target in jobs:
+        try:
+            yield source, target, _read(source)
+        except BadParameter as e:
+            unread.append(str(e))
 
 
 def _read(path: Path) -> Tensor:

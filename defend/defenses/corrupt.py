@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from defend.noise import Noise
 
@@ -21,6 +22,11 @@ SHARPEST = 100.0  # gain before clipping: signs
 def column(x: Tensor, noise: Noise) -> Tensor:
     """U[0, 1) for each image of x: (b, 1, 1, 1)."""
     return noise.uniform(x[:, :1, :1, :1])
+
+
+def share(x: Tensor, noise: Noise) -> Tensor:
+    """Of the amplitude, for each image of x: (b, 1, 1, 1), large ones more often, since there is more to learn: density 2 s on [0, 1)."""
+    return column(x, noise).sqrt()
 
 
 def pattern(x: Tensor, noise: Noise) -> Tensor:
@@ -41,12 +47,12 @@ def random_field(x: Tensor, length: int, noise: Noise) -> Tensor:
 
 def corrupted(x: Tensor, amplitude: float, noise: Noise) -> Tensor:
     """Each image of x moved along a pattern by up to its own share of `amplitude`, in [0, 1]."""
-    return (x + amplitude * column(x, noise) * pattern(x, noise)).clamp(0, 1)
+    return (x + amplitude * share(x, noise) * pattern(x, noise)).clamp(0, 1)
 
 
 def attacked(nets: nn.ModuleList, x: Tensor, y: Tensor, amplitude: float, noise: Noise) -> Tensor:
     """Every network attacks its part of the batch by FGSM from a random start (arXiv:1705.07204, section 3.2); one part is `corrupted`."""
-    eps = amplitude * column(x, noise)
+    eps = amplitude * share(x, noise)
     pushed = pattern(x, noise)
     start = (x + eps * column(x, noise) * pushed).clamp(0, 1)
     for k, net in enumerate(nets):
@@ -64,6 +70,14 @@ def slope(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         g: Tensor = torch.autograd.grad(F.cross_entropy(net(x).float(), y, reduction="sum"), x)[0]
     net.train(training)
     return g
+
+
+def recognised(nets: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
+    """The networks' mean cross entropy on images x, for x to learn from and the networks not to."""
+    nets.eval()
+    logits = [functional_call(net, {name: p.detach() for name, p in net.named_parameters()}, (x,)) for net in nets]
+    nets.train()
+    return torch.stack([F.cross_entropy(z.float(), y) for z in logits]).mean()
 
 
 def surrogates(channels: int, size: int, classes: int) -> nn.ModuleList:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defend.defenses.corrupt import attacked, corrupted, surrogates
+from defend.defenses.corrupt import attacked, corrupted, recognised, surrogates
 from defend.defenses.vq import Codec, MovingMeans, as_rows, nearest
 from defend.errors import BadParameter, Mismatch
 from defend.noise import Noise
@@ -117,12 +117,14 @@ class RestorerRecipe(Recipe):
     perturbation: Literal["corrupted", "adversarial"] = "corrupted"  # denoise: by no classifier, or also by surrogates that train beside it
     amplitude: float = 0.4  # denoise: each image's own, up to this, in the L-inf norm
     classes: int = 10  # of the surrogates
+    recognition: float = 0.1  # adversarial: weight of the surrogates' cross entropy on restored images
 
     def validate(self) -> None:
         super().validate()
         self.require(self.commitment >= 0, "commitment", ">= 0")
         self.require(0 < self.amplitude <= 1, "amplitude", "> 0 and <= 1")
         self.require(self.classes >= 2, "classes", ">= 2")
+        self.require(self.recognition >= 0, "recognition", ">= 0")
 
     @property
     def adversarial(self) -> bool:
@@ -147,7 +149,9 @@ class Trainee(nn.Module):
 
     @torch.no_grad()
     def start(self, x: Tensor, seed: int) -> None:
-        """Codes at encoded pieces of x."""
+        """Codes at encoded pieces of x, and black, grey or white as often as there: from mid-grey, all codes would first learn one thing, the
+        background, become one, and leave the sigmoid where it has no slope."""
+        self.codec.decoder[-1].bias.fill_(x.mean().clamp(0.01, 0.99).logit())  # type: ignore[operator]
         noise = Noise.of(seed, torch.arange(len(x), device=x.device)).fork("start")
         self.means.start(self.codec.codebook.codes, as_rows(self.codec.encode(split(x, self.grid))), noise)
 
@@ -170,10 +174,13 @@ def _perturbed(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRec
 
 
 def _loss(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRecipe) -> Tensor:
-    """Squared error in units of the images' variance + beta |z - sg(e)|^2, and what the surrogates learn from clean images, apart from it."""
+    """Squared error in units of the images' variance + beta |z - sg(e)|^2; with surrogates, what they read in restored images, and, apart
+    from it, what they learn from clean ones."""
     restored, distance = net(_perturbed(net, x, y, noise.fork("perturb"), recipe), noise.fork("codes"))
     loss: Tensor = F.mse_loss(restored, x) / x.var() + recipe.commitment * distance
-    return loss + sum(F.cross_entropy(s(x).float(), y) for s in net.surrogates)
+    if not recipe.adversarial:
+        return loss
+    return loss + recipe.recognition * recognised(net.surrogates, restored, y) + sum(F.cross_entropy(s(x).float(), y) for s in net.surrogates)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.attack import Attack
+from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.norms import norm_of, tolerance
 from defend.purifier import Card, Purifier
@@ -49,6 +50,16 @@ class Jitter(Purifier):
 
 
 SETTINGS: tuple[tuple[type[Purifier], bool], ...] = ((Clear, False), (Clear, True), (Jitter, True))  # purifier; is it scored?
+
+
+def settings_of(attack: Attack) -> tuple[tuple[type[Purifier], bool], ...]:
+    """Those it takes: an attack may refuse stochastic pipelines, in one clear line."""
+    one = ROWS[:1]
+    try:
+        attacked(rebuilt(attack), images()[:1], half_wrong(images()[:1]), target(Jitter, True, rows=one), rows=one)
+    except BadParameter:
+        return SETTINGS[:2]
+    return SETTINGS
 
 
 def linear(classes: int = 2) -> nn.Sequential:
@@ -131,7 +142,7 @@ def check_eps_zero_returns_the_input(attack: Attack) -> None:
 
 def check_same_seed_same_result(attack: Attack) -> None:
     x, y = images(), half_wrong(images())
-    for purifier, scored in SETTINGS:
+    for purifier, scored in settings_of(attack):
         once, again = (attacked(attack, x, y, target(purifier, scored)) for _ in range(2))
         assert torch.equal(once, again), "same seed, different result: randomness not drawn from `noise` and the target"
 
@@ -168,7 +179,7 @@ def check_keeps_shape_dtype_and_order(attack: Attack) -> None:
 def check_batch_mates_do_not_matter(attack: Attack) -> None:
     x, y = _per_image(attack), half_wrong(images())
     some = torch.stack([(y == label).nonzero()[-1] for label in (0, 1)])  # one image of each label
-    for purifier, scored in SETTINGS:
+    for purifier, scored in settings_of(attack):
         alone = [attacked(attack, x[at], y[at], target(purifier, scored, rows=at), rows=at) for at in some]
         together = attacked(attack, x, y, target(purifier, scored))
         assert torch.allclose(together[some.flatten()], torch.cat(alone), atol=1e-5), "an image's result, or its noise, depends on its batch mates"
@@ -176,7 +187,7 @@ def check_batch_mates_do_not_matter(attack: Attack) -> None:
 
 def check_order_does_not_matter(attack: Attack) -> None:
     x, y, other = _per_image(attack), half_wrong(images()), ROWS.flip(0).roll(5)
-    for purifier, scored in SETTINGS:
+    for purifier, scored in settings_of(attack):
         moved = attacked(attack, x[other], y[other], target(purifier, scored, rows=other), rows=other)
         assert torch.allclose(attacked(attack, x, y, target(purifier, scored))[other], moved, atol=1e-5), "permuting the batch changed more than the order"
 
@@ -242,13 +253,15 @@ def check_every_image_is_attacked_to_the_end(attack: Attack) -> None:
     if attack.card.access == "labels":
         raise NotApplicable("it sees labels alone and ends on a boundary by design")
     x, y = images(), half_wrong(images())
-    for (purifier, scored), eps in product((SETTINGS[0], SETTINGS[2]), (EPS[attack.norm] / 10, EPS[attack.norm])):
+    for (purifier, scored), eps in product([s for s in settings_of(attack) if s != SETTINGS[1]], (EPS[attack.norm] / 10, EPS[attack.norm])):
         assert not target(purifier, scored).may_drop, "the check itself is wrong"
         reached = gain(attacked(attack, x, y, target(purifier, scored), eps), x, y) / most(attack.norm, eps)
         right, wrong = reached[::2], reached[1::2]
         if attack.card.access == "gradient":
             assert reached.min() > 0.95, f"an image went {reached.min():.0%} of the way to the optimum (worst wrong one {wrong.min():.0%}): was it dropped?"
-        assert wrong.mean() > 0.5 * right.mean(), f"wrong images go {wrong.mean():.0%} of the way to the optimum, right ones {right.mean():.0%}: dropped"
+        lost = purifier is Jitter and right.mean() < 0.2  # a search without gradients has nothing to tell apart in the noise
+        seen = f"wrong images go {wrong.mean():.0%} of the way to the optimum, right ones {right.mean():.0%}"
+        assert lost or wrong.mean() > 0.5 * right.mean(), f"{seen}: dropped"
 
 
 def check_never_returns_the_clean_image(attack: Attack) -> None:
@@ -273,7 +286,7 @@ class _Counting(nn.Module):
 
 
 def check_counts_are_what_the_model_saw(attack: Attack) -> None:
-    for purifier, scored in SETTINGS:
+    for purifier, scored in settings_of(attack):
         model = _Counting()
         t = target(purifier, scored, model)
         attacked(attack, images(), half_wrong(images()), t)
@@ -283,7 +296,7 @@ def check_counts_are_what_the_model_saw(attack: Attack) -> None:
 
 def check_a_sweep_gives_what_each_eps_gives_alone(attack: Attack) -> None:
     x, y, some = images(), half_wrong(images()), [EPS[attack.norm] * share for share in (0.3, 1, 0.6)]
-    for purifier, scored in SETTINGS:
+    for purifier, scored in settings_of(attack):
         t = target(purifier, scored)
         swept = [(adv.clone(), dict(t.counts)) for adv in attack.sweep(t, x, y, some, Noise.of(6, ROWS).fork("start"))]
         assert len(swept) == len(some), f"{len(swept)} results for {len(some)} eps"

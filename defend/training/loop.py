@@ -28,7 +28,7 @@ from defend.training.schedule import rate
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Noise], Tensor]  # (net, x, y, noise) -> the mean over the batch
 Score = Callable[[nn.Module], float]  # on validation images; higher is better
-SAVE_EVERY = 30.0  # seconds
+SAVE_EVERY = 10.0  # seconds
 
 
 def train(

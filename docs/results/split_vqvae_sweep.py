@@ -1,6 +1,6 @@
 """Tables 2 and 3 of the Split-VQ-VAE papers: twenty models, K = 100 to 1000, whole and in quadrants, trained and measured on MNIST.
 
-    python docs/results/split_vqvae_sweep.py --epochs 6
+    python docs/results/split_vqvae_sweep.py --classifier lenet --classifier convnet
 
 Interrupted, the same command goes on: models that are trained are kept, a training goes on where it was, cells that are measured are read.
 Writes a table with a row for each model, classifier and eps, and what the papers print beside what was measured. Needs MNIST: DEFEND_DATA.
@@ -62,7 +62,7 @@ def main() -> None:
         defenses=["none", *(spec(file) for file in files.values())],
         attacks=["fgsm"],
         knowledge=["oblivious"],
-        eps="0:0.3:0.02",
+        eps=",".join(PRINTED),
         n=options.n,
         out=options.out / "bench",
         progress=True,
@@ -72,7 +72,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=float, default=6, help="of each training (default: 6)")
+    parser.add_argument("--epochs", type=float, default=2, help="of each training (default: 2)")
     parser.add_argument("--codes", type=int, nargs="+", default=list(KS), choices=KS, metavar="K", help="some of 100, 200 ... 1000 (default: all)")
     parser.add_argument("--n", type=int, default=10000, help="test images (default: all 10,000)")
     parser.add_argument("--classifier", action="append", help="a classifier's spec; may be repeated (default: convnet)")

@@ -1,0 +1,168 @@
+"""The declared gradient itself: finite, alive, neither fading nor exploding, the same twice, the slope of what is scored; and an attack without bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from defend.benchmarks.audit.blind import WIDTH, margin
+from defend.benchmarks.audit.declared import Declared
+from defend.benchmarks.audit.model import LeftOut, Rule, Seen
+from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.stats import mcnemar, permutation
+from defend.norms import project, random_start
+from defend.purifier import Backward, identity
+from defend.target import Target
+
+STEPS = 100  # of the attack without bounds
+DIRECTIONS = 20  # for each image, of finite differences
+_ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
+
+
+def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
+    t = THRESHOLDS
+    return [
+        Rule(
+            name="unbounded attack", question="Does an attack at eps 1, from the clean image itself, break everything?", weight="required",
+            threshold=f"<= {100 * t['unbounded'].value:g} % left, and less than random and zero gradients of equal steps leave", source=t["unbounded"].source,
+            advice="The gradient does not lead out of the class even where every image is allowed: it is masked", run=_unbounded,
+        ),
+        Rule(
+            name="finite gradient", question="Is the gradient made of finite numbers?", weight="required", threshold="every image",
+            source="Pintor et al., arXiv:2106.09947, indicator 1", advice="Find the overflow or the division by zero in the purifier", run=_finite,
+        ),
+        Rule(
+            name="zero gradient", question="Is the gradient of any image zero?", weight="required", threshold=f"<= {100 * t['zero'].value:g} % of the images",
+            source=t["zero"].source, advice="A step of the purifier cuts the gradient: use straight_through, or declare identity", run=_zero,
+        ),
+        Rule(
+            name="dead pixels", question="Do pixels get no gradient that would have one without the purifier?", weight="sign",
+            threshold=f"<= {100 * t['dead'].value:g} %", source=t["dead"].source, advice="A part of the image is detached: compare with BPDA", run=_dead,
+        ),
+        Rule(
+            name="size of the gradient", question="Does it fade or explode on its way through the purifier?", weight="sign",
+            threshold=f"{t['vanishing'].value:g} to {t['exploding'].value:g} of the one past the purifier (median of L1 norms)",
+            source=t["vanishing"].source, advice="Rounding and overflow eat such gradients: compare with BPDA", run=_size,
+        ),
+        Rule(
+            name="noisy gradient", question="Do two gradients of the same image agree?", weight="required" if not scene.stochastic else "sign",
+            threshold=f"cosine >= {t['cosine' if scene.stochastic else 'replayed_cosine'].value:g} (median)",
+            source=(t["cosine"] if scene.stochastic else t["replayed_cosine"]).source,
+            advice="Average over more copies (--eot)" if scene.stochastic else "The card says stochastic=False and the gradient is random: declare it",
+            run=_noisy,
+        ),
+        Rule(
+            name="slope", question="Is the gradient the slope of the loss that is scored?", weight="sign",
+            threshold=f"correlation with finite differences >= {t['slope'].value:g}", source=t["slope"].source,
+            advice="The declared gradient points elsewhere: compare with BPDA, the learned gradient and Square", run=_slope,
+        ),
+        Rule(
+            name="frozen noise", question="With the noise frozen and known, does the attack succeed at least as often?", weight="sign",
+            threshold=f"not significantly fewer, or at most {100 * t['frozen'].value:g} % of the clean accuracy left",
+            source=_ATHALYE + "; Carlini et al., arXiv:1902.06705, section 5",
+            advice="Noise is not what stops the attack: the gradient is", run=lambda s: _frozen(s, declared()),
+        ),
+    ]  # fmt: skip
+
+
+def _unbounded(scene: Scene) -> Seen:
+    rows = scene.all
+    left = _score(scene, scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0), rows)
+    walk = scene.x
+    for step in range(STEPS):
+        signs = (scene.root.fork(f"walk {step}").uniform(walk) < 0.5).to(walk.dtype) * 2 - 1
+        walk = project(walk + 2.5 / STEPS * signs, scene.x, 1.0, NORM)
+    test = permutation if scene.stochastic else mcnemar
+    controls = {"random directions": _score(scene, walk, rows), "zero gradients": _score(scene, scene.x, rows)}
+    beats = all(left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for c in controls.values())
+    measured = f"leaves {100 * left.mean():.1f} %; " + ", ".join(f"{name} {100 * c.mean():.1f} %" for name, c in controls.items())
+    return Seen(measured=measured, value=float(left.mean()), ok=bool(beats and left.mean() <= THRESHOLDS["unbounded"].value))
+
+
+def _score(scene: Scene, x: Tensor, rows: Tensor):  # type: ignore[no-untyped-def]
+    score = scene.scores(x, rows)[1]
+    return score if scene.stochastic else score * scene.scores(scene.x[rows], rows)[1]
+
+
+def _points(scene: Scene) -> Tensor:
+    """Where gradients are looked at: inside the ball, off the grid of the clean images."""
+    return random_start(scene.x[scene.some], scene.eps, NORM, scene.root.take(scene.some).fork("points"))
+
+
+def _gradient(scene: Scene, backward: Backward | None = None, fork: str = "gradients") -> Tensor:
+    """Of the margin at those points: (b, pixels)."""
+    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], margin)[0].flatten(1)
+
+
+def _finite(scene: Scene) -> Seen:
+    bad = (~_gradient(scene).isfinite()).any(1).double().mean().item()
+    return Seen(measured=f"{100 * bad:.1f} % of the images have infinite or undefined gradients", value=bad, ok=bad == 0)
+
+
+def _zero(scene: Scene) -> Seen:
+    zero = (_gradient(scene).abs().amax(1) == 0).double().mean().item()
+    return Seen(measured=f"{100 * zero:.1f} % of the images", value=zero, ok=zero <= THRESHOLDS["zero"].value)
+
+
+def _dead(scene: Scene) -> Seen:
+    alive = _gradient(scene, identity) != 0
+    dead = ((_gradient(scene) == 0) & alive).double().sum().item() / max(1, int(alive.sum()))
+    return Seen(measured=f"{100 * dead:.1f} % of the pixels", value=dead, ok=dead <= THRESHOLDS["dead"].value)
+
+
+def _size(scene: Scene) -> Seen:
+    through, past = (_gradient(scene, b).double().abs().sum(1) for b in (None, identity))
+    ratio = (through / past.clamp(min=1e-300)).nan_to_num(nan=0.0, posinf=1e300).median().item()
+    return Seen(measured=f"{ratio:.3g} times", value=ratio, ok=THRESHOLDS["vanishing"].value <= ratio <= THRESHOLDS["exploding"].value)
+
+
+def _noisy(scene: Scene) -> Seen:
+    one, two = _gradient(scene).double(), _gradient(scene, fork="gradients again").double()
+    cosine = torch.nn.functional.cosine_similarity(one, two, dim=1, eps=1e-300).nan_to_num(nan=0.0)
+    both_zero = (one.abs().amax(1) == 0) & (two.abs().amax(1) == 0)
+    median = torch.where(both_zero, 1.0, cosine).median().item()
+    wanted = THRESHOLDS["cosine" if scene.stochastic else "replayed_cosine"].value
+    return Seen(measured=f"cosine {median:.3f} with {scene.plan.eot} copies", value=median, ok=median >= wanted)
+
+
+class _Frozen(Target):
+    """The same draw at every call: the noise is known."""
+
+    def _advance(self, n: int) -> Tensor:
+        return torch.zeros_like(self._rows)
+
+
+def _frozen_target(scene: Scene, rows: Tensor) -> Target:
+    return _Frozen(scene.network, scene.purifier, scene.root.take(rows).fork("frozen"), scored=True)
+
+
+def _slope(scene: Scene) -> Seen:
+    """Over images and directions: the declared slope along u against (f(x + h u) - f(x - h u)) / 2h, the noise being the same."""
+    x, y, h = _points(scene), scene.y[scene.some], WIDTH * scene.eps
+    target, noise = _frozen_target(scene, scene.some), scene.root.take(scene.some).fork("directions")
+    g = target.gradient(x, y, margin)[0]
+    said, measured = [], []
+    for k in range(DIRECTIONS):
+        u = (noise.fork(str(k)).uniform(x) < 0.5).to(x.dtype) * 2 - 1
+        high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
+        said.append((g * (high - low)).flatten(1).double().sum(1))
+        measured.append((margin(target.logits(high), y) - margin(target.logits(low), y)).double())
+    pairs = torch.stack([torch.stack(said, 1), torch.stack(measured, 1)])  # (2, images, directions)
+    pairs = pairs / pairs.square().mean(2, keepdim=True).sqrt().clamp(min=1e-300)  # each image counts the same
+    value = float(torch.corrcoef(pairs.flatten(1))[0, 1].nan_to_num(nan=0.0))
+    return Seen(measured=f"correlation {value:.2f}", value=value, ok=value >= THRESHOLDS["slope"].value)
+
+
+def _frozen(scene: Scene, declared: Declared) -> Seen:
+    if not scene.stochastic:
+        raise LeftOut("the purifier is deterministic")
+    rows = scene.all
+    x_adv = scene.attack("pgd:steps=40", _frozen_target(scene, rows), rows)
+    with torch.no_grad():
+        right = (_frozen_target(scene, rows).logits(x_adv).argmax(1) == scene.y).double().cpu().numpy()
+    fewer = right.mean() > declared.best.accuracy and permutation(right, declared.best.score) < THRESHOLDS["alpha"].value
+    worse = fewer and right.mean() > THRESHOLDS["frozen"].value * declared.clean
+    return Seen(measured=f"leaves {100 * right.mean():.1f} %, fresh noise {100 * declared.best.accuracy:.1f} %", value=float(right.mean()), ok=not worse)

@@ -1,0 +1,109 @@
+"""What the audit says: checks, and the verdict that follows from them. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.stats import holm
+
+SOUND, UNRELIABLE = "no sign of masking", "unreliable"
+Outcome = Literal["pass", "flag", "not run"]
+Weight = Literal["attack", "required", "sign"]
+# attack: another attack against the declared gradient's best; it turns the verdict where it breaks more.
+# required: it turns the verdict where it fails or could not run.  sign: it is said, and turns nothing.
+
+
+class LeftOut(Exception):
+    """Raised by a check that has nothing to do here: not run, on purpose, and held against nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a check measured."""
+
+    measured: str
+    ok: bool = True  # of an attack: settled by Holm over all of them
+    value: float | None = None
+    gap: float | None = None  # of an attack: points it breaks more than the declared gradient's best
+    p: float | None = None  # of an attack: paired, two-sided
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A check before it has run. `run` takes the scene; whatever it raises but LeftOut means: could not run."""
+
+    name: str
+    question: str
+    weight: Weight
+    threshold: str
+    source: str
+    advice: str
+    run: Callable[[Any], Seen]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One row of the report."""
+
+    name: str
+    question: str
+    weight: Weight
+    verdict: Outcome
+    measured: str
+    value: float | None
+    threshold: str
+    source: str
+    advice: str
+    gap: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    turns: bool = False  # does it make the evaluation unreliable?
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    verdict: str
+    reasons: list[str]
+    checks: list[Check]
+    about: dict[str, Any]  # what was audited, on what, and the accuracies
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"verdict": self.verdict, "reasons": self.reasons, **self.about, "checks": [asdict(c) for c in self.checks]}
+
+
+def checked(rule: Rule, seen: Seen | Exception) -> Check:
+    """A rule and what came of it. Attacks are settled later, all together."""
+    base = {k: getattr(rule, k) for k in ("name", "question", "weight", "threshold", "source", "advice")}
+    if isinstance(seen, LeftOut):
+        return Check(**base, verdict="not run", measured=str(seen), value=None)
+    if isinstance(seen, Exception):
+        reason = f"{type(seen).__name__}: {' '.join(str(seen).split())}"[:300]
+        return Check(**base, verdict="not run", measured=f"could not run: {reason}", value=None, turns=rule.weight != "sign")
+    fails = not seen.ok and rule.weight != "attack"
+    return Check(
+        **base, verdict="flag" if fails else "pass", measured=seen.measured, value=seen.value, gap=seen.gap, p=seen.p,
+        turns=fails and rule.weight == "required",
+    )  # fmt: skip
+
+
+def settle(checks: Sequence[Check]) -> list[Check]:
+    """Holm over the attacks that ran: one counts that is significant among them all and breaks enough more."""
+    fought = [c for c in checks if c.p is not None]
+    adjusted = dict(zip((c.name for c in fought), holm([c.p for c in fought if c.p is not None]), strict=True))
+    return [_settled(c, adjusted[c.name]) if c.name in adjusted else c for c in checks]
+
+
+def _settled(check: Check, p: float) -> Check:
+    wide = check.gap is not None and 100 * check.gap >= THRESHOLDS["gap"].value - 1e-9
+    beats = wide and p < THRESHOLDS["alpha"].value
+    more = f", p = {p:.2g} after Holm" + ("" if beats else ": not significant over these images") if wide else ""
+    return replace(check, p_holm=p, verdict="flag" if beats else "pass", turns=beats, measured=check.measured + more)
+
+
+def verdict_of(checks: Sequence[Check]) -> tuple[str, list[str]]:
+    """The verdict, and a sentence for each check that made it."""
+    reasons = [f"{c.name}: {c.measured}. {c.advice}" for c in checks if c.turns]
+    return (UNRELIABLE if reasons else SOUND), reasons

@@ -1,0 +1,151 @@
+"""Other attacks on the same images: any that breaks significantly more than the declared gradient's best says that its gradient hides something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from torch import Tensor
+
+from defend.benchmarks.audit.blind import blind
+from defend.benchmarks.audit.declared import Declared
+from defend.benchmarks.audit.model import LeftOut, Rule, Seen
+from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
+from defend.benchmarks.audit.scene import Scene
+from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.purifier import identity
+from defend.training.imitate import imitator
+
+_THRESHOLD = f">= {THRESHOLDS['gap'].value:g} points more, significant at {THRESHOLDS['alpha'].value:g} after Holm"
+_ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
+_CARLINI = "Carlini et al., arXiv:1902.06705, section 5"
+BARE = ("pgd:steps=40", "apgd:loss=ce,steps=40")  # on another pipeline: nothing is dropped there
+
+
+def rules(declared: Callable[[], Declared]) -> list[Rule]:
+    def against(attempts: Callable[[Scene], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
+        return lambda s: contest(s, declared().best, lambda: attempts(s))
+
+    table = {
+        "identity gradient": (
+            "Does the gradient that goes straight past the purifier (BPDA) break more?", _identity, "Athalye et al., arXiv:1802.00420, section 4.1",
+            "Report BPDA beside it: the declared gradient is worse than none",
+        ),
+        "learned gradient": (
+            "Does the gradient of a network fitted to imitate the purifier break more?", _learned,
+            "ours, after BPDA's stand-ins, arXiv:1802.00420, section 4.1",
+            "Report the learned gradient beside it: the declared one points elsewhere",
+        ),
+        "finite differences": (
+            "Does an attack whose gradient is measured by finite differences break more?", _blind,
+            "Ilyas et al., arXiv:1804.08598, section 2.1; " + _ATHALYE,
+            "The declared gradient is not the slope of what is scored: mend it",
+        ),
+        "Square": (
+            "Does a search without any gradient break more?", _square, "Andriushchenko et al., arXiv:1912.00049; " + _ATHALYE,
+            "Black box beats white box: the number through the declared gradient is no robustness",
+        ),
+        "oblivious": (
+            "Do images made against the bare classifier break more?", _oblivious, _CARLINI,
+            "Who does not know the purifier breaks more than who does: mend the gradient",
+        ),
+        "transfer": (
+            "Do images made against another pipeline break more?", _transfer, _CARLINI,
+            "Report transfer from this pipeline beside it",
+        ),
+        "one step": ("Does a single step break more than many?", _one_step, _ATHALYE, "Iterations lead astray: the loss surface is shattered or flat"),
+        "random noise": ("Does random noise break more?", _noise, _CARLINI, "Random search beats the gradient: the attack does not climb"),
+    }  # fmt: skip
+    made = [
+        Rule(name=name, question=question, weight="attack", threshold=_THRESHOLD, source=source, advice=advice, run=against(attempts))
+        for name, (question, attempts, source, advice) in table.items()
+    ]
+    pictures = Rule(
+        name="8-bit images", question="Do the attacks' images break more once they are rounded to 8 bits?", weight="attack", threshold=_THRESHOLD,
+        source="design: what is attacked is a picture of 256 levels",
+        advice="The purifier treats exact numbers in another way than pictures: attack on the grid of 256 levels", run=lambda s: _pictures(s, declared().best),
+    )  # fmt: skip
+    rounding = Rule(
+        name="8-bit drift", question="Does the declared gradient's number hold for pictures of 256 levels?", weight="sign",
+        threshold=f"<= {THRESHOLDS['rounding'].value:g} point either way", source="design: rounded towards the clean image, inside the ball",
+        advice="Say so beside the number, or attack on the grid of 256 levels", run=lambda s: _drift(s, declared()),
+    )  # fmt: skip
+    return [*made, pictures, rounding]
+
+
+def _identity(scene: Scene) -> Iterator[Attempt]:
+    if scene.purifier.card.gradient == "identity":
+        raise LeftOut("the declared gradient is the identity")
+    return through(scene, _rival(scene), identity)
+
+
+def _rival(scene: Scene) -> tuple[str, ...]:
+    return f"apgd:loss=ce,steps={scene.plan.rival}", f"pgd:steps={min(40, scene.plan.rival)}"
+
+
+def _learned(scene: Scene) -> Iterator[Attempt]:
+    if not scene.plan.images:
+        raise LeftOut("left out of budget=quick")
+    images, labels = scene.training(scene.plan.images)
+    network, scene.imitation_error = imitator(scene.purifier, images, labels, scene.network, scene.seed, eps=scene.eps)
+    return through(scene, _rival(scene), network)
+
+
+def _blind(scene: Scene) -> Iterator[Attempt]:
+    def attempt(rows: Tensor) -> Tensor:
+        noise = scene.root.take(rows).fork("blind")
+        return blind(scene.target(rows, fork="blind"), scene.x[rows], scene.y[rows], scene.eps, noise, scene.plan.blind_steps, scene.plan.blind_pairs)
+
+    yield attempt
+
+
+def _square(scene: Scene) -> Iterator[Attempt]:
+    return through(scene, (f"square:queries={scene.plan.queries}",))
+
+
+def _oblivious(scene: Scene) -> Iterator[Attempt]:
+    for spec in BARE:
+        yield lambda rows, s=spec: scene.attack(s, scene.elsewhere(rows, scene.bare, scene.network), rows)  # type: ignore[misc]
+
+
+def _transfer(scene: Scene) -> Iterator[Attempt]:
+    if not scene.surrogates:
+        raise LeftOut("no other pipeline was given (--surrogate C or DEFENSE+C)")
+    pairs = [(spec, pipeline) for pipeline in scene.surrogates for spec in BARE]
+    return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])
+
+
+def _one_step(scene: Scene) -> Iterator[Attempt]:
+    return through(scene, ("fgsm", "pgd:steps=1,step=1"))
+
+
+def _noise(scene: Scene) -> Iterator[Attempt]:
+    """Corners of the ball."""
+
+    def attempt(rows: Tensor, draw: int) -> Tensor:
+        x = scene.x[rows]
+        signs = (scene.root.take(rows).fork(f"signs {draw}").uniform(x) < 0.5).to(x.dtype).mul_(2).sub_(1)
+        return (x + scene.eps * signs).clamp(0, 1)
+
+    for draw in range(scene.plan.noises):
+        yield partial(attempt, draw=draw)
+
+
+def _pictures(scene: Scene, best: Best) -> Seen:
+    """The declared gradient's best and the oblivious images, rounded: against the same, unrounded."""
+    if 100 * best.accuracy < THRESHOLDS["gap"].value:
+        return contest(scene, best, list)
+    whole = best.copy()
+    for attempt in _oblivious(scene):
+        whole.run(attempt)
+    made = [whole.x_adv.__getitem__, *_oblivious(scene)]
+    return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a(rows), scene.x[rows], scene.eps) for a in made], "the same, unrounded,")  # type: ignore[misc]
+
+
+def _drift(scene: Scene, declared: Declared) -> Seen:
+    best = declared.best
+    rounded = scene.scores(to_grid(best.x_adv, scene.x, scene.eps), scene.all)[1]
+    if not scene.stochastic:
+        rounded = rounded * scene.scores(scene.x, scene.all)[1]
+    moved = float(rounded.mean()) - best.accuracy
+    return Seen(measured=f"{100 * moved:+.1f} points", value=moved, ok=abs(100 * moved) <= THRESHOLDS["rounding"].value + 1e-9)

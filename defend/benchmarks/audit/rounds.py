@@ -1,0 +1,120 @@
+"""Per image the worst of several attacks, and the contest of other attacks with the declared gradient's best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defend.benchmarks.audit.model import Seen
+from defend.benchmarks.audit.scene import Scene
+from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.stats import mcnemar, permutation
+from defend.norms import check_attacked
+from defend.purifier import Backward
+
+Attempt = Callable[[Tensor], Tensor]  # rows of the scene (b,) -> x_adv (b, c, h, w)
+
+
+class Best:
+    """Per image the worst of what was tried; the clean image is one. A deterministic image is right if right clean and right attacked."""
+
+    def __init__(self, scene: Scene, rows: Tensor) -> None:
+        self.scene, self.rows, self.x_adv = scene, rows, scene.x[rows].clone()
+        self.select, self.score = scene.scores(self.x_adv, rows)
+        self._clean = self.score.copy()
+
+    def standing(self) -> Tensor:
+        """Places that a further attack could still worsen."""
+        return torch.from_numpy(np.flatnonzero(self.select > 0)).to(self.rows.device)
+
+    def add(self, at: Tensor, x_adv: Tensor) -> None:
+        """Tried images of the places `at`. Of equals the last is kept: where nothing succeeds, an attempt and not the clean image."""
+        here = at.cpu().numpy()
+        select, score = self.scene.scores(x_adv, self.rows[at])
+        if not self.scene.stochastic:
+            select = score = score * self._clean[here]
+        worse = select <= self.select[here]
+        rows = torch.from_numpy(worse).to(at.device)
+        self.x_adv[at[rows]] = x_adv[rows]
+        self.select[here[worse]], self.score[here[worse]] = select[worse], score[worse]
+
+    def run(self, attempt: Attempt) -> None:
+        """An attack on what still stands."""
+        at = self.standing()
+        if len(at):
+            self.add(at, attempt(self.rows[at]))
+
+    def copy(self) -> Best:
+        new = copy.copy(self)
+        new.x_adv, new.select, new.score = self.x_adv.clone(), self.select.copy(), self.score.copy()
+        return new
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.score.mean())
+
+
+def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None) -> Iterator[Attempt]:
+    """Attacks on the audited pipeline."""
+    for spec in specs:
+        yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
+
+
+def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best") -> Seen:
+    """Do these attacks together break more images than the declared gradient's best?
+
+    They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
+    little, it is all; else on the others too, for the images that the declared gradient breaks and these do not, and a paired test.
+    """
+    n, left, stands = len(scene.x), declared.score > 0, f"the {100 * declared.accuracy:.1f} % that stand"
+    if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
+        return Seen(measured=f"of {stands}, no attack can win enough", value=0.0, gap=0.0, p=1.0)
+    attempts = list(make())
+    first = _worst(scene, left, attempts)
+    won = float((declared.score[left] - first.score).sum()) / n
+    if 100 * won < THRESHOLDS["gap"].value - 1e-9:
+        _keep(scene, np.where(left, _placed(left, first.score), declared.score))
+        return Seen(measured=f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}", value=won, gap=won, p=1.0)
+    other = declared.score.copy()
+    other[left] = first.score
+    if not left.all():
+        other[~left] = _worst(scene, ~left, attempts).score
+    _keep(scene, other)
+    gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
+    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %"
+    return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
+
+
+def _placed(where: np.ndarray, values: np.ndarray) -> np.ndarray:
+    out = np.zeros(len(where))
+    out[where] = values
+    return out
+
+
+def _keep(scene: Scene, score: np.ndarray) -> None:
+    """The lowest so far: image by image; of a stochastic purifier, whose minima of estimates fall by themselves, the lower mean."""
+    if scene.stochastic:
+        scene.lowest = min(scene.lowest, score, key=np.mean)
+    else:
+        scene.lowest = np.minimum(scene.lowest, score)
+
+
+def _worst(scene: Scene, rows: np.ndarray, attempts: Sequence[Attempt]) -> Best:
+    best = Best(scene, torch.from_numpy(np.flatnonzero(rows)).to(scene.x.device))
+    for attempt in attempts:
+        best.run(attempt)
+    return best
+
+
+def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """The nearest multiples of 1/255 towards x: never farther from x than x_adv."""
+    scaled = x_adv * 255
+    scaled = torch.where((scaled - scaled.round()).abs() < 1e-3, scaled.round(), scaled)  # a level already, but for float32
+    rounded = torch.where(x_adv > x, scaled.floor(), scaled.ceil()) / 255
+    out = torch.where(x_adv > x, rounded.maximum(x), rounded.minimum(x))
+    check_attacked(out, x, eps, "Linf", "8-bit")
+    return out

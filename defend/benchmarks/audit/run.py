@@ -1,0 +1,135 @@
+"""`defend.audit`: the checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from defend.benchmarks.audit import active, declared, gradients, indicators, rivals, state
+from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, settle, verdict_of
+from defend.benchmarks.audit.scene import Scene
+from defend.benchmarks.audit.stage import Pipeline, set_stage
+from defend.classifier import Classifier
+from defend.dataset import Dataset
+from defend.purifier import Purifier
+
+
+def audit(
+    spec: str | Purifier,
+    dataset: str | Dataset,
+    classifier: str | Classifier,
+    budget: str = "standard",
+    *,
+    n: int | None = None,
+    split: str = "test",
+    eps: float | str | None = None,
+    surrogates: Sequence[str | Pipeline] = (),
+    seed: int = 0,
+    device: str = "auto",
+    data_root: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Is what the declared gradient of a purifier reports before this classifier real? L-inf; eps: by default the data set's claim eps.
+
+    spec, dataset, classifier: specs, or objects. surrogates: other pipelines to transfer from, as "C" or "DEFENSE+C", or (purifier,
+    classifier). n: images, by default the budget's. progress: the estimate of the time, and each check, on stderr. Raises DefendError for
+    what the caller can mend; a check that fails or cannot run is a row of the report.
+    """
+    began = time.perf_counter()
+    scene, about = set_stage(
+        spec, dataset, classifier, budget, n=n, split=split, eps=eps, surrogates=surrogates, seed=seed, device=device, data_root=data_root
+    )  # fmt: skip
+    tell = _teller(progress)
+    tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {split}, eps {scene.eps:.6g}")
+    tell(f"at most about {minutes(estimate(scene))}, if no attack breaks anything; the fit of the learned gradient comes on top")
+    checks, found = _checks(scene, tell)
+    verdict, reasons = verdict_of(checks)
+    about |= found | {"seconds": round(time.perf_counter() - began, 1)}
+    return Report(verdict=verdict, reasons=reasons, checks=checks, about=about)
+
+
+def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dict[str, Any]]:
+    seen: dict[str, Seen | Exception] = {}
+    table, attacked = rules_of(scene, seen)
+    began = _once(lambda: state.remember(scene))
+    for rule in table:
+        seen[rule.name] = began if isinstance(began, Exception) and rule.name == "before and after" else _once(lambda r=rule: r.run(scene))  # type: ignore[misc]
+        outcome = seen[rule.name]
+        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else outcome}")
+    return settle([checked(rule, seen[rule.name]) for rule in table]), _numbers(scene, attacked())
+
+
+def rules_of(scene: Scene, seen: Mapping[str, Seen | Exception]) -> tuple[list[Rule], Callable[[], declared.Declared | Exception]]:
+    """Every check of this scene, and the declared gradient's attack, which runs when a check first asks. seen: what was seen so far."""
+    attacked = cache(lambda: _once(lambda: declared.attack_declared(scene)))
+
+    def best() -> declared.Declared:
+        found = attacked()
+        if isinstance(found, declared.Declared):
+            return found
+        raise found
+
+    def square() -> float | None:
+        there = seen.get("Square")
+        return there.gap if isinstance(there, Seen) else None
+
+    table = [
+        *declared.rules(scene, best), *rivals.rules(best), *gradients.rules(scene, best),
+        *indicators.rules(scene, best, square), *active.rules(), *state.rules(best),
+    ]  # fmt: skip
+    return table, attacked
+
+
+def _once(run: Callable[[], Any]) -> Any:
+    """What it gives, or why it gives nothing: a plugin may raise anything."""
+    try:
+        return run()
+    except Exception as e:
+        return e
+
+
+def _numbers(scene: Scene, found: declared.Declared | Exception) -> dict[str, Any]:
+    if isinstance(found, Exception):
+        none = dict.fromkeys(("clean_accuracy", "declared_accuracy", "declared", "lowest_accuracy", "imitation_error"))
+        return {**none, "curve": [], "copies": []}
+    return {
+        "clean_accuracy": found.clean, "declared_accuracy": found.best.accuracy, "declared": found.text,
+        "lowest_accuracy": float(scene.lowest.mean()), "imitation_error": scene.imitation_error, "curve": found.curve, "copies": found.copies,
+    }  # fmt: skip
+
+
+def estimate(scene: Scene) -> float:
+    """Seconds, from one forward and one gradient of some images."""
+    rows = scene.all[:32]
+    target = scene.target(rows, eot=1, fork="estimate")
+
+    def clock(run: Callable[[], Any]) -> float:
+        run()  # warm
+        began = time.perf_counter()
+        run()
+        if rows.device.type == "cuda":
+            torch.cuda.synchronize(rows.device)
+        return (time.perf_counter() - began) / len(rows)
+
+    timed = _once(lambda: (clock(lambda: target.gradient(scene.x[rows], scene.y[rows], indicators.cross_entropy)), clock(lambda: target.logits(scene.x[rows]))))
+    if isinstance(timed, Exception):
+        return float("nan")
+    backwards, forwards = scene.plan.cost(len(scene.surrogates))
+    return float(timed[0] * backwards + timed[1] * forwards)
+
+
+def minutes(seconds: float) -> str:
+    return "an unknown time" if seconds != seconds else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _teller(progress: bool) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if progress:
+            print(line, file=sys.stderr, flush=True)
+
+    return tell

@@ -1,0 +1,98 @@
+"""What all checks share: a pipeline, its images, its noise, and how an attack is run and scored on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from defend.benchmarks.audit.plan import Plan
+from defend.benchmarks.work import SELECT, check_finite
+from defend.load import load
+from defend.noise import Noise
+from defend.norms import check_attacked
+from defend.purifier import Backward, Purifier
+from defend.target import Target
+
+NORM = "Linf"
+Floats = NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """n images x (n, c, h, w) with labels y, behind network(purifier(.))."""
+
+    purifier: Purifier
+    network: nn.Module
+    bare: Purifier  # no defense
+    x: Tensor
+    y: Tensor
+    root: Noise
+    eps: float
+    plan: Plan
+    seed: int
+    twin: Callable[[Tensor, Tensor, str], Tensor]  # what a fresh purifier gives for images, their rows, and the name of a draw
+    twin_is: str  # where that one lives
+    training: Callable[[int], tuple[Tensor, Tensor]]  # so many training images, with labels
+    surrogates: Sequence[tuple[Purifier, nn.Module]] = ()
+    imitation_error: float | None = None  # of the learned gradient's network, relative to the identity's
+    before: list[Tensor] = field(default_factory=list)  # what it gave when the audit began
+    lowest: Floats = field(default_factory=lambda: np.empty(0))  # per image, over every attack that ran
+
+    @property
+    def stochastic(self) -> bool:
+        return self.purifier.card.stochastic
+
+    @property
+    def all(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    @property
+    def some(self) -> Tensor:
+        return self.all[: self.plan.some]
+
+    def target(self, rows: Tensor, backward: Backward | None = None, eot: int | None = None, fork: str = "attack") -> Target:
+        """The audited pipeline, through the declared gradient where `backward` gives no other."""
+        return Target(self.network, self.purifier, self.root.take(rows).fork(fork), backward, eot or self.plan.eot, scored=True)
+
+    def elsewhere(self, rows: Tensor, purifier: Purifier, network: nn.Module) -> Target:
+        """Another pipeline, from which images are only transferred: none may be dropped."""
+        return Target(network, purifier, self.root.take(rows).fork("attack"), eot=max(self.plan.eot, 5 if purifier.card.stochastic else 1))
+
+    def attack(self, spec: str, target: Target, rows: Tensor, eps: float | None = None) -> Tensor:
+        """x_adv of these rows, inside the ball: checked. Raises BrokenAttack."""
+        x, y, eps = self.x[rows], self.y[rows], self.eps if eps is None else eps
+        x_adv: Tensor = load(spec, "attack").run(target, x.clone(), y.clone(), eps, self.root.take(rows).fork(f"start {spec}"))
+        check_attacked(x_adv, x, eps, NORM, spec)
+        return x_adv.detach()
+
+    def scores(self, x: Tensor, rows: Tensor) -> tuple[Floats, Floats]:
+        """(select, score) of images x of these rows, as the bench: worst cases are chosen on the first and read off on the second."""
+        score = self.right(x, rows, "score", self.plan.draws)
+        return (self.right(x, rows, "select", SELECT) if self.stochastic else score.copy()), score
+
+    def right(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Floats:
+        """The share of draws in which each image is right: (b,)."""
+        total = torch.zeros(len(rows), device=x.device)
+        for draw in range(draws if len(rows) else 0):
+            total += self.logits(x, self.nth(rows, fork, draw)).argmax(1) == self.y[rows]
+        return np.asarray((total / draws).cpu().numpy(), np.float64)
+
+    def nth(self, rows: Tensor, fork: str, draw: int = 0) -> Noise:
+        """One draw of these rows."""
+        return self.root.take(rows).fork(fork).nth(torch.full((len(rows), 1), draw, device=rows.device))
+
+    def purified(self, x: Tensor, noise: Noise) -> Tensor:
+        with torch.no_grad():
+            return self.purifier.purified(x.clone(), noise.again())
+
+    def logits(self, x: Tensor, noise: Noise) -> Tensor:
+        clean = self.purified(x, noise)
+        with torch.no_grad():
+            logits = torch.cat([self.network(part) for part in clean.split(self.purifier.max_batch)])
+        check_finite(logits, self.purifier)
+        return logits

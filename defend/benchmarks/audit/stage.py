@@ -1,0 +1,127 @@
+"""From what the caller names to the scene: components, images, noise. Raises DefendError for what the caller can mend."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defend.benchmarks.audit.fresh import purify_fresh
+from defend.benchmarks.audit.plan import plan_of
+from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.parts import check_trained
+from defend.benchmarks.suite import one_eps
+from defend.classifier import Classifier
+from defend.dataset import SPLITS, Dataset
+from defend.errors import BadParameter, Mismatch, near
+from defend.load import dataset_name, load, pick_device
+from defend.noise import Noise
+from defend.purifier import Purifier
+from defend.registry import REGISTRY
+from defend.spec import parse
+
+Pipeline = Classifier | tuple[Purifier, Classifier]
+
+
+def set_stage(
+    spec: str | Purifier, dataset: str | Dataset, classifier: str | Classifier, budget: str, *, n: int | None, split: str, eps: float | str | None,
+    surrogates: Sequence[str | Pipeline], seed: int, device: str, data_root: str | None,
+) -> tuple[Scene, dict[str, Any]]:  # fmt: skip
+    """The scene, and what it is in words for the report."""
+    where = pick_device(device)
+    data: Dataset = load(dataset, "dataset", root=data_root) if isinstance(dataset, str) else dataset
+    made = partial(_made, data=data, device=where)
+    purifier, net = made("defense", spec), made("classifier", classifier)
+    if data.channels not in purifier.card.channels:
+        raise Mismatch(f"{type(purifier).__name__} takes images of {purifier.card.channels} channels, {type(data).__name__} has {data.channels}")
+    plan = plan_of(budget, purifier.card.stochastic, n)
+    x, y = (t.to(where) for t in _rows(data, split, plan.n, n is not None))
+    scene = Scene(
+        purifier=purifier, network=net.network, bare=load("none", device=where), x=x, y=y, root=Noise.of(seed, torch.arange(len(x), device=where)),
+        eps=_eps(eps, data), plan=plan, seed=seed, twin=_twin(spec, purifier, data, seed, where),
+        twin_is="a fresh process" if isinstance(spec, str) else "a copy made before the audit (a spec is loaded in a fresh process)",
+        training=lambda m: _training(data, m, where), surrogates=[_pipeline(s, made, scene_bare=load("none", device=where)) for s in surrogates],
+    )  # fmt: skip
+    about = {
+        "defense": _named(spec, "defense"), "dataset": _named(dataset, "dataset"), "classifier": _named(classifier, "classifier"),
+        "surrogates": [s if isinstance(s, str) else repr(type(s).__name__) for s in surrogates], "split": split, "n": len(x), "norm": NORM, "eps": scene.eps,
+        "budget": budget, "seed": seed, "device": str(where), "stochastic": scene.stochastic, "declared_gradient": purifier.card.gradient,
+        "eot": plan.eot, "draws": plan.draws, "trained_on": purifier.trained_on,
+        "versions": {"defend": version("defend"), "torch": str(torch.__version__)},
+    }  # fmt: skip
+    return scene, about
+
+
+def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
+    found = load(what, kind, dataset_name(data), device) if isinstance(what, str) else what
+    if isinstance(what, str):
+        check_trained(found, what)
+    else:
+        found.move(device)
+    if kind == "classifier":
+        found.check_fits(data.channels, data.size, data.classes, dataset_name(data))
+    return found
+
+
+def _rows(data: Dataset, split: str, n: int, asked: bool) -> tuple[Tensor, Tensor]:
+    """The first n images; all of them, where the split has fewer and nobody asked for more."""
+    if split not in SPLITS:
+        raise BadParameter(f"split {split!r}: expected {', '.join(SPLITS)}.{near(split, SPLITS)}")
+    return data.rows(split, 0, n if asked else min(n, data.count(split)))
+
+
+def _eps(eps: float | str | None, data: Dataset) -> float:
+    if eps is None and NORM not in data.card.claim:
+        raise BadParameter(f"data set {type(data).__name__} has no claim eps for {NORM}: give --eps")
+    value = data.card.claim[NORM] if eps is None else one_eps(eps).value
+    if not 0 < value <= 1:
+        raise BadParameter(f"eps {eps}: pixels are in [0, 1], so that an L-inf eps is above 0 and at most 1; for grey levels write {eps}/255")
+    return float(value)
+
+
+def _twin(spec: str | Purifier, purifier: Purifier, data: Dataset, seed: int, device: torch.device) -> Callable[[Tensor, Tensor, str], Tensor]:
+    """What the purifier gives elsewhere for images x of these rows."""
+    if isinstance(spec, str):
+        return partial(purify_fresh, spec, dataset_name(data), str(device), seed)
+    try:
+        kept = copy.deepcopy(purifier)
+    except Exception as e:  # a plugin may hold what cannot be copied
+        return partial(_cannot, f"{type(purifier).__name__} cannot be copied: {e}")
+
+    def copied(x: Tensor, rows: Tensor, fork: str) -> Tensor:
+        with torch.no_grad():
+            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).nth(torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)))
+
+    return copied
+
+
+def _cannot(reason: str, *_: Any) -> Tensor:
+    raise BadParameter(reason)
+
+
+def _training(data: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, y = data.rows("train", 0, min(n, data.count("train")))
+    return x.to(device), y.to(device)
+
+
+def _pipeline(surrogate: str | Pipeline, made: Callable[..., Any], scene_bare: Purifier) -> tuple[Purifier, nn.Module]:
+    if isinstance(surrogate, str):
+        *defenses, classifier = parse(surrogate)
+        defense = "+".join(map(str, defenses))
+        return made("defense", defense) if defense else scene_bare, made("classifier", str(classifier)).network
+    if isinstance(surrogate, tuple):
+        return made("defense", surrogate[0]), made("classifier", surrogate[1]).network
+    return scene_bare, made("classifier", surrogate).network
+
+
+def _named(what: Any, kind: Any) -> str:
+    if isinstance(what, str):
+        return what
+    fields = ",".join(f"{k}={v}" for k, v in what.settings.items() if isinstance(v, int | float | str | bool))
+    name = REGISTRY.component(kind, type(what))
+    return f"{name}:{fields}" if fields else name

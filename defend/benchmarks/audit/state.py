@@ -1,0 +1,145 @@
+"""Does the purifier do the same each time: with the same noise, in any company, before and after an attack, watched or not?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from defend.benchmarks.audit.declared import Declared
+from defend.benchmarks.audit.model import Rule, Seen
+from defend.benchmarks.audit.rounds import to_grid
+from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.stats import mcnemar, permutation
+from defend.norms import random_start
+
+FORWARDS = 5
+TINY = 1e-6  # the change of a pixel that nothing may depend on
+_SOURCE = "AutoAttack's flags (arXiv:2003.01690, flags_doc.md); Tramer et al., arXiv:2002.08347"
+
+
+def rules(declared: Callable[[], Declared]) -> list[Rule]:
+    share = f"<= {100 * THRESHOLDS['state'].value:g} % of the images move"
+    table: dict[str, tuple[str, str, Callable[[Scene], Seen]]] = {
+        "five forwards": (
+            "Do five forwards agree (with the same noise, and where the card says deterministic with any)?",
+            "Declare stochastic=True and draw from `noise` alone: then attacks average, and the score is a mean over draws", _forwards,
+        ),
+        "a millionth": (
+            "Does x + 1e-6 give what x gives, on the grid of 256 levels and off it?",
+            "What depends on exact numbers hides the slope: attack its average over small changes", lambda s: _millionth(s, declared()),
+        ),
+        "company": ("Is an image purified alone as it is in a batch, and in any order?", "Let no image depend on its neighbours", _company),
+        "watched": ("Does it do the same when a gradient is asked for?", "The attacker is shown another purifier than the one that is scored", _watched),
+        "before and after": ("Does it do the same after the attacks as before?", "It remembers what it has seen: remove the state", _after),
+        "fresh process": ("Does a fresh one do the same?", "It depends on what else has run: remove the state", _fresh),
+    }  # fmt: skip
+    made = [
+        Rule(name=name, question=question, weight="required", threshold=share, source=_SOURCE, advice=advice, run=run)
+        for name, (question, advice, run) in table.items()
+    ]
+    rekeyed = Rule(
+        name="re-keyed noise", question="Is the score the same under other noise?", weight="required",
+        threshold=f"p >= {THRESHOLDS['rekeyed'].value:g}, paired", source=THRESHOLDS["rekeyed"].source,
+        advice="The noise of the score is not like that of deployment", run=lambda s: _rekeyed(s, declared()),
+    )  # fmt: skip
+    return [*made, rekeyed]
+
+
+def moved(a: Tensor, b: Tensor) -> float:
+    """The share of images whose pixels differ by more than a thousandth on average, or by a hundredth anywhere in a twentieth of them."""
+    d = (a - b).abs().flatten(1)
+    limit = THRESHOLDS["moved"].value
+    return ((d.mean(1) > limit) | ((d > 10 * limit).double().mean(1) > 0.05)).double().mean().item()
+
+
+def _judged(share: float, of: str = "") -> Seen:
+    return Seen(measured=f"{100 * share:.1f} % of the images move{of}", value=share, ok=share <= THRESHOLDS["state"].value)
+
+
+def _seen(scene: Scene) -> tuple[Tensor, Tensor]:
+    """The clean images, and places inside the ball off the grid."""
+    x = scene.x[scene.some]
+    return x, random_start(x, scene.eps, NORM, scene.root.take(scene.some).fork("points"))
+
+
+def _forwards(scene: Scene) -> Seen:
+    worst = 0.0
+    for x in _seen(scene):
+        first = scene.purified(x, scene.nth(scene.some, "state"))
+        for k in range(1, FORWARDS):
+            worst = max(worst, moved(first, scene.purified(x, scene.nth(scene.some, "state", 0 if scene.stochastic else k))))
+            worst = max(worst, moved(first, scene.purified(x, scene.nth(scene.some, "state"))))
+    return _judged(worst)
+
+
+def _millionth(scene: Scene, declared: Declared) -> Seen:
+    """Pixels, where the attack did not choose the place; labels, where it did: its images, and those rounded to the grid."""
+    clean, off = _seen(scene)
+    worst = max(min(_apart(scene, clean, TINY), _apart(scene, clean, -TINY)), _apart(scene, off, TINY))  # one side may cross a quantiser's edge
+    found = declared.best.x_adv[scene.some]
+    for x in (clean, off, found, to_grid(found, clean, scene.eps)):
+        worst = max(worst, min(_relabelled(scene, x, TINY), _relabelled(scene, x, -TINY)))
+    return _judged(worst)
+
+
+def _apart(scene: Scene, x: Tensor, by: float) -> float:
+    noise = scene.nth(scene.some, "state")
+    return moved(scene.purified(x, noise), scene.purified((x + by).clamp(0, 1), noise))
+
+
+def _relabelled(scene: Scene, x: Tensor, by: float) -> float:
+    """The share of images whose label changes."""
+    noise = scene.nth(scene.some, "state")
+    return (scene.logits(x, noise).argmax(1) != scene.logits((x + by).clamp(0, 1), noise).argmax(1)).double().mean().item()
+
+
+def _company(scene: Scene) -> Seen:
+    worst = 0.0
+    for x in _seen(scene):
+        noise = scene.nth(scene.some, "state")
+        whole, few = scene.purified(x, noise), min(16, len(x))
+        alone = torch.cat([scene.purified(x[i : i + 1], noise.again().take(slice(i, i + 1))) for i in range(few)])
+        worst = max(worst, moved(whole[:few], alone) if few else 0.0)
+        order = torch.arange(len(x) - 1, -1, -1, device=x.device)
+        worst = max(worst, moved(whole[order], scene.purified(x[order], noise.again().take(order))))
+    return _judged(worst)
+
+
+def _watched(scene: Scene) -> Seen:
+    worst = 0.0
+    for x in _seen(scene):
+        noise = scene.nth(scene.some, "state")
+        with torch.enable_grad():
+            watched = scene.purifier.purified(x.clone().requires_grad_(), noise.again()).detach()
+        worst = max(worst, moved(scene.purified(x, noise), watched))
+    return _judged(worst)
+
+
+def _after(scene: Scene) -> Seen:
+    """Against what it gave when the audit began."""
+    noise = scene.nth(scene.some, "state")
+    return _judged(max(moved(before, scene.purified(x, noise)) for x, before in zip(_seen(scene), scene.before, strict=True)))
+
+
+def remember(scene: Scene) -> None:
+    scene.before = [scene.purified(x, scene.nth(scene.some, "state")) for x in _seen(scene)]
+
+
+def _fresh(scene: Scene) -> Seen:
+    """In another order, so that a memory of places shows too."""
+    worst, order = 0.0, torch.arange(len(scene.some) - 1, -1, -1, device=scene.x.device)
+    for x in _seen(scene):
+        noise = scene.nth(scene.some, "state")
+        worst = max(worst, moved(scene.purified(x, noise)[order], scene.twin(x[order], order, "state")))
+    return _judged(worst, f", against {scene.twin_is}")
+
+
+def _rekeyed(scene: Scene, declared: Declared) -> Seen:
+    """The declared gradient's best images, scored on `score` draws and on as many others."""
+    x_adv, rows = declared.best.x_adv, scene.all
+    here, there = (scene.right(x_adv, rows, fork, scene.plan.draws) for fork in ("score", "re-keyed"))
+    p = (permutation if scene.stochastic else mcnemar)(here, there)
+    return Seen(measured=f"{100 * here.mean():.1f} % and {100 * there.mean():.1f} %, p = {p:.2g}", value=p, ok=p >= THRESHOLDS["rekeyed"].value)

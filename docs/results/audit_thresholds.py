@@ -1,0 +1,200 @@
+"""How often the audit is wrong: every purifier of tests/masked.py, audited on val, beside the gap to the best attack known for it.
+
+    python docs/results/audit_thresholds.py --dataset digits
+    python docs/results/audit_thresholds.py --dataset mnist --robust convnet:weights=convnet-madry --honest split-vqvae
+
+Interrupted, the same command goes on: purifiers that are measured are read. Half of the families set thresholds: for each check the values on
+honest and on masked ones are printed, and what would part them. The other half judges them: misses (a gap of 5 points or more, and no sign of
+masking) and false alarms (an honest one, called unreliable), with Wilson intervals. Writes audit_thresholds_DATASET.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import defend
+from defend.benchmarks.stats import wilson
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+import masked
+
+GAP = 0.05  # from here on a masked purifier must be called unreliable
+
+
+@dataclass(frozen=True)
+class Case:
+    """One purifier before one classifier. half: 0 sets thresholds, 1 judges."""
+
+    name: str
+    family: str
+    half: int
+    honest: bool
+    purifier: Callable[[], Any]
+    classifier: Any
+
+
+def main() -> None:
+    options = arguments()
+    folder = options.out / options.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = []
+    for case in cases(options):
+        file = folder / f"{''.join(c if c.isalnum() else '-' for c in case.name)}.json"
+        if not file.exists():
+            made = measure(case, options)
+            file.with_suffix(".part").write_text(json.dumps(made))
+            file.with_suffix(".part").replace(file)
+        measured.append(json.loads(file.read_text()))
+        print(line(measured[-1]), file=sys.stderr, flush=True)
+    name = f"audit_thresholds_{options.dataset}"
+    options.table.joinpath(f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    text = page(measured, options)
+    options.table.joinpath(f"{name}.md").write_text(text)
+    print(text)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--classifier", default="convnet")
+    parser.add_argument("--budget", default="standard")
+    parser.add_argument("--n", type=int, help="images (default: the budget's, or all of val)")
+    parser.add_argument("--robust", help="an adversarially trained classifier; on digits one is trained where none is given")
+    parser.add_argument("--honest", nargs="*", default=[], metavar="SPEC", help="more honest purifiers, as split-vqvae")
+    parser.add_argument("--only", nargs="*", default=[], metavar="FAMILY", help="some families (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/audit_thresholds"), help="where what is measured lies")
+    parser.add_argument("--table", type=Path, default=Path(__file__).parent, help="where the tables are written")
+    return parser.parse_args()
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    data = defend.load(options.dataset, "dataset")
+    plain = defend.load(options.classifier, "classifier", dataset=options.dataset)
+    memory = data.rows("train", 0, 500)[0]
+    for family, graded in masked.FAMILIES.items():
+        for strength in graded.strengths:
+            made = partial(masked.make, family, strength, plain.network, memory)
+            yield from wanted(options, Case(f"{family} {strength:g}", family, graded.half, False, made, plain))
+    for name, (purifier, half) in masked.HONEST.items():
+        yield from wanted(options, Case(name, "honest", half, True, purifier, plain))
+    for spec in options.honest:
+        yield from wanted(options, Case(spec, "honest", 1, True, lambda s=spec: defend.load(s, dataset=data), plain))
+    if not options.only or "robust" in options.only:
+        robust = robust_classifier(options, data)
+        for name, (purifier, half) in {"none": (lambda: defend.load("none"), 1), "blur": (masked.Blur, 0)}.items():
+            yield Case(f"{name} before an adversarially trained classifier", "robust", half, True, purifier, robust)
+
+
+def wanted(options: argparse.Namespace, case: Case) -> Iterator[Case]:
+    if not options.only or case.family in options.only:
+        yield case
+
+
+def robust_classifier(options: argparse.Namespace, data: Any) -> Any:
+    """Given, or trained here: PGD-10 at the claim eps, 40 epochs."""
+    if options.robust:
+        return defend.load(options.robust, "classifier", dataset=options.dataset)
+    made = defend.load("convnet:weights=untrained", "classifier", dataset=data)
+    file = options.out / options.dataset / "robust.safetensors"
+    if not file.exists():
+        x, y = data.rows("train", 0, data.count("train"))
+        made.fit(x, y, epochs=40, lr=0.05, batch=64, adversarial=data.card.claim["Linf"], progress=False)
+        save_file(made.net.state_dict(), file)
+    made.net.load_state_dict(load_file(file))
+    return made
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    began = time.process_time()
+    report = defend.audit(case.purifier(), options.dataset, case.classifier, options.budget, n=options.n, split="val").as_dict()
+    spent = time.process_time() - began
+    data = defend.load(options.dataset, "dataset")
+    x, y = data.rows("val", 0, report["n"])
+    known = float(masked.best_known(case.purifier(), case.classifier.network, x, y, report["eps"]).mean())
+    declared, lowest = report["declared_accuracy"], report["lowest_accuracy"]
+    best = known if lowest is None else min(known, lowest)
+    return {
+        "name": case.name, "family": case.family, "half": case.half, "honest": case.honest, "declared": declared, "best_known": best,
+        "gap": None if declared is None else declared - best, "cpu_seconds": round(spent, 1), "report": report,
+    }  # fmt: skip
+
+
+def unreliable(row: dict[str, Any]) -> bool:
+    return row["report"]["verdict"] == "unreliable"
+
+
+def should_be(row: dict[str, Any]) -> bool | None:
+    """Unreliable (True), sound (False), or neither: masked, and little hidden. No number at all hides everything."""
+    return False if row["honest"] else True if row["gap"] is None or row["gap"] >= GAP else None
+
+
+def line(row: dict[str, Any]) -> str:
+    declared = "none" if row["declared"] is None else f"{100 * row['declared']:.1f}"
+    turned = ", ".join(c["name"] for c in row["report"]["checks"] if c["turns"])
+    wrong = should_be(row) is not None and unreliable(row) != should_be(row)
+    return f"{row['name']}: declared {declared}, best known {100 * row['best_known']:.1f}: {row['report']['verdict']} ({turned}){' WRONG' if wrong else ''}"
+
+
+def page(measured: list[dict[str, Any]], options: argparse.Namespace) -> str:
+    reports = [r["report"] for r in measured]
+    about = f"{reports[0]['n']} images of {options.dataset} val, eps {reports[0]['eps']:.6g}, budget {options.budget}, {options.classifier}"
+    parts = [f"# Misses and false alarms of the audit: {options.dataset}", "Written by `docs/results/audit_thresholds.py`. " + about + ".", *rates(measured)]
+    return "\n\n".join([*parts, table(measured), "## What would part honest from masked (the half that sets thresholds)", suggestions(measured)]) + "\n"
+
+
+def rates(measured: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for half, title in ((1, "the half that judges"), (0, "the half that set the thresholds")):
+        for expected, what in ((True, f"misses, of the masked with a gap of {100 * GAP:g} points or more"), (False, "false alarms, of the honest")):
+            some = [r for r in measured if r["half"] == half and should_be(r) is expected]
+            wrong = sum(unreliable(r) != expected for r in some)
+            if some:
+                low, high = wilson(wrong, len(some))
+                lines.append(f"- {title}: {wrong} of {len(some)} {what} (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
+    return ["\n".join(lines)]
+
+
+def table(measured: list[dict[str, Any]]) -> str:
+    rows = ["| purifier | half | declared % | best known % | gap | verdict | what turned it |", "|---|---|---|---|---|---|---|"]
+    for r in measured:
+        declared, gap = ("", "") if r["declared"] is None else (f"{100 * r['declared']:.1f}", f"{100 * r['gap']:.1f}")
+        turned = ", ".join(c["name"] for c in r["report"]["checks"] if c["turns"])
+        name = f"{r['name']} (honest)" if r["honest"] else r["name"]
+        half = ("sets", "judges")[r["half"]]
+        rows.append(f"| {name} | {half} | {declared} | {100 * r['best_known']:.1f} | {gap} | {r['report']['verdict']} | {turned} |")
+    return "\n".join(rows)
+
+
+def suggestions(measured: list[dict[str, Any]]) -> str:
+    """For each check with a number: its range on honest and on masked purifiers, and the middle between them where they do not meet."""
+    rows = ["| check | honest | masked, gap of 5 or more | between |", "|---|---|---|---|"]
+    half = [r for r in measured if r["half"] == 0]
+    for name in [c["name"] for c in measured[0]["report"]["checks"]]:
+        honest, hidden = (values(name, [r for r in half if should_be(r) is expected]) for expected in (False, True))
+        if honest and hidden:
+            apart = max(honest) < min(hidden) or max(hidden) < min(honest)
+            middle = (max(honest) + min(hidden)) / 2 if max(honest) < min(hidden) else (max(hidden) + min(honest)) / 2
+            spans = [f"{min(v):.3g} to {max(v):.3g} ({len(v)})" for v in (honest, hidden)]
+            rows.append(f"| {name} | {spans[0]} | {spans[1]} | {f'{middle:.3g}' if apart else 'they meet'} |")
+    return "\n".join(rows)
+
+
+def values(name: str, some: list[dict[str, Any]]) -> list[float]:
+    found = [c["value"] for r in some for c in r["report"]["checks"] if c["name"] == name]
+    return [v for v in found if v is not None]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

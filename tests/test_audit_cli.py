@@ -1,0 +1,68 @@
+"""defend audit from end to end, on digits: what it prints, its exit codes, a fresh process, objects."""
+
+import json
+
+import masked
+import pytest
+from click.testing import CliRunner
+
+import defend
+from defend.cli import main
+
+WORDS = ["--dataset", "digits", "--classifier", "convnet", "--budget", "quick", "--split", "val"]
+
+
+@pytest.fixture
+def masked_plugin(tmp_path, install):
+    """tests/masked.py under names of a distribution, as a plugin has them."""
+    folder = tmp_path / "masked-0.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: masked\nVersion: 0.1\n")
+    (folder / "entry_points.txt").write_text("[defend.defenses]\nfalsely-exact = masked:FalselyExact\n")
+    install(tmp_path)
+
+
+def run(*words):
+    return CliRunner().invoke(main, ["audit", *words, *WORDS])
+
+
+def test_a_sound_one(tmp_path):
+    page = tmp_path / "audit.html"
+    done = run("bitdepth:bits=3", "-n", "40", "--json", "--out", str(page))
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["verdict"] == "no sign of masking" and told["reasons"] == []
+    assert told["defense"] == "bitdepth:bits=3" and told["n"] == 40 and told["eps"] == 0.2
+    fresh = next(c for c in told["checks"] if c["name"] == "fresh process")
+    assert fresh["verdict"] == "pass" and "a fresh process" in fresh["measured"]
+    assert "at most about" in done.stderr and "bitdepth:bits=3" in page.read_text()
+
+
+@pytest.mark.usefixtures("masked_plugin")
+def test_an_unreliable_one():
+    done = run("falsely-exact", "-n", "40", "--surrogate", "bitdepth+convnet")
+    assert done.exit_code == 3, done.output
+    lines = done.stdout.splitlines()
+    assert lines[0] == "unreliable" and any(line.startswith("- Square: ") for line in lines) and any(line.startswith("- transfer: ") for line in lines)
+
+
+def test_an_object():
+    report = defend.audit(masked.Blur(), "digits", "convnet", "quick", n=16, split="val")
+    assert report.verdict == "no sign of masking" and report.about["defense"] == "Blur:weight=1.0"
+    assert report.about["lowest_accuracy"] <= report.about["declared_accuracy"] <= report.about["clean_accuracy"]
+
+
+class Raises(masked.Blur):
+    """Not on adversarial images."""
+
+    def purify(self, x, noise):
+        if ((x * 255 - (x * 255).round()).abs() > 1e-3).any():
+            raise RuntimeError("pictures only")
+        return super().purify(x, noise)
+
+
+def test_a_check_that_raises_is_a_row():
+    report = defend.audit(Raises(), "digits", "convnet", "quick", n=16, split="val")
+    assert report.verdict == "unreliable" and report.about["declared_accuracy"] is None
+    assert any(c.measured == "could not run: RuntimeError: pictures only" for c in report.checks)
+    json.dumps(report.as_dict(), allow_nan=False)
