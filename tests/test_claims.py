@@ -47,7 +47,7 @@ SIGNS = {
     ),
     "black box": (
         lambda: [*(r | {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53} if r["knowledge"] == "adaptive" and r["eps"] < 1 else r for r in complete())],
-        "black box beats white box: pgd, transfer from jpeg+convnet",
+        "black box beats white box: pgd, transfer from median+resnet20",
     ),
     "eps 1": (
         lambda: [unbounded(r["gradient"], right=11) if r["eps"] == 1 else r for r in complete()],
