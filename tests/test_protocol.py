@@ -120,6 +120,13 @@ def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_
     assert read_records(tmp_path) == [mine | {"protocol": None, "units": ["b"]}]
 
 
+def test_a_record_of_weights_trained_anew_does_not_stand_for_the_old(tmp_path):
+    old, new = ({"attack": "pgd", "units": [d], "protocol": None, "pipeline": {"classifier": "c", "defense": d}} for d in ("old", "new"))
+    keep(tmp_path, [old])
+    keep(tmp_path, [new])
+    assert read_records(tmp_path) == [old, new]
+
+
 # knowledge
 
 
