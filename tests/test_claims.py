@@ -36,6 +36,7 @@ def printed(records, run_dirs=(), width=160):
     return out.getvalue()
 
 
+HALF = {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53}
 SIGNS = {
     "declared alone": (
         lambda: [r for r in complete() if r["gradient"] in (None, "declared")],
@@ -46,11 +47,11 @@ SIGNS = {
         "randomised, and attacked without EOT",
     ),
     "black box": (
-        lambda: [*(r | {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53} if r["knowledge"] in ("adaptive", "oblivious") and r["eps"] < 1 else r for r in complete())],
+        lambda: [r | HALF if r["knowledge"] in ("adaptive", "oblivious") and r["eps"] < 1 else r for r in complete()],
         "black box beats white box: pgd, transfer from median+resnet20",
     ),
     "oblivious": (
-        lambda: [r | {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53} if r["knowledge"] != "oblivious" and r["eps"] < 1 else r for r in complete()],
+        lambda: [r | HALF if r["knowledge"] != "oblivious" and r["eps"] < 1 else r for r in complete()],
         "oblivious beats adaptive: apgd",
     ),
     "eps 1": (
@@ -105,6 +106,12 @@ def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
     assert claim_of_units(made, tmp_path).startswith("claim: ladder-1, 1.0 % right (0.5 to 1.8)")
     for line in (claim_of_units(falls, tmp_path), claim_of(falls)):
         assert line.startswith("claim: ladder-1, <= 1.0 % right (unconverged) (0.5 to 1.8)")
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.9, ""), (1.3, "its error is 1.30, the identity's is 1"), (None, "its error is no number")])
+def test_beside_a_claim_stands_that_the_learned_gradient_is_no_better_than_the_identity(error, said):
+    line = claim_of([r | {"gradient_error": error if r["gradient"] == "learned" else None} for r in complete()])
+    assert line.startswith("claim: ladder-1, ") and ("the learned gradient says little" in line) is bool(said) and said in line
 
 
 MADE = {"pipeline": {"classifier": "c1", "defense": "d1"}, "precision": "float32", "layout": "contiguous", "seed": 0}

@@ -285,7 +285,8 @@ COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 
 
 def apgd(knowledge, gradient, loss, **over):
-    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings={"attack": {"loss": loss, "steps": 100, "targets": 9}}, **(COMPLETE | over))
+    settings = {"attack": {"loss": loss, "steps": 100, "targets": 9}}
+    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings=settings, **(COMPLETE | over))
 
 
 def unbounded(gradient, right=0, **over):

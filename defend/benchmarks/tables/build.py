@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
-from defend.benchmarks.tables.claims import IMAGES, at_claim, claim
+from defend.benchmarks.tables.claims import IMAGES, at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
@@ -48,7 +48,7 @@ def _claims(records: Sequence[Record], read: Reader) -> tuple[Claims, tuple[str,
         relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
         seen = doubts(kin, relatives)
         line, which = claim(kin, relatives, seen), _which(key, groups)
-        claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}") + which
+        claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:
             signs[f"{key[2]} before {key[1]}, {key[0]}, {key[-1]}{which}"] = "; ".join(seen)
     return claims, tuple(f"{name}: {said}." for name, said in signs.items())

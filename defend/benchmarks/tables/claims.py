@@ -95,8 +95,9 @@ LADDER_1 = (
     Requirement("adaptive APGD-CE through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, loss="ce", at_least=STEPS)),
     Requirement(
         "adaptive targeted APGD-DLR through every gradient",
-        ran("apgd", "adaptive", EVERY_GRADIENT, loss="dlr-targeted", at_least={**STEPS, "targets": 9}), classes=TARGETED_DLR,
-    ),  # fmt: skip
+        ran("apgd", "adaptive", EVERY_GRADIENT, loss="dlr-targeted", at_least={**STEPS, "targets": 9}),
+        classes=TARGETED_DLR,
+    ),
     Requirement("PGD-EOT (200 steps x 20) through every gradient", ran("pgd", "adaptive", EVERY_GRADIENT, eot=20, at_least={"steps": 200}), stochastic=True),
     Requirement("APGD-EOT through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, eot=20, loss="ce", at_least=STEPS), stochastic=True),
     Requirement("transfer from a pipeline", lambda records: any(map(_from_a_pipeline, records))),
@@ -145,6 +146,14 @@ def missing(records: Sequence[Record], relatives: Sequence[Record] = (), protoco
     classes = min(map(_classes, records), default=ANY_CLASSES)
     owed = [q for q in protocol if q.stochastic in (None, stochastic) and classes >= q.classes]
     return [q.name for q in owed if not q.met(seen[q.sees])]
+
+
+def weak_imitation(records: Sequence[Record]) -> str:
+    """What must stand beside a claim whose learned gradient is of a network that is no nearer to the purifier than the identity is."""
+    errors = [r.get("gradient_error", 0.0) for r in records if r["gradient"] == "learned"]
+    wild, far = None in errors, max((e for e in errors if e is not None), default=0.0)
+    said = "no number" if wild else f"{far:.2f}, the identity's is 1"
+    return f"; the learned gradient says little (its error is {said})" if wild or far > 1 else ""
 
 
 def claim(records: Sequence[Record], relatives: Sequence[Record] = (), doubts: Sequence[str] = ()) -> str:
