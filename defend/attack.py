@@ -37,6 +37,10 @@ class Attack(Configured):
         self.require(self.norm in self.card.norms, "norm", " or ".join(self.card.norms))
         self.validate()
 
+    def unsupported(self, stochastic: bool, classes: int) -> str:
+        """Why it cannot attack such a pipeline, in a few words; nothing where it can. The bench then leaves the pair out, with a line."""
+        return ""
+
     @abstractmethod
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         """x_adv (b, c, h, w) in [0, 1], within eps of x. Drop images only where `target.may_drop`.

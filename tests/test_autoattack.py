@@ -185,6 +185,33 @@ def test_each_attack_meets_only_the_images_that_still_stand(numbered):
     assert (predicted(linear(), adv) != y).all()
 
 
+class Tied(torch.nn.Module):
+    """Class 1 wins on grey images, and no class on bright ones."""
+
+    def forward(self, x):
+        return torch.stack([x.new_zeros(len(x)), (0.8 - x.mean((1, 2, 3))).relu()], 1)
+
+
+def test_an_image_falls_as_the_score_counts_it_where_two_logits_are_equal():
+    """Of equal logits the first is the answer: a margin of 0 is wrong for class 1."""
+    met = []
+
+    class Brighten(Attack):
+        card = AttackCard(paper="none: for tests", access="scores")
+
+        def run(self, target, x, y, eps, noise):
+            met.append(len(x))
+            return (x + eps).clamp(max=1)
+
+    class Two(AutoAttack):
+        def members(self, classes):
+            return {"first": Brighten(), "second": Brighten()}
+
+    y = torch.ones(12, dtype=torch.int64)
+    adv = Two().run(target(Tied(), scored=True), INSIDE, y, 0.5, start())
+    assert met == [12] and (predicted(Tied(), adv) != y).all()
+
+
 def test_where_images_may_not_be_dropped_all_meet_all_and_the_smallest_margin_is_returned(numbered):
     x, y = numbered
     attack, met = of_parts()

@@ -36,6 +36,7 @@ def printed(records, run_dirs=(), width=160):
     return out.getvalue()
 
 
+HALF = {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53}
 SIGNS = {
     "declared alone": (
         lambda: [r for r in complete() if r["gradient"] in (None, "declared")],
@@ -46,8 +47,12 @@ SIGNS = {
         "randomised, and attacked without EOT",
     ),
     "black box": (
-        lambda: [*(r | {"robust_accuracy": 0.5, "ci_low": 0.47, "ci_high": 0.53} if r["knowledge"] == "adaptive" and r["eps"] < 1 else r for r in complete())],
-        "black box beats white box: pgd, transfer from jpeg+convnet",
+        lambda: [r | HALF if r["knowledge"] in ("adaptive", "oblivious") and r["eps"] < 1 else r for r in complete()],
+        "black box beats white box: pgd, transfer from median+resnet20",
+    ),
+    "oblivious": (
+        lambda: [r | HALF if r["knowledge"] != "oblivious" and r["eps"] < 1 else r for r in complete()],
+        "oblivious beats adaptive: apgd",
     ),
     "eps 1": (
         lambda: [unbounded(r["gradient"], right=11) if r["eps"] == 1 else r for r in complete()],
@@ -91,6 +96,54 @@ def test_null_attacks_beside_the_protocol_change_no_claim():
 def test_attacks_beside_the_protocol_lower_its_value():
     lower = record(2, attack="other", n=1000, eps=16 / 255, **IDENTITY)
     assert "claim: ladder-1, <= 0.2 % right" in claim_of([*complete(), lower])
+
+
+def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
+    """With the units at hand, and without."""
+    made = [cell(tmp_path, np.r_[np.zeros(990), np.ones(10)], shard=500, **r | {"units": []}) for r in complete()]
+    made = [r | {"robust_accuracy": 0.0} if r["eps"] == 1 else r for r in made]
+    falls = [r | {"flags": ["unconverged: accuracy still fell"]} if r["knowledge"] == "query" else r for r in made]
+    assert claim_of_units(made, tmp_path).startswith("claim: ladder-1, 1.0 % right (0.5 to 1.8)")
+    for line in (claim_of_units(falls, tmp_path), claim_of(falls)):
+        assert line.startswith("claim: ladder-1, <= 1.0 % right (unconverged) (0.5 to 1.8)")
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.9, ""), (1.3, "its error is 1.30, the identity's is 1"), (None, "its error is no number")])
+def test_beside_a_claim_stands_that_the_learned_gradient_is_no_better_than_the_identity(error, said):
+    line = claim_of([r | {"gradient_error": error if r["gradient"] == "learned" else None} for r in complete()])
+    assert line.startswith("claim: ladder-1, ") and ("the learned gradient says little" in line) is bool(said) and said in line
+
+
+MADE = {"pipeline": {"classifier": "c1", "defense": "d1"}, "precision": "float32", "layout": "contiguous", "seed": 0}
+OTHERWISE = {
+    "purifier d2": {"pipeline": {"classifier": "c1", "defense": "d2"}},
+    "classifier c2": {"pipeline": {"classifier": "c2", "defense": "d1"}},
+    "precision bfloat16": {"precision": "bfloat16"},
+    "layout channels_last": {"layout": "channels_last"},
+    "seed 7": {"seed": 7},
+}
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_no_claim_is_made_of_two_pipelines(what):
+    """Half of the ladder of one, half of the other: two tables, and a claim of neither."""
+    records = [r | MADE | (OTHERWISE[what] if k % 2 else {}) for k, r in enumerate(complete())]
+    lines = {row.claim for row in table(records).rows}
+    assert len(lines) == 2 and all(line.startswith("no claim (missing") for line in lines)
+    assert sum(line.endswith(f"; of {what}") for line in lines) == 1
+    whole = [*(r | MADE for r in complete()), *(r | MADE | OTHERWISE[what] for r in complete())]
+    assert sum(line.startswith("claim: ladder-1, ") for line in table(whole).claims) == 2
+
+
+def test_two_purifiers_of_one_name_have_each_a_worst_case(tmp_path):
+    score = {"d1": [1, 1, 0, 0], "d2": [0, 0, 0, 1]}
+    made = [
+        cell(tmp_path, s, x_adv=d, shard=4, knowledge=k, **MADE | {"pipeline": {"classifier": "c1", "defense": d}})
+        for d, s in score.items()
+        for k in ("oblivious", "transfer")
+    ]
+    found = {w.purifier: w.number.accuracy for w in table(made, [tmp_path]).sections[0].worst}
+    assert found == {"d1": 0.5, "d2": 0.25}
 
 
 def test_the_value_of_a_claim_is_the_worst_case_image_by_image(tmp_path):
@@ -313,6 +366,19 @@ def test_a_randomised_purifier_without_eot_is_flagged(tmp_path):
     (two,) = defend.bench(suite | {"eot": 2}, out=tmp_path, workers=1)
     assert any(f.startswith("no EOT") for f in one["flags"]) and not two["flags"]
     assert "randomised, and attacked without EOT" in claim_of([one]) and "without EOT" not in claim_of([two])
+
+
+def test_what_is_no_number_is_null_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("defend.benchmarks.records._gradient_error", lambda *_: float("nan"))
+    (r,) = defend.bench(REAL | {"defenses": ["none"], "attacks": ["fgsm"], "knowledge": "oblivious", "n": 8}, out=tmp_path, workers=1)
+    assert (r["error"], r["gradient_error"]) == (None, None) and "gradient_error is no number: nan" in r["flags"]
+
+
+@pytest.mark.parametrize(("knowledge", "noted"), [("query", True), ("oblivious", False)])
+def test_queries_are_told_of_the_pipeline_that_is_scored(tmp_path, knowledge, noted):
+    suite = REAL | {"defenses": ["median"], "attacks": ["square:queries=30"], "knowledge": knowledge}
+    (r,) = defend.bench(suite, out=tmp_path, workers=1)
+    assert (r["accuracy_after"] is not None) is noted
 
 
 @pytest.mark.usefixtures("plugin")

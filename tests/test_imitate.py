@@ -1,12 +1,14 @@
 """The learned gradient: a network that imitates a purifier, fitted once, and what its gradient is worth."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import defend
 from defend.benchmarks import imitation as learned
-from defend.benchmarks.imitation import fit_all, identity_of_imitation, imitation
+from defend.benchmarks.imitation import _file, fit_all, identity_of_imitation, imitation
 from defend.benchmarks.parts import Parts
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
@@ -140,6 +142,18 @@ def test_it_is_fitted_once(cache):
 def test_another_purifier_or_classifier_has_another(cache, other):
     keys = {identity_of_imitation(parts(), *pipeline) for pipeline in (("convnet", "median"), other)}
     assert len(keys) == len(list(cache.iterdir())) == 2
+
+
+def test_another_claim_eps_or_code_of_the_data_has_another():
+    class Elsewhere(type(parts().data)):
+        """The same rows, by the code of another package."""
+
+        __module__ = "pytest"
+
+    here, wider, moved = parts(), parts(), parts()
+    wider.data.__class__ = type("Wider", (type(here.data),), {"card": replace(here.data.card, claim={"Linf": 0.05}), "__module__": type(here.data).__module__})
+    moved.data.__class__ = Elsewhere
+    assert len({_file(p, "convnet", "median") for p in (here, wider, moved)}) == 3
 
 
 def test_a_damaged_file_is_made_again(cache):

@@ -120,6 +120,13 @@ def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_
     assert read_records(tmp_path) == [mine | {"protocol": None, "units": ["b"]}]
 
 
+def test_a_record_of_weights_trained_anew_does_not_stand_for_the_old(tmp_path):
+    old, new = ({"attack": "pgd", "units": [d], "protocol": None, "pipeline": {"classifier": "c", "defense": d}} for d in ("old", "new"))
+    keep(tmp_path, [old])
+    keep(tmp_path, [new])
+    assert read_records(tmp_path) == [old, new]
+
+
 # knowledge
 
 
@@ -162,6 +169,49 @@ def test_a_trained_purifier_is_transferred_from_one_trained_anew(parts, monkeypa
     found, why = default_surrogate(parts, "convnet", spec)
     assert found == ("split-vqvae:hidden=8,weights=anew+median+convnet" if marked else None)
     assert ("marked `surrogate`" in why) is not marked
+
+
+@pytest.mark.parametrize(
+    ("codes", "nearest", "said"), [(9, "nine", ""), (7, "seven", ""), (8, "seven", "seven, the nearest marked `surrogate`, has codes=7 (not 8)")]
+)
+def test_it_is_trained_anew_with_the_same_fields_where_there_is_one_else_the_nearest(parts, monkeypatch, codes, nearest, said):
+    row = replace(next(iter(weights.zoo().values())), kind="defense", component="split-vqvae", dataset="digits", surrogate=True)
+    fields = {"nine": {"codes": 9, "hidden": 16}, "seven": {"codes": 7, "hidden": 8}}
+    monkeypatch.setattr(weights, "zoo", lambda: {name: replace(row, name=name, sha256=name, fields=f) for name, f in fields.items()})
+    spec = f"split-vqvae:codes={codes}"
+    trained = load(f"split-vqvae:weights=untrained,hidden={16 if codes == 9 else 8},codes={codes}", "defense", parts.data)
+    monkeypatch.setitem(parts._kept, ("defense", spec), trained)
+    assert default_surrogate(parts, "convnet", spec) == (f"split-vqvae:weights={nearest}+convnet", said)
+
+
+def test_the_scored_pipeline_is_known_by_any_spelling(parts):
+    cells, skipped = expanded(parts, attacks=["pgd"], surrogates=["none+median+convnet", "median+none+convnet", "none+median:size=2+convnet"])
+    assert {c.surrogate for c in cells if c.knowledge == "transfer"} == {"none+median:size=2+convnet"}
+    assert sum("it is the scored pipeline itself" in line for line in skipped) == 2
+
+
+UNSUPPORTED = {
+    "autoattack behind a stochastic purifier": ({"attacks": ["autoattack"], "defenses": ["gaussian"]}, {"oblivious"}, "write autoattack:version=rand"),
+    "autoattack:version=rand": ({"attacks": ["autoattack:version=rand"], "defenses": ["gaussian"]}, {"oblivious", "adaptive"}, ""),
+    "autoattack": ({"attacks": ["autoattack"]}, {"oblivious", "adaptive"}, ""),
+}
+
+
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_an_attack_that_cannot_meet_a_pipeline_is_skipped_with_one_line(parts, what):
+    keys, levels, said = UNSUPPORTED[what]
+    cells, skipped = expanded(parts, **keys)
+    assert {c.knowledge for c in cells} == levels
+    assert [said in line for line in skipped] == [True] * bool(said)
+    if said:
+        with pytest.raises(DefendError, match="nothing is left to run"):
+            expanded(parts, knowledge="adaptive", **keys)
+
+
+@pytest.mark.parametrize(("loss", "needs"), [("dlr-targeted", 4), ("dlr", 3), ("ce", 2)])
+def test_an_attack_whose_loss_needs_more_classes_is_not_asked_for(loss, needs):
+    refused = [load(f"apgd:loss={loss}", "attack").unsupported(False, classes) != "" for classes in (2, 3, 4)]
+    assert refused == [classes < needs for classes in (2, 3, 4)]
 
 
 def test_where_no_other_classifier_is_known_transfer_is_skipped_with_a_line(parts, monkeypatch):

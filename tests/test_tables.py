@@ -285,7 +285,8 @@ COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 
 
 def apgd(knowledge, gradient, loss, **over):
-    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings={"attack": {"loss": loss, "steps": 100}}, **(COMPLETE | over))
+    settings = {"attack": {"loss": loss, "steps": 100, "targets": 9}}
+    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings=settings, **(COMPLETE | over))
 
 
 def unbounded(gradient, right=0, **over):
@@ -299,7 +300,7 @@ def complete():
         apgd("oblivious", None, "ce"),
         record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
         *(apgd("adaptive", g, loss) for g in ("declared", "identity", "learned") for loss in ("ce", "dlr-targeted")),
-        record(10, knowledge="transfer", surrogate="jpeg+convnet", **COMPLETE),
+        record(10, knowledge="transfer", surrogate="median+resnet20", **COMPLETE),
         *(unbounded(g) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", access="scores", settings={"attack": {"queries": 5000}}, **COMPLETE),
     ]
@@ -353,23 +354,59 @@ def test_a_failed_or_smaller_cell_is_no_evidence():
 
 def test_a_bare_classifier_is_no_pipeline_to_transfer_from():
     records = complete()
-    records[8] = records[8] | {"surrogate": "resnet20"}
-    assert missing(records) == ["transfer from a pipeline"]
+    for surrogate in ("resnet20", "none+resnet20", "jpeg+resnet20", "median+jpeg+resnet20"):  # the last two: another purifier
+        records[8] = records[8] | {"surrogate": surrogate}
+        assert missing(records) == ["transfer from a pipeline"]
+    records[8] = records[8] | {"surrogate": "none+median:size=2+resnet20"}
+    assert missing(records) == []
 
 
 def test_stochastic_purifiers_owe_more():
     records = [r | {"stochastic": True} for r in complete()]
-    assert missing(records) == ["PGD-EOT (200 steps x 20)", "APGD-EOT", "Square 1,000 x 20"]
+    owed = ["PGD-EOT (200 steps x 20) through every gradient", "APGD-EOT through every gradient"]
+    assert missing(records) == [*owed, "Square 1,000 x 20"]
     eot = [
-        record(10, settings={"attack": {"steps": 200}}, eot=20, **DECLARED, **COMPLETE),
-        apgd("adaptive", "declared", "ce", eot=20),
+        *(record(10, settings={"attack": {"steps": 200}}, eot=20, **g, **COMPLETE) for g in (DECLARED, IDENTITY, LEARNED)),
+        *(apgd("adaptive", g, "ce", eot=20) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", settings={"attack": {"queries": 1000}}, eot=20, **COMPLETE),
     ]
     assert missing([r | {"stochastic": True} for r in [*records, *eot]]) == []
+    one_gradient = [r for r in eot if r["gradient"] in (None, "declared")]
+    assert missing([r | {"stochastic": True} for r in [*records, *one_gradient]]) == owed
+
+
+@pytest.mark.parametrize(
+    ("drop", "setting", "lacking"),
+    [
+        (0, {"steps": 5}, "oblivious APGD-CE"),
+        (3, {"steps": 5}, "adaptive targeted APGD-DLR through every gradient"),
+        (3, {"targets": 1}, "adaptive targeted APGD-DLR through every gradient"),
+    ],
+)
+def test_a_cheaper_attack_of_the_same_name_is_no_evidence(drop, setting, lacking):
+    records = complete()
+    mine = records[drop]["settings"]["attack"]
+    records[drop] = records[drop] | {"settings": {"attack": mine | setting}}
+    assert missing(records) == [lacking]
+
+
+def test_no_more_targets_are_owed_than_there_are_other_classes():
+    few = [r | {"settings": r["settings"] | {"classifier": {"classes": 4}, "attack": r["settings"]["attack"] | {"targets": 3}}} for r in complete()]
+    assert missing(few) == []
+
+
+def test_the_conditions_of_a_claim_are_met_by_the_same_records():
+    """A whole ladder on val, and beside it one weak cell on test at another eps."""
+    val = [r | {"split": "val"} for r in complete()]
+    beside = record(990, attack="fgsm", n=1000, eps=0.01, **DECLARED)
+    assert missing([*val, beside])[-1] == "test split"
+    assert "test split" in table([*val, beside]).rows[0].claim
+    one_of_val = [complete()[0] | {"split": "val"}, *complete()[1:]]
+    assert missing(one_of_val) == ["oblivious APGD-CE"]
 
 
 def test_the_claim_is_of_one_defense_and_one_norm():
-    other = [r | {"defense": "jpeg"} for r in complete()]
+    other = [r | {"defense": "jpeg", "surrogate": r["surrogate"] and "jpeg+resnet20"} for r in complete()]
     claims = {(row.defense, row.claim.startswith("no claim")) for row in table([*other, *complete()[1:]]).rows}
     assert claims == {("jpeg", False), ("median", True)}
     assert table([r | {"norm": "L2"} for r in complete()]).rows[0].claim.startswith("no claim")

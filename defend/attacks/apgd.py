@@ -16,6 +16,7 @@ from defend.noise import Noise
 from defend.norms import norm_of, project, steepest
 from defend.target import Loss, Target
 
+NEEDS = {"ce": 2, "dlr": 3, "dlr-targeted": 4}  # classes
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
 
 
@@ -63,6 +64,9 @@ class APGD(Attack):
         self.require(self.restarts >= 1, "restarts", ">= 1")
         self.require(self.targets >= 1, "targets", ">= 1")
         self.require(0 <= self.rho <= 1, "rho", "0 to 1, a share of steps")
+
+    def unsupported(self, stochastic: bool, classes: int) -> str:
+        return f"loss={self.loss} needs {NEEDS[self.loss]} classes, and there are {classes}" if classes < NEEDS[self.loss] else ""
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         labels = self._labels(target, x, y)  # (b, n) or (b, n, 2)

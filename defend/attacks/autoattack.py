@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
+from defend.attacks.losses import margin
 from defend.attacks.standing import column, mean_margin
 from defend.errors import BadParameter
 from defend.noise import Noise
@@ -37,10 +38,14 @@ class AutoAttack(Attack):
         for field in ("steps", "queries", "targets"):
             self.require(getattr(self, field) >= 1, field, ">= 1")
 
+    def unsupported(self, stochastic: bool, classes: int) -> str:
+        refused = stochastic and self.version == "standard"
+        return "version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand" if refused else ""
+
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
-        if self.version == "standard" and not target.deterministic:
-            raise BadParameter("autoattack: version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand")
         logits = target.logits(x)
+        if why := self.unsupported(not target.deterministic, logits.shape[1]):
+            raise BadParameter(f"autoattack: {why}")
         worst, least = x, torch.full_like(y, torch.inf, dtype=x.dtype)
         standing = logits.argmax(1) == y
         for name, attack in self.members(logits.shape[1]).items():
@@ -48,11 +53,11 @@ class AutoAttack(Attack):
             if not len(rows):
                 break
             adv = attack.run(target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name))
-            left = mean_margin(target.take(rows), adv, y[rows])
-            lower = left < least[rows]
+            left, wrong = _judged(target.take(rows), adv, y[rows])
+            lower = wrong | (left < least[rows])
             worst = worst.index_copy(0, rows, torch.where(column(lower, x), adv, worst[rows]))
             least = least.index_copy(0, rows, torch.minimum(left, least[rows]))
-            standing = standing & (least >= 0)
+            standing = standing.index_copy(0, rows, standing[rows] & ~wrong)
         target.notes.pop("wrong_after", None)  # of square, for the images that it met
         return worst
 
@@ -68,3 +73,14 @@ class AutoAttack(Attack):
     def _made(self, name: str, **fields: object) -> Attack:
         made: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)
         return made
+
+
+def _judged(target: Target, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean margin, is it wrong as the score counts it?), each (b,). Of highest logits that are equal the first one is the answer.
+
+    Where no image may be dropped the smallest margin alone decides, and none counts as wrong.
+    """
+    if not target.may_drop:
+        return mean_margin(target, adv, y), torch.zeros_like(y, dtype=torch.bool)
+    logits = target.logits(adv)
+    return margin(logits, y), logits.argmax(1) != y

@@ -19,6 +19,16 @@ class Pipeline:
     gradient: str | None = None
 
 
+def attacked_by(knowledge: str, classifier: str, defense: str, gradient: str | None, surrogate: str | None) -> Pipeline:
+    """What an attacker of this knowledge attacks, where the two specs are what is scored."""
+    if knowledge == "oblivious":
+        return Pipeline(classifier=classifier, gradient=gradient)
+    if surrogate is not None:
+        *defenses, last = parse(surrogate)
+        return Pipeline(classifier=str(last), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=gradient)
+    return Pipeline(classifier=classifier, defense=defense, gradient=gradient)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     dataset: str
@@ -45,12 +55,7 @@ class Cell:
     @property
     def attacked(self) -> Pipeline:
         """What the attacker attacks, as far as its knowledge goes."""
-        if self.knowledge == "oblivious":
-            return Pipeline(classifier=self.classifier, gradient=self.gradient)
-        if self.surrogate is not None:
-            *defenses, classifier = parse(self.surrogate)
-            return Pipeline(classifier=str(classifier), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=self.gradient)
-        return Pipeline(classifier=self.classifier, defense=self.defense, gradient=self.gradient)
+        return attacked_by(self.knowledge, self.classifier, self.defense, self.gradient, self.surrogate)
 
     @property
     def drops(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from defend.attack import Attack
-from defend.benchmarks.cell import NO_DEFENSE, Pipeline
+from defend.benchmarks.cell import NO_DEFENSE, Pipeline, attacked_by
 from defend.benchmarks.cell import Cell as Cell
 from defend.benchmarks.controls import left_open, with_controls
 from defend.benchmarks.imitation import undefended
@@ -38,7 +38,7 @@ class _Row:
     classifier: str
     defense: str
     surrogates: tuple[str, ...]
-    no_surrogate: str  # why there is none
+    about_surrogate: str  # why there is none of the defense's own kind, or in what it differs
 
     @property
     def purifier(self) -> Purifier:
@@ -136,13 +136,29 @@ def _views(row: _Row, attack: Attack, text: str) -> tuple[list[_View], list[str]
 
 
 def _at_level(row: _Row, attack: Attack, text: str, level: str, gradients: Sequence[str]) -> tuple[list[_View], list[str]]:
+    """Without those that the attack cannot do against the pipeline that it meets there."""
+    views, notes = _ways(row, attack, text, level, gradients)
+    refused = {v: why for v in views if (why := attack.unsupported(_stochastic(row, v), row.parts.data.classes))}
+    notes += [f"skipped {text} at {v.knowledge} for {v.surrogate or row.defense}: {why}" for v, why in refused.items()]
+    return [v for v in views if v not in refused], list(dict.fromkeys(notes))
+
+
+def _stochastic(row: _Row, view: _View) -> bool:
+    """Is what is attacked?"""
+    at = attacked_by(view.knowledge, row.classifier, row.defense, view.gradient, view.surrogate)
+    return row.parts.defense(at.defense).card.stochastic
+
+
+def _ways(row: _Row, attack: Attack, text: str, level: str, gradients: Sequence[str]) -> tuple[list[_View], list[str]]:
     needs_gradient = attack.card.access == "gradient"
     if level == "query" and needs_gradient:
         return [], [f"skipped {text} at query: it needs gradients, which this attacker does not have"]
     if level in ("oblivious", "transfer") and attack.card.stops_early:
         return [], [f"skipped {text} at {level}: it stops at an image's first success on another pipeline, which flatters every purifier"]
     if level == "transfer":
-        notes = [f"skipped {text} at transfer for {row.defense}: {row.no_surrogate}"] if not row.surrogates else []
+        if not row.surrogates:
+            return [], [f"skipped {text} at transfer for {row.defense}: {row.about_surrogate}"]
+        notes = [f"transfer to {row.defense}: {row.about_surrogate}"] if row.about_surrogate else []
         return [_View(level, "declared" if needs_gradient else None, s) for s in row.surrogates], notes
     if not needs_gradient:
         return [_View("adaptive" if level == "bpda" else level)], []
@@ -203,6 +219,8 @@ def _from_itself(cell: Cell, parts: Parts) -> bool:
     """Is what is transferred from what is scored?"""
 
     def pipeline(p: Pipeline) -> tuple[object, object]:
-        return identity_of(parts.classifier(p.classifier), "classifier"), identity_of(parts.defense(p.defense), "defense")
+        purifier = parts.defense(p.defense)
+        members = [identity_of(m, "defense") for m in (purifier.members if isinstance(purifier, Chain) else (purifier,))]
+        return identity_of(parts.classifier(p.classifier), "classifier"), [m for m in members if m["component"] != NO_DEFENSE]
 
     return cell.surrogate is not None and pipeline(cell.attacked) == pipeline(cell.scored)

@@ -87,7 +87,7 @@ def _sound(file: Path) -> bool:
 
 def _fit(parts: Parts, classifier: str, defense: str, file: Path) -> None:
     x, y, *val = (t.to(parts.device) for t in _images(parts))
-    purifier, eps = parts.defense(defense), parts.data.card.claim.get("Linf", DEFAULT_EPS)
+    purifier, eps = parts.defense(defense), _eps(parts)
     with torch.inference_mode(False), torch.enable_grad():
         net, error = imitator(purifier, x, y, parts.classifier(classifier).network, eps=eps, val=(val[0], val[1]), steps=RECIPE["steps"])
     head = weights.Header(
@@ -111,10 +111,14 @@ def _made_of(parts: Parts, classifier: str, defense: str) -> dict[str, Any]:
     purifier, net = parts.defense(defense), parts.classifier(classifier)
     return {
         "purifier": identity_of(purifier, "defense"), "classifier": identity_of(net, "classifier"), "images": sha256_of(*_images(parts)),
-        "recipe": RECIPE, "precision": parts.precision, "layout": parts.layout, "device": parts.device.type,
+        "recipe": RECIPE, "eps": _eps(parts), "precision": parts.precision, "layout": parts.layout, "device": parts.device.type,
         "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-        "code": {p: code_sha256(p) for p in sorted(packages_of(purifier) | packages_of(net) | {"defend"})},
+        "code": {p: code_sha256(p) for p in sorted(packages_of(purifier) | packages_of(net) | packages_of(parts.data) | {"defend"})},
     }  # fmt: skip
+
+
+def _eps(parts: Parts) -> float:
+    return parts.data.card.claim.get("Linf", DEFAULT_EPS)
 
 
 def _images(parts: Parts) -> tuple[torch.Tensor, ...]:

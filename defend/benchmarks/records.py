@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ import torch
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.imitation import imitation
-from defend.benchmarks.parts import Parts
+from defend.benchmarks.digest import key_of
+from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import bootstrap, wilson
 from defend.benchmarks.units import Frame, Unit
@@ -43,6 +45,7 @@ _IDENTITY = (
     "precision",
     "layout",
     "threads",
+    "pipeline",
 )
 
 
@@ -52,7 +55,7 @@ def record(
     """A failed cell has nulls and its error, never a part of n."""
     there = [u for u in units if u is not None]
     whole = error is None and len(there) == len(units)
-    measured = _measured(cell, parts, there) if whole else dict.fromkeys(_measured_keys())
+    measured = _finite(_measured(cell, parts, there)) if whole else dict.fromkeys(_measured_keys())
     where = there[0].header["provenance"] if there else provenance
     return {
         **_what(cell, parts),
@@ -78,7 +81,13 @@ def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
         "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": cell.protocol,
         "settings": {**scored, "attack": attack.settings, "dataset": parts.data.settings, "attacked": attacked},
         "weights": {name: digest for part in (classifier, defense, *behind) for name, digest in part.weights_sha256.items()},
+        "pipeline": {"classifier": _short(identity_of(classifier, "classifier")), "defense": _short(identity_of(defense, "defense"))},
     }  # fmt: skip
+
+
+def _short(made_of: Any) -> str:
+    """Settings and weights of what is scored, whatever they are called: trained anew, it is another."""
+    return key_of({"": made_of})[:12]
 
 
 def _measured_keys() -> tuple[str, ...]:
@@ -92,7 +101,8 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
     low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
     costs = [u.header["costs"] for u in units]
     queries = parts.attack(cell.bare_attack).settings.get("queries")
-    searched = [] if parts.defense(cell.defense).card.stochastic else units  # "first wrong" is a minimum of noisy measurements there
+    noisy = parts.defense(cell.defense).card.stochastic  # "first wrong" is a minimum of noisy measurements there
+    searched = units if cell.drops and not noisy else []  # elsewhere it is of another pipeline than the one that is scored
     flags = [*([] if is_control(cell.bare_attack) else _flags(costs, cell.n)), *_of_settings(cell, parts, still_falls(searched, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
@@ -101,6 +111,12 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
         sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
+
+
+def _finite(measured: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: null, and a flag that says why."""
+    wild = {k: v for k, v in measured.items() if isinstance(v, float) and not math.isfinite(v)}
+    return measured | dict.fromkeys(wild) | {"flags": [*measured["flags"], *(f"{k} is no number: {v}" for k, v in wild.items())]}
 
 
 def _gradient_error(cell: Cell, parts: Parts) -> float | None:

@@ -15,7 +15,10 @@ from defend.weights import ZooEntry
 
 
 def surrogates_of(suite: Suite, parts: Parts, classifier: str, defense: str) -> tuple[tuple[str, ...], str]:
-    """(the surrogates, why there is none of the defense's own kind). Those given; and by a protocol, or where none is given, the default."""
+    """(the surrogates, why there is none of the defense's own kind or in what it differs).
+
+    Those given; and by a protocol, or where none is given, the default.
+    """
     alike = any(_names(given)[:-1] == _names(defense) for given in suite.surrogates)
     if alike or (suite.surrogates and suite.protocol is None):
         return suite.surrogates, ""
@@ -25,7 +28,7 @@ def surrogates_of(suite: Suite, parts: Parts, classifier: str, defense: str) -> 
 
 def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str | None, str]:
     """A purifier trained anew, as the zoo marks it, before the same classifier; where nothing is trained, the same purifier before
-    another classifier of that data set. (None, why) where there is none."""
+    another classifier of that data set. (None, why) where there is none; beside one of other fields, what they are."""
     whole = parts.defense(defense)
     members: Sequence[Purifier] = whole.members if isinstance(whole, Chain) else (whole,)
     if not any(isinstance(m, Learned) for m in members):
@@ -33,23 +36,32 @@ def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str 
         if other is None:
             return None, f"no other classifier of {parts.dataset_name} is in a zoo: give --surrogate {defense}+C"
         return f"{defense}+{other.component}:weights={other.name}", ""
-    specs = []
+    specs, differs = [], []
     for spec, member in zip(parse(defense), members, strict=True):
-        anew = _trained_anew(spec, member, parts.dataset_name) if isinstance(member, Learned) else spec
-        if anew is None:
+        if not isinstance(member, Learned):
+            specs.append(str(spec))
+            continue
+        entry = _trained_anew(member, parts.dataset_name)
+        if entry is None:
             return None, f"no zoo has weights of {spec.name} on {parts.dataset_name} marked `surrogate`: give --surrogate DEFENSE+C"
-        specs.append(str(anew))
-    return "+".join([*specs, classifier]), ""
+        kept = tuple(p for p in spec.params if p[0] != "weights" and p[0] not in entry.fields)
+        specs.append(str(Spec(spec.name, tuple(sorted((*kept, ("weights", entry.name)))))))
+        if unlike := _unlike(entry, member):
+            differs.append(f"{entry.name}, the nearest marked `surrogate`, has {', '.join(unlike)}")
+    return "+".join([*specs, classifier]), "; ".join(differs)
 
 
-def _trained_anew(spec: Spec, member: Learned, dataset: str) -> Spec | None:
-    """The same component and fields with the zoo's surrogate weights."""
+def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
+    """The zoo's surrogate weights of the same component: those with the most fields alike."""
     own = set(member.weights_sha256.values())
-    for e in weights.zoo().values():
-        if e.surrogate and (e.kind, e.component, e.dataset) == ("defense", member.component, dataset) and e.sha256 not in own:
-            kept = tuple(p for p in spec.params if p[0] != "weights" and p[0] not in e.fields)
-            return Spec(spec.name, tuple(sorted((*kept, ("weights", e.name)))))
-    return None
+    marked = [e for e in weights.zoo().values() if e.surrogate and (e.kind, e.component, e.dataset) == ("defense", member.component, dataset)]
+    return min((e for e in marked if e.sha256 not in own), key=lambda e: len(_unlike(e, member)), default=None)
+
+
+def _unlike(entry: ZooEntry, member: Learned) -> list[str]:
+    """The fields that differ: grid=2 (not 1)."""
+    mine = member.settings
+    return [f"{k}={v} (not {mine[k]})" for k, v in sorted(entry.fields.items()) if k in mine and mine[k] != v]
 
 
 def _another_classifier(parts: Parts, classifier: str) -> ZooEntry | None:

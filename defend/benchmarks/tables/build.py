@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
-from defend.benchmarks.tables.claims import IMAGES, at_claim, claim
+from defend.benchmarks.tables.claims import IMAGES, at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.numbers import clean_number, number
-from defend.benchmarks.tables.outcomes import Reader, Record
+from defend.benchmarks.tables.outcomes import Reader, Record, frame_of, of_claim, purifier_of
 from defend.benchmarks.tables.worst import claimed, comparisons, worst_cases
 from defend.spec import parse_single
 
+K = TypeVar("K", bound=Hashable)
 _SECTION = ("dataset", "classifier", "norm", "n", "split", "seed")
-_CLAIM = ("dataset", "classifier", "defense", "norm")  # a claim is of one defense, from all that was run against it
-Claims = Mapping[tuple[object, ...], str]
+Claims = Mapping[tuple[str, ...], str]
 
 
 def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
     read = Reader(run_dirs)
     claims, signs = _claims(records, read)
-    sections = tuple(_section(rows, claims, read) for rows in _grouped(records, _SECTION).values())
+    sections = tuple(_section(rows, claims, read) for rows in _grouped(records, _section_of).values())
     return Table(
         sections=sections,
         claims=tuple(dict.fromkeys(row.claim for s in sections for row in s.rows)),
@@ -41,24 +42,37 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
 def _claims(records: Sequence[Record], read: Reader) -> tuple[Claims, tuple[str, ...]]:
     """The claim of each defense in each norm, with its value; and a line for each that shows a sign of masking."""
     claims, signs = {}, {}
-    families = _grouped(records, _CLAIM[:-1])
-    for key, kin in _grouped(records, _CLAIM).items():
+    families = _grouped(records, lambda r: of_claim(r)[:-1])
+    groups = _grouped(records, of_claim)
+    for key, kin in groups.items():
         relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
         seen = doubts(kin, relatives)
-        line = claim(kin, relatives, seen)
-        claims[key] = line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}"
+        line, which = claim(kin, relatives, seen), _which(key, groups)
+        claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:
-            signs[f"{key[2]} before {key[1]}, {key[0]}, {key[3]}"] = "; ".join(seen)
+            signs[f"{key[2]} before {key[1]}, {key[0]}, {key[-1]}{which}"] = "; ".join(seen)
     return claims, tuple(f"{name}: {said}." for name, said in signs.items())
+
+
+def _which(key: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> str:
+    """What tells it from others of the same names: seed, precision, layout, or settings and weights."""
+    alike = [other for other in others if (*other[:3], other[-1]) == (*key[:3], key[-1])]
+    names = ("seed", "precision", "layout", "classifier", "purifier")
+    told = [f"{name} {key[i]}" for i, name in enumerate(names, 3) if len({other[i] for other in alike}) > 1]
+    return f"; of {', '.join(told)}" if told else ""
+
+
+def _section_of(r: Record) -> tuple[object, ...]:
+    return *(r[k] for k in _SECTION), *frame_of(r)
 
 
 def _section(records: Sequence[Record], claims: Claims, read: Reader) -> Section:
     rank = {spec: i for i, spec in enumerate(dict.fromkeys(text for r in records for text in (r["defense"], bare_attack(r))))}
-    series = _grouped([r for r in records if not is_control(r["attack"])] or records, ("defense", "draws")).values()
+    series = _grouped([r for r in records if not is_control(r["attack"])] or records, lambda r: (r["defense"], purifier_of(r), r["draws"])).values()
     rows = [_row(cells, claims, read) for same in series for cells in _cells(same)]
     ordered = sorted(rows, key=lambda row: (rank[row.defense], row.draws, rank[row.attack], row.eps))
     first = records[0]
-    return Section(**{k: first[k] for k in _SECTION}, rows=tuple(ordered), worst=worst_cases(records, claims, read))
+    return Section(**{k: first[k] for k in _SECTION}, frame=frame_of(first), rows=tuple(ordered), worst=worst_cases(records, claims, read))
 
 
 def _cells(records: Sequence[Record]) -> Iterable[list[Record]]:
@@ -83,7 +97,7 @@ def _row(cells: Sequence[Record], claims: Claims, read: Reader) -> Row:
         draws=first["draws"],
         forwards=dearest["forwards"],
         backwards=dearest["backwards"],
-        claim=claims[tuple(first[k] for k in _CLAIM)],
+        claim=claims[of_claim(first)],
     )
 
 
@@ -154,8 +168,8 @@ def _reading(records: Sequence[Record]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _grouped(records: Sequence[Record], keys: Sequence[str]) -> Mapping[tuple[object, ...], list[Record]]:
-    found: dict[tuple[object, ...], list[Record]] = {}
+def _grouped(records: Sequence[Record], key: Callable[[Record], K]) -> Mapping[K, list[Record]]:
+    found: dict[K, list[Record]] = {}
     for r in records:
-        found.setdefault(tuple(r[k] for k in keys), []).append(r)
+        found.setdefault(key(r), []).append(r)
     return found

@@ -11,10 +11,12 @@ from defend.benchmarks.protocol import TARGETED_DLR
 from defend.benchmarks.tables.outcomes import Record
 from defend.errors import DefendError
 from defend.registry import REGISTRY
-from defend.spec import parse, parse_single
+from defend.spec import Spec, parse, parse_single
 
 IMAGES = 1000  # of the test split
+ANY_CLASSES = 10**9  # where a record does not say how many there are: then everything is owed
 EVERY_GRADIENT = ("declared", "identity", "learned")
+STEPS = {"steps": 100}
 Predicate = Callable[[Sequence[Record]], bool]
 
 
@@ -26,17 +28,18 @@ class Requirement:
     met: Predicate
     stochastic: bool | None = None  # asked of stochastic purifiers alone, of deterministic ones alone, of all
     classes: int = 2  # asked where there are at least so many
-    sees: Literal["evidence", "norm", "defense"] = "evidence"  # norm: at every eps, failed or not; defense: in every norm too
+    sees: Literal["evidence", "defense"] = "evidence"  # defense: at every eps and in every norm, failed or not
 
 
 def ran(
     attack: str, knowledge: str, gradients: Sequence[str | None] = (None,), *, eot: int = 1, at_least: Mapping[str, int] | None = None, **settings: Any
 ) -> Predicate:
-    """Was this attack run at this level, through each of these gradients (None: any)?"""
+    """Was this attack run at this level, through each of these gradients (None: any)? Of targets no more are asked than there are."""
 
     def enough(r: Record) -> bool:
-        mine = r["settings"].get("attack", {})
-        as_set = all(mine.get(k) == v for k, v in settings.items()) and all(mine.get(k, 0) >= v for k, v in (at_least or {}).items())
+        mine, most = r["settings"].get("attack", {}), {"targets": _classes(r) - 1}
+        as_set = all(mine.get(k) == v for k, v in settings.items())
+        as_set = as_set and all(mine.get(k, 0) >= min(v, most.get(k, v)) for k, v in (at_least or {}).items())
         return as_set and r["eot"] >= eot and r["knowledge"] == knowledge and parse_single(r["attack"], "attack").name == attack
 
     return lambda records: all(any(enough(r) and g in (None, r["gradient"]) for r in records) for g in gradients if g != "learned" or not _bare(records))
@@ -44,7 +47,16 @@ def ran(
 
 def bare(defense: str) -> bool:
     """Is there no purifier, whose gradient could be learned?"""
-    return all(member.name == "none" for member in parse(defense))
+    return not purifiers(parse(defense))
+
+
+def purifiers(members: Sequence[Spec]) -> list[str]:
+    """The names of those that do something."""
+    return [m.name for m in members if m.name != "none"]
+
+
+def _classes(r: Record) -> int:
+    return int(r["settings"].get("classifier", {}).get("classes", ANY_CLASSES))
 
 
 def _bare(records: Sequence[Record]) -> bool:
@@ -57,9 +69,9 @@ def _at_claim_eps(r: Record) -> bool:
 
 
 def _from_a_pipeline(r: Record) -> bool:
-    """Of a purifier and a classifier; a bare classifier by another spelling is none, unless nothing more is defended."""
-    members = parse(r["surrogate"]) if r["knowledge"] == "transfer" and r["surrogate"] else ()
-    return len(members) > 1 and (bare(r["defense"]) or any(m.name != "none" for m in members[:-1]))
+    """Of the same components before a classifier: another purifier's images say little of this one. Behind none, any will do."""
+    there = r["knowledge"] == "transfer" and r["surrogate"]
+    return bool(there) and (bare(r["defense"]) or purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
 
 
 def is_unbounded(r: Record) -> bool:
@@ -70,25 +82,31 @@ def is_unbounded(r: Record) -> bool:
 
 
 def _unbounded(records: Sequence[Record]) -> bool:
-    """On as many images as the largest cell has."""
-    most = max((r["n"] for r in records if r["error"] is None), default=0)
-    return ran("pgd", "adaptive", EVERY_GRADIENT, at_least={"steps": 20})([r for r in records if is_unbounded(r) and r["n"] >= min(most, IMAGES)])
+    """On as many images as the largest cell has, of the test split where a cell is of it."""
+    sound = [r for r in records if r["error"] is None]
+    sound = [r for r in sound if r["split"] == "test"] or sound
+    most = max((r["n"] for r in sound), default=0)
+    return ran("pgd", "adaptive", EVERY_GRADIENT, at_least={"steps": 20})([r for r in sound if is_unbounded(r) and r["n"] >= min(most, IMAGES)])
 
 
 LADDER_1 = (
-    Requirement("oblivious APGD-CE", ran("apgd", "oblivious", loss="ce")),
+    Requirement("oblivious APGD-CE", ran("apgd", "oblivious", loss="ce", at_least=STEPS)),
     Requirement("oblivious PGD-40", ran("pgd", "oblivious", at_least={"steps": 40})),
-    Requirement("adaptive APGD-CE through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, loss="ce", at_least={"steps": 100})),
-    Requirement("adaptive targeted APGD-DLR through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, loss="dlr-targeted"), classes=TARGETED_DLR),
-    Requirement("PGD-EOT (200 steps x 20)", ran("pgd", "adaptive", eot=20, at_least={"steps": 200}), stochastic=True),
-    Requirement("APGD-EOT", ran("apgd", "adaptive", eot=20), stochastic=True),
+    Requirement("adaptive APGD-CE through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, loss="ce", at_least=STEPS)),
+    Requirement(
+        "adaptive targeted APGD-DLR through every gradient",
+        ran("apgd", "adaptive", EVERY_GRADIENT, loss="dlr-targeted", at_least={**STEPS, "targets": 9}),
+        classes=TARGETED_DLR,
+    ),
+    Requirement("PGD-EOT (200 steps x 20) through every gradient", ran("pgd", "adaptive", EVERY_GRADIENT, eot=20, at_least={"steps": 200}), stochastic=True),
+    Requirement("APGD-EOT through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, eot=20, loss="ce", at_least=STEPS), stochastic=True),
     Requirement("transfer from a pipeline", lambda records: any(map(_from_a_pipeline, records))),
     Requirement("Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False),
     Requirement("Square 1,000 x 20", ran("square", "query", eot=20, at_least={"queries": 1000}), stochastic=True),
     Requirement("PGD at eps 1 from the clean image, through every gradient", _unbounded, sees="defense"),
-    Requirement("claim eps", lambda records: any(map(_at_claim_eps, records)), sees="norm"),
-    Requirement("test split", lambda records: any(r["split"] == "test" for r in records), sees="norm"),
-    Requirement(f"n >= {IMAGES:,}", lambda records: any(r["n"] >= IMAGES for r in records), sees="norm"),
+    Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
+    Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),
+    Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records)),
     Requirement("run as protocol ladder-1", lambda records: bool(records) and all(r["protocol"] == "ladder-1" for r in records)),
 )
 
@@ -123,11 +141,19 @@ def missing(records: Sequence[Record], relatives: Sequence[Record] = (), protoco
 
     relatives: the same defense's in other norms.
     """
-    seen = {"evidence": evidence(records), "norm": records, "defense": [*records, *relatives]}
+    seen = {"evidence": evidence(records), "defense": [*records, *relatives]}
     stochastic = any(r["stochastic"] for r in records)
-    classes = min((r["settings"].get("classifier", {}).get("classes", TARGETED_DLR) for r in records), default=TARGETED_DLR)
+    classes = min(map(_classes, records), default=ANY_CLASSES)
     owed = [q for q in protocol if q.stochastic in (None, stochastic) and classes >= q.classes]
     return [q.name for q in owed if not q.met(seen[q.sees])]
+
+
+def weak_imitation(records: Sequence[Record]) -> str:
+    """What must stand beside a claim whose learned gradient is of a network that is no nearer to the purifier than the identity is."""
+    errors = [r.get("gradient_error", 0.0) for r in records if r["gradient"] == "learned"]
+    wild, far = None in errors, max((e for e in errors if e is not None), default=0.0)
+    said = "no number" if wild else f"{far:.2f}, the identity's is 1"
+    return f"; the learned gradient says little (its error is {said})" if wild or far > 1 else ""
 
 
 def claim(records: Sequence[Record], relatives: Sequence[Record] = (), doubts: Sequence[str] = ()) -> str:

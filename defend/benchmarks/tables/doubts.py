@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from defend.benchmarks.tables.claims import at_claim, bare, is_unbounded
-from defend.benchmarks.tables.findings import black_box_pairs, name_of
+from defend.benchmarks.tables.findings import black_box_pairs, name_of, oblivious_pairs
 from defend.benchmarks.tables.outcomes import Record
 
 STANDS = 0.01  # of the images may be right at eps 1
@@ -33,6 +33,11 @@ def black_box_wins(records: Sequence[Record], _: Sequence[Record]) -> str:
     return f"black box beats white box: {name_of(pairs[0][0]).removeprefix(pairs[0][0]['defense'] + ', ')}" if pairs else ""
 
 
+def knowing_hurts(records: Sequence[Record], _: Sequence[Record]) -> str:
+    pairs = list(oblivious_pairs(at_claim(records)))
+    return f"oblivious beats adaptive: {pairs[0][0]['attack']}" if pairs else ""
+
+
 def survives_eps_1(_: Sequence[Record], every: Sequence[Record]) -> str:
     """Through one of its gradients, any pipeline that has one can be led anywhere."""
     left = [r["robust_accuracy"] for r in every if is_unbounded(r)]
@@ -50,7 +55,7 @@ def failed_cells(_: Sequence[Record], every: Sequence[Record]) -> str:
     return f"{count} cell{'s' if count > 1 else ''} failed" if count else ""
 
 
-DOUBTS: tuple[Doubt, ...] = (declared_alone, without_eot, black_box_wins, survives_eps_1, dead_gradients, failed_cells)
+DOUBTS: tuple[Doubt, ...] = (declared_alone, without_eot, black_box_wins, knowing_hurts, survives_eps_1, dead_gradients, failed_cells)
 
 
 def doubts(records: Sequence[Record], relatives: Sequence[Record] = ()) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 
-from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.outcomes import Record, frame_of, purifier_of
 
 Pair = tuple[Record, Record]  # (the cell that should be the weaker attack and is the stronger, the other)
 Finding = Callable[[Sequence[Record]], list[str]]
@@ -24,7 +24,7 @@ def black_box_beats_white_box(records: Sequence[Record]) -> list[str]:
 
 def oblivious_beats_adaptive(records: Sequence[Record]) -> list[str]:
     """The same attack: knowing the purifier should not hurt."""
-    return _told(_oblivious_pairs(records), "oblivious beats adaptive")
+    return _told(oblivious_pairs(records), "oblivious beats adaptive")
 
 
 def fewer_steps_beat_more(records: Sequence[Record]) -> list[str]:
@@ -74,7 +74,7 @@ def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
             yield from ((b, _best(white)) for b in black if _below(b, _best(white)))
 
 
-def _oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "attack", "eps")):
         adaptive = [r for r in group if r["knowledge"] == "adaptive"]
         oblivious = [r for r in group if r["knowledge"] == "oblivious"]
@@ -105,7 +105,7 @@ def _told(pairs: Iterable[Pair], title: str) -> list[str]:
 
 def _groups(records: Iterable[Record], keys: Sequence[str]) -> list[list[Record]]:
     def at(r: Record) -> str:
-        return repr([r[k] for k in keys])
+        return repr([*(r[k] for k in keys), *frame_of(r), purifier_of(r)])
 
     return [list(group) for _, group in groupby(sorted(records, key=at), at)]
 

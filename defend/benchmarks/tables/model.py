@@ -54,6 +54,7 @@ class Worst:
     """One defense at one eps: the worst case of each image over everything that was run, the clean image among it."""
 
     defense: str
+    purifier: str  # which, of several of this name: see `outcomes.purifier_of`
     eps: float
     eps_text: str
     number: Number
@@ -100,6 +101,7 @@ class Section:
     n: int
     split: str
     seed: int
+    frame: tuple[str, ...]  # precision, layout, which classifier: see `outcomes.frame_of`
     rows: tuple[Row, ...]
     worst: tuple[Worst, ...]
 
@@ -113,7 +115,8 @@ class Section:
 
     @property
     def title(self) -> str:
-        return f"{self.dataset} | {self.classifier} | {self.norm} | n = {self.n} of {self.split} | seed {self.seed}"
+        unusual = [f" | {said}" for said, usual in zip(self.frame, ("float32", "contiguous"), strict=False) if said != usual]
+        return f"{self.dataset} | {self.classifier} | {self.norm} | n = {self.n} of {self.split} | seed {self.seed}{''.join(unusual)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,16 @@ def clean_number(cells: Sequence[Record], read: Read) -> Number:
     return Number(accuracy=accuracy, low=low, high=high)
 
 
+def flags_of(cells: Sequence[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f for r in cells for f in r["flags"]))
+
+
 def number(cells: Sequence[Record], read: Read, name_single: bool = False) -> Number:
     """The worst case over these cells; failed ones are left to the list of failures, unless nothing else is there."""
     sound = [r for r in cells if r["error"] is None]
     if not sound:
         return Number(accuracy=None, failed=cells[0]["error"])
-    flags = tuple(dict.fromkeys(f for r in sound for f in r["flags"]))
+    flags = flags_of(sound)
     outcomes = [o for r in sound if (o := read(r)) is not None] if len(sound) > 1 else []
     whole = len(sound) > 1 and len(outcomes) == len(sound)
     single = len(sound) == 1 or (whole and len(distinct(outcomes)) == 1)

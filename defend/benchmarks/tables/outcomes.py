@@ -16,6 +16,21 @@ Record = Mapping[str, Any]
 Bits = NDArray[np.uint8]
 
 
+def frame_of(r: Record) -> tuple[str, ...]:
+    """How a classifier ran and which it is, by settings and weights: what records side by side share beyond their names."""
+    return str(r.get("precision", "float32")), str(r.get("layout", "contiguous")), str((r.get("pipeline") or {}).get("classifier", ""))
+
+
+def purifier_of(r: Record) -> str:
+    """Which purifier a record is of, by settings and weights; nothing where it does not say."""
+    return str((r.get("pipeline") or {}).get("defense", ""))
+
+
+def of_claim(r: Record) -> tuple[str, ...]:
+    """What one claim is of: one pipeline, by name and by weights, in one norm, from one seed. The norm last."""
+    return r["dataset"], r["classifier"], r["defense"], str(r["seed"]), *frame_of(r), purifier_of(r), r["norm"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
     """Right (1) or wrong (0), image by image and draw by draw. `select` chooses worst cases, `score` is read off."""

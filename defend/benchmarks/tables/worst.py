@@ -10,17 +10,17 @@ from defend.benchmarks.controls import is_control
 from defend.benchmarks.stats import LEVEL, compare, holm, interval
 from defend.benchmarks.tables.claims import bare, claim_eps
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
-from defend.benchmarks.tables.numbers import clean_number, number
-from defend.benchmarks.tables.outcomes import Bits, Reader, Record, distinct, worst
+from defend.benchmarks.tables.numbers import clean_number, flags_of, number
+from defend.benchmarks.tables.outcomes import Bits, Reader, Record, distinct, frame_of, of_claim, purifier_of, worst
 from defend.spec import parse_single
 
-Claims = Mapping[tuple[object, ...], str]
+Claims = Mapping[tuple[str, ...], str]
 
 
 def worst_cases(records: Sequence[Record], claims: Claims, read: Reader) -> tuple[Worst, ...]:
     """One for each defense of a section, at the eps that `comparable` names."""
     eps = comparable(records)
-    found = (_worst_case(_of(records, *series, eps), claims, read) for series in dict.fromkeys((r["defense"], r["draws"]) for r in records))
+    found = (_worst_case(_of(records, *series, eps), claims, read) for series in dict.fromkeys((r["defense"], purifier_of(r), r["draws"]) for r in records))
     return tuple(w for w in found if w is not None)
 
 
@@ -41,7 +41,9 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
     if found.accuracy is None or found.low is None or found.high is None:
         return "no value"
     at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
-    return f"{'<= ' if found.bound else ''}{100 * found.accuracy:.1f} % right ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
+    unconverged = any(flag.startswith("unconverged") for flag in found.flags)
+    value = f"{'<= ' if found.bound or unconverged else ''}{100 * found.accuracy:.1f} % right{' (unconverged)' if unconverged else ''}"
+    return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
 
 
 def worst_over(cells: Sequence[Record], read: Reader) -> tuple[Number, Bits | None]:
@@ -52,7 +54,7 @@ def worst_over(cells: Sequence[Record], read: Reader) -> tuple[Number, Bits | No
         return number(cells, lambda _: None), None
     score = worst(outcomes)
     low, high = interval(score, sound[0]["seed"])
-    return Number(accuracy=float(score.mean()), low=low, high=high), score
+    return Number(accuracy=float(score.mean()), low=low, high=high, flags=flags_of(sound)), score
 
 
 def comparisons(sections: Sequence[Section], records: Sequence[Record], read: Reader) -> tuple[Compared, ...]:
@@ -64,10 +66,10 @@ def comparisons(sections: Sequence[Section], records: Sequence[Record], read: Re
 
 def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Compared]:
     keys = ("dataset", "classifier", "norm", "n", "split", "seed")
-    mine = [r for r in records if all(r[k] == getattr(section, k) for k in keys)]
+    mine = [r for r in records if all(r[k] == getattr(section, k) for k in keys) and frame_of(r) == section.frame]
     found = []
     for w in section.worst:
-        cells = _candidates(_of(mine, w.defense, w.draws, w.eps))
+        cells = _candidates(_of(mine, w.defense, w.purifier, w.draws, w.eps))
         _, score = worst_over(cells, read)
         if score is not None:
             found.append((w, score, {_attack(r) for r in cells}))
@@ -93,18 +95,18 @@ def _worst_case(cells: Sequence[Record], claims: Claims, read: Reader) -> Worst 
     draws = score if first["stochastic"] else None
     speeds = [r["purify_images_per_second"] for r in cells if r["purify_images_per_second"]]
     return Worst(
-        defense=first["defense"], eps=first["eps"], eps_text=first["eps_text"], number=found, clean=clean_number(candidates, read),
+        defense=first["defense"], purifier=purifier_of(first), eps=first["eps"], eps_text=first["eps_text"], number=found, clean=clean_number(candidates, read),
         candidates=len(distinct(outcomes)) if score is not None else sum(r["error"] is None for r in candidates), draws=first["draws"],
         all_draws=None if draws is None else float((draws.min(1) == 1).mean()),
         majority=None if draws is None else float((draws.mean(1) > 0.5).mean()),
         control=worst_over(controls, read)[0] if controls else None, controls=len(controls),
         passes=(sum(r["forwards"] or 0 for r in candidates), sum(r["backwards"] or 0 for r in candidates)),
-        purify_ms=1000 / median(speeds) if speeds else None, claim=claims[tuple(first[k] for k in ("dataset", "classifier", "defense", "norm"))],
+        purify_ms=1000 / median(speeds) if speeds else None, claim=claims[of_claim(first)],
     )  # fmt: skip
 
 
-def _of(records: Sequence[Record], defense: str, draws: int, eps: float) -> list[Record]:
-    return [r for r in records if (r["defense"], r["draws"]) == (defense, draws) and abs(r["eps"] - eps) < 1e-9]
+def _of(records: Sequence[Record], defense: str, purifier: str, draws: int, eps: float) -> list[Record]:
+    return [r for r in records if (r["defense"], purifier_of(r), r["draws"]) == (defense, purifier, draws) and abs(r["eps"] - eps) < 1e-9]
 
 
 def _candidates(records: Sequence[Record]) -> list[Record]:
