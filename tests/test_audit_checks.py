@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import masked
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from defend import Purifier, straight_through
 from defend.benchmarks.audit import state
 from defend.benchmarks.audit.model import checked, settle
 from defend.benchmarks.audit.plan import plan_of
+from defend.benchmarks.audit.rounds import Best
 from defend.benchmarks.audit.run import rules_of
 from defend.benchmarks.audit.stage import set_stage
 
@@ -184,6 +186,34 @@ def look(name, purifier):
     except Exception as e:
         seen = e
     return settle([checked(rule, seen)])[0]
+
+
+class Draws:
+    """A stochastic pipeline whose images are right with a probability, by number of the attempt (x) and of the image."""
+
+    stochastic = True
+    plan = plan_of("standard", True, 400)
+
+    def __init__(self, right):
+        self.right, self.x = right, torch.zeros(right.shape[1], 1, 1, 1)
+
+    def outcomes(self, x, rows, fork, draws):
+        attempt = int(x[0])
+        chance = np.random.default_rng([attempt, fork == "score"]).random((len(rows), draws))
+        return (chance < self.right[attempt][rows.numpy()][:, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("more", [0, 4, 10])
+@pytest.mark.parametrize("null", [0.75, 0.95])
+def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
+    """The least of several noisy shares falls by itself, and would lead from the attack to whoever was lucky: 0.5 became 0.55 to 0.6."""
+    clean, attacked = np.full(400, 0.95), np.where(np.arange(400) < 200, 0.3, 0.65)
+    scene = Draws(np.stack([clean, attacked, *[np.full(400, null)] * more]))
+    best = Best(scene, torch.arange(400))
+    for k in range(1, 2 + more):
+        best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
+    assert abs(best.accuracy - attacked.mean()) < 0.02
+    assert (best.x_adv == 1).double().mean() > 0.9
 
 
 def network_of_another():

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defend.benchmarks.audit.plan import Plan
+from defend.benchmarks.tables.outcomes import Bits
 from defend.benchmarks.work import SELECT, check_finite
 from defend.load import load
 from defend.noise import Noise
@@ -77,10 +78,12 @@ class Scene:
 
     def right(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Floats:
         """The share of draws in which each image is right: (b,)."""
-        total = torch.zeros(len(rows), device=x.device)
-        for draw in range(draws if len(rows) else 0):
-            total += self.logits(x, self.nth(rows, fork, draw)).argmax(1) == self.y[rows]
-        return np.asarray((total / draws).cpu().numpy(), np.float64)
+        return np.asarray(self.outcomes(x, rows, fork, draws).mean(1), np.float64)
+
+    def outcomes(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Bits:
+        """Right (1) or wrong (0), draw by draw: (b, draws)."""
+        right = [self.logits(x, self.nth(rows, fork, draw)).argmax(1) == self.y[rows] for draw in range(draws if len(rows) else 0)]
+        return np.asarray(torch.stack(right, 1).cpu().numpy(), np.uint8) if right else np.zeros((0, draws), np.uint8)
 
     def nth(self, rows: Tensor, fork: str, draw: int = 0) -> Noise:
         """One draw of these rows."""
