@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import masked
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.benchmarks.audit import state
+from defend.benchmarks.audit import gradients, rivals, state
+from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked, settle
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.rounds import Best
@@ -186,6 +188,46 @@ def look(name, purifier):
     except Exception as e:
         seen = e
     return settle([checked(rule, seen)])[0]
+
+
+def small(**changes):
+    """A scene of 16 images behind a spec, with few steps."""
+    scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
+    scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
+    return replace(scene, **changes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_leave_targeted_dlr_out(classes):
+    net = network()
+
+    class Few(torch.nn.Module):
+        def forward(self, x):
+            return net(x)[:, :classes]
+
+    whole = small()
+    found = attack_declared(replace(whole, network=Few(), y=whole.y % classes, classes=classes))
+    assert 0 <= found.best.accuracy <= found.clean
+
+
+@pytest.mark.parametrize(
+    ("left", "random", "zero", "ok", "turns"),
+    [(0, 60, 100, True, False), (0, 5, 100, False, False), (0, 0, 100, False, False), (0, 60, 0, False, True), (5, 60, 100, False, True)],
+)
+def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(monkeypatch, left, random, zero, ok, turns):
+    """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
+    scores = iter((np.arange(100) < k).astype(float) for k in (left, random, zero))
+    monkeypatch.setattr(gradients, "_score", lambda *_: next(scores))
+    scene = small()
+    rule = next(r for r in rules_of(scene, {})[0] if r.name == "unbounded attack")
+    seen = rule.run(scene)
+    assert (seen.ok, checked(rule, seen).turns) == (ok, turns)
+
+
+def test_the_learned_gradient_of_specs_is_the_benchs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rivals, "imitation", lambda _, *specs: asked.append(specs) or SimpleNamespace(backward="kept", error=0.5))
+    assert rivals._imitation(small()) == ("kept", 0.5) and asked == [("convnet", "bitdepth:bits=3")]
 
 
 class Draws:

@@ -92,11 +92,12 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
         yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best") -> Seen:
+def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: str = "") -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
     They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
     little, it is all; else on the others too, for the images that the declared gradient breaks and these do not, and a paired test.
+    spent: what they cost, to be said where they were run.
     """
     n, left, stands = len(scene.x), declared.score > 0, f"the {100 * declared.accuracy:.1f} % that stand"
     if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
@@ -106,14 +107,14 @@ def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]],
     won = float((declared.score[left] - first.score).sum()) / n
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
         _keep(scene, np.where(left, _placed(left, first.score), declared.score))
-        return Seen(measured=f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}", value=won, gap=won, p=1.0)
+        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent, value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():
         other[~left] = _worst(scene, ~left, attempts).score
     _keep(scene, other)
     gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
-    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %"
+    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent}"
     return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
 
 
