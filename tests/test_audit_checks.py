@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import masked
+import numpy as np
 import pytest
 import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.benchmarks.audit import state
+from defend.benchmarks.audit import gradients, rivals, state
+from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked, settle
 from defend.benchmarks.audit.plan import plan_of
+from defend.benchmarks.audit.rounds import Best
 from defend.benchmarks.audit.run import rules_of
 from defend.benchmarks.audit.stage import set_stage
 
@@ -184,6 +188,74 @@ def look(name, purifier):
     except Exception as e:
         seen = e
     return settle([checked(rule, seen)])[0]
+
+
+def small(**changes):
+    """A scene of 16 images behind a spec, with few steps."""
+    scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
+    scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
+    return replace(scene, **changes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_leave_targeted_dlr_out(classes):
+    net = network()
+
+    class Few(torch.nn.Module):
+        def forward(self, x):
+            return net(x)[:, :classes]
+
+    whole = small()
+    found = attack_declared(replace(whole, network=Few(), y=whole.y % classes, classes=classes))
+    assert 0 <= found.best.accuracy <= found.clean
+
+
+@pytest.mark.parametrize(
+    ("left", "random", "zero", "ok", "turns"),
+    [(0, 60, 100, True, False), (0, 5, 100, False, False), (0, 0, 100, False, False), (0, 60, 0, False, True), (5, 60, 100, False, True)],
+)
+def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(monkeypatch, left, random, zero, ok, turns):
+    """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
+    scores = iter((np.arange(100) < k).astype(float) for k in (left, random, zero))
+    monkeypatch.setattr(gradients, "_score", lambda *_: next(scores))
+    scene = small()
+    rule = next(r for r in rules_of(scene, {})[0] if r.name == "unbounded attack")
+    seen = rule.run(scene)
+    assert (seen.ok, checked(rule, seen).turns) == (ok, turns)
+
+
+def test_the_learned_gradient_of_specs_is_the_benchs(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rivals, "imitation", lambda _, *specs: asked.append(specs) or SimpleNamespace(backward="kept", error=0.5))
+    assert rivals._imitation(small()) == ("kept", 0.5) and asked == [("convnet", "bitdepth:bits=3")]
+
+
+class Draws:
+    """A stochastic pipeline whose images are right with a probability, by number of the attempt (x) and of the image."""
+
+    stochastic = True
+    plan = plan_of("standard", True, 400)
+
+    def __init__(self, right):
+        self.right, self.x = right, torch.zeros(right.shape[1], 1, 1, 1)
+
+    def outcomes(self, x, rows, fork, draws):
+        attempt = int(x[0])
+        chance = np.random.default_rng([attempt, fork == "score"]).random((len(rows), draws))
+        return (chance < self.right[attempt][rows.numpy()][:, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("more", [0, 4, 10])
+@pytest.mark.parametrize("null", [0.75, 0.95])
+def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
+    """The least of several noisy shares falls by itself, and would lead from the attack to whoever was lucky: 0.5 became 0.55 to 0.6."""
+    clean, attacked = np.full(400, 0.95), np.where(np.arange(400) < 200, 0.3, 0.65)
+    scene = Draws(np.stack([clean, attacked, *[np.full(400, null)] * more]))
+    best = Best(scene, torch.arange(400))
+    for k in range(1, 2 + more):
+        best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
+    assert abs(best.accuracy - attacked.mean()) < 0.02
+    assert (best.x_adv == 1).double().mean() > 0.9
 
 
 def network_of_another():

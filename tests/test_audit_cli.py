@@ -33,6 +33,10 @@ def test_a_sound_one(tmp_path):
     told = json.loads(done.stdout)
     assert told["verdict"] == "no sign of masking" and told["reasons"] == []
     assert told["defense"] == "bitdepth:bits=3" and told["n"] == 40 and told["eps"] == 0.2
+    checks = {c["name"]: c for c in told["checks"]}
+    assert told["surrogates"] and checks["transfer"]["verdict"] == "pass"  # of the bench's default pipeline
+    assert [name for name, c in checks.items() if c["untried"]] == ["learned gradient"]
+    assert "300 queries an image" in checks["Square"]["measured"] or "can win enough" in checks["Square"]["measured"]
     fresh = next(c for c in told["checks"] if c["name"] == "fresh process")
     assert fresh["verdict"] == "pass" and "a fresh process" in fresh["measured"]
     assert "at most about" in done.stderr and "bitdepth:bits=3" in page.read_text()

@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from defend.benchmarks.audit.model import Check, LeftOut, Report, Rule, Seen, checked, settle, verdict_of
+from defend.benchmarks.audit.model import Check, LeftOut, NotTried, Report, Rule, Seen, checked, settle, verdict_of
 from defend.benchmarks.audit.page import write_page
 from defend.benchmarks.audit.plan import BUDGETS, plan_of
 from defend.benchmarks.audit.thresholds import THRESHOLDS
@@ -33,6 +33,7 @@ CASES = {
     "a required check that could not run": ([("required", RuntimeError("no"))], "unreliable"),
     "an attack that could not run": ([("attack", RuntimeError("no"))], "unreliable"),
     "a sign that could not run": ([("sign", RuntimeError("no"))], "no sign of masking"),
+    "a required check of which only a control is not significant": ([("required", Seen(measured="few", ok=False, minor=True))], "no sign of masking"),
     "a check left out": ([("attack", LeftOut("the purifier is deterministic"))], "no sign of masking"),
 }
 
@@ -76,6 +77,22 @@ def test_a_report_is_json():
     assert told["verdict"] == "unreliable" and len(told["checks"]) == 2 and told["checks"][0]["turns"]
 
 
+def test_a_number_that_is_none_is_null_with_a_reason():
+    checks = settle([checked(rule("sign"), Seen(measured="nan", value=float("nan")))])
+    told = Report(verdict="", reasons=[], checks=checks, about={"imitation_error": float("inf"), "curve": [(10, float("nan"))]}).as_dict()
+    again = json.loads(json.dumps(told, allow_nan=False))
+    assert again["imitation_error"] is None and again["checks"][0]["value"] is None
+    assert again["not_finite"] == {"imitation_error": "inf", "curve[0][1]": "nan", "checks[0].value": "nan"}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "beside"), [(NotTried("in quick"), "no sign of masking (not tried: 0)"), (LeftOut("nothing to do"), "no sign of masking")]
+)
+def test_an_attack_that_was_not_tried_is_said_beside_the_verdict(left_out, beside):
+    checks = settle([checked(rule("attack", "0"), left_out)])
+    assert Report(verdict=verdict_of(checks)[0], reasons=[], checks=checks, about={}).headline == beside
+
+
 def test_every_threshold_says_where_it_comes_from():
     assert all(isinstance(t.value, float) and len(t.source) > 10 for t in THRESHOLDS.values())
 
@@ -105,6 +122,7 @@ def test_a_wrong_budget_is_the_users_error(budget, n):
         (["bitdepth", "--dataset", "digits", "--classifier", "convnet", "-n", "100000"], "575"),
         (["bitdepth", "--dataset", "digits", "--classifier", "convnet:weights=untrained"], "untrained"),
         (["bitdepth", "--dataset", "digits", "--classifier", "convnet", "--out", "/nowhere/at/all.html"], "--out"),
+        (["split-vqvae:weights=split-vqvae-mnist-quad", "--dataset", "digits", "--classifier", "convnet"], "28x28"),
         (["split-vqvae:weights=nothing", "--dataset", "digits", "--classifier", "convnet"], "nothing"),
     ],
 )

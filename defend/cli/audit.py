@@ -64,7 +64,7 @@ def print_report(report: Report) -> None:
 
     out = console()
     unreliable = any(c.turns for c in report.checks)
-    out.print(report.verdict, style="bold red" if unreliable else "bold green")
+    out.print(report.headline, style="bold red" if unreliable else "bold green")
     out.print(summary(report))
     for reason in report.reasons:
         out.print(f"- {reason}", soft_wrap=True)

@@ -9,6 +9,7 @@ from defend.benchmarks.audit.model import LeftOut, Rule, Seen
 from defend.benchmarks.audit.rounds import Best, through
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.protocol import TARGETED_DLR
 
 DOUBLED = 40  # steps of the attack whose copies are doubled
 
@@ -45,7 +46,9 @@ def attack_declared(scene: Scene) -> Declared:
             break
         _each(scene, best, f"apgd:loss=ce,steps={steps}")
         found.curve.append((steps, best.accuracy))
-    _each(scene, best, "pgd:steps=40", f"apgd:loss=dlr-targeted,steps={plan.target_steps},targets={plan.targets}")
+    _each(scene, best, "pgd:steps=40")
+    if scene.classes >= TARGETED_DLR:
+        _each(scene, best, f"apgd:loss=dlr-targeted,steps={plan.target_steps},targets={plan.targets}")
     if scene.stochastic:
         _double(scene, found)
     scene.lowest = best.score.copy()

@@ -77,9 +77,10 @@ def _unbounded(scene: Scene) -> Seen:
         walk = project(walk + 2.5 / STEPS * signs, scene.x, 1.0, NORM)
     test = permutation if scene.stochastic else mcnemar
     controls = {"random directions": _score(scene, walk, rows), "zero gradients": _score(scene, scene.x, rows)}
-    beats = all(left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for c in controls.values())
+    beaten = {name: left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for name, c in controls.items()}
+    enough = bool(beaten["zero gradients"] and left.mean() <= THRESHOLDS["unbounded"].value)  # random steps may break nearly all of few images too
     measured = f"leaves {100 * left.mean():.1f} %; " + ", ".join(f"{name} {100 * c.mean():.1f} %" for name, c in controls.items())
-    return Seen(measured=measured, value=float(left.mean()), ok=bool(beats and left.mean() <= THRESHOLDS["unbounded"].value))
+    return Seen(measured=measured, value=float(left.mean()), ok=enough and bool(beaten["random directions"]), minor=enough)
 
 
 def _score(scene: Scene, x: Tensor, rows: Tensor):  # type: ignore[no-untyped-def]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any, Literal
 
 from defend.benchmarks.audit.thresholds import THRESHOLDS
@@ -20,12 +21,17 @@ class LeftOut(Exception):
     """Raised by a check that has nothing to do here: not run, on purpose, and held against nobody."""
 
 
+class NotTried(LeftOut):
+    """An attack that would have had something to do: said beside the verdict."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a check measured."""
 
     measured: str
     ok: bool = True  # of an attack: settled by Holm over all of them
+    minor: bool = False  # of a required check: what is not ok is said, and turns nothing
     value: float | None = None
     gap: float | None = None  # of an attack: points it breaks more than the declared gradient's best
     p: float | None = None  # of an attack: paired, two-sided
@@ -61,6 +67,7 @@ class Check:
     p: float | None = None
     p_holm: float | None = None
     turns: bool = False  # does it make the evaluation unreliable?
+    untried: bool = False  # an attack that would have had something to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,21 +78,42 @@ class Report:
     about: dict[str, Any]  # what was audited, on what, and the accuracies
 
     def as_dict(self) -> dict[str, Any]:
-        return {"verdict": self.verdict, "reasons": self.reasons, **self.about, "checks": [asdict(c) for c in self.checks]}
+        """What JSON can hold: a number that is none is null, and `not_finite` says which one and what it was."""
+        whole = {"verdict": self.verdict, "reasons": self.reasons, **self.about, "checks": [asdict(c) for c in self.checks]}
+        lost: dict[str, str] = {}
+        told: dict[str, Any] = _finite(whole, "", lost)
+        return told | {"not_finite": lost}
+
+    @property
+    def headline(self) -> str:
+        """The verdict, and which attacks it does not rest on."""
+        untried = ", ".join(c.name for c in self.checks if c.untried)
+        return f"{self.verdict} (not tried: {untried})" if untried else self.verdict
+
+
+def _finite(what: Any, path: str, lost: dict[str, str]) -> Any:
+    if isinstance(what, Mapping):
+        return {k: _finite(v, f"{path}.{k}".lstrip("."), lost) for k, v in what.items()}
+    if isinstance(what, list | tuple):
+        return [_finite(v, f"{path}[{i}]", lost) for i, v in enumerate(what)]
+    if isinstance(what, float) and not isfinite(what):
+        lost[path] = str(what)
+        return None
+    return what
 
 
 def checked(rule: Rule, seen: Seen | Exception) -> Check:
     """A rule and what came of it. Attacks are settled later, all together."""
     base = {k: getattr(rule, k) for k in ("name", "question", "weight", "threshold", "source", "advice")}
     if isinstance(seen, LeftOut):
-        return Check(**base, verdict="not run", measured=str(seen), value=None)
+        return Check(**base, verdict="not run", measured=str(seen), value=None, untried=isinstance(seen, NotTried))
     if isinstance(seen, Exception):
         reason = f"{type(seen).__name__}: {' '.join(str(seen).split())}"[:300]
         return Check(**base, verdict="not run", measured=f"could not run: {reason}", value=None, turns=rule.weight != "sign")
     fails = not seen.ok and rule.weight != "attack"
     return Check(
         **base, verdict="flag" if fails else "pass", measured=seen.measured, value=seen.value, gap=seen.gap, p=seen.p,
-        turns=fails and rule.weight == "required",
+        turns=fails and rule.weight == "required" and not seen.minor,
     )  # fmt: skip
 
 

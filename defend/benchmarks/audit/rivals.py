@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from defend.benchmarks.audit.blind import blind
 from defend.benchmarks.audit.declared import Declared
-from defend.benchmarks.audit.model import LeftOut, Rule, Seen
+from defend.benchmarks.audit.model import LeftOut, NotTried, Rule, Seen
 from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.imitation import imitation, undefended
 from defend.purifier import identity
 from defend.training.imitate import imitator
 
@@ -24,7 +25,7 @@ BARE = ("pgd:steps=40", "apgd:loss=ce,steps=40")  # on another pipeline: nothing
 
 def rules(declared: Callable[[], Declared]) -> list[Rule]:
     def against(attempts: Callable[[Scene], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
-        return lambda s: contest(s, declared().best, lambda: attempts(s))
+        return lambda s: contest(s, declared().best, lambda: attempts(s), spent=_queries(s, attempts))
 
     table = {
         "identity gradient": (
@@ -73,6 +74,16 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
     return [*made, pictures, rounding]
 
 
+def _queries(scene: Scene, attempts: Callable[[Scene], Iterator[Attempt]]) -> str:
+    """What an attack without gradients was allowed: of a stochastic purifier far fewer steps, each over several draws."""
+    plan, draws = scene.plan, 2 * scene.plan.eot if scene.stochastic else 1  # Square measures incumbent and candidate anew
+    if attempts is _square:
+        return f", in {plan.queries} steps, {draws * plan.queries} queries an image"
+    if attempts is _blind:
+        return f", in {plan.blind_steps} steps, {2 * plan.blind_pairs * plan.blind_steps} queries an image"
+    return ""
+
+
 def _identity(scene: Scene) -> Iterator[Attempt]:
     if scene.purifier.card.gradient == "identity":
         raise LeftOut("the declared gradient is the identity")
@@ -84,11 +95,21 @@ def _rival(scene: Scene) -> tuple[str, ...]:
 
 
 def _learned(scene: Scene) -> Iterator[Attempt]:
+    if undefended(scene.purifier):
+        raise LeftOut("there is no purifier to imitate")
     if not scene.plan.images:
-        raise LeftOut("left out of budget=quick")
-    images, labels = scene.training(scene.plan.images)
-    network, scene.imitation_error = imitator(scene.purifier, images, labels, scene.network, scene.seed, eps=scene.eps)
+        raise NotTried("left out of budget=quick")
+    network, scene.imitation_error = _imitation(scene)
     return through(scene, _rival(scene), network)
+
+
+def _imitation(scene: Scene) -> tuple[nn.Module, float]:
+    """The bench's own, so that both report the same gradient; of objects one that is fitted now."""
+    if scene.bench is not None:
+        found = imitation(scene.bench.parts, scene.bench.classifier, scene.bench.defense)
+        return found.backward, found.error
+    images, labels = scene.training(scene.plan.images)
+    return imitator(scene.purifier, images, labels, scene.network, scene.seed, eps=scene.eps)
 
 
 def _blind(scene: Scene) -> Iterator[Attempt]:
@@ -110,7 +131,7 @@ def _oblivious(scene: Scene) -> Iterator[Attempt]:
 
 def _transfer(scene: Scene) -> Iterator[Attempt]:
     if not scene.surrogates:
-        raise LeftOut("no other pipeline was given (--surrogate C or DEFENSE+C)")
+        raise NotTried(scene.no_surrogate)
     pairs = [(spec, pipeline) for pipeline in scene.surrogates for spec in BARE]
     return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])
 

@@ -13,44 +13,72 @@ from defend.benchmarks.audit.model import Seen
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
+from defend.benchmarks.tables.outcomes import Outcomes, worst
+from defend.benchmarks.work import SELECT
 from defend.norms import check_attacked
 from defend.purifier import Backward
 
 Attempt = Callable[[Tensor], Tensor]  # rows of the scene (b,) -> x_adv (b, c, h, w)
 
 
-class Best:
-    """Per image the worst of what was tried; the clean image is one. A deterministic image is right if right clean and right attacked."""
+class _Tried:
+    """What an attempt gave, draw by draw."""
 
-    def __init__(self, scene: Scene, rows: Tensor) -> None:
-        self.scene, self.rows, self.x_adv = scene, rows, scene.x[rows].clone()
-        self.select, self.score = scene.scores(self.x_adv, rows)
-        self._clean = self.score.copy()
+    def __init__(self, scene: Scene, x_adv: Tensor, rows: Tensor, images: bool) -> None:
+        self.select = scene.outcomes(x_adv, rows, "select", SELECT) if scene.stochastic else None
+        self.score = scene.outcomes(x_adv, rows, "score", scene.plan.draws)
+        self.x_adv = x_adv.clone() if images and scene.stochastic else None
+
+
+class Best:
+    """Per image the worst of what was tried; the clean image is one.
+
+    Deterministic: right where right under all, so that an attack is run on what still stands. Stochastic: chosen as the bench chooses
+    (tables/outcomes.worst), over the same images for every attack. The least of ten draws falls by itself, and leads to weak attacks.
+    """
+
+    def __init__(self, scene: Scene, rows: Tensor, images: bool = True) -> None:
+        """images=False: of a stochastic purifier keeps outcomes alone, and x_adv stays clean."""
+        self.scene, self.rows, self.images, self.x_adv = scene, rows, images, scene.x[rows].clone()
+        self._tried = [_Tried(scene, self.x_adv, rows, images)]
+        self.score = self._tried[0].score.mean(1)
 
     def standing(self) -> Tensor:
         """Places that a further attack could still worsen."""
-        return torch.from_numpy(np.flatnonzero(self.select > 0)).to(self.rows.device)
-
-    def add(self, at: Tensor, x_adv: Tensor) -> None:
-        """Tried images of the places `at`. Of equals the last is kept: where nothing succeeds, an attempt and not the clean image."""
-        here = at.cpu().numpy()
-        select, score = self.scene.scores(x_adv, self.rows[at])
-        if not self.scene.stochastic:
-            select = score = score * self._clean[here]
-        worse = select <= self.select[here]
-        rows = torch.from_numpy(worse).to(at.device)
-        self.x_adv[at[rows]] = x_adv[rows]
-        self.select[here[worse]], self.score[here[worse]] = select[worse], score[worse]
+        there = np.arange(len(self.rows)) if self.scene.stochastic else np.flatnonzero(self.score > 0)
+        return torch.from_numpy(there).to(self.rows.device)
 
     def run(self, attempt: Attempt) -> None:
         """An attack on what still stands."""
         at = self.standing()
-        if len(at):
-            self.add(at, attempt(self.rows[at]))
+        if not len(at):
+            return
+        x_adv = attempt(self.rows[at])
+        if self.scene.stochastic:
+            self._tried.append(_Tried(self.scene, x_adv, self.rows, self.images))
+            self._choose()
+        else:  # of equals the last is kept: where nothing succeeds, an attempt and not the clean image
+            self.x_adv[at], self.score[at.cpu().numpy()] = x_adv, self.scene.right(x_adv, self.rows[at], "score", 1)
+
+    def _choose(self) -> None:
+        """`worst` reads `score` off whatever it has chosen: here the number of the attempt."""
+        clean, *others = (
+            Outcomes(
+                score=np.full((len(self.rows), 1), k, np.uint8), clean_score=np.zeros((len(self.rows), 1), np.uint8),
+                select=t.select, clean_select=self._tried[0].select, x_adv=(str(k),),
+            )
+            for k, t in enumerate(self._tried)
+        )  # fmt: skip
+        chosen, places = worst(others or [clean])[:, 0], np.arange(len(self.rows))
+        self.score = np.stack([t.score for t in self._tried])[chosen, places].mean(1)
+        for k, tried in enumerate(self._tried):
+            if tried.x_adv is not None:
+                mine = torch.from_numpy(chosen == k).to(self.rows.device)
+                self.x_adv[mine] = tried.x_adv[mine]
 
     def copy(self) -> Best:
         new = copy.copy(self)
-        new.x_adv, new.select, new.score = self.x_adv.clone(), self.select.copy(), self.score.copy()
+        new.x_adv, new.score, new._tried = self.x_adv.clone(), self.score.copy(), [*self._tried]
         return new
 
     @property
@@ -64,11 +92,12 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
         yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best") -> Seen:
+def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: str = "") -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
     They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
     little, it is all; else on the others too, for the images that the declared gradient breaks and these do not, and a paired test.
+    spent: what they cost, to be said where they were run.
     """
     n, left, stands = len(scene.x), declared.score > 0, f"the {100 * declared.accuracy:.1f} % that stand"
     if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
@@ -78,14 +107,14 @@ def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]],
     won = float((declared.score[left] - first.score).sum()) / n
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
         _keep(scene, np.where(left, _placed(left, first.score), declared.score))
-        return Seen(measured=f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}", value=won, gap=won, p=1.0)
+        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent, value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():
         other[~left] = _worst(scene, ~left, attempts).score
     _keep(scene, other)
     gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
-    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %"
+    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent}"
     return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
 
 
@@ -104,7 +133,7 @@ def _keep(scene: Scene, score: np.ndarray) -> None:
 
 
 def _worst(scene: Scene, rows: np.ndarray, attempts: Sequence[Attempt]) -> Best:
-    best = Best(scene, torch.from_numpy(np.flatnonzero(rows)).to(scene.x.device))
+    best = Best(scene, torch.from_numpy(np.flatnonzero(rows)).to(scene.x.device), images=False)
     for attempt in attempts:
         best.run(attempt)
     return best

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defend.benchmarks.audit.plan import Plan
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.tables.outcomes import Bits
 from defend.benchmarks.work import SELECT, check_finite
 from defend.load import load
 from defend.noise import Noise
@@ -20,6 +22,15 @@ from defend.target import Target
 
 NORM = "Linf"
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The same pipeline as the bench has it, by its specs."""
+
+    parts: Parts
+    defense: str
+    classifier: str
 
 
 @dataclass(kw_only=True)
@@ -33,12 +44,15 @@ class Scene:
     y: Tensor
     root: Noise
     eps: float
+    classes: int
     plan: Plan
     seed: int
     twin: Callable[[Tensor, Tensor, str], Tensor]  # what a fresh purifier gives for images, their rows, and the name of a draw
     twin_is: str  # where that one lives
     training: Callable[[int], tuple[Tensor, Tensor]]  # so many training images, with labels
     surrogates: Sequence[tuple[Purifier, nn.Module]] = ()
+    no_surrogate: str = ""  # why there is none
+    bench: Bench | None = None  # None where objects are audited
     imitation_error: float | None = None  # of the learned gradient's network, relative to the identity's
     before: list[Tensor] = field(default_factory=list)  # what it gave when the audit began
     lowest: Floats = field(default_factory=lambda: np.empty(0))  # per image, over every attack that ran
@@ -77,10 +91,12 @@ class Scene:
 
     def right(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Floats:
         """The share of draws in which each image is right: (b,)."""
-        total = torch.zeros(len(rows), device=x.device)
-        for draw in range(draws if len(rows) else 0):
-            total += self.logits(x, self.nth(rows, fork, draw)).argmax(1) == self.y[rows]
-        return np.asarray((total / draws).cpu().numpy(), np.float64)
+        return np.asarray(self.outcomes(x, rows, fork, draws).mean(1), np.float64)
+
+    def outcomes(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Bits:
+        """Right (1) or wrong (0), draw by draw: (b, draws)."""
+        right = [self.logits(x, self.nth(rows, fork, draw)).argmax(1) == self.y[rows] for draw in range(draws if len(rows) else 0)]
+        return np.asarray(torch.stack(right, 1).cpu().numpy(), np.uint8) if right else np.zeros((0, draws), np.uint8)
 
     def nth(self, rows: Tensor, fork: str, draw: int = 0) -> Noise:
         """One draw of these rows."""

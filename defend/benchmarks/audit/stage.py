@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 
 from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
-from defend.benchmarks.audit.scene import NORM, Scene
-from defend.benchmarks.parts import check_trained
+from defend.benchmarks.audit.scene import NORM, Bench, Scene
+from defend.benchmarks.cells import check_shape
+from defend.benchmarks.parts import Parts, check_trained
 from defend.benchmarks.suite import one_eps
+from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
 from defend.dataset import SPLITS, Dataset
-from defend.errors import BadParameter, Mismatch, near
+from defend.errors import BadParameter, near
 from defend.load import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
@@ -34,16 +37,17 @@ def set_stage(
 ) -> tuple[Scene, dict[str, Any]]:  # fmt: skip
     """The scene, and what it is in words for the report."""
     where = pick_device(device)
-    data: Dataset = load(dataset, "dataset", root=data_root) if isinstance(dataset, str) else dataset
+    parts = Parts(dataset, data_root, where) if isinstance(dataset, str) else None
+    data: Dataset = dataset if parts is None else parts.data  # type: ignore[assignment]
     made = partial(_made, data=data, device=where)
     purifier, net = made("defense", spec), made("classifier", classifier)
-    if data.channels not in purifier.card.channels:
-        raise Mismatch(f"{type(purifier).__name__} takes images of {purifier.card.channels} channels, {type(data).__name__} has {data.channels}")
+    bench = Bench(parts, spec, classifier) if parts is not None and isinstance(spec, str) and isinstance(classifier, str) else None
+    surrogates, no_surrogate = _others(surrogates, bench)
     plan = plan_of(budget, purifier.card.stochastic, n)
     x, y = (t.to(where) for t in _rows(data, split, plan.n, n is not None))
     scene = Scene(
         purifier=purifier, network=net.network, bare=load("none", device=where), x=x, y=y, root=Noise.of(seed, torch.arange(len(x), device=where)),
-        eps=_eps(eps, data), plan=plan, seed=seed, twin=_twin(spec, purifier, data, seed, where),
+        eps=_eps(eps, data), classes=data.classes, bench=bench, no_surrogate=no_surrogate, plan=plan, seed=seed, twin=_twin(spec, purifier, data, seed, where),
         twin_is="a fresh process" if isinstance(spec, str) else "a copy made before the audit (a spec is loaded in a fresh process)",
         training=lambda m: _training(data, m, where), surrogates=[_pipeline(s, made, scene_bare=load("none", device=where)) for s in surrogates],
     )  # fmt: skip
@@ -57,12 +61,35 @@ def set_stage(
     return scene, about
 
 
+@dataclass
+class _Held:
+    """One purifier and its data, as `check_shape` asks for them."""
+
+    data: Dataset
+    purifier: Purifier
+
+    def defense(self, _: str) -> Purifier:
+        return self.purifier
+
+
+def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Sequence[str | Pipeline], str]:
+    """(the pipelines to transfer from, why there is none). Those given, else the bench's default."""
+    if given:
+        return given, ""
+    if bench is None:
+        return (), "no other pipeline was given (--surrogate C or DEFENSE+C)"
+    found, why = default_surrogate(bench.parts, bench.classifier, bench.defense)
+    return ((found,) if found else ()), why
+
+
 def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     found = load(what, kind, dataset_name(data), device) if isinstance(what, str) else what
     if isinstance(what, str):
         check_trained(found, what)
     else:
         found.move(device)
+    if kind == "defense":
+        check_shape(_Held(data, found), what if isinstance(what, str) else type(what).__name__)  # type: ignore[arg-type]
     if kind == "classifier":
         found.check_fits(data.channels, data.size, data.classes, dataset_name(data))
     return found
