@@ -11,7 +11,7 @@ import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.benchmarks.audit import gradients, rivals, state
+from defend.benchmarks.audit import active, blind, gradients, rivals, state
 from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked, settle
 from defend.benchmarks.audit.plan import plan_of
@@ -195,6 +195,22 @@ def small(**changes):
     scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
     scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
     return replace(scene, **changes)
+
+
+def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
+    """Finite differences and the active test's points: no call sees more images than the purifier takes at once."""
+    scene, seen = small(), []
+    rows, features = scene.all, active.Features(scene.network)
+
+    def run():
+        noise = scene.root.fork("blind")
+        found = blind.blind(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
+        return found, active._at(scene, features, rows, "inner", 5, 0.9, corners=False)
+
+    whole, purified = run(), type(scene.purifier).purified
+    monkeypatch.setattr(type(scene.purifier), "purified", lambda p, x, *a: seen.append(len(x)) or purified(p, x, *a))
+    monkeypatch.setattr(scene.purifier, "max_batch", 12)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(run(), whole, strict=True)) and max(seen) <= 12
 
 
 @pytest.mark.parametrize("classes", [2, 3])

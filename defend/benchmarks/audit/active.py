@@ -20,6 +20,7 @@ INSIDE = 0.95  # inner points lie in this share of the ball (paper, section 4.1)
 STEPS = 100
 RETRIES = 3  # boundary points tried until one can be told from the inner ones
 RIDGE = 1e-3
+WIDEST = 2048  # features: a head takes a matrix of their square
 
 
 class Features(nn.Module):
@@ -70,6 +71,9 @@ def rules() -> list[Rule]:
 def _active(scene: Scene) -> Seen:
     features = Features(scene.network)
     found, searched, skipped = [], [], 0
+    wide = _features(scene, features, scene.x[:1], scene.root.take(scene.all[:1]).fork("active width")).shape[1]
+    if wide > WIDEST:
+        raise LeftOut(f"{wide} features: more than {WIDEST} make a matrix too large for each image")
     for rows in _chunks(scene):
         weight, bias, told = _heads(scene, features, rows)
         skipped += int((~told).sum())
@@ -132,6 +136,11 @@ def _search(scene: Scene, heads: Heads, rows: Tensor) -> Tensor:
 
 def _at(scene: Scene, features: Features, rows: Tensor, fork: str, m: int, radius: float, corners: bool) -> Tensor:
     """Features (b, m, d) of m random points for each image: uniform in radius eps, or corners of that cube."""
+    few = max(1, scene.purifier.max_batch // m)  # images at a time: each takes m points
+    return torch.cat([_of_some(scene, features, some, fork, m, radius, corners) for some in rows.split(few)])
+
+
+def _of_some(scene: Scene, features: Features, rows: Tensor, fork: str, m: int, radius: float, corners: bool) -> Tensor:
     x, noise = scene.x[rows], scene.root.take(rows).fork(f"active {fork}")
     wide = x.repeat_interleave(m, 0)
     u = 2 * noise.copies(m).uniform(wide) - 1

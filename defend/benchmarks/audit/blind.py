@@ -33,7 +33,14 @@ def blind(target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise, steps:
 
 
 def _slope(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: int) -> Tensor:
-    """(b, c, h, w)."""
+    """(b, c, h, w). Some images at a time: each takes 2 pairs copies."""
+    size = max(1, many.purifier.max_batch // (2 * pairs))
+    cuts = torch.arange(len(x), device=x.device).split(size)
+    copies = [torch.arange(2 * pairs * len(x), device=x.device)[2 * pairs * int(at[0]) : 2 * pairs * (int(at[-1]) + 1)] for at in cuts]
+    return torch.cat([_of_some(many.take(c), x[at], y[at], h, noise.take(at), pairs) for at, c in zip(cuts, copies, strict=True)])
+
+
+def _of_some(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: int) -> Tensor:
     wide = x.repeat_interleave(pairs, 0)
     u = (noise.copies(pairs).uniform(wide) < 0.5).to(x.dtype) * 2 - 1
     both = torch.stack([(wide + h * u).clamp(0, 1), (wide - h * u).clamp(0, 1)], 1).flatten(0, 1)
