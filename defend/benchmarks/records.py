@@ -14,8 +14,8 @@ import torch
 
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.controls import is_control
-from defend.benchmarks.imitation import imitation
 from defend.benchmarks.digest import key_of
+from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import bootstrap, wilson
