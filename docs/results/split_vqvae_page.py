@@ -57,24 +57,28 @@ def column(r: Record) -> str:
 
 
 def curves(records: list[Record], file: Path) -> None:
-    """A panel for each kind of attacker; a colour for each defense."""
+    """A panel for each kind of attacker that was measured along eps, at its largest n; a colour for each defense."""
     defenses = list(dict.fromkeys(r["defense"] for r in records))
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharex=True, sharey=True)
-    for axis, level in zip(axes, ("oblivious", "adaptive"), strict=True):
-        panel = [r for r in records if r["knowledge"] == level]
+    panels = {level: largest([r for r in records if r["knowledge"] == level]) for level in ("oblivious", "adaptive")}
+    panels = {level: panel for level, panel in panels.items() if len({r["eps"] for r in panel}) > 1}
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 3.8), sharey=True, squeeze=False)
+    for axis, (level, panel) in zip(axes[0], panels.items(), strict=True):
         for (defense, style), series in grouped(panel).items():
             series.sort(key=lambda r: r["eps"])
             label = short(defense) if style in ("oblivious", "declared") else None
             axis.plot([r["eps"] for r in series], [r["robust_accuracy"] for r in series], STYLES[style], color=f"C{defenses.index(defense)}", label=label)
-        sizes = " and ".join(f"{n:,}" for n in sorted({r["n"] for r in panel}))
-        axis.set_title(f"FGSM, {level}, n = {sizes}" + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""), fontsize=9)
+        axis.set_title(f"FGSM, {level}, n = {panel[0]['n']:,}" + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""), fontsize=9)
         axis.set_xlabel("eps, L-inf")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(f"accuracy of {records[0]['classifier']}")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=80)
+    axes[0][0].set_ylabel(f"accuracy of {records[0]['classifier']}")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(file, dpi=80, bbox_inches="tight")
     print(f"wrote {file}")
+
+
+def largest(records: list[Record]) -> list[Record]:
+    n = max((r["n"] for r in records), default=0)
+    return [r for r in records if r["n"] == n]
 
 
 def grouped(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -97,8 +101,7 @@ def strips(records: list[Record], runs: list[Path], file: Path) -> None:
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.tight_layout(pad=0.2)
-    figure.savefig(file, dpi=80)
+    figure.savefig(file, dpi=80, bbox_inches="tight")
     print(f"wrote {file}")
 
 
