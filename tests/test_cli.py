@@ -181,7 +181,7 @@ def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
     while not (tmp_path / "run.json").exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(2)  # past the imports: Python itself ends by the signal when it lands in one that runs `exec` on text
     os.killpg(process.pid, signal.SIGINT)
     try:
         out, err = process.communicate(timeout=60)
