@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.errors import Mismatch
-from defend.learned import Frozen, Learned, arrange
+from defend.learned import Frozen, Learned, arrange, folded
 from defend.registry import Kind
 
 
@@ -48,7 +48,8 @@ class Classifier(Learned):
         self.network.to(device)
 
     def run_as(self, precision: str, layout: str) -> None:
-        """In another precision ("float32", "bfloat16") and layout ("contiguous", "channels_last")."""
+        """For many evaluations: in a precision ("float32", "bfloat16") and a layout ("contiguous", "channels_last"), batch norms folded."""
+        self.network.net = folded(self.net, self.example(2).to(next(self.net.parameters()).device))
         self.network.precision = precision
         arrange(self.network, layout)
 

@@ -15,6 +15,7 @@ from defend.classifiers.resnet20 import Block, ResNet20
 from defend.classifiers.torchvision import TorchvisionModel
 from defend.classifiers.wrn16_4 import WideResNet
 from defend.errors import BadParameter, BadWeights, DefendError, MissingData
+from defend.learned import folded
 from defend.load import load
 
 SHAPES = [
@@ -110,6 +111,61 @@ def test_the_same_spec_builds_the_same_network():
 def test_width_is_checked():
     with pytest.raises(BadParameter, match="width=0"):
         untrained(ConvNet, width=0)
+
+
+# Batch norms folded into the convolutions before them.
+
+
+def with_statistics(classifier):
+    """As if trained: nothing in a batch norm is 0 or 1."""
+    g = torch.Generator().manual_seed(3)
+    for m in classifier.net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for t, low in ((m.running_mean, -0.5), (m.running_var, 0.5), (m.weight.data, 0.5), (m.bias.data, -0.5)):
+                t.copy_(low + torch.rand(t.shape, generator=g))
+    return classifier
+
+
+def logits_and_slope(net, x):
+    x = x.clone().requires_grad_()
+    logits = net(x)
+    return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0]
+
+
+@pytest.mark.parametrize(("make", "fields"), SHAPES, ids=IDS)
+def test_a_folded_network_is_the_same_function(make, fields):
+    """In float64: in float32 a rounding may step over the kink of a ReLU."""
+    classifier = with_statistics(untrained(make, **fields))
+    net, x = classifier.net.double(), classifier.example(4).double()
+    for a, b in zip(logits_and_slope(folded(net, x), x), logits_and_slope(net, x), strict=True):
+        assert (a - b).norm() <= 1e-9 * b.norm()
+
+
+@pytest.mark.parametrize(("make", "left"), [(ConvNet, 0), (ResNet20, 0), (WideResNet, 6)])
+def test_only_batch_norms_that_follow_no_convolution_are_left(make, left):
+    """WRN-16-4 norms come before the convolutions (arXiv:1605.07146, figure 1): the first follows the first convolution, those of five more
+    blocks follow a sum, and so does the last."""
+    classifier = untrained(make)
+    classifier.run_as("float32", "contiguous")
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in classifier.net.modules()) == left
+
+
+class Brightness(nn.Module):
+    """What a trace cannot follow: it would fix one branch, or one value."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.bn, self.how = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), how
+
+    def forward(self, x):
+        factor = {"branch": lambda: 2.0 if x.mean() > 0.5 else 1.0, "noise": lambda: float(torch.rand(())), "plain": lambda: 1.0}[self.how]()
+        return factor * self.bn(self.conv(x)).flatten(1)
+
+
+@pytest.mark.parametrize(("how", "same"), [("branch", True), ("noise", True), ("plain", False)])
+def test_what_cannot_be_traced_stays_as_it_is(how, same):
+    net = Brightness(how).eval()
+    assert (folded(net, torch.rand(2, 1, 8, 8)) is net) == same
 
 
 # torchvision: whose weights, and from where.

@@ -24,7 +24,7 @@ class ResNet20(Classifier):
             Normalise((0.5,) * self.channels, (0.25,) * self.channels),
             conv(self.channels, WIDTHS[0]),
             nn.BatchNorm2d(WIDTHS[0]),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *stages,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
@@ -46,8 +46,8 @@ class Block(nn.Module):
         self.stride, self.added = stride, c_out - c_in
 
     def forward(self, x: Tensor) -> Tensor:
-        f = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(self.shortcut(x) + f)
+        f = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
+        return F.relu(self.shortcut(x) + f, inplace=True)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c + added, h / stride, w / stride)."""

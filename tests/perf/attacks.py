@@ -1,8 +1,9 @@
 """Attacks beside the references: the accuracy that each leaves on the same images, and its time, by turns in one run. Prints; asserts nothing.
 
 The references: AutoAttack's own code as `pip install --no-deps pyautoattack==0.2.0`, and ART's SquareAttack and AutoProjectedGradientDescent.
-Each runs as its documents say. Ours run in the layout and with the batch that are fastest here (`--as-is`: contiguous, batches of 256),
-which is what `defend bench` does by itself for the layout. With a defense, all differentiate the same pipeline through its declared gradient.
+Each runs as its documents say. Ours run in the layout and with the batch that are fastest here, batch norms folded, which is what
+`defend bench` does by itself for layout and norms (`--as-is`: the network as it is, contiguous, batches of 256). With a defense, all
+differentiate the same pipeline through its declared gradient.
 
     python tests/perf/attacks.py --dataset mnist --classifier convnet --n 1000 --time-n 200
     python tests/perf/attacks.py --dataset mnist --classifier convnet --defense bitdepth --parts autoattack
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 import defend
 from defend.benchmarks.stats import difference
-from defend.learned import arrange
+from defend.classifier import Classifier
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.spec import read
@@ -159,12 +160,12 @@ def seconds(net: nn.Module, x: Tensor, batch: int) -> float:
     return min(once() for _ in range(4))
 
 
-def fastest(net: nn.Module, x: Tensor) -> tuple[nn.Module, str, int]:
+def fastest(classifier: Classifier, x: Tensor) -> tuple[nn.Module, str, int]:
     some, choices = x[:256].repeat(-(-256 // len(x[:256])), 1, 1, 1)[:256], []
     for layout in ("contiguous", "channels_last"):
-        arranged = copy.deepcopy(net)
-        arrange(arranged, layout)
-        choices += [(seconds(arranged, some, batch), layout, batch, arranged) for batch in (32, 64, 128, 256)]
+        ours = copy.deepcopy(classifier)
+        ours.run_as("float32", layout)
+        choices += [(seconds(ours.network, some, batch), layout, batch, ours.network) for batch in (32, 64, 128, 256)]
     _, layout, batch, arranged = min(choices, key=lambda c: c[0])
     return arranged, layout, batch
 
@@ -180,7 +181,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--time-n", type=int, default=200, help="images for the times")
     parser.add_argument("--queries", type=int, default=1000, help="of the square attacks")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--as-is", action="store_true", help="ours in contiguous layout and batches of 256")
+    parser.add_argument("--as-is", action="store_true", help="ours in contiguous layout and batches of 256, nothing folded")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write all rows here")
     return parser.parse_args()
@@ -192,7 +193,7 @@ def prepared(args: argparse.Namespace) -> Bench:
     x, y = data.rows("test", 0, max(args.n, args.time_n))
     eps = float(read(args.eps)) if args.eps else data.card.claim[args.norm]
     theirs, ours = (defend.load(args.defense, dataset=data) for _ in range(2))
-    arranged, layout, ours.max_batch = (classifier.network, "contiguous", 256) if args.as_is else fastest(classifier.network, x)
+    arranged, layout, ours.max_batch = (classifier.network, "contiguous", 256) if args.as_is else fastest(classifier, x)
     print(f"{args.dataset}, {args.classifier}, {args.defense}, {args.norm} eps {eps:.4g}; torch {torch.__version__}, {args.threads} threads")
     print(f"ours: {layout}, batches of {ours.max_batch}")
     return Bench(classifier.network, theirs, arranged, ours, x, y, eps, args.norm, args.queries)
