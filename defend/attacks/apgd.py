@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import cross_entropy, dlr, dlr_targeted
 from defend.attacks.standing import Rows, column, likeliest_wrong, while_standing, worst
+from defend.losses import cross_entropy, dlr, dlr_targeted
 from defend.noise import Noise
 from defend.norms import norm_of, project, steepest
 from defend.target import Loss, Target

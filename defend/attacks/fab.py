@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import difference
 from defend.attacks.standing import Rows, column, likeliest_wrong, mean_margin, while_standing, worst
+from defend.losses import difference
 from defend.noise import Noise
 from defend.norms import norm_of, project, random_start, steepest
 from defend.target import Target

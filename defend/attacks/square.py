@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import margin
 from defend.attacks.standing import Rows, column, looks_are_free, mean_margin, while_standing
+from defend.losses import margin
 from defend.noise import Noise
 from defend.target import Target
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from defend.attacks.losses import margin
+from defend.losses import margin
 from defend.target import Target
 
 REPACK = 5  # steps between looks at which images still stand, on a GPU: the only waits for it. No result depends on it

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from defend.attack import Attack
@@ -19,6 +18,7 @@ from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
 from defend.errors import BadWeights, BrokenAttack, BrokenPurifier
+from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import check_attacked
 from defend.purifier import Backward, Purifier, identity
@@ -159,11 +159,11 @@ class _Watch:
         self.before = self._loss(x)
         check_word(target.purifier, self.target.again(), x)
         if attack.card.access == "gradient":
-            g, _, _ = self.target.again().gradient(x, y, _cross_entropy)
+            g, _, _ = self.target.again().gradient(x, y, cross_entropy)
             self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
 
     def _loss(self, x: Tensor) -> float:
-        return float(_cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
+        return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
 
     def flags(self, x_adv: Tensor) -> dict[str, Any]:
         return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
@@ -181,10 +181,6 @@ def check_finite(logits: Tensor, purifier: Purifier) -> None:
     """Raises BrokenPurifier: the argmax of NaN is class 0, which some images are."""
     if not logits.isfinite().all():
         raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
-
-
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 class _Scorer:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from defend.benchmarks.audit.blind import WIDTH, margin
+from defend.benchmarks.audit.blind import WIDTH
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
 from defend.benchmarks.audit.scene import NORM, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
+from defend.losses import excess
 from defend.norms import project, random_start
 from defend.purifier import Backward, identity
 from defend.target import Target
@@ -94,8 +95,8 @@ def _points(scene: Scene) -> Tensor:
 
 
 def _gradient(scene: Scene, backward: Backward | None = None, fork: str = "gradients") -> Tensor:
-    """Of the margin at those points: (b, pixels)."""
-    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], margin)[0].flatten(1)
+    """Of the excess at those points: (b, pixels)."""
+    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], excess)[0].flatten(1)
 
 
 def _finite(scene: Scene) -> Seen:
@@ -144,13 +145,13 @@ def _slope(scene: Scene) -> Seen:
     """Over images and directions: the declared slope along u against (f(x + h u) - f(x - h u)) / 2h, the noise being the same."""
     x, y, h = _points(scene), scene.y[scene.some], WIDTH * scene.eps
     target, noise = _frozen_target(scene, scene.some), scene.root.take(scene.some).fork("directions")
-    g = target.gradient(x, y, margin)[0]
+    g = target.gradient(x, y, excess)[0]
     said, measured = [], []
     for k in range(DIRECTIONS):
         u = (noise.fork(str(k)).uniform(x) < 0.5).to(x.dtype) * 2 - 1
         high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
         said.append((g * (high - low)).flatten(1).double().sum(1))
-        measured.append((margin(target.logits(high), y) - margin(target.logits(low), y)).double())
+        measured.append((excess(target.logits(high), y) - excess(target.logits(low), y)).double())
     pairs = torch.stack([torch.stack(said, 1), torch.stack(measured, 1)])  # (2, images, directions)
     pairs = pairs / pairs.square().mean(2, keepdim=True).sqrt().clamp(min=1e-300)  # each image counts the same
     value = float(torch.corrcoef(pairs.flatten(1))[0, 1].nan_to_num(nan=0.0))
