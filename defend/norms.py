@@ -76,6 +76,11 @@ def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
     return (x + eps * _column(radius, x) * direction).clamp(0, 1)
 
 
+def signs(x: Tensor, noise: Noise) -> Tensor:
+    """-1 or 1 for each value of x, with equal chances."""
+    return (noise.uniform(x) < 0.5).to(x.dtype) * 2 - 1
+
+
 def tolerance(eps: float, norm: str) -> float:
     """What float32 arithmetic is forgiven: 1e-6 for L-inf, 1e-5 max(1, eps) for L2."""
     return 1e-6 if norm == "Linf" else 1e-5 * max(1.0, eps)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from defend.losses import excess
 from defend.noise import Noise
-from defend.norms import project, random_start
+from defend.norms import project, random_start, signs
 from defend.target import Target
 
 WIDTH = 0.25  # of the differences, in eps: wide enough to cross the steps of a quantiser
@@ -37,7 +37,7 @@ def _slope(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: in
 
 def _of_some(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: int) -> Tensor:
     wide = x.repeat_interleave(pairs, 0)
-    u = (noise.copies(pairs).uniform(wide) < 0.5).to(x.dtype) * 2 - 1
+    u = signs(wide, noise.copies(pairs))
     both = torch.stack([(wide + h * u).clamp(0, 1), (wide - h * u).clamp(0, 1)], 1).flatten(0, 1)
     rise = excess(many.logits(both), y.repeat_interleave(2 * pairs)).unflatten(0, (-1, 2))
     slope: Tensor = (u * (rise[:, 0] - rise[:, 1]).view(-1, 1, 1, 1)).unflatten(0, (-1, pairs)).sum(1)

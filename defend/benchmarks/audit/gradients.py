@@ -14,7 +14,7 @@ from defend.benchmarks.audit.scene import NORM, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
 from defend.losses import excess
-from defend.norms import project, random_start
+from defend.norms import project, random_start, signs
 from defend.purifier import Backward, identity
 from defend.target import Target
 
@@ -74,8 +74,7 @@ def _unbounded(scene: Scene) -> Seen:
     left = _score(scene, scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0), rows)
     walk = scene.x
     for step in range(STEPS):
-        signs = (scene.root.fork(f"walk {step}").uniform(walk) < 0.5).to(walk.dtype) * 2 - 1
-        walk = project(walk + 2.5 / STEPS * signs, scene.x, 1.0, NORM)
+        walk = project(walk + 2.5 / STEPS * signs(walk, scene.root.fork(f"walk {step}")), scene.x, 1.0, NORM)
     test = permutation if scene.stochastic else mcnemar
     controls = {"random directions": _score(scene, walk, rows), "zero gradients": _score(scene, scene.x, rows)}
     beaten = {name: left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for name, c in controls.items()}
@@ -148,7 +147,7 @@ def _slope(scene: Scene) -> Seen:
     g = target.gradient(x, y, excess)[0]
     said, measured = [], []
     for k in range(DIRECTIONS):
-        u = (noise.fork(str(k)).uniform(x) < 0.5).to(x.dtype) * 2 - 1
+        u = signs(x, noise.fork(str(k)))
         high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
         said.append((g * (high - low)).flatten(1).double().sum(1))
         measured.append((excess(target.logits(high), y) - excess(target.logits(low), y)).double())
