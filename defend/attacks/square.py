@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.standing import Rows, column, looks_are_free, mean_margin, while_standing
+from defend.attacks.standing import Rows, looks_are_free, mean_margin, while_standing
 from defend.losses import margin
 from defend.noise import Noise
-from defend.norms import signs
+from defend.norms import column, signs
 from defend.target import Target
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of p, after these of 10,000 queries: as in the published code

@@ -101,8 +101,3 @@ def worst(target: Target, points: Tensor, y: Tensor, copies: int) -> Tensor:
     at = mean_margin(target, points, y).unflatten(0, (-1, copies)).argmin(1)
     picked: Tensor = points.unflatten(0, (-1, copies))[torch.arange(len(at), device=at.device), at]
     return picked
-
-
-def column(v: Tensor, like: Tensor) -> Tensor:
-    """v (b,) for a product with `like` (b, c, h, w)."""
-    return v.view(-1, *[1] * (like.ndim - 1))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from defend.losses import excess
 from defend.noise import Noise
-from defend.norms import project, random_start, signs
+from defend.norms import column, project, random_start, signs
 from defend.target import Target
 
 WIDTH = 0.25  # of the differences, in eps: wide enough to cross the steps of a quantiser
@@ -23,7 +23,7 @@ def blind(target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise, steps:
         wrong = target.logits(adv).argmax(1) != y if target.may_drop else torch.zeros_like(y, dtype=torch.bool)
         slope = _slope(many, adv, y, WIDTH * eps, noise.fork(str(step)), pairs)
         moved = project(adv + 2.5 * eps / steps * slope.sign(), x, eps, "Linf")
-        adv = torch.where(wrong.view(-1, 1, 1, 1), adv, moved)
+        adv = torch.where(column(wrong, x), adv, moved)
     return adv
 
 
@@ -40,5 +40,5 @@ def _of_some(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: 
     u = signs(wide, noise.copies(pairs))
     both = torch.stack([(wide + h * u).clamp(0, 1), (wide - h * u).clamp(0, 1)], 1).flatten(0, 1)
     rise = excess(many.logits(both), y.repeat_interleave(2 * pairs)).unflatten(0, (-1, 2))
-    slope: Tensor = (u * (rise[:, 0] - rise[:, 1]).view(-1, 1, 1, 1)).unflatten(0, (-1, pairs)).sum(1)
+    slope: Tensor = (u * column(rise[:, 0] - rise[:, 1], u)).unflatten(0, (-1, pairs)).sum(1)
     return slope
