@@ -14,7 +14,7 @@ from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.protocol import EOT, TARGETED_DLR, ladder_1
 from defend.benchmarks.suite import GRADIENTS, Eps, Suite, take_eps
 from defend.benchmarks.surrogates import surrogates_of
-from defend.chain import Chain
+from defend.chain import members_of
 from defend.errors import BadParameter, Mismatch
 from defend.purifier import LearnedPurifier, Purifier
 from defend.spec import parse
@@ -110,7 +110,7 @@ def _check_split(suite: Suite, parts: Parts) -> None:
 def check_shape(parts: Parts, defense: str) -> None:
     purifier = parts.defense(defense)
     takes = purifier.card.channels
-    for member in purifier.members if isinstance(purifier, Chain) else (purifier,):
+    for member in members_of(purifier):
         size = getattr(member, "size", None) if isinstance(member, LearnedPurifier) else None
         if size not in (None, parts.data.size):
             raise Mismatch(f"defense {defense} takes images of {size}x{size}, this data set has {parts.data.size}x{parts.data.size}")
@@ -219,8 +219,7 @@ def _from_itself(cell: Cell, parts: Parts) -> bool:
     """Is what is transferred from what is scored?"""
 
     def pipeline(p: Pipeline) -> tuple[object, object]:
-        purifier = parts.defense(p.defense)
-        members = [identity_of(m, "defense") for m in (purifier.members if isinstance(purifier, Chain) else (purifier,))]
+        members = [identity_of(m, "defense") for m in members_of(parts.defense(p.defense))]
         return identity_of(parts.classifier(p.classifier), "classifier"), [m for m in members if m["component"] != NO_DEFENSE]
 
     return cell.surrogate is not None and pipeline(cell.attacked) == pipeline(cell.scored)
