@@ -225,7 +225,7 @@ class _Scorer:
         return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
 
     def _purified(self, purifier: Purifier, x: Tensor, fork: str, draw: int) -> tuple[Tensor, float]:
-        noise = self.root.fork(fork).nth(torch.full((len(x), 1), draw, device=x.device))
+        noise = self.root.fork(fork).draw(draw)
         began = _now(x.device)
         with torch.no_grad():
             clean = purifier.purified(x.clone(), noise)
@@ -234,7 +234,7 @@ class _Scorer:
     def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
         """The first images, for the report's strips."""
         x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
-        noise = self.root.take(slice(0, len(x))).fork("score").nth(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+        noise = self.root.take(slice(0, len(x))).fork("score").draw(0)
         with torch.no_grad():
             purified = self.parts.defense(cell.defense).purified(adv.clone(), noise)
         return {name: t.half().cpu() for name, t in {"sample_x": x, "sample_adv": adv, "sample_purified": purified}.items()}

@@ -100,7 +100,7 @@ class Scene:
 
     def nth(self, rows: Tensor, fork: str, draw: int = 0) -> Noise:
         """One draw of these rows."""
-        return self.root.take(rows).fork(fork).nth(torch.full((len(rows), 1), draw, device=rows.device))
+        return self.root.take(rows).fork(fork).draw(draw)
 
     def purified(self, x: Tensor, noise: Noise) -> Tensor:
         with torch.no_grad():

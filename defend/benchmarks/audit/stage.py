@@ -122,7 +122,7 @@ def _twin(spec: str | Purifier, purifier: Purifier, data: Dataset, seed: int, de
 
     def copied(x: Tensor, rows: Tensor, fork: str) -> Tensor:
         with torch.no_grad():
-            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).nth(torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)))
+            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).draw(0))
 
     return copied
 
