@@ -17,7 +17,6 @@ from defend.benchmarks.surrogates import surrogates_of
 from defend.chain import members_of
 from defend.errors import BadParameter, Mismatch
 from defend.purifier import LearnedPurifier, Purifier
-from defend.spec import parse
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,9 @@ def check_shape(parts: Parts, defense: str) -> None:
 def _check_surrogates(suite: Suite, parts: Parts) -> None:
     """Those that nothing will use too: a name is either right or an error."""
     for surrogate in suite.surrogates:
-        *defenses, classifier = parse(surrogate)
-        parts.classifier(str(classifier))
-        check_shape(parts, "+".join(map(str, defenses)) or NO_DEFENSE)
+        named = Pipeline.of(surrogate)
+        parts.classifier(named.classifier)
+        check_shape(parts, named.defense)
 
 
 def _views(row: _Row, attack: Attack, text: str) -> tuple[list[_View], list[str]]:

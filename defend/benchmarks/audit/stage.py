@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.benchmarks import cell
 from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.scene import NORM, Bench, Scene
@@ -26,7 +27,6 @@ from defend.load import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
-from defend.spec import parse
 
 Pipeline = Classifier | tuple[Purifier, Classifier]
 
@@ -138,9 +138,8 @@ def _training(data: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tens
 
 def _pipeline(surrogate: str | Pipeline, made: Callable[..., Any], scene_bare: Purifier) -> tuple[Purifier, nn.Module]:
     if isinstance(surrogate, str):
-        *defenses, classifier = parse(surrogate)
-        defense = "+".join(map(str, defenses))
-        return made("defense", defense) if defense else scene_bare, made("classifier", str(classifier)).network
+        named = cell.Pipeline.of(surrogate)
+        return scene_bare if named.defense == cell.NO_DEFENSE else made("defense", named.defense), made("classifier", named.classifier).network
     if isinstance(surrogate, tuple):
         return made("defense", surrogate[0]), made("classifier", surrogate[1]).network
     return scene_bare, made("classifier", surrogate).network
