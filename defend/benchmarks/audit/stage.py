@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -61,17 +60,6 @@ def set_stage(
     return scene, about
 
 
-@dataclass
-class _Held:
-    """One purifier and its data, as `check_shape` asks for them."""
-
-    data: Dataset
-    purifier: Purifier
-
-    def defense(self, _: str) -> Purifier:
-        return self.purifier
-
-
 def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Sequence[str | Pipeline], str]:
     """(the pipelines to transfer from, why there is none). Those given, else the bench's default."""
     if given:
@@ -89,7 +77,7 @@ def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     else:
         found.move(device)
     if kind == "defense":
-        check_shape(_Held(data, found), what if isinstance(what, str) else type(what).__name__)  # type: ignore[arg-type]
+        check_shape(found, data, what if isinstance(what, str) else type(what).__name__)
     if kind == "classifier":
         found.check_fits(data.channels, data.size, data.classes, dataset_name(data))
     return found
