@@ -71,21 +71,16 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
 
 def _unbounded(scene: Scene) -> Seen:
     rows = scene.all
-    left = _score(scene, scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0), rows)
+    left = scene.score(scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0))
     walk = scene.x
     for step in range(STEPS):
         walk = project(walk + 2.5 / STEPS * signs(walk, scene.root.fork(f"walk {step}")), scene.x, 1.0, NORM)
     test = permutation if scene.stochastic else mcnemar
-    controls = {"random directions": _score(scene, walk, rows), "zero gradients": _score(scene, scene.x, rows)}
+    controls = {"random directions": scene.score(walk), "zero gradients": scene.clean}
     beaten = {name: left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for name, c in controls.items()}
     enough = bool(beaten["zero gradients"] and left.mean() <= THRESHOLDS["unbounded"].value)  # random steps may break nearly all of few images too
     measured = f"leaves {100 * left.mean():.1f} %; " + ", ".join(f"{name} {100 * c.mean():.1f} %" for name, c in controls.items())
     return Seen(measured=measured, value=float(left.mean()), ok=enough and bool(beaten["random directions"]), minor=enough)
-
-
-def _score(scene: Scene, x: Tensor, rows: Tensor):  # type: ignore[no-untyped-def]
-    score = scene.scores(x, rows)[1]
-    return score if scene.stochastic else score * scene.scores(scene.x[rows], rows)[1]
 
 
 def _points(scene: Scene) -> Tensor:

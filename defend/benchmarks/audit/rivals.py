@@ -165,8 +165,5 @@ def _pictures(scene: Scene, best: Best) -> Seen:
 
 def _drift(scene: Scene, declared: Declared) -> Seen:
     best = declared.best
-    rounded = scene.scores(to_grid(best.x_adv, scene.x, scene.eps), scene.all)[1]
-    if not scene.stochastic:
-        rounded = rounded * scene.scores(scene.x, scene.all)[1]
-    moved = float(rounded.mean()) - best.accuracy
+    moved = float(scene.score(to_grid(best.x_adv, scene.x, scene.eps)).mean()) - best.accuracy
     return Seen(measured=f"{100 * moved:+.1f} points", value=moved, ok=abs(100 * moved) <= THRESHOLDS["rounding"].value + 1e-9)
