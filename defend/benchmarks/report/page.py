@@ -23,6 +23,7 @@ from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Table, claims, num
 from defend.benchmarks.tables.outcomes import Record
 from defend.benchmarks.tables.worst import heading, said
 from defend.errors import BadParameter
+from defend.files import write
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _SCALARS = (str, int, float, bool, type(None))
@@ -44,7 +45,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:
-            _write(path, text)
+            write(path, text)
     except OSError as e:
         raise BadParameter(f"{folder}: the report cannot be written there: {e.strerror}. Give another folder.") from None
     return pages[0][0], pages[1][0]
@@ -58,13 +59,6 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
             raise BadParameter(f"{folder}: holds no records: expected {folder / 'records.json'}; give the folder of a run, as runs/embedded")
         cells |= {identity(r): r for r in there}
     return list(cells.values())
-
-
-def _write(path: Path, text: str) -> None:
-    """To a temporary name, then renamed: a report that exists is complete."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
 
 
 def _csv(records: Sequence[Record]) -> str:
