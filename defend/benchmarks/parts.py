@@ -22,7 +22,8 @@ from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
 _BY_VERSION = {"torch", "art"}  # in the key by their versions
-_NO_OUTCOME = ("cli", "testing", "benchmarks/report", "benchmarks/tables", "benchmarks/stats", "benchmarks/audit")  # code that changes no unit
+# code that changes no unit
+_NO_OUTCOME = ("cli", "testing", "benchmarks/report", "benchmarks/html", "benchmarks/tables", "benchmarks/stats", "benchmarks/audit")
 
 
 class Parts:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
 from defend.benchmarks.audit.model import Report
+from defend.benchmarks.html import templates
 from defend.errors import BadParameter
 from defend.files import write
 
@@ -29,9 +27,7 @@ def summary(report: Report) -> str:
 
 def write_page(report: Report, path: Path) -> None:
     """Raises BadParameter where it cannot be written."""
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = files("defend.benchmarks").joinpath("audit.html").read_text(encoding="utf-8")
-    text = env.from_string(template).render(report=report, summary=summary(report), meaning=MEANING)
+    text = templates().get_template("audit.html").render(report=report, summary=summary(report), meaning=MEANING)
     try:
         write(path, text)
     except OSError as e:

@@ -6,15 +6,14 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from defend.benchmarks.html import templates
 from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import ROWS, strips
@@ -81,12 +80,12 @@ def _json(model: Table) -> str:
 
 
 def _html(model: Table, records: Sequence[Record], folders: Sequence[Path]) -> str:
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = templates()
     env.filters |= {"percent": percent, "passes": passes, "short": short, "number_text": number_text, "said": said, "heading": heading}
     env.filters["svg"] = Markup  # our own figures, whose texts matplotlib has escaped
     env.tests["claims"] = claims
     shown, left_out = strips(records, folders)
-    return env.from_string(files("defend.benchmarks").joinpath("report.html").read_text(encoding="utf-8")).render(
+    return env.get_template(HTML).render(
         model=model,
         columns=COLUMNS,
         adaptive=ADAPTIVE,
