@@ -62,3 +62,8 @@ class Chain(Purifier):
         for stage, member in enumerate(self.members):
             x = member.purified(x, noise.fork(str(stage)))
         return x
+
+
+def members_of(purifier: Purifier) -> tuple[Purifier, ...]:
+    """Of a chain its members; anything else is its own only one."""
+    return purifier.members if isinstance(purifier, Chain) else (purifier,)

@@ -50,6 +50,10 @@ class Noise:
         """number: int64 (b, n): n independent streams for each image, those of one image together."""
         return Noise(_mix_(self._key[:, None] + (number + 1) * _GOLDEN).flatten())
 
+    def draw(self, k: int) -> Noise:
+        """The k-th of the independent streams for each image, as `nth` numbers them."""
+        return self.nth(torch.full_like(self._key, k)[:, None])
+
     def copies(self, n: int) -> Noise:
         """n independent streams for each image, those of one image together: for restarts."""
         return self.fork("copies").nth(torch.arange(n, device=self._key.device).expand(len(self), n))

@@ -25,7 +25,8 @@ def norm_of(d: Tensor, norm: str) -> Tensor:
     raise BadParameter(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
 
 
-def _column(v: Tensor, like: Tensor) -> Tensor:
+def column(v: Tensor, like: Tensor) -> Tensor:
+    """v (b,) for a product with `like` (b, c, h, w)."""
     return v.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -39,7 +40,7 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
         return torch.min(torch.max(x_adv, (x - eps).clamp(min=0)), (x + eps).clamp(max=1))
     d = x_adv - x
     room = torch.where(d > 0, 1 - x, x)  # how far each pixel may go
-    return (x + d * _column(_stretch(d.flatten(1), room.flatten(1), eps), d)).clamp(0, 1)
+    return (x + d * column(_stretch(d.flatten(1), room.flatten(1), eps), d)).clamp(0, 1)
 
 
 def _stretch(d: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -62,8 +63,8 @@ def steepest(g: Tensor, norm: str) -> Tensor:
     if norm == "Linf":
         return g.sign()
     tiny = torch.finfo(g.dtype).tiny
-    g = g / _column(norm_of(g, "Linf").clamp(min=tiny), g)  # squares of gradients below 1e-19 underflow in float32
-    return g / _column(norm_of(g, norm).clamp(min=tiny), g)
+    g = g / column(norm_of(g, "Linf").clamp(min=tiny), g)  # squares of gradients below 1e-19 underflow in float32
+    return g / column(norm_of(g, norm).clamp(min=tiny), g)
 
 
 def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
@@ -73,7 +74,12 @@ def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
         return low + (high - low) * noise.uniform(x)
     direction = steepest(noise.normal(x), norm)
     radius = noise.uniform(x.flatten(1)[:, :1]).flatten() ** (1 / max(1, x.flatten(1).shape[1]))
-    return (x + eps * _column(radius, x) * direction).clamp(0, 1)
+    return (x + eps * column(radius, x) * direction).clamp(0, 1)
+
+
+def signs(x: Tensor, noise: Noise) -> Tensor:
+    """-1 or 1 for each value of x, with equal chances."""
+    return (noise.uniform(x) < 0.5).to(x.dtype) * 2 - 1
 
 
 def tolerance(eps: float, norm: str) -> float:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defend.errors import BadWeights, UnknownName
+from defend.files import write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,10 +191,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], head: Header) -> None:
-    """To a temporary name, then renamed: a file that exists is complete."""
     from safetensors.torch import save as to_bytes
 
-    part = path.with_name(path.name + ".part")
     meta = {KEY: json.dumps({**vars(head), "fields": dict(head.fields)}, sort_keys=True)}
-    part.write_bytes(to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta))  # save_file makes files only the owner can read
-    part.replace(path)
+    write(path, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta))  # save_file makes files only the owner can read

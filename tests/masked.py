@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import defend
 from defend import Card, Noise, Purifier, Target, identity, straight_through
+from defend.losses import cross_entropy, excess
 from defend.norms import project, random_start
 
 PAPER = "none: made to mislead"
@@ -287,7 +288,7 @@ def _attempts(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps:
     honest = purifier.honest() if hasattr(purifier, "honest") else AnyPattern(strength=purifier.strength) if isinstance(purifier, Counting) else bare
     ways = [(honest, None), (bare, None), (purifier, identity), (purifier, None)]
     for number, (pipeline, backward) in enumerate(ways):
-        for loss in (_cross_entropy, _margin):
+        for loss in (cross_entropy, excess):
             x_adv = _climbed(pipeline, backward, network, x, y, eps, steps, loss, number)
             yield x_adv
             yield torch.where(x_adv > x, (x_adv * 255 + 1e-3).floor() / 255, (x_adv * 255 - 1e-3).ceil() / 255).clamp(0, 1)
@@ -313,12 +314,3 @@ def _right(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, draws: 
         for draw in range(draws):
             total += network(purifier.purified(x.clone(), noise.fork(str(draw)))).argmax(1) == y
     return (total / draws).numpy()
-
-
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    right = logits.gather(1, y[:, None])[:, 0]
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - right

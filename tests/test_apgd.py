@@ -6,10 +6,10 @@ from attack_toys import EDGE, INSIDE, Y, curved, linear, predicted, start, targe
 from torch import nn
 
 from defend.attacks.apgd import APGD
-from defend.attacks.losses import cross_entropy, difference, dlr, dlr_targeted, margin
 from defend.attacks.standing import likeliest_wrong
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
+from defend.losses import cross_entropy, difference, dlr, dlr_targeted, margin
 from defend.norms import project, steepest
 
 LOGITS = torch.randn(40, 10, generator=torch.Generator().manual_seed(3))

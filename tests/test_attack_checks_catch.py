@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import cross_entropy
 from defend.attacks.pgd import PGD
+from defend.losses import cross_entropy
 from defend.norms import project, random_start
 from defend.testing import attack_checks as ac
 

@@ -15,12 +15,12 @@ from torch import nn
 import defend
 from defend.attacks import pgd as pgd_module
 from defend.attacks.fgsm import FGSM
-from defend.attacks.losses import cross_entropy
 from defend.attacks.pgd import PGD
 from defend.attacks.repeats import Repeats
 from defend.defenses.gaussian import GaussianNoise
 from defend.defenses.none import NoDefense
 from defend.errors import BadParameter
+from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import norm_of
 from defend.target import Target

@@ -11,12 +11,13 @@ import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.benchmarks.audit import active, blind, gradients, rivals, state
+from defend.benchmarks.audit import active, blind, rivals, state
 from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked, settle
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.rounds import Best
 from defend.benchmarks.audit.run import rules_of
+from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
 
 EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
@@ -232,8 +233,9 @@ def test_few_classes_leave_targeted_dlr_out(classes):
 )
 def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(monkeypatch, left, random, zero, ok, turns):
     """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
-    scores = iter((np.arange(100) < k).astype(float) for k in (left, random, zero))
-    monkeypatch.setattr(gradients, "_score", lambda *_: next(scores))
+    scores = iter((np.arange(100) < k).astype(float) for k in (left, random))
+    monkeypatch.setattr(Scene, "score", lambda *_: next(scores))
+    monkeypatch.setattr(Scene, "clean", (np.arange(100) < zero).astype(float))
     scene = small()
     rule = next(r for r in rules_of(scene, {})[0] if r.name == "unbounded attack")
     seen = rule.run(scene)

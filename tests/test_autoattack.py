@@ -9,9 +9,9 @@ import defend
 from defend.attack import Attack, AttackCard
 from defend.attacks.autoattack import AutoAttack
 from defend.attacks.fab import FAB, to_plane
-from defend.attacks.losses import margin
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
+from defend.losses import margin
 from defend.norms import norm_of
 
 DUAL = {"Linf": lambda w: w.abs().flatten(1).sum(1), "L2": lambda w: w.flatten(1).norm(dim=1)}

@@ -5,10 +5,10 @@ import torch
 from attack_toys import EDGE, INSIDE, Y, curved, linear, predicted, start, target, unit, uphill
 from torch import nn
 
-from defend.attacks.losses import margin
 from defend.attacks.square import Square, bumps, eta, square, stripes, window
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
+from defend.losses import margin
 from defend.norms import norm_of
 
 EPS = {"Linf": 0.02, "L2": 0.3}

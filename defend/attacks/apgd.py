@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import cross_entropy, dlr, dlr_targeted
-from defend.attacks.standing import Rows, column, likeliest_wrong, while_standing, worst
+from defend.attacks.standing import Rows, likeliest_wrong, while_standing, worst
+from defend.losses import cross_entropy, dlr, dlr_targeted
 from defend.noise import Noise
-from defend.norms import norm_of, project, steepest
+from defend.norms import column, norm_of, project, steepest
 from defend.target import Loss, Target
 
 NEEDS = {"ce": 2, "dlr": 3, "dlr-targeted": 4}  # classes

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import margin
-from defend.attacks.standing import column, mean_margin
+from defend.attacks.standing import mean_margin
 from defend.errors import BadParameter
+from defend.losses import margin
 from defend.noise import Noise
+from defend.norms import column
 from defend.registry import REGISTRY
 from defend.target import Target
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
 from defend.noise import Noise
-from defend.norms import project, steepest
+from defend.norms import project, signs, steepest
 from defend.target import Target
 
 
@@ -29,5 +28,5 @@ class Control(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         if self.kind == "clean":
             return x.clone()
-        signs = torch.where(noise.fork(f"control {self.draw}").uniform(x) < 0.5, -1.0, 1.0).to(x.dtype)
-        return project(x + eps * steepest(signs, self.norm), x, eps, self.norm)
+        d = -signs(x, noise.fork(f"control {self.draw}"))  # negated: runs on record have these
+        return project(x + eps * steepest(d, self.norm), x, eps, self.norm)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import difference
-from defend.attacks.standing import Rows, column, likeliest_wrong, mean_margin, while_standing, worst
+from defend.attacks.standing import Rows, likeliest_wrong, mean_margin, while_standing, worst
+from defend.losses import difference
 from defend.noise import Noise
-from defend.norms import norm_of, project, random_start, steepest
+from defend.norms import column, norm_of, project, random_start, steepest
 from defend.target import Target
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9  # the bias towards x, the overshoot, the step back: section 3 and the published code

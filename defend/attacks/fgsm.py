@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import cross_entropy
+from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import project, steepest
 from defend.target import Target

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.losses import margin
-from defend.attacks.standing import Rows, column, looks_are_free, mean_margin, while_standing
+from defend.attacks.standing import Rows, looks_are_free, mean_margin, while_standing
+from defend.losses import margin
 from defend.noise import Noise
+from defend.norms import column, signs
 from defend.target import Target
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of p, after these of 10,000 queries: as in the published code
@@ -100,8 +101,7 @@ class Square(Attack):
 
 def stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
     """x + eps or x - eps: one sign for each column of each channel."""
-    up = noise.uniform(x[:, :, :1]) < 0.5
-    return torch.where(up, x + eps, x - eps).clamp(0, 1)
+    return (x + eps * signs(x[:, :, :1], noise)).clamp(0, 1)
 
 
 def square(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ def bumps(x: Tensor, eps: float, noise: Noise) -> Tensor:
     b, c, h, w = x.shape
     s = max(min(h, w) // 5, 1)
     rows, columns = h // s, w // s
-    signs = torch.where(noise.uniform(x.new_empty(b, c, rows, columns)) < 0.5, 1.0, -1.0).to(x.dtype)
+    ups = signs(x.new_empty(b, c, rows, columns), noise)
     turned = noise.uniform(x.new_empty(b, 1, rows, columns)) < 0.5
     bump = eta(s, x.device, x.dtype)
-    grid = torch.where(_each(turned, s), bump.T.repeat(rows, columns), bump.repeat(rows, columns)) * _each(signs, s)
+    grid = torch.where(_each(turned, s), bump.T.repeat(rows, columns), bump.repeat(rows, columns)) * _each(ups, s)
     nu, top, left = torch.zeros_like(x), (h - rows * s) // 2, (w - columns * s) // 2
     nu[:, :, top : top + rows * s, left : left + columns * s] = grid
     return (x + eps * _unit(nu, (1, 2, 3))).clamp(0, 1)

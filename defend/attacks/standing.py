@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 from torch import Tensor
 
-from defend.attacks.losses import margin
+from defend.losses import margin
 from defend.target import Target
 
 REPACK = 5  # steps between looks at which images still stand, on a GPU: the only waits for it. No result depends on it
@@ -101,8 +101,3 @@ def worst(target: Target, points: Tensor, y: Tensor, copies: int) -> Tensor:
     at = mean_margin(target, points, y).unflatten(0, (-1, copies)).argmin(1)
     picked: Tensor = points.unflatten(0, (-1, copies))[torch.arange(len(at), device=at.device), at]
     return picked
-
-
-def column(v: Tensor, like: Tensor) -> Tensor:
-    """v (b,) for a product with `like` (b, c, h, w)."""
-    return v.view(-1, *[1] * (like.ndim - 1))

@@ -18,14 +18,19 @@ class Pipeline:
     defense: str = NO_DEFENSE
     gradient: str | None = None
 
+    @classmethod
+    def of(cls, text: str, gradient: str | None = None) -> Pipeline:
+        """From "C" or "DEFENSE+C", as a surrogate is written. Raises BadSpec."""
+        *defenses, classifier = parse(text)
+        return cls(classifier=str(classifier), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=gradient)
+
 
 def attacked_by(knowledge: str, classifier: str, defense: str, gradient: str | None, surrogate: str | None) -> Pipeline:
     """What an attacker of this knowledge attacks, where the two specs are what is scored."""
     if knowledge == "oblivious":
         return Pipeline(classifier=classifier, gradient=gradient)
     if surrogate is not None:
-        *defenses, last = parse(surrogate)
-        return Pipeline(classifier=str(last), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=gradient)
+        return Pipeline.of(surrogate, gradient)
     return Pipeline(classifier=classifier, defense=defense, gradient=gradient)
 
 

@@ -14,10 +14,10 @@ from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.protocol import EOT, TARGETED_DLR, ladder_1
 from defend.benchmarks.suite import GRADIENTS, Eps, Suite, take_eps
 from defend.benchmarks.surrogates import surrogates_of
-from defend.chain import Chain
+from defend.chain import members_of
+from defend.dataset import Dataset
 from defend.errors import BadParameter, Mismatch
 from defend.purifier import LearnedPurifier, Purifier
-from defend.spec import parse
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def expand(suite: Suite, parts: Parts) -> tuple[list[Cell], list[str]]:
     for classifier in suite.classifiers:
         parts.classifier(classifier)
         for defense in suite.defenses:
-            check_shape(parts, defense)
+            check_shape(parts.defense(defense), parts.data, defense)
             row = _Row(suite, parts, classifier, defense, *surrogates_of(suite, parts, classifier, defense))
             made = [*_of_protocol(row, skipped), *_of_attacks(row, skipped)]
             same = [c for c in made if _from_itself(c, parts)]
@@ -107,23 +107,23 @@ def _check_split(suite: Suite, parts: Parts) -> None:
         raise BadParameter(f"n = {suite.n}: the {suite.split} split of {suite.dataset} has {there} images; give --n {there} or fewer")
 
 
-def check_shape(parts: Parts, defense: str) -> None:
-    purifier = parts.defense(defense)
+def check_shape(purifier: Purifier, data: Dataset, defense: str) -> None:
+    """Raises Mismatch, which calls the purifier `defense`."""
     takes = purifier.card.channels
-    for member in purifier.members if isinstance(purifier, Chain) else (purifier,):
+    for member in members_of(purifier):
         size = getattr(member, "size", None) if isinstance(member, LearnedPurifier) else None
-        if size not in (None, parts.data.size):
-            raise Mismatch(f"defense {defense} takes images of {size}x{size}, this data set has {parts.data.size}x{parts.data.size}")
-    if parts.data.channels not in takes:
-        raise Mismatch(f"defense {defense} takes images of {' or '.join(map(str, takes))} channels, this data set has {parts.data.channels}")
+        if size not in (None, data.size):
+            raise Mismatch(f"defense {defense} takes images of {size}x{size}, this data set has {data.size}x{data.size}")
+    if data.channels not in takes:
+        raise Mismatch(f"defense {defense} takes images of {' or '.join(map(str, takes))} channels, this data set has {data.channels}")
 
 
 def _check_surrogates(suite: Suite, parts: Parts) -> None:
     """Those that nothing will use too: a name is either right or an error."""
     for surrogate in suite.surrogates:
-        *defenses, classifier = parse(surrogate)
-        parts.classifier(str(classifier))
-        check_shape(parts, "+".join(map(str, defenses)) or NO_DEFENSE)
+        named = Pipeline.of(surrogate)
+        parts.classifier(named.classifier)
+        check_shape(parts.defense(named.defense), parts.data, named.defense)
 
 
 def _views(row: _Row, attack: Attack, text: str) -> tuple[list[_View], list[str]]:
@@ -211,7 +211,7 @@ def _cell(row: _Row, attack: str, eps: Eps, view: _View, eot: int, protocol: str
         draws=suite.draws if row.purifier.card.stochastic else 1, eot=1, protocol=protocol,
     )  # fmt: skip
     parts.classifier(cell.attacked.classifier)
-    check_shape(parts, cell.attacked.defense)
+    check_shape(parts.defense(cell.attacked.defense), parts.data, cell.attacked.defense)
     return replace(cell, eot=eot if parts.defense(cell.attacked.defense).card.stochastic else 1)
 
 
@@ -219,8 +219,7 @@ def _from_itself(cell: Cell, parts: Parts) -> bool:
     """Is what is transferred from what is scored?"""
 
     def pipeline(p: Pipeline) -> tuple[object, object]:
-        purifier = parts.defense(p.defense)
-        members = [identity_of(m, "defense") for m in (purifier.members if isinstance(purifier, Chain) else (purifier,))]
+        members = [identity_of(m, "defense") for m in members_of(parts.defense(p.defense))]
         return identity_of(parts.classifier(p.classifier), "classifier"), [m for m in members if m["component"] != NO_DEFENSE]
 
     return cell.surrogate is not None and pipeline(cell.attacked) == pipeline(cell.scored)

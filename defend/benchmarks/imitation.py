@@ -14,7 +14,7 @@ from torch import nn
 from defend import weights
 from defend.benchmarks.digest import key_of, sha256_of
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
-from defend.chain import Chain
+from defend.chain import members_of
 from defend.errors import BadParameter, BadWeights
 from defend.learned import Frozen
 from defend.purifier import Purifier
@@ -33,8 +33,7 @@ class Imitation:
 
 def undefended(purifier: Purifier) -> bool:
     """Is there no purifier to imitate?"""
-    members = purifier.members if isinstance(purifier, Chain) else (purifier,)
-    return all(identity_of(m, "defense")["component"] == "none" for m in members)
+    return all(identity_of(m, "defense")["component"] == "none" for m in members_of(purifier))
 
 
 def imitation(parts: Parts, classifier: str, defense: str) -> Imitation:

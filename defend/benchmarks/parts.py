@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from defend.attack import Attack
-from defend.chain import Chain
+from defend.chain import Chain, members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import BadParameter
@@ -22,7 +22,8 @@ from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
 _BY_VERSION = {"torch", "art"}  # in the key by their versions
-_NO_OUTCOME = ("cli", "testing", "benchmarks/report", "benchmarks/tables", "benchmarks/stats", "benchmarks/audit")  # code that changes no unit
+# code that changes no unit
+_NO_OUTCOME = ("cli", "testing", "benchmarks/report", "benchmarks/html", "benchmarks/tables", "benchmarks/stats", "benchmarks/audit")
 
 
 class Parts:
@@ -61,7 +62,7 @@ class Parts:
 
 def check_trained(component: Any, spec: str) -> None:
     """Raises BadParameter: a component without weights measures nothing."""
-    for member in component.members if isinstance(component, Chain) else (component,):
+    for member in members_of(component):
         if isinstance(member, Learned) and not member.weights_sha256:
             raise BadParameter(f"{spec}: weights=untrained measures nothing; train it with `defend train` or name its weights")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import bootstrap, wilson
 from defend.benchmarks.units import Frame, Unit
+from defend.files import write
 
 try:
     import fcntl
@@ -157,9 +157,7 @@ def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
         asked = {identity(r): r for r in read_records(run_dir) if r.get("protocol")}
         new = {identity(r): _still_of(asked.get(identity(r)), r) for r in records}
         old = [r for r in read_records(run_dir) if identity(r) not in new]
-        part = run_dir / f"{RECORDS}.{os.getpid()}.part"
-        part.write_text("[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
-        part.replace(run_dir / RECORDS)
+        write(run_dir / RECORDS, "[\n" + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()]) + "\n]\n")
 
 
 def _still_of(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:

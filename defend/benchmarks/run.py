@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from defend.benchmarks.tune import keep_frame, settled
 from defend.benchmarks.units import Frame, Unit, canonical, key_of, key_parts, ranges, read_unit, sha256_of
 from defend.benchmarks.work import Job, Task
 from defend.errors import BadParameter
+from defend.files import PART, checkout, writable
 from defend.load import pick_device
 
 
@@ -63,7 +64,8 @@ def bench(
     frame = settled(wanted, where, run_dir, data_root)
     parts = Parts(wanted.dataset, data_root, where, frame.precision, frame.layout)
     cells, skipped = expand(wanted, parts)
-    _make_folder(run_dir)  # nothing is left behind by a command that could not begin
+    writable(run_dir)  # nothing is left behind by a command that could not begin
+    _sweep(run_dir)
     keep_frame(frame, wanted, run_dir)
     bar = Progress(progress, skipped)
     with threads_settled(frame):
@@ -98,23 +100,12 @@ def _record(plan: Plan, parts: Parts, setup: Setup, found: Mapping[str, Unit | N
     return record(plan.cell, parts, setup.frame, keys, [found[k] for k in keys], setup.provenance, error)
 
 
-def _make_folder(run_dir: Path) -> None:
-    """Raises BadParameter where it cannot be written."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
-        _sweep(run_dir)
-    except OSError as e:
-        raise BadParameter(f"--out {run_dir}: cannot be written: {e.strerror}. Give another folder.") from None
-
-
 def _sweep(run_dir: Path) -> None:
     """What a killed run left half-written, after an hour: a file is written in milliseconds, perhaps by another run in this folder."""
-    for part in (run_dir / "units").glob("*/*.part"):
-        if part.stat().st_mtime < time.time() - 3600:
-            part.unlink(missing_ok=True)
+    for part in (run_dir / "units").glob(f"*/*{PART}"):
+        with suppress(OSError):  # gone, or another user's: it is in nobody's way
+            if part.stat().st_mtime < time.time() - 3600:
+                part.unlink(missing_ok=True)
 
 
 def _devices(device: torch.device, workers: int | None) -> list[str]:
@@ -168,24 +159,15 @@ def _cost(job: Job, parts: Parts) -> float:
 
 
 def provenance_of(device: torch.device) -> dict[str, Any]:
-    return {"versions": _versions(), "commit": _commit(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"}
+    found = checkout()
+    return {
+        "versions": _versions(),
+        "commit": found and found[0] + "+dirty" * found[1],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
 
 
 @cache
 def _versions() -> dict[str, str]:
     packages = {"art": "adversarial-robustness-toolbox", "numpy": "numpy", "torch": "torch", "torchvision": "torchvision"}
     return {"defend": defend.__version__, "python": platform.python_version(), **{k: version(p) for k, p in packages.items()}}
-
-
-@cache
-def _commit() -> str | None:
-    """Of the checkout that `defend` runs from, with "+dirty" where tracked files differ; None where it is installed."""
-    root = Path(defend.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+dirty" if dirty.strip() else "")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from defend import weights
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.suite import Suite
-from defend.chain import Chain
+from defend.chain import members_of
 from defend.learned import Learned
-from defend.purifier import Purifier
 from defend.spec import Spec, parse
 from defend.weights import ZooEntry
 
@@ -29,8 +26,7 @@ def surrogates_of(suite: Suite, parts: Parts, classifier: str, defense: str) -> 
 def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str | None, str]:
     """A purifier trained anew, as the zoo marks it, before the same classifier; where nothing is trained, the same purifier before
     another classifier of that data set. (None, why) where there is none; beside one of other fields, what they are."""
-    whole = parts.defense(defense)
-    members: Sequence[Purifier] = whole.members if isinstance(whole, Chain) else (whole,)
+    members = members_of(parts.defense(defense))
     if not any(isinstance(m, Learned) for m in members):
         other = _another_classifier(parts, classifier)
         if other is None:

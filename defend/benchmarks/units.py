@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from defend.benchmarks.digest import key_of as key_of
 from defend.benchmarks.digest import sha256_of as sha256_of
 from defend.benchmarks.imitation import identity_of_imitation
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
+from defend.files import write
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "torchvision")  # their code computes, and is not hashed
 
@@ -80,21 +80,12 @@ def path_of(run_dir: Path, key: str) -> Path:
 
 
 def write_unit(run_dir: Path, key: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """To a temporary name, synced, renamed: a file that exists is complete."""
     path = path_of(run_dir, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = canonical(header)
     body = {name: t.contiguous() for name, t in tensors.items()}
     meta = {"header": text, "header_sha256": hashlib.sha256(text.encode()).hexdigest(), "tensors_sha256": _tensors_sha256(body)}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as f:
-            f.write(save(body, meta))
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write(path, save(body, meta))
 
 
 def read_unit(run_dir: Path, key: str) -> Unit | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from defend.attack import Attack
@@ -19,6 +18,7 @@ from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
 from defend.errors import BadWeights, BrokenAttack, BrokenPurifier
+from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import check_attacked
 from defend.purifier import Backward, Purifier, identity
@@ -159,11 +159,11 @@ class _Watch:
         self.before = self._loss(x)
         check_word(target.purifier, self.target.again(), x)
         if attack.card.access == "gradient":
-            g, _, _ = self.target.again().gradient(x, y, _cross_entropy)
+            g, _, _ = self.target.again().gradient(x, y, cross_entropy)
             self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
 
     def _loss(self, x: Tensor) -> float:
-        return float(_cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
+        return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
 
     def flags(self, x_adv: Tensor) -> dict[str, Any]:
         return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
@@ -181,10 +181,6 @@ def check_finite(logits: Tensor, purifier: Purifier) -> None:
     """Raises BrokenPurifier: the argmax of NaN is class 0, which some images are."""
     if not logits.isfinite().all():
         raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
-
-
-def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 class _Scorer:
@@ -229,7 +225,7 @@ class _Scorer:
         return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
 
     def _purified(self, purifier: Purifier, x: Tensor, fork: str, draw: int) -> tuple[Tensor, float]:
-        noise = self.root.fork(fork).nth(torch.full((len(x), 1), draw, device=x.device))
+        noise = self.root.fork(fork).draw(draw)
         began = _now(x.device)
         with torch.no_grad():
             clean = purifier.purified(x.clone(), noise)
@@ -238,7 +234,7 @@ class _Scorer:
     def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
         """The first images, for the report's strips."""
         x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
-        noise = self.root.take(slice(0, len(x))).fork("score").nth(torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+        noise = self.root.take(slice(0, len(x))).fork("score").draw(0)
         with torch.no_grad():
             purified = self.parts.defense(cell.defense).purified(adv.clone(), noise)
         return {name: t.half().cpu() for name, t in {"sample_x": x, "sample_adv": adv, "sample_purified": purified}.items()}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from defend.cli.common import console
+from defend.files import writable
 
 if TYPE_CHECKING:
     from defend.benchmarks.audit import Report
@@ -37,10 +38,10 @@ def audit(
 ) -> None:  # fmt: skip
     """Is what the declared gradient of a defense reports real? Exit code 0: no sign of masking; 3: unreliable."""
     from defend.benchmarks.audit import audit as run  # loads torch: not before the options are read
-    from defend.benchmarks.audit.page import check_writable, write_page
+    from defend.benchmarks.audit.page import write_page
 
     if out is not None:
-        check_writable(out)
+        writable(out.parent, make=False)
     report = run(
         spec, dataset, classifier, budget, n=n, split=split, eps=eps, surrogates=surrogates, seed=seed, device=device, data_root=data_root, progress=True
     )  # fmt: skip

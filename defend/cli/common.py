@@ -1,9 +1,8 @@
-"""What commands share: which component is meant, where output may go, and how tables are printed."""
+"""What commands share: which component is meant, and how tables are printed."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defend.errors import AmbiguousName, BadParameter, UnknownName, near
@@ -47,15 +46,3 @@ def kind_of(word: str) -> Kind:
     if kind not in GROUPS:
         raise UnknownName(f"unknown kind '{word}': expected {', '.join(GROUPS)}.{near(word, GROUPS)}")
     return kind
-
-
-def writable(folder: Path, option: str = "--out") -> Path:
-    """The folder, made where it was missing. Raises BadParameter before any work is done for nothing."""
-    probe = folder / ".defend-can-write"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise BadParameter(f"{option} {folder}: cannot be written: {e.strerror}. Give another folder with {option}.") from None
-    return folder

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import console, writable
+from defend.cli.common import console
 from defend.errors import BadParameter
+from defend.files import writable
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import component, writable
+from defend.cli.common import component
 from defend.errors import BadParameter
+from defend.files import checkout, writable
 from defend.spec import Spec, Value, parse_single, read, write
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def header_of(learner: Learned, kind: str, data: Dataset, command: str, recipe: 
 
     fields = {key: value for key, value in learner.settings.items() if key != "weights"}
     seed = recipe.get("seed", 0)
+    commit, changed = checkout("defend") or ("", False)
     return Header(
         kind=kind,
         component=learner.component,
@@ -108,7 +110,7 @@ def header_of(learner: Learned, kind: str, data: Dataset, command: str, recipe: 
         trained_on=learner.trained_on,
         command=command,
         seed=seed if isinstance(seed, int) else 0,
-        commit=commit(),
+        commit=commit + "+" * changed,
     )
 
 
@@ -127,17 +129,3 @@ def store(learner: Learned, val: tuple[Tensor, Tensor], out: Path, header: Any, 
     net.load_state_dict(half if small else full)
     weights.save(out, half if small else full, header)
     return f"{'float16' if small else 'float32'}, {name} {score if small else best:.4f} on {len(val[0])} images of val"
-
-
-def commit() -> str:
-    """Of the checkout that this package runs from, with + where it has changes; empty where it is installed."""
-    import subprocess
-
-    root = Path(__file__).parent.parent.parent
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no", "--", "defend"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + "+" * bool(changed.strip())

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
-import random
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +21,7 @@ from defend.noise import Noise
 from defend.norms import norm_of, tolerance
 from defend.purifier import Card, Purifier
 from defend.target import Target
+from defend.testing.rng import global_states
 from defend.testing.runner import Check, NotApplicable
 
 N = 8
@@ -158,14 +156,11 @@ def check_leaves_the_model_alone(attack: Attack) -> None:
 
 
 def check_leaves_input_and_global_rng_alone(attack: Attack) -> None:
-    def states() -> tuple[Any, ...]:
-        return torch.get_rng_state().tolist(), pickle.dumps(np.random.get_state()), random.getstate()
-
     x, y = images(), half_wrong(images())
-    kept, before = (x.clone(), y.clone()), states()
+    kept, before = (x.clone(), y.clone()), global_states()
     attacked(attack, x, y)
     assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]), "wrote into its input"
-    assert states() == before, "moved the global random state of torch, numpy or random; draw from `noise`"
+    assert global_states() == before, "moved the global random state of torch, numpy or random; draw from `noise`"
 
 
 def check_keeps_shape_dtype_and_order(attack: Attack) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from defend.errors import BadParameter
+from defend.files import whole
 
 KEY = "defend.resume"
 Tensors = dict[str, Tensor]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """To a temporary name, synced, then renamed: a file that exists is complete."""
-    part = path.with_name(path.name + ".part")
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part, {KEY: json.dumps(about)})
-    with part.open("rb+") as f:
-        os.fsync(f.fileno())
-    part.replace(path)
+    with whole(path) as part:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, part, {KEY: json.dumps(about)})
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:

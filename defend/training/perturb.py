@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.noise import Noise
-from defend.norms import Norm, project, random_start, steepest
+from defend.norms import Norm, project, random_start, signs, steepest
 
 
 def random_signs(x: Tensor, eps: float | Tensor, noise: Noise) -> Tensor:
     """eps up or down in each value: a corner of the L-inf ball. eps: a number, or one for each image (b, 1, 1, 1)."""
-    signs = 2 * (noise.uniform(x) < 0.5).to(x.dtype) - 1
-    return (x + eps * signs).clamp(0, 1)
+    return (x + eps * signs(x, noise)).clamp(0, 1)
 
 
 def gaussian(x: Tensor, sigma: float | Tensor, noise: Noise) -> Tensor:

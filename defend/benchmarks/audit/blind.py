@@ -5,21 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from defend.losses import excess
 from defend.noise import Noise
-from defend.norms import project, random_start
+from defend.norms import column, project, random_start, signs
 from defend.target import Target
 
 WIDTH = 0.25  # of the differences, in eps: wide enough to cross the steps of a quantiser
 
 
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """The best wrong logit minus the right one: (b,). Above zero where wrong; its gradient does not fade where the classifier is sure."""
-    right = logits.gather(1, y[:, None])[:, 0]
-    return logits.scatter(1, y[:, None], -torch.inf).amax(1) - right
-
-
 def blind(target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise, steps: int, pairs: int) -> Tensor:
-    """PGD in L-inf along sum_i u_i (f(x + h u_i) - f(x - h u_i)), u_i random signs, h = eps / 4, f the margin. Forwards: 2 pairs steps.
+    """PGD in L-inf along sum_i u_i (f(x + h u_i) - f(x - h u_i)), u_i random signs, h = eps / 4, f the excess. Forwards: 2 pairs steps.
 
     An image keeps its first wrong iterate where the target is deterministic, and its last one elsewhere.
     """
@@ -28,7 +23,7 @@ def blind(target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise, steps:
         wrong = target.logits(adv).argmax(1) != y if target.may_drop else torch.zeros_like(y, dtype=torch.bool)
         slope = _slope(many, adv, y, WIDTH * eps, noise.fork(str(step)), pairs)
         moved = project(adv + 2.5 * eps / steps * slope.sign(), x, eps, "Linf")
-        adv = torch.where(wrong.view(-1, 1, 1, 1), adv, moved)
+        adv = torch.where(column(wrong, x), adv, moved)
     return adv
 
 
@@ -42,8 +37,8 @@ def _slope(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: in
 
 def _of_some(many: Target, x: Tensor, y: Tensor, h: float, noise: Noise, pairs: int) -> Tensor:
     wide = x.repeat_interleave(pairs, 0)
-    u = (noise.copies(pairs).uniform(wide) < 0.5).to(x.dtype) * 2 - 1
+    u = signs(wide, noise.copies(pairs))
     both = torch.stack([(wide + h * u).clamp(0, 1), (wide - h * u).clamp(0, 1)], 1).flatten(0, 1)
-    rise = margin(many.logits(both), y.repeat_interleave(2 * pairs)).unflatten(0, (-1, 2))
-    slope: Tensor = (u * (rise[:, 0] - rise[:, 1]).view(-1, 1, 1, 1)).unflatten(0, (-1, pairs)).sum(1)
+    rise = excess(many.logits(both), y.repeat_interleave(2 * pairs)).unflatten(0, (-1, 2))
+    slope: Tensor = (u * column(rise[:, 0] - rise[:, 1], u)).unflatten(0, (-1, pairs)).sum(1)
     return slope

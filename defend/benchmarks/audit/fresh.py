@@ -35,7 +35,7 @@ def main() -> None:
     order = json.load(sys.stdin)
     given = load_file(order["given"], order["device"])
     x, rows = given["x"], given["rows"]
-    noise = Noise.of(order["seed"], rows).fork(order["fork"]).nth(torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device))
+    noise = Noise.of(order["seed"], rows).fork(order["fork"]).draw(0)
     with torch.no_grad():
         out = load(order["spec"], "defense", order["dataset"], order["device"]).purified(x, noise)
     save_file({"x": out.contiguous()}, order["made"])

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from defend.benchmarks.audit.blind import WIDTH, margin
+from defend.benchmarks.audit.blind import WIDTH
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
 from defend.benchmarks.audit.scene import NORM, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
-from defend.norms import project, random_start
+from defend.losses import excess
+from defend.norms import project, random_start, signs
 from defend.purifier import Backward, identity
 from defend.target import Target
 
@@ -70,22 +71,16 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
 
 def _unbounded(scene: Scene) -> Seen:
     rows = scene.all
-    left = _score(scene, scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0), rows)
+    left = scene.score(scene.attack(f"pgd:steps={STEPS},random_start=false", scene.target(rows), rows, eps=1.0))
     walk = scene.x
     for step in range(STEPS):
-        signs = (scene.root.fork(f"walk {step}").uniform(walk) < 0.5).to(walk.dtype) * 2 - 1
-        walk = project(walk + 2.5 / STEPS * signs, scene.x, 1.0, NORM)
+        walk = project(walk + 2.5 / STEPS * signs(walk, scene.root.fork(f"walk {step}")), scene.x, 1.0, NORM)
     test = permutation if scene.stochastic else mcnemar
-    controls = {"random directions": _score(scene, walk, rows), "zero gradients": _score(scene, scene.x, rows)}
+    controls = {"random directions": scene.score(walk), "zero gradients": scene.clean}
     beaten = {name: left.mean() < c.mean() and test(left, c) < THRESHOLDS["alpha"].value / 2 for name, c in controls.items()}
     enough = bool(beaten["zero gradients"] and left.mean() <= THRESHOLDS["unbounded"].value)  # random steps may break nearly all of few images too
     measured = f"leaves {100 * left.mean():.1f} %; " + ", ".join(f"{name} {100 * c.mean():.1f} %" for name, c in controls.items())
     return Seen(measured=measured, value=float(left.mean()), ok=enough and bool(beaten["random directions"]), minor=enough)
-
-
-def _score(scene: Scene, x: Tensor, rows: Tensor):  # type: ignore[no-untyped-def]
-    score = scene.scores(x, rows)[1]
-    return score if scene.stochastic else score * scene.scores(scene.x[rows], rows)[1]
 
 
 def _points(scene: Scene) -> Tensor:
@@ -94,8 +89,8 @@ def _points(scene: Scene) -> Tensor:
 
 
 def _gradient(scene: Scene, backward: Backward | None = None, fork: str = "gradients") -> Tensor:
-    """Of the margin at those points: (b, pixels)."""
-    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], margin)[0].flatten(1)
+    """Of the excess at those points: (b, pixels)."""
+    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], excess)[0].flatten(1)
 
 
 def _finite(scene: Scene) -> Seen:
@@ -144,13 +139,13 @@ def _slope(scene: Scene) -> Seen:
     """Over images and directions: the declared slope along u against (f(x + h u) - f(x - h u)) / 2h, the noise being the same."""
     x, y, h = _points(scene), scene.y[scene.some], WIDTH * scene.eps
     target, noise = _frozen_target(scene, scene.some), scene.root.take(scene.some).fork("directions")
-    g = target.gradient(x, y, margin)[0]
+    g = target.gradient(x, y, excess)[0]
     said, measured = [], []
     for k in range(DIRECTIONS):
-        u = (noise.fork(str(k)).uniform(x) < 0.5).to(x.dtype) * 2 - 1
+        u = signs(x, noise.fork(str(k)))
         high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
         said.append((g * (high - low)).flatten(1).double().sum(1))
-        measured.append((margin(target.logits(high), y) - margin(target.logits(low), y)).double())
+        measured.append((excess(target.logits(high), y) - excess(target.logits(low), y)).double())
     pairs = torch.stack([torch.stack(said, 1), torch.stack(measured, 1)])  # (2, images, directions)
     pairs = pairs / pairs.square().mean(2, keepdim=True).sqrt().clamp(min=1e-300)  # each image counts the same
     value = float(torch.corrcoef(pairs.flatten(1))[0, 1].nan_to_num(nan=0.0))

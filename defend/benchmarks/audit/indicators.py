@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from defend.benchmarks.audit.blind import margin
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
 from defend.benchmarks.audit.scene import NORM, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.losses import cross_entropy, dlr_of_any, excess
 from defend.norms import project, steepest
 from defend.target import Loss, Target
 
@@ -49,10 +48,6 @@ def climb(target: Target, x: Tensor, y: Tensor, eps: float, steps: int, loss: Lo
     logits = target.logits(adv)
     assert lost is not None
     return Trace(adv, torch.stack([*losses, loss(logits, y)]), torch.stack([*wrong, logits.argmax(1) != y]), lost)
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def rules(scene: Scene, declared: Callable[[], Declared], square: Callable[[], float | None]) -> list[Rule]:
@@ -145,7 +140,7 @@ def _elsewhere(scene: Scene, declared: Declared) -> Seen:
 
 
 def _free(scene: Scene) -> Seen:
-    trace = climb(scene.target(scene.some, fork="free"), scene.x[scene.some], scene.y[scene.some], 1.0, 2 * STEPS, margin)
+    trace = climb(scene.target(scene.some, fork="free"), scene.x[scene.some], scene.y[scene.some], 1.0, 2 * STEPS, excess)
     value = (~trace.wrong.any(0)).double().mean().item()
     return Seen(measured=f"{100 * value:.1f} % of the images", value=value, ok=value <= THRESHOLDS["unbounded"].value)
 
@@ -159,19 +154,12 @@ def _flags(scene: Scene, square: float | None) -> Seen:
     found = {
         "random outputs" + (" (use version=rand)" if scene.stochastic else ""): bool((flat[0] - flat[1]).abs().max() > 1e-4),
         "probabilities for logits": probabilities,
-        "zero gradients of DLR": bool((scene.target(scene.some, fork="flags").gradient(x, y, _dlr)[0].flatten(1).abs().amax(1) == 0).any()),
+        "zero gradients of DLR": bool((scene.target(scene.some, fork="flags").gradient(x, y, dlr_of_any)[0].flatten(1).abs().amax(1) == 0).any()),
         f"Square lowers it by {100 * (square or 0):.1f} points": square is not None and 100 * square > THRESHOLDS["square"].value,
         "autograd inside the purifier": _calls_autograd(lambda: scene.purified(x[:2], noise.again().take(slice(0, 2)))),
     }
     raised = [name for name, there in found.items() if there]
     return Seen(measured="; ".join(raised) or "no flag", value=float(len(raised)), ok=not raised)
-
-
-def _dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Croce, Hein, arXiv:2003.01690, equation 6; the guard is theirs."""
-    ordered = logits.sort(1).values
-    scale = ordered[:, -1] - ordered[:, -min(3, logits.shape[1])]
-    return margin(logits, y) / (scale + 1e-12)
 
 
 @contextmanager

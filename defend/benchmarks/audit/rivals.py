@@ -16,6 +16,7 @@ from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.imitation import imitation, undefended
 from defend.purifier import identity
 from defend.training.imitate import imitator
+from defend.training.perturb import random_signs
 
 _THRESHOLD = f">= {THRESHOLDS['gap'].value:g} points more, significant at {THRESHOLDS['alpha'].value:g} after Holm"
 _ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
@@ -145,8 +146,7 @@ def _noise(scene: Scene) -> Iterator[Attempt]:
 
     def attempt(rows: Tensor, draw: int) -> Tensor:
         x = scene.x[rows]
-        signs = (scene.root.take(rows).fork(f"signs {draw}").uniform(x) < 0.5).to(x.dtype).mul_(2).sub_(1)
-        return (x + scene.eps * signs).clamp(0, 1)
+        return random_signs(x, scene.eps, scene.root.take(rows).fork(f"signs {draw}"))
 
     for draw in range(scene.plan.noises):
         yield partial(attempt, draw=draw)
@@ -165,8 +165,5 @@ def _pictures(scene: Scene, best: Best) -> Seen:
 
 def _drift(scene: Scene, declared: Declared) -> Seen:
     best = declared.best
-    rounded = scene.scores(to_grid(best.x_adv, scene.x, scene.eps), scene.all)[1]
-    if not scene.stochastic:
-        rounded = rounded * scene.scores(scene.x, scene.all)[1]
-    moved = float(rounded.mean()) - best.accuracy
+    moved = float(scene.score(to_grid(best.x_adv, scene.x, scene.eps)).mean()) - best.accuracy
     return Seen(measured=f"{100 * moved:+.1f} points", value=moved, ok=abs(100 * moved) <= THRESHOLDS["rounding"].value + 1e-9)

@@ -16,6 +16,7 @@ from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.classifier import Classifier
 from defend.dataset import Dataset
+from defend.losses import cross_entropy
 from defend.purifier import Purifier
 
 
@@ -116,7 +117,7 @@ def estimate(scene: Scene) -> float:
             torch.cuda.synchronize(rows.device)
         return (time.perf_counter() - began) / len(rows)
 
-    timed = _once(lambda: (clock(lambda: target.gradient(scene.x[rows], scene.y[rows], indicators.cross_entropy)), clock(lambda: target.logits(scene.x[rows]))))
+    timed = _once(lambda: (clock(lambda: target.gradient(scene.x[rows], scene.y[rows], cross_entropy)), clock(lambda: target.logits(scene.x[rows]))))
     if isinstance(timed, Exception):
         return float("nan")
     backwards, forwards = scene.plan.cost(len(scene.surrogates))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from defend.benchmarks.audit.plan import Plan
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.tables.outcomes import Bits
-from defend.benchmarks.work import SELECT, check_finite
+from defend.benchmarks.work import check_finite
 from defend.load import load
 from defend.noise import Noise
 from defend.norms import check_attacked
@@ -84,10 +85,15 @@ class Scene:
         check_attacked(x_adv, x, eps, NORM, spec)
         return x_adv.detach()
 
-    def scores(self, x: Tensor, rows: Tensor) -> tuple[Floats, Floats]:
-        """(select, score) of images x of these rows, as the bench: worst cases are chosen on the first and read off on the second."""
-        score = self.right(x, rows, "score", self.plan.draws)
-        return (self.right(x, rows, "select", SELECT) if self.stochastic else score.copy()), score
+    @cached_property
+    def clean(self) -> Floats:
+        """What is right of the clean images: (n,)."""
+        return self.right(self.x, self.all, "score", self.plan.draws)
+
+    def score(self, x: Tensor) -> Floats:
+        """What is right of images x (n, c, h, w), as the bench reads it off: behind a deterministic purifier only where the clean one is too."""
+        right = self.right(x, self.all, "score", self.plan.draws)
+        return right if self.stochastic else right * self.clean
 
     def right(self, x: Tensor, rows: Tensor, fork: str, draws: int) -> Floats:
         """The share of draws in which each image is right: (b,)."""
@@ -100,7 +106,7 @@ class Scene:
 
     def nth(self, rows: Tensor, fork: str, draw: int = 0) -> Noise:
         """One draw of these rows."""
-        return self.root.take(rows).fork(fork).nth(torch.full((len(rows), 1), draw, device=rows.device))
+        return self.root.take(rows).fork(fork).draw(draw)
 
     def purified(self, x: Tensor, noise: Noise) -> Tensor:
         with torch.no_grad():

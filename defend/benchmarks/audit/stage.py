@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.benchmarks import cell
 from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.scene import NORM, Bench, Scene
@@ -26,7 +26,6 @@ from defend.load import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
-from defend.spec import parse
 
 Pipeline = Classifier | tuple[Purifier, Classifier]
 
@@ -61,17 +60,6 @@ def set_stage(
     return scene, about
 
 
-@dataclass
-class _Held:
-    """One purifier and its data, as `check_shape` asks for them."""
-
-    data: Dataset
-    purifier: Purifier
-
-    def defense(self, _: str) -> Purifier:
-        return self.purifier
-
-
 def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Sequence[str | Pipeline], str]:
     """(the pipelines to transfer from, why there is none). Those given, else the bench's default."""
     if given:
@@ -89,7 +77,7 @@ def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     else:
         found.move(device)
     if kind == "defense":
-        check_shape(_Held(data, found), what if isinstance(what, str) else type(what).__name__)  # type: ignore[arg-type]
+        check_shape(found, data, what if isinstance(what, str) else type(what).__name__)
     if kind == "classifier":
         found.check_fits(data.channels, data.size, data.classes, dataset_name(data))
     return found
@@ -122,7 +110,7 @@ def _twin(spec: str | Purifier, purifier: Purifier, data: Dataset, seed: int, de
 
     def copied(x: Tensor, rows: Tensor, fork: str) -> Tensor:
         with torch.no_grad():
-            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).nth(torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)))
+            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).draw(0))
 
     return copied
 
@@ -138,9 +126,8 @@ def _training(data: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tens
 
 def _pipeline(surrogate: str | Pipeline, made: Callable[..., Any], scene_bare: Purifier) -> tuple[Purifier, nn.Module]:
     if isinstance(surrogate, str):
-        *defenses, classifier = parse(surrogate)
-        defense = "+".join(map(str, defenses))
-        return made("defense", defense) if defense else scene_bare, made("classifier", str(classifier)).network
+        named = cell.Pipeline.of(surrogate)
+        return scene_bare if named.defense == cell.NO_DEFENSE else made("defense", named.defense), made("classifier", named.classifier).network
     if isinstance(surrogate, tuple):
         return made("defense", surrogate[0]), made("classifier", surrogate[1]).network
     return scene_bare, made("classifier", surrogate).network

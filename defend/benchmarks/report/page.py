@@ -6,15 +6,14 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from defend.benchmarks.html import templates
 from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import ROWS, strips
@@ -23,6 +22,7 @@ from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Table, claims, num
 from defend.benchmarks.tables.outcomes import Record
 from defend.benchmarks.tables.worst import heading, said
 from defend.errors import BadParameter
+from defend.files import write
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _SCALARS = (str, int, float, bool, type(None))
@@ -44,7 +44,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:
-            _write(path, text)
+            write(path, text)
     except OSError as e:
         raise BadParameter(f"{folder}: the report cannot be written there: {e.strerror}. Give another folder.") from None
     return pages[0][0], pages[1][0]
@@ -58,13 +58,6 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
             raise BadParameter(f"{folder}: holds no records: expected {folder / 'records.json'}; give the folder of a run, as runs/embedded")
         cells |= {identity(r): r for r in there}
     return list(cells.values())
-
-
-def _write(path: Path, text: str) -> None:
-    """To a temporary name, then renamed: a report that exists is complete."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    part.replace(path)
 
 
 def _csv(records: Sequence[Record]) -> str:
@@ -87,12 +80,12 @@ def _json(model: Table) -> str:
 
 
 def _html(model: Table, records: Sequence[Record], folders: Sequence[Path]) -> str:
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = templates()
     env.filters |= {"percent": percent, "passes": passes, "short": short, "number_text": number_text, "said": said, "heading": heading}
     env.filters["svg"] = Markup  # our own figures, whose texts matplotlib has escaped
     env.tests["claims"] = claims
     shown, left_out = strips(records, folders)
-    return env.from_string(files("defend.benchmarks").joinpath("report.html").read_text(encoding="utf-8")).render(
+    return env.get_template(HTML).render(
         model=model,
         columns=COLUMNS,
         adaptive=ADAPTIVE,

@@ -12,12 +12,10 @@ from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.numbers import clean_number, number
-from defend.benchmarks.tables.outcomes import Reader, Record, frame_of, of_claim, purifier_of
+from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of
 from defend.benchmarks.tables.worst import claimed, comparisons, worst_cases
-from defend.spec import parse_single
 
 K = TypeVar("K", bound=Hashable)
-_SECTION = ("dataset", "classifier", "norm", "n", "split", "seed")
 Claims = Mapping[tuple[str, ...], str]
 
 
@@ -25,7 +23,7 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
     read = Reader(run_dirs)
     claims, signs = _claims(records, read)
-    sections = tuple(_section(rows, claims, read) for rows in _grouped(records, _section_of).values())
+    sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(
         sections=sections,
         claims=tuple(dict.fromkeys(row.claim for s in sections for row in s.rows)),
@@ -62,17 +60,13 @@ def _which(key: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> str:
     return f"; of {', '.join(told)}" if told else ""
 
 
-def _section_of(r: Record) -> tuple[object, ...]:
-    return *(r[k] for k in _SECTION), *frame_of(r)
-
-
 def _section(records: Sequence[Record], claims: Claims, read: Reader) -> Section:
     rank = {spec: i for i, spec in enumerate(dict.fromkeys(text for r in records for text in (r["defense"], bare_attack(r))))}
     series = _grouped([r for r in records if not is_control(r["attack"])] or records, lambda r: (r["defense"], purifier_of(r), r["draws"])).values()
     rows = [_row(cells, claims, read) for same in series for cells in _cells(same)]
     ordered = sorted(rows, key=lambda row: (rank[row.defense], row.draws, rank[row.attack], row.eps))
     first = records[0]
-    return Section(**{k: first[k] for k in _SECTION}, frame=frame_of(first), rows=tuple(ordered), worst=worst_cases(records, claims, read))
+    return Section(**{k: first[k] for k in SECTION}, frame=frame_of(first), rows=tuple(ordered), worst=worst_cases(records, claims, read))
 
 
 def _cells(records: Sequence[Record]) -> Iterable[list[Record]]:
@@ -114,11 +108,6 @@ def _numbers(cells: Sequence[Record], read: Reader) -> dict[str, Number]:
 def column_of(r: Record) -> str:
     """Its level; for `adaptive` the gradient, and `worst` alone for an attack that takes none."""
     return str(r["knowledge"] if r["knowledge"] != "adaptive" else r["gradient"] or "worst")
-
-
-def bare_attack(r: Record) -> str:
-    """The attack without its eps, so that pgd:eps=8/255 and pgd:eps=16/255 are one series."""
-    return str(parse_single(r["attack"], "attack").without("eps")[0])
 
 
 def _flags(records: Iterable[Record]) -> tuple[str, ...]:

@@ -11,14 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defend.benchmarks.units import Unit, read_unit
+from defend.spec import parse_single
 
 Record = Mapping[str, Any]
 Bits = NDArray[np.uint8]
+SECTION = ("dataset", "classifier", "norm", "n", "split", "seed")  # of a record: what all rows of a section share, beside `frame_of`
 
 
 def frame_of(r: Record) -> tuple[str, ...]:
     """How a classifier ran and which it is, by settings and weights: what records side by side share beyond their names."""
     return str(r.get("precision", "float32")), str(r.get("layout", "contiguous")), str((r.get("pipeline") or {}).get("classifier", ""))
+
+
+def section_of(r: Record) -> tuple[object, ...]:
+    """Which section of the table a record stands in."""
+    return *(r[k] for k in SECTION), *frame_of(r)
+
+
+def bare_attack(r: Record) -> str:
+    """The attack without its eps, so that pgd:eps=8/255 and pgd:eps=16/255 are one series."""
+    return str(parse_single(r["attack"], "attack").without("eps")[0])
 
 
 def purifier_of(r: Record) -> str:

@@ -11,8 +11,7 @@ from defend.benchmarks.stats import LEVEL, compare, holm, interval
 from defend.benchmarks.tables.claims import bare, claim_eps
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
-from defend.benchmarks.tables.outcomes import Bits, Reader, Record, distinct, frame_of, of_claim, purifier_of, worst
-from defend.spec import parse_single
+from defend.benchmarks.tables.outcomes import SECTION, Bits, Reader, Record, bare_attack, distinct, of_claim, purifier_of, section_of, worst
 
 Claims = Mapping[tuple[str, ...], str]
 
@@ -65,8 +64,8 @@ def comparisons(sections: Sequence[Section], records: Sequence[Record], read: Re
 
 
 def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Compared]:
-    keys = ("dataset", "classifier", "norm", "n", "split", "seed")
-    mine = [r for r in records if all(r[k] == getattr(section, k) for k in keys) and frame_of(r) == section.frame]
+    where = (*(getattr(section, k) for k in SECTION), *section.frame)
+    mine = [r for r in records if section_of(r) == where]
     found = []
     for w in section.worst:
         cells = _candidates(_of(mine, w.defense, w.purifier, w.draws, w.eps))
@@ -115,7 +114,7 @@ def _candidates(records: Sequence[Record]) -> list[Record]:
 
 def _attack(r: Record) -> tuple[str, ...]:
     """What was run, whatever stands for the other pipeline."""
-    return str(parse_single(r["attack"], "attack").without("eps")[0]), r["knowledge"], str(r["gradient"])
+    return bare_attack(r), r["knowledge"], str(r["gradient"])
 
 
 def _alike(a: str, attacks_a: set[tuple[str, ...]], b: str, attacks_b: set[tuple[str, ...]]) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from defend.errors import BadParameter
 
-TINY = 1e-12  # avoids 0 / 0 where the highest logits are equal
+TINY = 1e-12  # the guard of arXiv:2003.01690; avoids 0 / 0 where the highest logits are equal
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -20,14 +20,24 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -float("inf")).amax(1)
 
 
+def excess(logits: Tensor, y: Tensor) -> Tensor:
+    """-margin: above 0 where the image is wrong, for whoever climbs. Its gradient does not fade where the classifier is sure."""
+    return -margin(logits, y)
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """-(z_y - max over i != y of z_i) / (z_1st - z_3rd): Croce, Hein, arXiv:2003.01690, eq. (6). Raises BadParameter below 3 classes.
 
     Neither shifting nor scaling the logits changes it, so it does not saturate where the cross entropy does.
     """
     _need(3, logits, "dlr")
-    top = logits.topk(3, 1).values
-    return -margin(logits, y) / (top[:, 0] - top[:, 2] + TINY)
+    return dlr_of_any(logits, y)
+
+
+def dlr_of_any(logits: Tensor, y: Tensor) -> Tensor:
+    """`dlr` that takes 2 classes too: z_2nd stands for z_3rd, which leaves -1 or 1, with no gradient. To look at, not to climb."""
+    top = logits.topk(min(3, logits.shape[1]), 1).values
+    return excess(logits, y) / (top[:, 0] - top[:, -1] + TINY)
 
 
 def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
