@@ -6,6 +6,7 @@ Shapes: b batch, c channel, h height, w width. Pixels are float32 in [0, 1].
 from __future__ import annotations
 
 import secrets
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,6 +167,16 @@ class Purifier(Configured, PreprocessorPyTorch):
             wanted = " or ".join(map(str, self.card.channels))
             raise Mismatch(f"{type(self).__name__}: takes images of {wanted} channels, got {x.shape[1]} in {tuple(x.shape)}")
 
+    def _check_range(self, x: np.ndarray) -> None:
+        """Raises BadParameter for values that are no numbers; warns of a range that is not the caller's."""
+        low, high = (float(x.min()), float(x.max())) if x.size and x.dtype.kind == "f" else self.clip_values
+        if not np.isfinite([low, high]).all():
+            raise BadParameter(f"{type(self).__name__}: expected finite pixels, got {low:g} to {high:g}")
+        slack = 0.01 * (self.clip_values[1] - self.clip_values[0])
+        if low < self.clip_values[0] - slack or high > self.clip_values[1] + slack:
+            said = f"pixels from {low:g} to {high:g}, and clip_values={tuple(self.clip_values)}: give the range that your images have"
+            warnings.warn(f"{type(self).__name__}: {said}", stacklevel=3)
+
     def _replay(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         return self._one_cut(x, noise.again(), backward)
 
@@ -204,6 +215,7 @@ class Purifier(Configured, PreprocessorPyTorch):
     @final
     def __call__(self, x: np.ndarray, y: Any = None) -> tuple[np.ndarray, Any]:
         """numpy in, numpy out, cut on the host: at most max_batch images are on the device at a time."""
+        self._check_range(x)
         out = np.empty(x.shape, np.float32)
         seed = secrets.randbits(64) if self.seed is None else self.seed
         for at in range(0, len(x), self.max_batch):

@@ -133,15 +133,16 @@ def _auto(entries: Mapping[str, ZooEntry], kind: str, component: str, dataset: s
     hits = [e for e in mine if e.default and dataset in (None, e.dataset) and all(e.fields.get(k, v) == v for k, v in given.items())]
     if len(hits) == 1:
         return hits[0]
-    some = ", ".join(e.name for e in (hits or mine)) or "none"
     where = f" on {dataset}" if dataset else ""
     if hits:
-        raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {some}. Write weights=NAME.")
-    asked = "".join(f", {k}={v}" for k, v in given.items())
-    raise BadWeights(
-        f"{component}: weights=auto finds nothing trained{where}{asked}; weights there are: {some}. "
-        f"Train some with `defend train {kind} {component} --dataset {dataset or 'D'}`, or give weights=PATH."
-    )
+        raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write weights=NAME.")
+    here = [e for e in mine if dataset in (None, e.dataset) and not e.surrogate]
+    fields = ",".join(f"{k}={v}" for k, v in given.items())
+    nothing = f"{component}: weights=auto finds nothing trained{where}{', ' * bool(fields)}{fields.replace(',', ', ')}"
+    if alike := [e.name for e in here if all(e.fields.get(k, v) == v for k, v in given.items())]:
+        raise BadWeights(f"{nothing} that is a default. Write weights=NAME, one of: {', '.join(alike)}.")
+    train = f"Train some with `defend train {kind} {component}{':' * bool(fields)}{fields} --dataset {dataset or 'D'}`, or give weights=PATH."
+    raise BadWeights(f"{nothing}; weights there are{where}: {', '.join(e.name for e in here) or 'none'}. {train}")
 
 
 def _fits(file: WeightsFile, kind: str, component: str, given: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import defend
+from defend.errors import BadParameter
 
 EPS = 0.2
 
@@ -137,6 +138,14 @@ def test_a_callers_range_layout_and_precision(digits, spec):
     adv = attacked(theirs, wide.astype(np.float32), y, eps=EPS * 255)
     assert accuracy(theirs, adv, y) < 0.1 < 0.6 < accuracy(theirs, wide, y)
     assert purifier(wide)[0].dtype == np.float32 and purifier(wide)[0].max() <= 255
+
+
+def test_pixels_of_another_range_are_said(digits):
+    x, purifier = digits[0], defend.load("bitdepth:bits=3")
+    with pytest.warns(UserWarning, match=r"pixels from 0 to 255.*clip_values=\(0.0, 1.0\)"):
+        purifier(x * 255)
+    with pytest.raises(BadParameter, match="finite pixels, got nan"):
+        purifier(x * np.nan)
 
 
 def test_deployed_noise_differs_between_calls_and_a_seed_repeats_it(digits):

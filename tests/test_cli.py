@@ -237,6 +237,14 @@ def test_purify_leaves_out_what_is_no_image_and_says_so(tmp_path):
     assert len(done.stdout.splitlines()) == 2 and f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
 
 
+def test_purify_names_the_file_that_the_purifier_cannot_take(tmp_path):
+    picture(tmp_path / "in" / "colour.png", (28, 28, 3))
+    picture(tmp_path / "in" / "grey.png", (28, 28))
+    done = run(f"purify split-vqvae:weights=split-vqvae-mnist-quad {tmp_path}/in --out {tmp_path}/out --device cpu", 2)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["grey.png"]
+    assert f"left out 1 of 2: {tmp_path}/in/colour.png: SplitVQVAE: takes images of 1 channels, got 3" in done.stderr
+
+
 @pytest.mark.parametrize(("mode", "becomes"), [("L", "L"), ("1", "L"), ("LA", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("CMYK", "RGB")])
 def test_purify_reads_every_mode_of_8_bits(tmp_path, mode, becomes):
     source = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")

@@ -349,3 +349,16 @@ def test_other_sizes_and_missing_labels_are_errors(digits):
         SplitVQVAE(**TINY).fit(digits[0], recipe="denoise", perturbation="adversarial")
     with pytest.raises(BadParameter, match="amplitude"):
         SplitVQVAE(**TINY).fit(*digits, recipe="denoise", amplitud=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"amplitude": 0.2}, "amplitude=0.2.*recipe=denoise alone"),
+        ({"perturbation": "adversarial"}, "perturbation='adversarial'.*recipe=denoise alone"),
+        ({"recipe": "denoise", "recognition": 0.5}, "recognition=0.5.*perturbation=adversarial alone"),
+    ],
+)
+def test_an_option_that_would_count_for_nothing_is_an_error(digits, options, words):
+    with pytest.raises(BadParameter, match=words):
+        SplitVQVAE(**TINY).fit(*digits, **options)

@@ -94,7 +94,17 @@ def test_the_embedded_suite_is_one():
     assert make_suite(load_suite()).name == "embedded"
 
 
-@pytest.mark.parametrize(("text", "message"), [("a = [", "not TOML"), (None, "cannot be read")])
+def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_suite("split_vqvae")["name"] == "split_vqvae"
+    (tmp_path / "split_vqvae").write_text('name = "mine"')
+    assert load_suite("split_vqvae")["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("a = [", "not TOML"), (None, "cannot be read: No such file or directory. Give a file, or the name of one that ships: embedded, split_vqvae")],
+)
 def test_unreadable_suite_files(tmp_path, text, message):
     file = tmp_path / "s.toml"
     if text is not None:

@@ -476,6 +476,18 @@ def test_what_the_user_can_get_wrong(args, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_are_not_overwritten_unasked(tmp_path):
+    out = tmp_path / "w"
+    args = ["convnet:width=2", "--dataset", "digits", "-o", "epochs=0.1", "--out", out]
+    run(*args)
+    before = out.read_bytes()
+    with pytest.raises(BadParameter, match="w exists.*--overwrite"):
+        run(*args, "-o", "seed=5")
+    assert out.read_bytes() == before
+    run(*args, "-o", "seed=5", "--overwrite")
+    assert out.read_bytes() != before
+
+
 def test_float16_is_kept_only_where_it_scores_no_worse(tmp_path):
     out = tmp_path / "w"
     run("convnet:width=2", "--dataset", "digits", "-o", "epochs=1", "--out", out, "--float32")

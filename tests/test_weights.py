@@ -100,17 +100,27 @@ def test_auto_takes_the_default_of_component_data_set_and_fields(zoo):
     ("given", "message"),
     [
         ({}, "vq: weights=auto is ambiguous on mnist: quad, whole. Write weights=NAME."),
-        ({"codes": 5}, "vq: weights=auto finds nothing trained on mnist, codes=5; weights there are: quad, whole."),
+        (
+            {"codes": 5},
+            "vq: weights=auto finds nothing trained on mnist, codes=5; weights there are on mnist: quad, whole, big. "
+            "Train some with `defend train defense vq:codes=5 --dataset mnist`",
+        ),
+        ({"codes": 9}, "finds nothing trained on mnist, codes=9 that is a default. Write weights=NAME, one of: big."),
         (
             {"dataset": "svhn"},
-            "vq: weights=auto finds nothing trained on svhn; weights there are: quad, whole. Train some with `defend train defense vq --dataset svhn`",
+            "vq: weights=auto finds nothing trained on svhn; weights there are on svhn: none. Train some with `defend train defense vq --dataset svhn`",
         ),
         ({"dataset": None}, "weights=auto is ambiguous: quad, whole"),
     ],
-    ids=["two", "no such field", "no such data set", "no data set"],
+    ids=["two", "no such field", "no default", "no such data set", "no data set"],
 )
 def test_auto_that_finds_none_or_several_lists_them(zoo, given, message):
-    zoo(quad=({}, DEFAULT), whole=({"fields": {"codes": 900, "grid": 1}}, DEFAULT))
+    zoo(
+        quad=({}, DEFAULT),
+        whole=({"fields": {"codes": 900, "grid": 1}}, DEFAULT),
+        big=({"fields": {"codes": 9, "grid": 1}}, {}),
+        again=({"fields": {"codes": 9, "grid": 1}}, {"surrogate": True}),
+    )
     with pytest.raises(BadWeights) as e:
         find(**given)
     assert message in str(e.value)

@@ -160,14 +160,15 @@ def make_suite(keys: Mapping[str, Any]) -> Suite:
 
 
 def load_suite(path: str | Path | None = None) -> dict[str, Any]:
-    """The keys of a suite file; of the embedded suite where none is given. Raises BadParameter."""
-    if path is None:
-        return tomllib.loads(files("defend.benchmarks").joinpath("suites/embedded.toml").read_text())
+    """The keys of a suite file, or of a suite that ships, by its name; of the embedded one where none is given. Raises BadParameter."""
+    shipped = {suite.name.removesuffix(".toml"): suite for suite in files("defend.benchmarks").joinpath("suites").iterdir()}
+    if path is None or (str(path) in shipped and not Path(path).exists()):
+        return tomllib.loads(shipped[str(path or "embedded")].read_text())
     file = Path(path)
     try:
         keys = tomllib.loads(file.read_text())
     except OSError as e:
-        raise BadParameter(f"suite {file}: cannot be read: {e.strerror}") from None
+        raise BadParameter(f"suite {file}: cannot be read: {e.strerror}. Give a file, or the name of one that ships: {', '.join(sorted(shipped))}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise BadParameter(f"suite {file}: not TOML: {e}") from None
     return {"name": file.stem} | keys

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.common import console
-from defend.errors import BadParameter
+from defend.errors import BadParameter, Mismatch
 from defend.files import writable
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def purify(spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, 
     writable(out)
     unread: list[str] = []
     for source, target, psnr in run(purifier, jobs, unread):
-        console().print(f"{source} -> {target}  {f'{psnr:.2f} dB' if psnr < inf else 'unchanged'}")
+        console().print(f"{source} -> {target}  {f'{psnr:.2f} dB PSNR' if psnr < inf else 'unchanged'}")
     if unread:
         raise BadParameter(f"left out {len(unread)} of {len(jobs)}: " + "; ".join(unread))
 
@@ -72,7 +72,7 @@ def _images(path: Path) -> list[tuple[Path, Path]]:
 def run(purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]) -> Iterator[tuple[Path, Path, float]]:
     """Neighbours of one shape go through the purifier together. Yields source, target and the PSNR between them in dB.
 
-    unread: gets a line for each file that is no image; the others go on.
+    unread: gets a line for each file that is no image, or none for this purifier; the others go on.
     """
     import torch
 
@@ -80,8 +80,12 @@ def run(purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]) ->
     for _, same in groupby(images, lambda job: job[2].shape):
         while part := list(islice(same, AT_ONCE)):
             x = torch.stack([image for _, _, image in part])
-            with torch.no_grad():
-                y = purifier.forward(x.float() / 255)[0].mul(255).round().to(torch.uint8)
+            try:
+                with torch.no_grad():
+                    y = purifier.forward(x.float() / 255)[0].mul(255).round().to(torch.uint8)
+            except Mismatch as e:
+                unread.extend(f"{source}: {e}" for source, _, _ in part)
+                continue
             for (source, target, before), after in zip(part, y, strict=True):
                 _write(target, after)
                 yield source, target, _psnr(before, after)

@@ -30,16 +30,20 @@ LOST = {"accuracy": 0.0, "PSNR": 0.01}  # what 16 bits may cost on val: nothing;
 @click.option("-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the recipe, as epochs=20; may be repeated.")
 @click.option("--seed", type=int, help="The same as -o seed=...")
 @click.option("--float32", is_flag=True, help="Store 32 bits even where 16 give the same accuracy on val.")
+@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
 @click.option("--data-root", metavar="DIR", help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.")
 def train(
-    words: tuple[str, ...], dataset: str, out: Path | None, options: tuple[str, ...], seed: int | None, float32: bool, device: str, data_root: str | None
-) -> None:
+    words: tuple[str, ...], dataset: str, out: Path | None, options: tuple[str, ...], seed: int | None, float32: bool, overwrite: bool, device: str,
+    data_root: str | None,
+) -> None:  # fmt: skip
     """Train a learned defense or a classifier: fields in SPEC, the recipe in -o. Interrupted, the same command goes on where it was."""
     kind, text = component(words, USAGE)
     spec, recipe = trainable(parse_single(text, kind), kind), recipe_of(options, seed)
     out = out or Path(f"{spec.name.replace('/', '-')}-{parse_single(dataset, 'dataset').name.replace('/', '-')}.safetensors")
     writable(out.parent, "--out")
+    if out.exists() and not overwrite:
+        raise BadParameter(f"{out} exists, and training takes long: give another --out, or --overwrite")
     from defend.load import load, pick_device  # loads torch: not before the options are read
 
     data: Dataset = load(dataset, "dataset", **({"root": data_root} if data_root else {}))

@@ -125,6 +125,12 @@ class RestorerRecipe(Recipe):
         self.require(0 < self.amplitude <= 1, "amplitude", "> 0 and <= 1")
         self.require(self.classes >= 2, "classes", ">= 2")
         self.require(self.recognition >= 0, "recognition", ">= 0")
+        for field in ("perturbation", "amplitude"):
+            self._only(field, self.recipe == "denoise", "recipe=denoise")
+        self._only("recognition", self.adversarial, "recipe=denoise and perturbation=adversarial")
+
+    def _only(self, field: str, counts: bool, where: str) -> None:
+        self.require(counts or getattr(self, field) == getattr(type(self), field), field, f"left out, as it counts with {where} alone")
 
     @property
     def adversarial(self) -> bool:
