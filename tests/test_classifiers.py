@@ -150,22 +150,53 @@ def test_only_batch_norms_that_follow_no_convolution_are_left(make, left):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in classifier.net.modules()) == left
 
 
-class Brightness(nn.Module):
-    """What a trace cannot follow: it would fix one branch, or one value."""
+class Rounded(torch.autograd.Function):
+    """Straight through: a trace keeps what it computes, and forgets its backward."""
 
-    def __init__(self, how):
+    @staticmethod
+    def forward(ctx, x):
+        return x.mul(64).round().div(64)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def rounded_under_no_grad(x):
+    with torch.no_grad():
+        d = x.mul(64).round().div(64) - x
+    return x + d
+
+
+PYTHON = {
+    "plain": lambda x: x,
+    "branch": lambda x: 2 * x if x.mean() > 0.5 else x,  # a trace cannot follow it
+    "noise": lambda x: x * float(torch.rand(())),  # a trace fixes one value
+    "custom backward": Rounded.apply,
+    "no_grad": rounded_under_no_grad,
+}
+
+
+class Odd(nn.Module):
+    """Something in Python before a convolution and its norm."""
+
+    def __init__(self, first):
         super().__init__()
-        self.conv, self.bn, self.how = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), how
+        self.first, self.conv, self.bn = first, nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
 
     def forward(self, x):
-        factor = {"branch": lambda: 2.0 if x.mean() > 0.5 else 1.0, "noise": lambda: float(torch.rand(())), "plain": lambda: 1.0}[self.how]()
-        return factor * self.bn(self.conv(x)).flatten(1)
+        return self.bn(self.conv(self.first(x))).flatten(1)
 
 
-@pytest.mark.parametrize(("how", "same"), [("branch", True), ("noise", True), ("plain", False)])
-def test_what_cannot_be_traced_stays_as_it_is(how, same):
-    net = Brightness(how).eval()
-    assert (folded(net, torch.rand(2, 1, 8, 8)) is net) == same
+@pytest.mark.parametrize("python", PYTHON)
+def test_what_a_trace_changes_stays_as_it_is(python):
+    net = Odd(PYTHON[python]).eval()
+    assert (folded(net, torch.rand(2, 1, 8, 8)) is net) == (python != "plain")
+
+
+def test_where_nothing_is_folded_nothing_is_replaced():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    assert folded(net, torch.rand(2, 1, 8, 8)) is net
 
 
 # torchvision: whose weights, and from where.

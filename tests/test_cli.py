@@ -218,7 +218,7 @@ def test_purify_keeps_names_shapes_and_folders(tmp_path):
         assert after.shape == shape
         assert np.array_equal(after, np.rint(np.rint(before / 255 * 3) / 3 * 255))
         psnr = 10 * np.log10(255**2 / np.mean((after.astype(float) - before) ** 2))
-        assert line == f"{tmp_path / 'in' / name} -> {(tmp_path / 'out' / name).with_suffix('.png')}  {psnr:.2f} dB"
+        assert line == f"{tmp_path / 'in' / name} -> {(tmp_path / 'out' / name).with_suffix('.png')}  {psnr:.2f} dB PSNR"
 
 
 def test_purify_takes_more_images_than_it_holds_at_once(tmp_path):

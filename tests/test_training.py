@@ -481,7 +481,7 @@ def test_weights_are_not_overwritten_unasked(tmp_path):
     args = ["convnet:width=2", "--dataset", "digits", "-o", "epochs=0.1", "--out", out]
     run(*args)
     before = out.read_bytes()
-    with pytest.raises(BadParameter, match="w exists.*--overwrite"):
+    with pytest.raises(BadParameter, match=r"w exists.*--overwrite"):
         run(*args, "-o", "seed=5")
     assert out.read_bytes() == before
     run(*args, "-o", "seed=5", "--overwrite")
