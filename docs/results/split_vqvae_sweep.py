@@ -12,8 +12,12 @@ import argparse
 import csv
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_rel
 
 import defend
 from defend.spec import write
@@ -67,7 +71,10 @@ def main() -> None:
         out=options.out / "bench",
         progress=True,
     )
-    save(options.table, rows(records, {spec(file): key for key, file in files.items()}))
+    table = rows(records, {spec(file): key for key, file in files.items()})
+    save(options.table, table)
+    for line in summary(table):
+        print(line)
 
 
 def arguments() -> argparse.Namespace:
@@ -128,6 +135,16 @@ def save(file: Path, table: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(table)
     print(f"wrote {file}: {len(table)} rows", file=sys.stderr)
+
+
+def summary(table: list[dict[str, Any]]) -> Iterator[str]:
+    """Over all K that both have: the means, and quadrants minus the whole image, paired by K, with its t interval."""
+    measured = {(r["classifier"], r["eps"], r["model"], r["codes"]): 100 * float(r["measured"]) for r in table}
+    for classifier, eps in dict.fromkeys((r["classifier"], r["eps"]) for r in table):
+        whole, quad = (np.array([measured[classifier, eps, model, k] for k in KS if (classifier, eps, "quad", k) in measured]) for model in GRIDS)
+        low, high = ttest_rel(quad, whole).confidence_interval()
+        means = f"whole {whole.mean():.1f}, quadrants {quad.mean():.1f}"
+        yield f"{classifier}, eps {eps}: {means}, difference {(quad - whole).mean():+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 if __name__ == "__main__":
