@@ -8,79 +8,87 @@ For each defense, norm and data set: the lowest cell at each level, the worst ca
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from defend.benchmarks.controls import is_control
 from defend.benchmarks.records import read_records
+from defend.benchmarks.tables.build import table
+from defend.benchmarks.tables.model import Worst
+from defend.benchmarks.tables.outcomes import Record, purifier_of, section_of
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "ladder.md", "<!-- ladder: written by docs/results/ladder_page.py -->", "<!-- /ladder -->"
 LEVELS = ("oblivious", "transfer", "query", "adaptive")
 COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean", *LEVELS, "worst", "low", "high", "claim")
-Row = Mapping[str, Any]
 
 
 def main() -> None:
-    table = [row for run in map(Path, sys.argv[1:]) for row in rows(run)]
+    listed = [row for run in map(Path, sys.argv[1:]) for row in rows(run)]
     with (HERE / "ladder.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table)
+        writer.writerows(listed)
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(table)) + "\n" + END + rest.partition(END)[2])
-    print(f"wrote {len(table)} rows")
+    PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2])
+    print(f"wrote {len(listed)} rows")
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
-    """One for each worst case: its number is that of `summary.json`, its levels are the lowest of their cells."""
-    records = read_records(run)
-    for worst in json.loads((run / "summary.json").read_text())["worst"]:
-        mine = [r for r in records if matches(r, worst)]
-        first = mine[0]
-        yield {
-            **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
-            "eps": worst["eps_text"], "trained_on": first["trained_on"] or "", "clean": percent(worst["clean"]["accuracy"]),
-            **{level: lowest([r for r in mine if r["knowledge"] == level]) for level in LEVELS},
-            "worst": ("<= " if worst["number"]["bound"] else "") + percent(worst["number"]["accuracy"]),
-            "low": percent(worst["number"]["low"]), "high": percent(worst["number"]["high"]), "claim": worst["claim"],
-        }  # fmt: skip
+    """One for each worst case of the run's table; its levels are the lowest of their cells, null controls left out."""
+    records, grouped = read_records(run), {}
+    for r in records:
+        grouped.setdefault(section_of(r), []).append(r)
+    for mine, section in zip(grouped.values(), table(records, [run]).sections, strict=True):
+        for worst in section.worst:
+            yield row(worst, [r for r in mine if matches(r, worst)])
 
 
-def matches(r: Row, worst: Row) -> bool:
-    place = f"{r['dataset']} | {r['classifier']} | {r['norm']} |"
-    return worst["section"].startswith(place) and (r["defense"], r["eps_text"]) == (worst["defense"], worst["eps_text"])
+def matches(r: Record, worst: Worst) -> bool:
+    same = (r["defense"], purifier_of(r), r["draws"]) == (worst.defense, worst.purifier, worst.draws)
+    return same and abs(r["eps"] - worst.eps) < 1e-9 and not is_control(r["attack"])
 
 
-def lowest(records: list[Row]) -> str:
+def row(worst: Worst, cells: list[Record]) -> dict[str, Any]:
+    number, first = worst.number, cells[0]
+    bound = number.bound or any(flag.startswith("unconverged") for flag in number.flags)
+    return {
+        **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
+        "eps": worst.eps_text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
+        **{level: lowest([r for r in cells if r["knowledge"] == level]) for level in LEVELS},
+        "worst": "<= " * bound + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
+    }  # fmt: skip
+
+
+def lowest(records: list[Record]) -> str:
     done = [r["robust_accuracy"] for r in records if r["error"] is None]
     return percent(min(done)) if done else ""
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
-def lines(table: list[dict[str, Any]]) -> Iterator[str]:
-    for place in dict.fromkeys(section(row) for row in table):
-        some = [row for row in table if section(row) == place]
+def lines(listed: list[dict[str, Any]]) -> Iterator[str]:
+    for place in dict.fromkeys(section(r) for r in listed):
         yield f"### {place}\n"
         yield "| purifier | clean | " + " | ".join(LEVELS) + " | worst of all | trained on | claim |"
         yield "| --- " * (len(LEVELS) + 5) + "|"
-        for row in some:
-            numbers = " | ".join(row[key] for key in ("clean", *LEVELS))
-            yield f"| `{row['defense']}` | {numbers} | **{row['worst']}** ({row['low']} to {row['high']}) | {row['trained_on']} | {short(row['claim'])} |"
+        yield from (line(r) for r in listed if section(r) == place)
         yield ""
 
 
-def section(row: Row) -> str:
-    return f"{row['dataset']}, {row['classifier']}, {row['norm']} {row['eps']}, n = {row['n']:,}"
+def line(r: dict[str, Any]) -> str:
+    """Bold where it may be claimed, and nowhere else."""
+    mark = "" if r["claim"].startswith("no claim") else "**"
+    numbers = " | ".join(r[key] for key in ("clean", *LEVELS))
+    return f"| `{r['defense']}` | {numbers} | {mark}{r['worst']}{mark} ({r['low']} to {r['high']}) | {r['trained_on']} | {r['claim']} |"
 
 
-def short(claim: str) -> str:
-    return claim if claim.startswith("no claim") else "yes"
+def section(r: dict[str, Any]) -> str:
+    return f"{r['dataset']}, {r['classifier']}, {r['norm']} {r['eps']}, n = {r['n']:,}"
 
 
 if __name__ == "__main__":
