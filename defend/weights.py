@@ -60,7 +60,6 @@ class ZooEntry:
     default: bool = False
     surrogate: bool = False  # trained anew, for an attacker to transfer from; never a default
     size: int = 0
-    test_evaluations: int = 0  # how often the component was evaluated on the test split before release
     fields: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""  # the package it ships with

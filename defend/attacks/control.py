@@ -28,5 +28,5 @@ class Control(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         if self.kind == "clean":
             return x.clone()
-        d = -signs(x, noise.fork(f"control {self.draw}"))  # negated: runs on record have these
+        d = signs(x, noise.fork(f"control {self.draw}"))
         return project(x + eps * steepest(d, self.norm), x, eps, self.norm)
