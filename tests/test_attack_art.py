@@ -163,6 +163,8 @@ def test_the_norm_is_arts_own_unless_it_is_given(name, norm):
 def test_fields_are_arts_parameters_and_the_record_holds_all_in_force():
     attack = defend.load("art:name=ProjectedGradientDescent,max_iter=40,eps_step=2/255", kind="attack")
     assert attack.settings["max_iter"] == 40 and attack.settings["eps_step"] == 2 / 255 and attack.settings["num_random_init"] == 0
+    stepped = defend.load("art:name=ProjectedGradientDescent,step=1/16", kind="attack")
+    assert stepped.settings["step"] == 1 / 16 and "eps_step" not in stepped.settings
     assert not {"eps", "verbose", "targeted", "estimator"} & attack.settings.keys()
     assert attack.card.access == "gradient" and not attack.card.per_image
 

@@ -134,6 +134,12 @@ class _FromArt(Attack):
 
     kind: ClassVar[Any]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Without ART's eps_step where step stands for it."""
+        mine = super().settings
+        return mine if mine.get("step") is None else {k: v for k, v in mine.items() if k != "eps_step"}
+
     def validate(self) -> None:
         self._make(_toy(), 1.0)
 
