@@ -362,7 +362,7 @@ def test_a_bare_classifier_is_no_pipeline_to_transfer_from():
 
 
 def test_stochastic_purifiers_owe_more():
-    records = [r | {"stochastic": True} for r in complete()]
+    records = [r | {"stochastic": True, "draws": 20} for r in complete()]
     owed = ["PGD-EOT (200 steps x 20) through every gradient", "APGD-EOT through every gradient"]
     assert missing(records) == [*owed, "Square 1,000 x 20"]
     eot = [
@@ -370,9 +370,9 @@ def test_stochastic_purifiers_owe_more():
         *(apgd("adaptive", g, "ce", eot=20) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", settings={"attack": {"queries": 1000}}, eot=20, **COMPLETE),
     ]
-    assert missing([r | {"stochastic": True} for r in [*records, *eot]]) == []
+    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *eot]]) == []
     one_gradient = [r for r in eot if r["gradient"] in (None, "declared")]
-    assert missing([r | {"stochastic": True} for r in [*records, *one_gradient]]) == owed
+    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *one_gradient]]) == owed
 
 
 @pytest.mark.parametrize(

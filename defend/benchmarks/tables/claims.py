@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from defend.benchmarks.protocol import TARGETED_DLR
+from defend.benchmarks.suite import DRAWS
 from defend.benchmarks.tables.outcomes import Record
 from defend.errors import DefendError
 from defend.registry import REGISTRY
@@ -74,6 +75,11 @@ def _from_a_pipeline(r: Record) -> bool:
     return bool(there) and (bare(r["defense"]) or purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
 
 
+def _drawn(r: Record) -> bool:
+    """By fewer draws a stochastic purifier's mean, and what its worst case is chosen by, are noise."""
+    return not r["stochastic"] or r["draws"] >= DRAWS
+
+
 def is_unbounded(r: Record) -> bool:
     """Any image at all, from the clean one: what no purifier with a gradient withstands."""
     settings = r["settings"].get("attack", {})
@@ -104,6 +110,7 @@ LADDER_1 = (
     Requirement("Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False),
     Requirement("Square 1,000 x 20", ran("square", "query", eot=20, at_least={"queries": 1000}), stochastic=True),
     Requirement("PGD at eps 1 from the clean image, through every gradient", _unbounded, sees="defense"),
+    Requirement(f"{DRAWS} draws", lambda records: all(map(_drawn, records)), stochastic=True),
     Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
     Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),
     Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records)),
@@ -122,10 +129,10 @@ def claim_eps(dataset: str) -> Mapping[str, float]:
 
 
 def at_claim(records: Sequence[Record]) -> list[Record]:
-    """The records that a claim could rest on: without failures, and at the claim eps, of the test split, with enough images,
+    """The records that a claim could rest on: without failures, and at the claim eps, of the test split, with enough images and draws,
     each as far as there are such records."""
     found = [r for r in records if r["error"] is None]
-    for wanted in (_at_claim_eps, lambda r: r["split"] == "test", lambda r: r["n"] >= IMAGES):
+    for wanted in (_at_claim_eps, lambda r: r["split"] == "test", lambda r: r["n"] >= IMAGES, _drawn):
         found = [r for r in found if wanted(r)] or found
     return found
 
