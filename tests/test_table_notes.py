@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 from made_runs import cell, keep, record
 from rich.console import Console
-from test_tables import COMPLETE, DECLARED, IDENTITY, LEARNED, apgd, complete
+from test_tables import COMPLETE, DECLARED, IDENTITY, LEARNED, TRANSFER, apgd, complete
 
 from defend.benchmarks.tables import print_table, table
 from defend.benchmarks.tables.claims import missing
@@ -38,3 +38,12 @@ def test_a_claim_of_a_stochastic_purifier_needs_draws(draws, lacking):
 def test_fewer_draws_beside_the_ladder_take_nothing_away_and_lend_nothing():
     assert missing([*stochastic(20), *stochastic(1)]) == []
     assert missing([*stochastic(20)[1:], stochastic(1)[0]]) == ["oblivious APGD-CE"]
+
+
+# transfer
+
+
+def test_transfer_by_one_step_alone_meets_no_claim():
+    """FGSM from the right pipeline, in place of the two attacks that the protocol transfers."""
+    fgsm = record(10, attack="fgsm", knowledge="transfer", surrogate="median+resnet20", **COMPLETE)
+    assert missing([*(r for r in complete() if r["knowledge"] != "transfer"), fgsm]) == [TRANSFER]

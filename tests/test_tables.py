@@ -281,6 +281,7 @@ def test_what_must_be_said_is_said():
 
 # claims
 
+TRANSFER = "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40"
 COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 
 
@@ -300,7 +301,8 @@ def complete():
         apgd("oblivious", None, "ce"),
         record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
         *(apgd("adaptive", g, loss) for g in ("declared", "identity", "learned") for loss in ("ce", "dlr-targeted")),
-        record(10, knowledge="transfer", surrogate="median+resnet20", **COMPLETE),
+        record(10, knowledge="transfer", surrogate="median+resnet20", settings={"attack": {"steps": 40}}, **COMPLETE),
+        apgd("transfer", None, "ce", surrogate="median+resnet20"),
         *(unbounded(g) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", access="scores", settings={"attack": {"queries": 5000}}, **COMPLETE),
     ]
@@ -318,9 +320,10 @@ def test_the_whole_ladder_misses_nothing():
         (1, ["oblivious PGD-40"]),
         (2, ["adaptive APGD-CE through every gradient"]),
         (7, ["adaptive targeted APGD-DLR through every gradient"]),
-        (8, ["transfer from a pipeline"]),
-        (9, ["PGD at eps 1 from the clean image, through every gradient"]),
-        (12, ["Square 5,000"]),
+        (8, [TRANSFER]),
+        (9, [TRANSFER]),
+        (10, ["PGD at eps 1 from the clean image, through every gradient"]),
+        (13, ["Square 5,000"]),
     ],
 )
 def test_each_attack_of_the_ladder_is_needed(drop, lacking):
@@ -355,9 +358,9 @@ def test_a_failed_or_smaller_cell_is_no_evidence():
 def test_a_bare_classifier_is_no_pipeline_to_transfer_from():
     records = complete()
     for surrogate in ("resnet20", "none+resnet20", "jpeg+resnet20", "median+jpeg+resnet20"):  # the last two: another purifier
-        records[8] = records[8] | {"surrogate": surrogate}
-        assert missing(records) == ["transfer from a pipeline"]
-    records[8] = records[8] | {"surrogate": "none+median:size=2+resnet20"}
+        records[8:10] = [r | {"surrogate": surrogate} for r in records[8:10]]
+        assert missing(records) == [TRANSFER]
+    records[8:10] = [r | {"surrogate": "none+median:size=2+resnet20"} for r in records[8:10]]
     assert missing(records) == []
 
 
@@ -380,6 +383,8 @@ def test_stochastic_purifiers_owe_more():
     [
         (0, {"steps": 5}, "oblivious APGD-CE"),
         (3, {"steps": 5}, "adaptive targeted APGD-DLR through every gradient"),
+        (8, {"steps": 1}, TRANSFER),
+        (9, {"steps": 5}, TRANSFER),
         (3, {"targets": 1}, "adaptive targeted APGD-DLR through every gradient"),
     ],
 )

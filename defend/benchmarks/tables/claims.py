@@ -75,6 +75,12 @@ def _from_a_pipeline(r: Record) -> bool:
     return bool(there) and (bare(r["defense"]) or purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
 
 
+def _transferred(records: Sequence[Record]) -> bool:
+    """By both attacks that the protocol transfers: one step from a pipeline tells little of what many steps from it do."""
+    mine = [r for r in records if _from_a_pipeline(r)]
+    return ran("apgd", "transfer", loss="ce", at_least=STEPS)(mine) and ran("pgd", "transfer", at_least={"steps": 40})(mine)
+
+
 def _drawn(r: Record) -> bool:
     """By fewer draws a stochastic purifier's mean, and what its worst case is chosen by, are noise."""
     return not r["stochastic"] or r["draws"] >= DRAWS
@@ -106,7 +112,7 @@ LADDER_1 = (
     ),
     Requirement("PGD-EOT (200 steps x 20) through every gradient", ran("pgd", "adaptive", EVERY_GRADIENT, eot=20, at_least={"steps": 200}), stochastic=True),
     Requirement("APGD-EOT through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, eot=20, loss="ce", at_least=STEPS), stochastic=True),
-    Requirement("transfer from a pipeline", lambda records: any(map(_from_a_pipeline, records))),
+    Requirement("transfer from a pipeline with the same purifier, by APGD-CE and PGD-40", _transferred),
     Requirement("Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False),
     Requirement("Square 1,000 x 20", ran("square", "query", eot=20, at_least={"queries": 1000}), stochastic=True),
     Requirement("PGD at eps 1 from the clean image, through every gradient", _unbounded, sees="defense"),
