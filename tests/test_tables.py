@@ -158,8 +158,15 @@ def test_a_single_gradient_is_named(gradient, said):
 def test_two_gradients_with_the_same_images_are_one(tmp_path):
     same = [cell(tmp_path, [1, 0], x_adv="same", **g) for g in (IDENTITY, DECLARED)]
     apart = [cell(tmp_path, [1, 0], **g) for g in (IDENTITY, DECLARED)]
-    assert one_row(same, [tmp_path]).numbers["worst"].note == "declared only"
+    assert one_row(same, [tmp_path]).numbers["worst"].note == "declared = BPDA"
     assert one_row(apart, [tmp_path]).numbers["worst"].note == ""
+
+
+def test_at_eps_0_no_gradient_is_doubted(tmp_path):
+    """Every gradient gives the clean image there, and "declared only" would stand beside a BPDA cell that was run."""
+    clean = [cell(tmp_path, [1, 0], x_adv="clean", eps=0.0, eps_text="0", **g) for g in (IDENTITY, DECLARED)]
+    assert one_row(clean, [tmp_path]).numbers["worst"].note == ""
+    assert one_row(clean[1:], [tmp_path]).numbers["worst"].note == ""
 
 
 def test_without_a_purifier_there_is_no_gradient_to_doubt():
