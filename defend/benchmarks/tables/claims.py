@@ -30,6 +30,7 @@ class Requirement:
     stochastic: bool | None = None  # asked of stochastic purifiers alone, of deterministic ones alone, of all
     classes: int = 2  # asked where there are at least so many
     sees: Literal["evidence", "defense"] = "evidence"  # defense: at every eps and in every norm, failed or not
+    hopeless: Callable[[Sequence[Record]], str] = lambda _: ""  # why nobody can meet it here
 
 
 def ran(
@@ -81,6 +82,12 @@ def _transferred(records: Sequence[Record]) -> bool:
     return ran("apgd", "transfer", loss="ce", at_least=STEPS)(mine) and ran("pgd", "transfer", at_least={"steps": 40})(mine)
 
 
+def _too_few(records: Sequence[Record]) -> str:
+    """Where the whole test split has fewer images than a claim needs, which records of older runs do not say."""
+    there = min((r["images"] for r in records if r["split"] == "test" and "images" in r), default=IMAGES)
+    return f" ({parse_single(records[0]['dataset'], 'dataset').name} has {there:,})" if there < IMAGES else ""
+
+
 def _drawn(r: Record) -> bool:
     """By fewer draws a stochastic purifier's mean, and what its worst case is chosen by, are noise."""
     return not r["stochastic"] or r["draws"] >= DRAWS
@@ -119,19 +126,23 @@ LADDER_1 = (
     Requirement(f"{DRAWS} draws", lambda records: all(map(_drawn, records)), stochastic=True),
     Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
     Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),
-    Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records)),
+    Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records), hopeless=_too_few),
     Requirement("run as protocol ladder-1", lambda records: bool(records) and all(r["protocol"] == "ladder-1" for r in records)),
 )
 
 
-@cache
 def claim_eps(dataset: str) -> Mapping[str, float]:
     """Norm -> the eps of a claim; empty where the data set has none or is not installed here."""
+    return getattr(card_of(dataset), "claim", {})
+
+
+@cache
+def card_of(dataset: str) -> object:
+    """What the data set says of itself; None where it is not installed here."""
     try:
-        card = getattr(REGISTRY.entry("dataset", parse_single(dataset, "dataset").name).load(), "card", None)
+        return getattr(REGISTRY.entry("dataset", parse_single(dataset, "dataset").name).load(), "card", None)
     except DefendError:
-        return {}
-    return getattr(card, "claim", {})
+        return None
 
 
 def at_claim(records: Sequence[Record]) -> list[Record]:
@@ -158,7 +169,7 @@ def missing(records: Sequence[Record], relatives: Sequence[Record] = (), protoco
     stochastic = any(r["stochastic"] for r in records)
     classes = min(map(_classes, records), default=ANY_CLASSES)
     owed = [q for q in protocol if q.stochastic in (None, stochastic) and classes >= q.classes]
-    return [q.name for q in owed if not q.met(seen[q.sees])]
+    return [q.name + q.hopeless(seen[q.sees]) for q in owed if not q.met(seen[q.sees])]
 
 
 def weak_imitation(records: Sequence[Record]) -> str:
