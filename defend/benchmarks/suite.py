@@ -67,7 +67,7 @@ class Suite(BaseModel):
 
     @property
     def every_level(self) -> bool:
-        """Was `--knowledge all` asked for? Then through every gradient, and from every surrogate that is given or found."""
+        """Was `--knowledge all` asked for? Then through every gradient."""
         return set(LEVELS) <= set(self.knowledge or ())
 
     @model_validator(mode="after")
