@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, cast, dataclass_transform
 
@@ -27,6 +27,7 @@ class DatasetCard:
     source: str  # paper or address, as "arXiv:...", "doi:..." or "none: <reason>"
     licence: str
     claim: Mapping[str, float]  # norm -> the eps of a claim, {} where there is none
+    distinct: Mapping[Split, int] = field(default_factory=dict)  # split -> how many come before what they show comes again; left out: all
 
 
 def data_root(root: str | None = None) -> Path:

@@ -72,6 +72,7 @@ WRONG = {
     "gradient": ({"gradients": ["learnt"]}, "expected declared or identity"),
     "protocol": ({"protocol": "ladder-2"}, "protocol 'ladder-2': expected ladder-1. Did you mean ladder-1?"),
     "eps of a protocol": ({"protocol": "ladder-1", "attack": None, "eps": "0.1"}, "protocol ladder-1 decides eps"),
+    "few draws of a protocol": ({"protocol": "ladder-1", "draws": 19}, "protocol ladder-1 scores by 20 draws or more, not 19: leave draws out"),
     "precision": ({"precision": "fp8"}, "precision"),
     "seed in a spec": ({"defense": "gaussian:seed=1"}, "seed= says how a purifier runs"),
     "untrained": ({"classifier": "convnet:weights=untrained"}, "weights=untrained measures nothing"),

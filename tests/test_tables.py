@@ -158,8 +158,15 @@ def test_a_single_gradient_is_named(gradient, said):
 def test_two_gradients_with_the_same_images_are_one(tmp_path):
     same = [cell(tmp_path, [1, 0], x_adv="same", **g) for g in (IDENTITY, DECLARED)]
     apart = [cell(tmp_path, [1, 0], **g) for g in (IDENTITY, DECLARED)]
-    assert one_row(same, [tmp_path]).numbers["worst"].note == "declared only"
+    assert one_row(same, [tmp_path]).numbers["worst"].note == "declared = BPDA"
     assert one_row(apart, [tmp_path]).numbers["worst"].note == ""
+
+
+def test_at_eps_0_no_gradient_is_doubted(tmp_path):
+    """Every gradient gives the clean image there, and "declared only" would stand beside a BPDA cell that was run."""
+    clean = [cell(tmp_path, [1, 0], x_adv="clean", eps=0.0, eps_text="0", **g) for g in (IDENTITY, DECLARED)]
+    assert one_row(clean, [tmp_path]).numbers["worst"].note == ""
+    assert one_row(clean[1:], [tmp_path]).numbers["worst"].note == ""
 
 
 def test_without_a_purifier_there_is_no_gradient_to_doubt():
@@ -281,6 +288,7 @@ def test_what_must_be_said_is_said():
 
 # claims
 
+TRANSFER = "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40"
 COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 
 
@@ -300,7 +308,8 @@ def complete():
         apgd("oblivious", None, "ce"),
         record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
         *(apgd("adaptive", g, loss) for g in ("declared", "identity", "learned") for loss in ("ce", "dlr-targeted")),
-        record(10, knowledge="transfer", surrogate="median+resnet20", **COMPLETE),
+        record(10, knowledge="transfer", surrogate="median+resnet20", settings={"attack": {"steps": 40}}, **COMPLETE),
+        apgd("transfer", None, "ce", surrogate="median+resnet20"),
         *(unbounded(g) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", access="scores", settings={"attack": {"queries": 5000}}, **COMPLETE),
     ]
@@ -318,9 +327,10 @@ def test_the_whole_ladder_misses_nothing():
         (1, ["oblivious PGD-40"]),
         (2, ["adaptive APGD-CE through every gradient"]),
         (7, ["adaptive targeted APGD-DLR through every gradient"]),
-        (8, ["transfer from a pipeline"]),
-        (9, ["PGD at eps 1 from the clean image, through every gradient"]),
-        (12, ["Square 5,000"]),
+        (8, [TRANSFER]),
+        (9, [TRANSFER]),
+        (10, ["PGD at eps 1 from the clean image, through every gradient"]),
+        (13, ["Square 5,000"]),
     ],
 )
 def test_each_attack_of_the_ladder_is_needed(drop, lacking):
@@ -355,14 +365,14 @@ def test_a_failed_or_smaller_cell_is_no_evidence():
 def test_a_bare_classifier_is_no_pipeline_to_transfer_from():
     records = complete()
     for surrogate in ("resnet20", "none+resnet20", "jpeg+resnet20", "median+jpeg+resnet20"):  # the last two: another purifier
-        records[8] = records[8] | {"surrogate": surrogate}
-        assert missing(records) == ["transfer from a pipeline"]
-    records[8] = records[8] | {"surrogate": "none+median:size=2+resnet20"}
+        records[8:10] = [r | {"surrogate": surrogate} for r in records[8:10]]
+        assert missing(records) == [TRANSFER]
+    records[8:10] = [r | {"surrogate": "none+median:size=2+resnet20"} for r in records[8:10]]
     assert missing(records) == []
 
 
 def test_stochastic_purifiers_owe_more():
-    records = [r | {"stochastic": True} for r in complete()]
+    records = [r | {"stochastic": True, "draws": 20} for r in complete()]
     owed = ["PGD-EOT (200 steps x 20) through every gradient", "APGD-EOT through every gradient"]
     assert missing(records) == [*owed, "Square 1,000 x 20"]
     eot = [
@@ -370,9 +380,9 @@ def test_stochastic_purifiers_owe_more():
         *(apgd("adaptive", g, "ce", eot=20) for g in ("declared", "identity", "learned")),
         record(10, attack="square", knowledge="query", settings={"attack": {"queries": 1000}}, eot=20, **COMPLETE),
     ]
-    assert missing([r | {"stochastic": True} for r in [*records, *eot]]) == []
+    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *eot]]) == []
     one_gradient = [r for r in eot if r["gradient"] in (None, "declared")]
-    assert missing([r | {"stochastic": True} for r in [*records, *one_gradient]]) == owed
+    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *one_gradient]]) == owed
 
 
 @pytest.mark.parametrize(
@@ -380,6 +390,8 @@ def test_stochastic_purifiers_owe_more():
     [
         (0, {"steps": 5}, "oblivious APGD-CE"),
         (3, {"steps": 5}, "adaptive targeted APGD-DLR through every gradient"),
+        (8, {"steps": 1}, TRANSFER),
+        (9, {"steps": 5}, TRANSFER),
         (3, {"targets": 1}, "adaptive targeted APGD-DLR through every gradient"),
     ],
 )

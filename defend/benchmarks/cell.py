@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from defend.benchmarks.suite import Eps
 from defend.spec import parse
@@ -47,7 +48,7 @@ class Cell:
     norm: str
     eps: Eps
     n: int
-    split: str
+    split: Literal["test", "val"]
     seed: int
     draws: int  # 1 where the defense is deterministic
     eot: int  # 1 where the attacked pipeline is deterministic

@@ -77,7 +77,7 @@ def _what(cell: Cell, parts: Parts) -> dict[str, Any]:
     return {
         "dataset": cell.dataset, "classifier": cell.classifier, "defense": cell.defense, "attack": cell.attack, "knowledge": cell.knowledge,
         "gradient": cell.gradient, "surrogate": cell.surrogate, "norm": cell.norm, "eps": cell.eps.value, "eps_text": cell.eps.text, "n": cell.n,
-        "split": cell.split, "seed": cell.seed, "draws": cell.draws, "eot": cell.eot, "access": attack.card.access,
+        "split": cell.split, "images": parts.data.count(cell.split), "seed": cell.seed, "draws": cell.draws, "eot": cell.eot, "access": attack.card.access,
         "stochastic": defense.card.stochastic, "declared_gradient": defense.card.gradient, "trained_on": defense.trained_on, "protocol": cell.protocol,
         "settings": {**scored, "attack": attack.settings, "dataset": parts.data.settings, "attacked": attacked},
         "weights": {name: digest for part in (classifier, defense, *behind) for name, digest in part.weights_sha256.items()},

@@ -22,6 +22,7 @@ GRADIENTS: tuple[Gradient, ...] = ("declared", "identity", "learned")
 PROTOCOLS = ("ladder-1",)
 _SINGULAR = {"classifier": "classifiers", "defense": "defenses", "attack": "attacks", "gradient": "gradients", "surrogate": "surrogates"}
 _LISTS = ("classifiers", "defenses", "attacks", "knowledge", "gradients", "surrogates")
+DRAWS = 20  # by which a stochastic purifier is scored; a protocol asks for no fewer
 MANY_EPS = 1000  # a range of more is a slip of the pen
 _RUNTIME = ("seed", "device", "clip_values", "channels_first")  # how a purifier runs: not for a spec in a bench
 
@@ -52,7 +53,7 @@ class Suite(BaseModel):
     n: int = Field(default=1000, ge=1)
     split: Literal["test", "val"] = "test"
     seed: int = Field(default=0, ge=0, lt=2**64)
-    draws: int = Field(default=20, ge=1)
+    draws: int = Field(default=DRAWS, ge=1)
     eot: int | None = Field(default=None, ge=1)  # None: 1, or 20 if stochastic
     shard: int = Field(default=256, ge=1)
     threads: int = Field(default=1, ge=1)
@@ -66,7 +67,7 @@ class Suite(BaseModel):
 
     @property
     def every_level(self) -> bool:
-        """Was `--knowledge all` asked for? Then through every gradient, and from every surrogate that is given or found."""
+        """Was `--knowledge all` asked for? Then through every gradient."""
         return set(LEVELS) <= set(self.knowledge or ())
 
     @model_validator(mode="after")
@@ -76,6 +77,8 @@ class Suite(BaseModel):
         decided = [key for key in ("knowledge", "gradients", "eps", "eot") if getattr(self, key) is not None]
         if self.protocol and not self.attacks and decided:
             raise BadParameter(f"protocol {self.protocol} decides {', '.join(decided)}: leave it out, or give the attack that it is meant for")
+        if self.protocol and self.draws < DRAWS:
+            raise BadParameter(f"protocol {self.protocol} scores by {DRAWS} draws or more, not {self.draws}: leave draws out")
         return self
 
     @model_validator(mode="before")

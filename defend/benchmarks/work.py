@@ -63,7 +63,7 @@ class Attacked:
 def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], report: Report) -> None:
     """Writes the job's units. A unit that fails leaves no file; the others go on."""
     cell = job.tasks[0].cell
-    x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))  # type: ignore[arg-type]
+    x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))
     root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=parts.device))
     scorer = _Scorer(parts, root, x, y)
     for made in _attacked(job, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):

@@ -189,6 +189,7 @@ def hashes(d: Dataset, split: Split, n: int, step: int = 500) -> Iterator[bytes]
 def check_card_names_source_and_licence(d: Dataset) -> None:
     assert d.card.source.startswith(("arXiv:", "doi:", "https://", "none: ")), f"card.source {d.card.source!r}: expected arXiv:, doi:, https:// or 'none: why'"
     assert d.card.licence.strip() and (type(d).__doc__ or "").strip(), "the card must name a licence, and the class needs a docstring"
+    assert all(s in SPLITS and k > 0 for s, k in d.card.distinct.items()), f"card.distinct {dict(d.card.distinct)}: expected split -> images > 0"
     assert all(norm in ("Linf", "L2") and eps > 0 for norm, eps in d.card.claim.items()), f"card.claim {dict(d.card.claim)}: expected norm -> eps > 0"
 
 

@@ -72,10 +72,10 @@ def _csv(records: Sequence[Record]) -> str:
 
 
 def _json(model: Table) -> str:
-    """What compares cells, which no record holds: worst cases, pairs, claims, and what keeps a defense from one."""
+    """What compares cells, which no record holds: worst cases, pairs, claims, what keeps a defense from one, how to read it all."""
     worst = [{"section": s.title, **asdict(w)} for s in model.sections for w in s.worst]
     pairs = [{**asdict(c), "significant": c.significant} for c in model.comparisons]
-    lines = {"claims": model.claims, "signs": model.signs, "findings": model.findings}
+    lines = {"claims": model.claims, "surrogates": model.surrogates, "signs": model.signs, "findings": model.findings, "reading": model.reading}
     return json.dumps({"worst": worst, "comparisons": pairs, **lines}, indent=1, allow_nan=False) + "\n"
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
-from defend.benchmarks.tables.claims import IMAGES, at_claim, claim, weak_imitation
+from defend.benchmarks.tables.claims import at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.numbers import clean_number, number
 from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of
+from defend.benchmarks.tables.reading import reading, surrogates
 from defend.benchmarks.tables.worst import claimed, comparisons, worst_cases
 
 K = TypeVar("K", bound=Hashable)
@@ -27,13 +28,14 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     return Table(
         sections=sections,
         claims=tuple(dict.fromkeys(row.claim for s in sections for row in s.rows)),
+        surrogates=surrogates(records),
         signs=signs,
         comparisons=comparisons(sections, records, read),
         queries=_queries(records),
         findings=tuple(find(records)),
         flags=_flags(records),
         failures=_failures(records),
-        reading=_reading(records),
+        reading=reading(records),
     )
 
 
@@ -140,21 +142,6 @@ def _failures(records: Iterable[Record]) -> tuple[str, ...]:
 def _listed(eps: Sequence[str]) -> str:
     some = list(dict.fromkeys(eps))
     return ", ".join(some) if len(some) <= 4 else f"{some[0]} to {some[-1]} ({len(some)} values)"
-
-
-def _reading(records: Sequence[Record]) -> tuple[str, ...]:
-    lines = [
-        "Percent of all n images that are right. An accuracy under attack is an upper bound: a stronger attack can only lower it.",
-        "Intervals are 95 % over images (Wilson; bootstrap where each image has several draws) and cover sampling alone.",
-    ]
-    if any(r["knowledge"] == "adaptive" for r in records):
-        lines.append("worst: image by image, over the gradients that were run. BPDA: adaptive through the identity.")
-    lines.append("fwd+bwd: forward and backward passes of the pipeline for each image, of the dearest attack of the row.")
-    if draws := sorted({r["draws"] for r in records if r["stochastic"]}):
-        lines.append(f"Stochastic defenses: mean over {' or '.join(map(str, draws))} draws of each image; worst cases are chosen on other draws.")
-    if few := sorted({r["n"] for r in records if r["n"] < IMAGES}):
-        lines.append(f"n = {', '.join(map(str, few))}: {'a smoke test' if few[0] <= 200 else 'below the 1,000 images of a claim'}.")
-    return tuple(lines)
 
 
 def _grouped(records: Sequence[Record], key: Callable[[Record], K]) -> Mapping[K, list[Record]]:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, Literal
 
 from defend.benchmarks.protocol import TARGETED_DLR
+from defend.benchmarks.suite import DRAWS
 from defend.benchmarks.tables.outcomes import Record
 from defend.errors import DefendError
 from defend.registry import REGISTRY
@@ -29,6 +30,7 @@ class Requirement:
     stochastic: bool | None = None  # asked of stochastic purifiers alone, of deterministic ones alone, of all
     classes: int = 2  # asked where there are at least so many
     sees: Literal["evidence", "defense"] = "evidence"  # defense: at every eps and in every norm, failed or not
+    hopeless: Callable[[Sequence[Record]], str] = lambda _: ""  # why nobody can meet it here
 
 
 def ran(
@@ -74,6 +76,23 @@ def _from_a_pipeline(r: Record) -> bool:
     return bool(there) and (bare(r["defense"]) or purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
 
 
+def _transferred(records: Sequence[Record]) -> bool:
+    """By both attacks that the protocol transfers: one step from a pipeline tells little of what many steps from it do."""
+    mine = [r for r in records if _from_a_pipeline(r)]
+    return ran("apgd", "transfer", loss="ce", at_least=STEPS)(mine) and ran("pgd", "transfer", at_least={"steps": 40})(mine)
+
+
+def _too_few(records: Sequence[Record]) -> str:
+    """Where the whole test split has fewer images than a claim needs, which records of older runs do not say."""
+    there = min((r["images"] for r in records if r["split"] == "test" and "images" in r), default=IMAGES)
+    return f" ({parse_single(records[0]['dataset'], 'dataset').name} has {there:,})" if there < IMAGES else ""
+
+
+def _drawn(r: Record) -> bool:
+    """By fewer draws a stochastic purifier's mean, and what its worst case is chosen by, are noise."""
+    return not r["stochastic"] or r["draws"] >= DRAWS
+
+
 def is_unbounded(r: Record) -> bool:
     """Any image at all, from the clean one: what no purifier with a gradient withstands."""
     settings = r["settings"].get("attack", {})
@@ -100,32 +119,37 @@ LADDER_1 = (
     ),
     Requirement("PGD-EOT (200 steps x 20) through every gradient", ran("pgd", "adaptive", EVERY_GRADIENT, eot=20, at_least={"steps": 200}), stochastic=True),
     Requirement("APGD-EOT through every gradient", ran("apgd", "adaptive", EVERY_GRADIENT, eot=20, loss="ce", at_least=STEPS), stochastic=True),
-    Requirement("transfer from a pipeline", lambda records: any(map(_from_a_pipeline, records))),
+    Requirement("transfer from a pipeline with the same purifier, by APGD-CE and PGD-40", _transferred),
     Requirement("Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False),
     Requirement("Square 1,000 x 20", ran("square", "query", eot=20, at_least={"queries": 1000}), stochastic=True),
     Requirement("PGD at eps 1 from the clean image, through every gradient", _unbounded, sees="defense"),
+    Requirement(f"{DRAWS} draws", lambda records: all(map(_drawn, records)), stochastic=True),
     Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
     Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),
-    Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records)),
+    Requirement(f"n >= {IMAGES:,}", lambda records: all(r["n"] >= IMAGES for r in records), hopeless=_too_few),
     Requirement("run as protocol ladder-1", lambda records: bool(records) and all(r["protocol"] == "ladder-1" for r in records)),
 )
 
 
-@cache
 def claim_eps(dataset: str) -> Mapping[str, float]:
     """Norm -> the eps of a claim; empty where the data set has none or is not installed here."""
+    return getattr(card_of(dataset), "claim", {})
+
+
+@cache
+def card_of(dataset: str) -> object:
+    """What the data set says of itself; None where it is not installed here."""
     try:
-        card = getattr(REGISTRY.entry("dataset", parse_single(dataset, "dataset").name).load(), "card", None)
+        return getattr(REGISTRY.entry("dataset", parse_single(dataset, "dataset").name).load(), "card", None)
     except DefendError:
-        return {}
-    return getattr(card, "claim", {})
+        return None
 
 
 def at_claim(records: Sequence[Record]) -> list[Record]:
-    """The records that a claim could rest on: without failures, and at the claim eps, of the test split, with enough images,
+    """The records that a claim could rest on: without failures, and at the claim eps, of the test split, with enough images and draws,
     each as far as there are such records."""
     found = [r for r in records if r["error"] is None]
-    for wanted in (_at_claim_eps, lambda r: r["split"] == "test", lambda r: r["n"] >= IMAGES):
+    for wanted in (_at_claim_eps, lambda r: r["split"] == "test", lambda r: r["n"] >= IMAGES, _drawn):
         found = [r for r in found if wanted(r)] or found
     return found
 
@@ -145,7 +169,7 @@ def missing(records: Sequence[Record], relatives: Sequence[Record] = (), protoco
     stochastic = any(r["stochastic"] for r in records)
     classes = min(map(_classes, records), default=ANY_CLASSES)
     owed = [q for q in protocol if q.stochastic in (None, stochastic) and classes >= q.classes]
-    return [q.name for q in owed if not q.met(seen[q.sees])]
+    return [q.name + q.hopeless(seen[q.sees]) for q in owed if not q.met(seen[q.sees])]
 
 
 def weak_imitation(records: Sequence[Record]) -> str:

@@ -26,7 +26,7 @@ class Number:
     accuracy: float | None
     low: float | None = None
     high: float | None = None
-    note: str = ""  # "declared only"
+    note: str = ""  # "declared only", "declared = BPDA"
     bound: bool = False  # per-image outcomes were not at hand: the worst case is at most this
     flags: tuple[str, ...] = ()
     failed: str | None = None  # the reason
@@ -123,6 +123,7 @@ class Section:
 class Table:
     sections: tuple[Section, ...]
     claims: tuple[str, ...]  # each distinct claim line once
+    surrogates: tuple[str, ...]  # what the transfer attacks were made on
     signs: tuple[str, ...]  # of masking, or of an attack too weak: no claim survives them
     comparisons: tuple[Compared, ...]
     queries: tuple[str, ...]

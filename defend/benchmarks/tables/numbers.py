@@ -10,7 +10,7 @@ from defend.benchmarks.tables.outcomes import Outcomes, Record, distinct, worst
 from defend.spec import canonical
 
 Read = Callable[[Record], Outcomes | None]
-_ONLY = {"declared": "declared only", "identity": "BPDA only", "learned": "learned only"}
+_GRADIENTS = {"declared": "declared", "identity": "BPDA", "learned": "learned"}
 
 
 def clean_number(cells: Sequence[Record], read: Read) -> Number:
@@ -50,8 +50,10 @@ def _of_worst(outcomes: Sequence[Outcomes], seed: int, flags: tuple[str, ...]) -
 
 
 def _only(cells: Sequence[Record]) -> str:
-    """What a single gradient is called; nothing where there is no purifier to differentiate, or an attack that takes no gradient."""
-    gradients = [r["gradient"] for r in cells if r["gradient"]]
-    if not gradients or canonical(cells[0]["defense"]) == "none":
+    """A single gradient by its name, several that made the same images as equal; nothing where none could matter: no purifier to
+    differentiate, an attack that takes no gradient, or eps 0, where each gives the clean image."""
+    gradients = {r["gradient"] for r in cells}
+    names = [name for gradient, name in _GRADIENTS.items() if gradient in gradients]
+    if not names or cells[0]["eps"] == 0 or canonical(cells[0]["defense"]) == "none":
         return ""
-    return _ONLY["declared" if "declared" in gradients else gradients[0]]
+    return " = ".join(names) if len(names) > 1 else f"{names[0]} only"

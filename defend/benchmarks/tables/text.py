@@ -128,6 +128,7 @@ def _notes(model: Table) -> list[tuple[str, Sequence[str]]]:
     marked = [f"[{model.letter(claim)}] {claim}" for claim in model.claims]
     blocks = [
         ("", marked),
+        ("Transfer attacks were made on:", model.surrogates),
         *((f"Worst case of each image over everything that was run, {s.title}:", [_worst(model, w) for w in s.worst]) for s in model.sections),
         (heading(model.comparisons), [said(c) for c in model.comparisons]),
         ("Accuracy after so many queries:", model.queries),
