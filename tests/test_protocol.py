@@ -10,9 +10,10 @@ from defend.benchmarks.cells import expand
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.protocol import ladder_1
-from defend.benchmarks.records import keep, read_records
+from defend.benchmarks.records import _what, keep, read_records
 from defend.benchmarks.suite import make_suite
 from defend.benchmarks.surrogates import default_surrogate
+from defend.benchmarks.tables.claims import missing
 from defend.errors import DefendError
 from defend.load import load
 
@@ -69,6 +70,23 @@ def test_ladder_1_of_a_stochastic_purifier_adds_eot_and_as_many_controls_as_cand
     assert {c.eot for c in attacks if c.knowledge != "oblivious"} == {20}
     assert len(controls) == len(set(controls)) == sum(c.eps.value == 0.2 for c in attacks)
     assert {(c.knowledge, c.eps.value, c.protocol) for c in controls} == {("query", 0.2, "ladder-1")}
+
+
+@pytest.mark.parametrize("defense", ["none", "median", "gaussian", "median+bitdepth", "gaussian+median"])
+def test_what_the_protocol_runs_is_what_a_claim_needs(parts, defense):
+    """The same defense's records, of 1,000 images: nothing is missing; and without any of its attacks something is."""
+    cells = ladder(parts, defenses=[defense])
+    records = [_what(c, parts) | {"n": 1000, "images": 1000, "error": None} for c in cells]
+    assert missing(records) == []
+    for attack in {c.bare_attack for c in cells if not is_control(c.attack)}:
+        assert missing([r for c, r in zip(cells, records, strict=True) if c.bare_attack != attack])
+
+
+def test_another_strength_of_a_purifier_is_no_pipeline_to_transfer_from(parts):
+    cells = ladder(parts, surrogates=[f"median:size=2+{AGAIN}"])
+    records = [_what(c, parts) | {"n": 1000, "images": 1000, "error": None} for c in cells]
+    assert missing(records) == []
+    assert ["transfer" in m for m in missing([r for r in records if r["surrogate"] != f"median+{AGAIN}"])] == [True]
 
 
 def test_behind_no_purifier_nothing_is_learned(parts):
@@ -148,13 +166,16 @@ def test_a_surrogate_that_nothing_uses_must_be_right_too(parts, surrogate):
         expanded(parts, attacks=["pgd"], knowledge="oblivious", surrogates=[surrogate])
 
 
-def test_a_protocol_adds_the_default_surrogate_where_none_is_of_the_defenses_kind(parts):
+def test_a_protocol_adds_the_default_surrogate_whatever_is_given(parts):
+    """A weak pipeline of the same name must not take its place."""
+
     def seen(*given):
         return {c.surrogate for c in ladder(parts, surrogates=list(given)) if c.knowledge == "transfer"}
 
     assert seen() == {f"median+{AGAIN}"}
     assert seen(AGAIN) == {AGAIN, f"median+{AGAIN}"}
-    assert seen(f"median:size=2+{AGAIN}") == {f"median:size=2+{AGAIN}"}
+    assert seen(f"median:size=2+{AGAIN}") == {f"median:size=2+{AGAIN}", f"median+{AGAIN}"}
+    assert seen(f"median+{AGAIN}") == {f"median+{AGAIN}"}
 
 
 @pytest.mark.parametrize("marked", [True, False])

@@ -14,13 +14,14 @@ from defend.weights import ZooEntry
 def surrogates_of(suite: Suite, parts: Parts, classifier: str, defense: str) -> tuple[tuple[str, ...], str]:
     """(the surrogates, why there is none of the defense's own kind or in what it differs).
 
-    Those given; and by a protocol, or where none is given, the default.
+    Those given; and where none is given, or by a protocol whatever is given, the default: a weak one must not take its place.
     """
-    alike = any(_names(given)[:-1] == _names(defense) for given in suite.surrogates)
-    if alike or (suite.surrogates and suite.protocol is None):
+    if suite.surrogates and suite.protocol is None:
         return suite.surrogates, ""
     found, why = default_surrogate(parts, classifier, defense)
-    return (*suite.surrogates, *([found] if found else [])), why
+    if found is None and any(_names(given)[:-1] == _names(defense) for given in suite.surrogates):
+        return suite.surrogates, ""
+    return tuple(dict.fromkeys((*suite.surrogates, *([found] if found else [])))), why
 
 
 def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str | None, str]:

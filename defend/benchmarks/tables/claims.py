@@ -71,9 +71,13 @@ def _at_claim_eps(r: Record) -> bool:
 
 
 def _from_a_pipeline(r: Record) -> bool:
-    """Of the same components before a classifier: another purifier's images say little of this one. Behind none, any will do."""
-    there = r["knowledge"] == "transfer" and r["surrogate"]
-    return bool(there) and (bare(r["defense"]) or purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
+    """Of the same components before a classifier, trained anew or, where nothing is trained, with the same settings: images made for
+    another purifier say little of this one. Behind none, any pipeline will do."""
+    if r["knowledge"] != "transfer" or not r["surrogate"]:
+        return False
+    scored = r["settings"].get("defense")
+    same = r["trained_on"] or r["settings"].get("attacked", {}).get("defense", scored) == scored
+    return bare(r["defense"]) or bool(same and purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"])))
 
 
 def _transferred(records: Sequence[Record]) -> bool:
