@@ -115,10 +115,22 @@ def _estimated(select: Bits) -> NDArray[np.float64]:
     The mean of the image and of the candidate, and of what is left the part that is no sampling noise. With the bare shares, an image
     would often go to a null attack whose ten draws came out low by chance, and adding null attacks would raise the worst case.
     """
-    share, draws = select.mean(2), select.shape[2]
+    share = select.mean(2)
     additive = share.mean(0) + share.mean(1, keepdims=True) - share.mean()
     left = share - additive
-    noise = (share * (1 - share)).mean(1) / max(1, draws - 1) * (1 - 1 / len(share))  # of `left`, were there nothing else in it
+    noise = _noise(select)
     spread = (left**2).sum(1) / max(1, left.shape[1] - 1)
     trust = np.clip(1 - noise / np.maximum(spread, 1e-12), 0, 1)
     return np.asarray(np.round(additive + trust[:, None] * left, 12), np.float64)  # rounded: the order of the candidates decides nothing
+
+
+def _noise(select: Bits) -> NDArray[np.float64]:
+    """The sampling variance of the shares of right draws, less the mean of the image, for each candidate: (m,).
+
+    From draw to draw, after what is common to the candidates: they are scored with the same noise, and what it does to all of them is
+    gone with the mean of the image. As if they had noise of their own, p (1 - p) / draws, it is several times too large (docs/adr/0004).
+    """
+    own = select - select.mean(0)
+    draws = select.shape[2]
+    squares = ((own - own.mean(2, keepdims=True)) ** 2).sum(2)
+    return np.asarray(squares.mean(1) / (max(1, draws - 1) * draws), np.float64)
