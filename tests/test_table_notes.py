@@ -121,3 +121,15 @@ def test_what_transfer_was_made_on_stands_below_the_rows(tmp_path):
     assert f"Transfer attacks were made on: {' '.join(lines)}" in printed(records)
     assert all(f"<li>{line}</li>" in page for line in lines)
     assert "were made on" not in printed(records[-1:])
+
+
+# width
+
+
+@pytest.mark.parametrize(("levels", "wide"), [((DECLARED, IDENTITY, LEARNED), False), ((DECLARED, IDENTITY, LEARNED, {"knowledge": "transfer"}), True)])
+def test_a_table_of_many_levels_puts_intervals_below_its_numbers(tmp_path, levels, wide):
+    """Beside them, the claim of a whole ladder lay off the page; a long attack breaks behind its fields, not in a word."""
+    records = [record(9, attack="apgd:loss=dlr-targeted,steps=100", **level) for level in levels]
+    text = write_report([tmp_path], records=records)[0].read_text()
+    assert ('<table class="wide">' in text) is wide
+    assert '<td class="name attack">apgd:<wbr>loss=dlr-targeted,<wbr>steps=100</td>' in text

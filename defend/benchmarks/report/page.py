@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from io import StringIO
@@ -82,6 +83,7 @@ def _json(model: Table) -> str:
 def _html(model: Table, records: Sequence[Record], folders: Sequence[Path]) -> str:
     env = templates()
     env.filters |= {"percent": percent, "passes": passes, "short": short, "number_text": number_text, "said": said, "heading": heading}
+    env.filters["breakable"] = _breakable
     env.filters["svg"] = Markup  # our own figures, whose texts matplotlib has escaped
     env.tests["claims"] = claims
     shown, left_out = strips(records, folders)
@@ -97,6 +99,11 @@ def _html(model: Table, records: Sequence[Record], folders: Sequence[Path]) -> s
         defenses=_defenses(records),
         provenance=_provenance(records, folders),
     )
+
+
+def _breakable(spec: str) -> Markup:
+    """A spec that breaks behind its fields, before it breaks anywhere."""
+    return Markup("<wbr>").join(re.split(r"(?<=[:,])", spec))  # which escapes the parts
 
 
 def _facts(records: Sequence[Record]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 
 from defend.benchmarks.tables.claims import IMAGES, card_of
@@ -28,7 +28,8 @@ def reading(records: Sequence[Record]) -> tuple[str, ...]:
 def _dependent(records: Sequence[Record]) -> Iterator[str]:
     """Where images show the same thing again, which the intervals take for news."""
     for dataset, split, n in dict.fromkeys((r["dataset"], r["split"], r["n"]) for r in records):
-        distinct = int(getattr(card_of(dataset), "distinct", {}).get(split, n))
+        declared: Mapping[str, int] = getattr(card_of(dataset), "distinct", {})
+        distinct = declared.get(split, n)
         if n > distinct:
             yield (
                 f"The first {n:,} {split} images of {dataset} show {distinct:,} things, some again: they are not independent,"
