@@ -229,6 +229,18 @@ def test_an_attack_that_cannot_meet_a_pipeline_is_skipped_with_one_line(parts, w
             expanded(parts, knowledge="adaptive", **keys)
 
 
+@pytest.mark.parametrize(("attack", "level"), [("art:name=DeepFool,norm=Linf", "adaptive"), ("art:name=SquareAttack,access=scores,max_iter=5", "query")])
+def test_before_a_stochastic_purifier_nothing_may_stop_at_the_first_lucky_draw(parts, attack, level):
+    """A chain that holds one is stochastic too; attacks that go to the end are run."""
+    randomised = ["gaussian", "median+gaussian"]
+    cells, skipped = expanded(parts, attacks=[attack, "art:name=ProjectedGradientDescent"], eps="0.1", defenses=["median", *randomised], knowledge=level)
+    assert {c.defense for c in cells if c.attack == attack} == {"median"}
+    assert {c.defense for c in cells if c.attack != attack} == ({"median", *randomised} if level == "adaptive" else set())
+    refused = [line for line in skipped if line.startswith(f"skipped {attack} at {level}")]
+    assert [line.split(": it stops")[0].split(" for ")[1] for line in refused] == randomised
+    assert all("lucky draw" in line for line in refused)
+
+
 @pytest.mark.parametrize(("loss", "needs"), [("dlr-targeted", 4), ("dlr", 3), ("ce", 2)])
 def test_an_attack_whose_loss_needs_more_classes_is_not_asked_for(loss, needs):
     refused = [load(f"apgd:loss={loss}", "attack").unsupported(False, classes) != "" for classes in (2, 3, 4)]

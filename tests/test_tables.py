@@ -461,6 +461,22 @@ def test_fewer_steps_beating_more_is_a_sign_of_masking():
     assert find([record(100, attack="fgsm", backwards=1.0, **DECLARED), record(30, backwards=20.0, **DECLARED)]) == []
 
 
+def test_few_steps_are_compared_with_more_of_the_same_attack():
+    def run(right, steps, backwards, attack="apgd", eot=1, **own):
+        spec = f"{attack}:{','.join(f'{k}={v}' for k, v in {'steps': steps, **own}.items())}" if steps else attack
+        return record(right, attack=spec, backwards=backwards, eot=eot, **DECLARED | {"settings": {"attack": {"steps": steps, **own}}})
+
+    few, many = run(30, 10, 10.0, loss="ce"), run(100, 100, 8.0, loss="ce")  # dropped images cost nothing more
+    (line,) = find([few, many])
+    assert line.startswith("fewer steps beat more: median, apgd:steps=10,loss=ce, adaptive declared leaves 15.0 %")
+    assert find([few, run(100, 19, 19.0, loss="ce")]) == []  # nearly as many
+    assert find([run(30, 100, 8.0, loss="ce"), run(100, 100, 300.0, loss="dlr-targeted")]) == []  # healthy: a strong one drops, another loss
+    assert find([few, run(100, 100, 900.0, loss="dlr-targeted")]) == []
+    assert find([few, run(100, 100, 2000.0, eot=20, loss="ce")]) == []
+    assert find([run(30, 10, 10.0), run(100, 100, 100.0, attack="pgd")]) == []
+    assert find([run(30, 0, 1.0, attack="fgsm"), run(100, 100, 100.0, attack="pgd", step=0.001)]) == []  # who sets the step may set it badly
+
+
 def test_accuracy_that_grows_with_eps_is_told():
     series = [record(k, eps=e, eps_text=str(e), **DECLARED) for e, k in ((0.3, 90), (0.1, 100), (0.2, 20))]
     (line,) = find(series)

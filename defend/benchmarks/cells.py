@@ -138,9 +138,16 @@ def _views(row: _Row, attack: Attack, text: str) -> tuple[list[_View], list[str]
 def _at_level(row: _Row, attack: Attack, text: str, level: str, gradients: Sequence[str]) -> tuple[list[_View], list[str]]:
     """Without those that the attack cannot do against the pipeline that it meets there."""
     views, notes = _ways(row, attack, text, level, gradients)
-    refused = {v: why for v in views if (why := attack.unsupported(_stochastic(row, v), row.parts.data.classes))}
+    refused = {v: why for v in views if (why := _refused(attack, _stochastic(row, v), row.parts.data.classes))}
     notes += [f"skipped {text} at {v.knowledge} for {v.surrogate or row.defense}: {why}" for v, why in refused.items()]
     return [v for v in views if v not in refused], list(dict.fromkeys(notes))
+
+
+def _refused(attack: Attack, stochastic: bool, classes: int) -> str:
+    """Why it is not run; nothing where it is."""
+    if stochastic and attack.card.stops_early:  # what one draw of the attacker's breaks, the draws that score may not
+        return "it stops at an image's first success, which before a stochastic purifier is one lucky draw, and flatters it"
+    return attack.unsupported(stochastic, classes)
 
 
 def _stochastic(row: _Row, view: _View) -> bool:
