@@ -38,7 +38,7 @@ class Plan:
         rivals = self.rival * (2 + bool(self.images)) + 80 * pipelines
         rest = 100 + 40 * (self.some + self.active) / self.n
         blind = 2 * self.blind_pairs * self.blind_steps + self.queries * (self.draws if self.eot > 1 else 1)
-        scoring = (self.draws + 10 if self.eot > 1 else 1) * (20 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
+        scoring = (self.draws + 10 if self.eot > 1 else 1) * (30 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
         return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (blind + scoring)
 
 

@@ -153,14 +153,16 @@ def _noise(scene: Scene) -> Iterator[Attempt]:
 
 
 def _pictures(scene: Scene, best: Best) -> Seen:
-    """The declared gradient's best and the oblivious images, rounded: against the same, unrounded."""
+    """The images of every declared and oblivious attack, rounded: against the same, unrounded.
+
+    Of every attack, not the best alone: what one left standing, rounded, another may break, and the last of equals hides the others.
+    """
     if 100 * best.accuracy < THRESHOLDS["gap"].value:
         return contest(scene, best, list)
     whole = best.copy()
     for attempt in _oblivious(scene):
         whole.run(attempt)
-    made = [whole.x_adv.__getitem__, *_oblivious(scene)]
-    return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a(rows), scene.x[rows], scene.eps) for a in made], "the same, unrounded,")  # type: ignore[misc]
+    return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a[rows], scene.x[rows], scene.eps) for a in whole.made], "the same, unrounded,")  # type: ignore[misc]
 
 
 def _drift(scene: Scene, declared: Declared) -> Seen:
