@@ -10,7 +10,7 @@ import torch
 from audit_toys import Blinking, FewCopies, Lottery, Neighbourly, RightAtFirst, Shy, Tiring, Undefined, digits, hidden, honest, look, network, small
 
 import defend
-from defend.benchmarks.audit import active, blind, rivals
+from defend.benchmarks.audit import active, rivals, spsa
 from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked
 from defend.benchmarks.audit.plan import plan_of
@@ -66,8 +66,8 @@ def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
     rows, features = scene.all, active.Features(scene.network)
 
     def run():
-        noise = scene.root.fork("blind")
-        found = blind.blind(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
+        noise = scene.root.fork("spsa")
+        found = spsa.spsa(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
         return found, active._at(scene, features, rows, "inner", 5, 0.9, corners=False)
 
     whole, purified = run(), type(scene.purifier).purified

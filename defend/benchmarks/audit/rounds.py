@@ -95,7 +95,9 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
         yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: str = "") -> Seen:
+def contest(
+    scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: Callable[[], str] = str
+) -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
     They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
@@ -110,14 +112,14 @@ def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]],
     won = float((declared.score[left] - first.score).sum()) / n
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
         _keep(scene, np.where(left, _placed(left, first.score), declared.score))
-        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent, value=won, gap=won, p=1.0)
+        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent(), value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():
         other[~left] = _worst(scene, ~left, attempts).score
     _keep(scene, other)
     gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
-    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent}"
+    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent()}"
     return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
 
 
