@@ -1,135 +1,23 @@
 """Each check of the audit has a purifier that it must catch and an honest one that it must pass."""
 
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
 
 import masked
 import numpy as np
 import pytest
 import torch
+from audit_toys import Blinking, FewCopies, Lottery, Neighbourly, RightAtFirst, Shy, Tiring, Undefined, digits, hidden, honest, look, network, small
 
 import defend
-from defend import Purifier, straight_through
-from defend.benchmarks.audit import active, blind, rivals, state
+from defend.benchmarks.audit import active, rivals, spsa
 from defend.benchmarks.audit.declared import attack_declared
-from defend.benchmarks.audit.model import checked, settle
+from defend.benchmarks.audit.model import checked
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.rounds import Best
 from defend.benchmarks.audit.run import rules_of
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
-
-EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
-
-
-class RightAtFirst(Purifier):
-    """Shows the way at the clean image alone."""
-
-    card = masked.card("surrogate")
-
-    def purify(self, x, noise):
-        return x.clone()
-
-    def surrogate(self, x, noise):
-        picture = ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
-        return torch.where(picture, x, -x)
-
-
-class Neighbourly(Purifier):
-    """Subtracts a tenth of the batch's mean."""
-
-    card = EXACT
-
-    def purify(self, x, noise):
-        return (x - 0.1 * x.mean(0, keepdim=True)).clamp(0, 1)
-
-
-class Blinking(Purifier):
-    """Every other call is blank."""
-
-    card = APPROXIMATE
-
-    def validate(self):
-        self.calls = 0
-
-    def purify(self, x, noise):
-        self.calls += 1
-        return x * (self.calls % 2)
-
-
-class Tiring(Purifier):
-    """Another image after two calls."""
-
-    card = EXACT
-
-    def validate(self):
-        self.calls = 0
-
-    def purify(self, x, noise):
-        self.calls += 1
-        return x if self.calls <= 2 else x.flip(-1)
-
-
-class Lottery(Purifier):
-    """Each draw shows the slope of one pixel in twenty: over many steps all are seen, with the noise frozen hardly any."""
-
-    card = masked.card("approximate", stochastic=True)
-
-    def purify(self, x, noise):
-        return torch.where(noise.uniform(x) < 0.95, x.detach(), x)
-
-
-class FewCopies(Purifier):
-    """One copy's gradient says little."""
-
-    card = masked.card("surrogate", stochastic=True)
-
-    def purify(self, x, noise):
-        return x + 0 * noise.normal(x)
-
-    def surrogate(self, x, noise):
-        return x * (1 + 8 * noise.normal(x))
-
-
-class Undefined(Purifier):
-    """Its gradient is 0 / 0."""
-
-    card = APPROXIMATE
-
-    def purify(self, x, noise):
-        return straight_through((x - x.detach()).abs().sqrt() + x, x)
-
-
-class Shy(Purifier):
-    """Will not be differentiated."""
-
-    card = EXACT
-
-    def purify(self, x, noise):
-        if x.requires_grad:
-            raise RuntimeError("not while you look")
-        return x
-
-
-def hidden(family, strength):
-    """A masked one of tests/masked.py."""
-    return lambda: masked.make(family, strength, network(), digits().rows("train", 0, 200)[0])
-
-
-def honest(spec):
-    return lambda: defend.load(spec)
-
-
-@cache
-def digits():
-    return defend.load("digits", "dataset")
-
-
-@cache
-def network():
-    return defend.load("convnet", "classifier", dataset="digits").network
-
 
 FALSE = hidden("false exact", 4)
 CASES = {  # check: (what it must catch, what it must pass)
@@ -172,40 +60,14 @@ CASES = {  # check: (what it must catch, what it must pass)
 }
 
 
-def look(name, purifier):
-    """One check alone, on 40 images with few steps."""
-    surrogates = [network_of_another()] if name == "transfer" else []
-    scene, _ = set_stage(
-        purifier, digits(), defend.load("convnet", "classifier", dataset="digits"), "quick", n=40, split="val", eps=None, surrogates=surrogates, seed=0,
-        device="cpu", data_root=None,
-    )  # fmt: skip
-    plan = plan_of("quick", scene.stochastic, 40)
-    small = {"curve": (10, 40), "target_steps": 5, "rival": 20, "queries": 150, "active": 8, "inner": 60, "images": 128, "eot": min(plan.eot, 3), "eot_most": 6}
-    scene.plan = replace(plan, **small)
-    state.remember(scene)
-    rule = next(r for r in rules_of(scene, {})[0] if r.name == name)
-    try:
-        seen = rule.run(scene)
-    except Exception as e:
-        seen = e
-    return settle([checked(rule, seen)])[0]
-
-
-def small(**changes):
-    """A scene of 16 images behind a spec, with few steps."""
-    scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
-    scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
-    return replace(scene, **changes)
-
-
 def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
     """Finite differences and the active test's points: no call sees more images than the purifier takes at once."""
     scene, seen = small(), []
     rows, features = scene.all, active.Features(scene.network)
 
     def run():
-        noise = scene.root.fork("blind")
-        found = blind.blind(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
+        noise = scene.root.fork("spsa")
+        found = spsa.spsa(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
         return found, active._at(scene, features, rows, "inner", 5, 0.9, corners=False)
 
     whole, purified = run(), type(scene.purifier).purified
@@ -274,10 +136,6 @@ def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
         best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
     assert abs(best.accuracy - attacked.mean()) < 0.02
     assert (best.x_adv == 1).double().mean() > 0.9
-
-
-def network_of_another():
-    return defend.load("none"), defend.load("convnet", "classifier", dataset="digits")
 
 
 def test_every_check_has_a_case():

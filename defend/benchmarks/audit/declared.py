@@ -25,7 +25,8 @@ class Declared:
 
     @property
     def converged(self) -> bool:
-        return _fell(self.curve) <= THRESHOLDS["converged"].value
+        """A bound under zero says nothing: where nothing is left, nothing more can fall."""
+        return self.best.accuracy == 0 or _fell(self.curve) <= THRESHOLDS["converged"].value
 
     @property
     def text(self) -> str:

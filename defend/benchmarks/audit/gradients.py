@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from defend.benchmarks.audit.blind import WIDTH
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, Rule, Seen
 from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.spsa import WIDTH
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
 from defend.losses import excess

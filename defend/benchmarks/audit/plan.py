@@ -20,8 +20,8 @@ class Plan:
     target_steps: int
     rival: int  # steps of every other gradient
     queries: int  # of Square
-    blind_steps: int  # of the attack by finite differences
-    blind_pairs: int
+    spsa_steps: int  # of the attack by finite differences
+    spsa_pairs: int
     noises: int  # draws of random signs
     eot: int  # copies for a gradient; 1 where the purifier is deterministic
     eot_most: int  # doubled up to this
@@ -35,29 +35,29 @@ class Plan:
         """(gradients, forwards) if no attack breaks anything: the most that it can take. The fit of the learned gradient is not in it."""
         declared = sum(self.curve) + 40 + self.targets * self.target_steps + 40
         doubled = 40 * (2 * self.eot_most if self.eot > 1 else 0)
-        rivals = self.rival * (2 + bool(self.images)) + 80 * pipelines
+        rivals = self.rival * (2 + bool(self.images)) + 160 * pipelines
         rest = 100 + 40 * (self.some + self.active) / self.n
-        blind = 2 * self.blind_pairs * self.blind_steps + self.queries * (self.draws if self.eot > 1 else 1)
-        scoring = (self.draws + 10 if self.eot > 1 else 1) * (20 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
-        return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (blind + scoring)
+        spsa = 2 * self.spsa_pairs * self.spsa_steps + self.queries * (self.draws if self.eot > 1 else 1)
+        scoring = (self.draws + 10 if self.eot > 1 else 1) * (30 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
+        return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (spsa + scoring)
 
 
 _QUICK = Plan(
-    n=100, curve=(10, 40, 100), sure=40, targets=3, target_steps=20, rival=40, queries=300, blind_steps=8, blind_pairs=16, noises=10,
+    n=100, curve=(10, 40, 100), sure=40, targets=3, target_steps=20, rival=40, queries=300, spsa_steps=8, spsa_pairs=16, noises=10,
     eot=1, eot_most=1, draws=1, some=32, inner=100, active=12, images=0,
 )  # fmt: skip
 _STANDARD = Plan(
-    n=256, curve=(10, 40, 100, 400), sure=40, targets=3, target_steps=50, rival=100, queries=1000, blind_steps=15, blind_pairs=20, noises=20,
+    n=256, curve=(10, 40, 100, 400), sure=40, targets=3, target_steps=50, rival=100, queries=1000, spsa_steps=15, spsa_pairs=20, noises=20,
     eot=1, eot_most=1, draws=1, some=64, inner=200, active=32, images=2000,
 )  # fmt: skip
 _THOROUGH = Plan(
-    n=1000, curve=(10, 40, 100, 400), sure=100, targets=9, target_steps=100, rival=200, queries=5000, blind_steps=40, blind_pairs=30, noises=50,
+    n=1000, curve=(10, 40, 100, 400), sure=100, targets=9, target_steps=100, rival=200, queries=5000, spsa_steps=40, spsa_pairs=30, noises=50,
     eot=1, eot_most=1, draws=1, some=256, inner=999, active=128, images=10000,
 )  # fmt: skip
 _PLANS = {"quick": _QUICK, "standard": _STANDARD, "thorough": _THOROUGH}
 _STOCHASTIC = {  # each step costs `eot` gradients, and each outcome `draws` forwards
-    "quick": replace(_QUICK, n=64, curve=(10, 40), targets=1, target_steps=10, rival=20, queries=30, blind_steps=5, eot=5, eot_most=10, draws=10),
-    "standard": replace(_STANDARD, n=160, curve=(10, 40, 100), targets=1, target_steps=20, rival=40, queries=100, blind_steps=8, eot=10, eot_most=40, draws=20),
+    "quick": replace(_QUICK, n=64, curve=(10, 40), targets=1, target_steps=10, rival=20, queries=30, spsa_steps=5, eot=5, eot_most=10, draws=10),
+    "standard": replace(_STANDARD, n=160, curve=(10, 40, 100), targets=1, target_steps=20, rival=40, queries=100, spsa_steps=8, eot=10, eot_most=40, draws=20),
     "thorough": replace(_THOROUGH, n=500, curve=(10, 40, 200), targets=3, target_steps=40, queries=1000, eot=20, eot_most=80, draws=20),
 }
 

@@ -7,26 +7,29 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from defend.benchmarks.audit.blind import blind
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, NotTried, Rule, Seen
 from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
-from defend.benchmarks.audit.scene import Scene
+from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.spsa import spsa
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.imitation import imitation, undefended
-from defend.purifier import identity
+from defend.losses import excess
+from defend.norms import random_start
+from defend.purifier import Backward, Purifier, identity
 from defend.training.imitate import imitator
 from defend.training.perturb import random_signs
 
 _THRESHOLD = f">= {THRESHOLDS['gap'].value:g} points more, significant at {THRESHOLDS['alpha'].value:g} after Holm"
 _ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
 _CARLINI = "Carlini et al., arXiv:1902.06705, section 5"
+Way = tuple[Purifier, nn.Module, Backward | None]  # a pipeline, and the gradient it is attacked through
 BARE = ("pgd:steps=40", "apgd:loss=ce,steps=40")  # on another pipeline: nothing is dropped there
 
 
 def rules(declared: Callable[[], Declared]) -> list[Rule]:
     def against(attempts: Callable[[Scene], Iterator[Attempt]]) -> Callable[[Scene], Seen]:
-        return lambda s: contest(s, declared().best, lambda: attempts(s), spent=_queries(s, attempts))
+        return lambda s: contest(s, declared().best, lambda: attempts(s), spent=lambda: _queries(s, attempts))
 
     table = {
         "identity gradient": (
@@ -39,8 +42,8 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
             "Report the learned gradient beside it: the declared one points elsewhere",
         ),
         "finite differences": (
-            "Does an attack whose gradient is measured by finite differences break more?", _blind,
-            "Ilyas et al., arXiv:1804.08598, section 2.1; " + _ATHALYE,
+            "Does an attack whose gradient is measured by finite differences break more?", _spsa,
+            "SPSA: Uesato et al., arXiv:1802.05666; " + _ATHALYE,
             "The declared gradient is not the slope of what is scored: mend it",
         ),
         "Square": (
@@ -76,12 +79,14 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
 
 
 def _queries(scene: Scene, attempts: Callable[[Scene], Iterator[Attempt]]) -> str:
-    """What an attack without gradients was allowed: of a stochastic purifier far fewer steps, each over several draws."""
+    """How it was run, where that needs saying: an attack without gradients has far fewer steps before a stochastic purifier, each over several draws."""
     plan, draws = scene.plan, 2 * scene.plan.eot if scene.stochastic else 1  # Square measures incumbent and candidate anew
     if attempts is _square:
         return f", in {plan.queries} steps, {draws * plan.queries} queries an image"
-    if attempts is _blind:
-        return f", in {plan.blind_steps} steps, {2 * plan.blind_pairs * plan.blind_steps} queries an image"
+    if attempts is _transfer and any(len(_ways(scene, *pipeline)) > 1 for pipeline in scene.surrogates):
+        return ", past a surrogate's purifier too: its own gradient is zero"
+    if attempts is _spsa:
+        return f", in {plan.spsa_steps} steps, {2 * plan.spsa_pairs * plan.spsa_steps} queries an image"
     return ""
 
 
@@ -113,10 +118,10 @@ def _imitation(scene: Scene) -> tuple[nn.Module, float]:
     return imitator(scene.purifier, images, labels, scene.network, scene.seed, eps=scene.eps)
 
 
-def _blind(scene: Scene) -> Iterator[Attempt]:
+def _spsa(scene: Scene) -> Iterator[Attempt]:
     def attempt(rows: Tensor) -> Tensor:
-        noise = scene.root.take(rows).fork("blind")
-        return blind(scene.target(rows, fork="blind"), scene.x[rows], scene.y[rows], scene.eps, noise, scene.plan.blind_steps, scene.plan.blind_pairs)
+        noise = scene.root.take(rows).fork("spsa")
+        return spsa(scene.target(rows, fork="spsa"), scene.x[rows], scene.y[rows], scene.eps, noise, scene.plan.spsa_steps, scene.plan.spsa_pairs)
 
     yield attempt
 
@@ -133,8 +138,25 @@ def _oblivious(scene: Scene) -> Iterator[Attempt]:
 def _transfer(scene: Scene) -> Iterator[Attempt]:
     if not scene.surrogates:
         raise NotTried(scene.no_surrogate)
-    pairs = [(spec, pipeline) for pipeline in scene.surrogates for spec in BARE]
-    return iter([lambda rows, s=spec, p=pipeline: scene.attack(s, scene.elsewhere(rows, *p), rows) for spec, pipeline in pairs])
+    ways = [way for pipeline in scene.surrogates for way in _ways(scene, *pipeline)]
+    if not ways:
+        raise NotTried("zero gradient: that of the other pipeline, and past its purifier too")
+    return iter([lambda rows, s=spec, w=way: scene.attack(s, scene.elsewhere(rows, *w), rows) for way in ways for spec in BARE])
+
+
+def _ways(scene: Scene, purifier: Purifier, network: nn.Module) -> list[Way]:
+    """Through the surrogate's own gradient, and past its purifier where that is zero for most: a liar's copy lies too."""
+    ways: list[Way] = [(purifier, network, None), (purifier, network, identity)]
+    if _alive(scene, ways[0]):
+        return ways[:1]
+    return ways if _alive(scene, ways[1]) else []
+
+
+def _alive(scene: Scene, way: Way) -> bool:
+    """Has at least half of the images a gradient there?"""
+    x, y = random_start(scene.x[scene.some], scene.eps, NORM, scene.root.take(scene.some).fork("points")), scene.y[scene.some]
+    slope = scene.elsewhere(scene.some, *way).gradient(x, y, excess)[0].flatten(1)
+    return bool((slope.abs().amax(1) > 0).double().mean() >= 0.5)
 
 
 def _one_step(scene: Scene) -> Iterator[Attempt]:
@@ -153,13 +175,16 @@ def _noise(scene: Scene) -> Iterator[Attempt]:
 
 
 def _pictures(scene: Scene, best: Best) -> Seen:
-    """The declared gradient's best and the oblivious images, rounded: against the same, unrounded."""
+    """The images of every declared and oblivious attack, rounded: against the same, unrounded.
+
+    Of every attack, not the best alone: what one left standing, rounded, another may break, and the last of equals hides the others.
+    """
     if 100 * best.accuracy < THRESHOLDS["gap"].value:
         return contest(scene, best, list)
     whole = best.copy()
     for attempt in _oblivious(scene):
         whole.run(attempt)
-    made = [whole.x_adv.__getitem__, *_oblivious(scene)]
+    made = [*(a.__getitem__ for a in best.made), *_oblivious(scene)]  # what is oblivious also where the declared gradient's images fell
     return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a(rows), scene.x[rows], scene.eps) for a in made], "the same, unrounded,")  # type: ignore[misc]
 
 

@@ -38,8 +38,9 @@ class Best:
     """
 
     def __init__(self, scene: Scene, rows: Tensor, images: bool = True) -> None:
-        """images=False: of a stochastic purifier keeps outcomes alone, and x_adv stays clean."""
+        """images=False: keeps no images of single attempts; of a stochastic purifier outcomes alone, and x_adv stays clean."""
         self.scene, self.rows, self.images, self.x_adv = scene, rows, images, scene.x[rows].clone()
+        self.made: list[Tensor] = []  # the images of each attempt; where it was not run, those that broke the image
         self._tried = [_Tried(scene, self.x_adv, rows, images)]
         self.score = self._tried[0].score.mean(1)
 
@@ -57,8 +58,10 @@ class Best:
         if self.scene.stochastic:
             self._tried.append(_Tried(self.scene, x_adv, self.rows, self.images))
             self._choose()
+            self.made += [x_adv] * self.images
         else:  # of equals the last is kept: where nothing succeeds, an attempt and not the clean image
             self.x_adv[at], self.score[at.cpu().numpy()] = x_adv, self.scene.right(x_adv, self.rows[at], "score", 1)
+            self.made += [self.x_adv.clone()] * self.images
 
     def _choose(self) -> None:
         """`worst` reads `score` off whatever it has chosen: here the number of the attempt."""
@@ -78,7 +81,7 @@ class Best:
 
     def copy(self) -> Best:
         new = copy.copy(self)
-        new.x_adv, new.score, new._tried = self.x_adv.clone(), self.score.copy(), [*self._tried]
+        new.x_adv, new.score, new._tried, new.made = self.x_adv.clone(), self.score.copy(), [*self._tried], [*self.made]
         return new
 
     @property
@@ -92,7 +95,9 @@ def through(scene: Scene, specs: Sequence[str], backward: Backward | None = None
         yield lambda rows, s=spec: scene.attack(s, scene.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: str = "") -> Seen:
+def contest(
+    scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]], named: str = "the declared gradient's best", spent: Callable[[], str] = str
+) -> Seen:
     """Do these attacks together break more images than the declared gradient's best?
 
     They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
@@ -107,14 +112,14 @@ def contest(scene: Scene, declared: Best, make: Callable[[], Iterable[Attempt]],
     won = float((declared.score[left] - first.score).sum()) / n
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
         _keep(scene, np.where(left, _placed(left, first.score), declared.score))
-        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent, value=won, gap=won, p=1.0)
+        return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent(), value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():
         other[~left] = _worst(scene, ~left, attempts).score
     _keep(scene, other)
     gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
-    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent}"
+    measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent()}"
     return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
 
 

@@ -13,9 +13,12 @@ import torch
 from defend.benchmarks.audit import active, declared, gradients, indicators, rivals, state
 from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, settle, verdict_of
 from defend.benchmarks.audit.scene import Scene
-from defend.benchmarks.audit.stage import Pipeline, set_stage
+from defend.benchmarks.audit.stage import LAYOUT, PRECISION, Pipeline, set_stage
+from defend.benchmarks.crew import threads_settled
+from defend.benchmarks.units import Frame
 from defend.classifier import Classifier
 from defend.dataset import Dataset
+from defend.load import pick_device
 from defend.losses import cross_entropy
 from defend.purifier import Purifier
 
@@ -41,12 +44,18 @@ def audit(
     classifier). n: images, by default the budget's. progress: the estimate of the time, and each check, on stderr. Raises DefendError for
     what the caller can mend; a check that fails or cannot run is a row of the report.
     """
+    given = {"n": n, "split": split, "eps": eps, "surrogates": surrogates, "seed": seed, "data_root": data_root}
+    where = pick_device(device)
+    with threads_settled(Frame(precision=PRECISION, layout=LAYOUT, threads=1, device=where.type)):  # as a worker of the bench
+        return _audit(spec, dataset, classifier, budget, _teller(progress), {**given, "device": str(where)})
+
+
+def _audit(
+    spec: str | Purifier, dataset: str | Dataset, classifier: str | Classifier, budget: str, tell: Callable[[str], None], given: dict[str, Any]
+) -> Report:
     began = time.perf_counter()
-    scene, about = set_stage(
-        spec, dataset, classifier, budget, n=n, split=split, eps=eps, surrogates=surrogates, seed=seed, device=device, data_root=data_root
-    )  # fmt: skip
-    tell = _teller(progress)
-    tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {split}, eps {scene.eps:.6g}")
+    scene, about = set_stage(spec, dataset, classifier, budget, **given)
+    tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {about['split']}, eps {scene.eps:.6g}")
     tell(f"at most about {minutes(estimate(scene))}, if no attack breaks anything; the fit of the learned gradient comes on top")
     checks, found = _checks(scene, tell)
     verdict, reasons = verdict_of(checks)

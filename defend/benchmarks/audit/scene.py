@@ -74,9 +74,9 @@ class Scene:
         """The audited pipeline, through the declared gradient where `backward` gives no other."""
         return Target(self.network, self.purifier, self.root.take(rows).fork(fork), backward, eot or self.plan.eot, scored=True)
 
-    def elsewhere(self, rows: Tensor, purifier: Purifier, network: nn.Module) -> Target:
+    def elsewhere(self, rows: Tensor, purifier: Purifier, network: nn.Module, backward: Backward | None = None) -> Target:
         """Another pipeline, from which images are only transferred: none may be dropped."""
-        return Target(network, purifier, self.root.take(rows).fork("attack"), eot=max(self.plan.eot, 5 if purifier.card.stochastic else 1))
+        return Target(network, purifier, self.root.take(rows).fork("attack"), backward, eot=max(self.plan.eot, 5 if purifier.card.stochastic else 1))
 
     def attack(self, spec: str, target: Target, rows: Tensor, eps: float | None = None) -> Tensor:
         """x_adv of these rows, inside the ball: checked. Raises BrokenAttack."""

@@ -27,6 +27,7 @@ from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
+PRECISION, LAYOUT = "float32", "contiguous"  # the bench's defaults: what is given by a spec is run as there
 Pipeline = Classifier | tuple[Purifier, Classifier]
 
 
@@ -74,6 +75,7 @@ def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     found = load(what, kind, dataset_name(data), device) if isinstance(what, str) else what
     if isinstance(what, str):
         check_trained(found, what)
+        found.run_as(PRECISION, LAYOUT)
     else:
         found.move(device)
     if kind == "defense":

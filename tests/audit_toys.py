@@ -1,0 +1,157 @@
+"""Toys that the tests of the audit share: purifiers that mislead in one way each, a scene of few images, and one check alone."""
+
+from dataclasses import replace
+from functools import cache
+
+import masked
+import torch
+
+import defend
+from defend import Purifier, straight_through
+from defend.benchmarks.audit import state
+from defend.benchmarks.audit.model import checked, settle
+from defend.benchmarks.audit.plan import plan_of
+from defend.benchmarks.audit.run import rules_of
+from defend.benchmarks.audit.stage import set_stage
+
+EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
+
+
+class RightAtFirst(Purifier):
+    """Shows the way at the clean image alone."""
+
+    card = masked.card("surrogate")
+
+    def purify(self, x, noise):
+        return x.clone()
+
+    def surrogate(self, x, noise):
+        picture = ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
+        return torch.where(picture, x, -x)
+
+
+class Neighbourly(Purifier):
+    """Subtracts a tenth of the batch's mean."""
+
+    card = EXACT
+
+    def purify(self, x, noise):
+        return (x - 0.1 * x.mean(0, keepdim=True)).clamp(0, 1)
+
+
+class Blinking(Purifier):
+    """Every other call is blank."""
+
+    card = APPROXIMATE
+
+    def validate(self):
+        self.calls = 0
+
+    def purify(self, x, noise):
+        self.calls += 1
+        return x * (self.calls % 2)
+
+
+class Tiring(Purifier):
+    """Another image after two calls."""
+
+    card = EXACT
+
+    def validate(self):
+        self.calls = 0
+
+    def purify(self, x, noise):
+        self.calls += 1
+        return x if self.calls <= 2 else x.flip(-1)
+
+
+class Lottery(Purifier):
+    """Each draw shows the slope of one pixel in twenty: over many steps all are seen, with the noise frozen hardly any."""
+
+    card = masked.card("approximate", stochastic=True)
+
+    def purify(self, x, noise):
+        return torch.where(noise.uniform(x) < 0.95, x.detach(), x)
+
+
+class FewCopies(Purifier):
+    """One copy's gradient says little."""
+
+    card = masked.card("surrogate", stochastic=True)
+
+    def purify(self, x, noise):
+        return x + 0 * noise.normal(x)
+
+    def surrogate(self, x, noise):
+        return x * (1 + 8 * noise.normal(x))
+
+
+class Undefined(Purifier):
+    """Its gradient is 0 / 0."""
+
+    card = APPROXIMATE
+
+    def purify(self, x, noise):
+        return straight_through((x - x.detach()).abs().sqrt() + x, x)
+
+
+class Shy(Purifier):
+    """Will not be differentiated."""
+
+    card = EXACT
+
+    def purify(self, x, noise):
+        if x.requires_grad:
+            raise RuntimeError("not while you look")
+        return x
+
+
+def hidden(family, strength):
+    """A masked one of tests/masked.py."""
+    return lambda: masked.make(family, strength, network(), digits().rows("train", 0, 200)[0])
+
+
+def honest(spec):
+    return lambda: defend.load(spec)
+
+
+@cache
+def digits():
+    return defend.load("digits", "dataset")
+
+
+@cache
+def network():
+    return defend.load("convnet", "classifier", dataset="digits").network
+
+
+def network_of_another():
+    return defend.load("none"), defend.load("convnet", "classifier", dataset="digits")
+
+
+def scene_of(purifier, surrogates=()):
+    """40 images of digits before the convnet."""
+    net = defend.load("convnet", "classifier", dataset="digits")
+    return set_stage(purifier, digits(), net, "quick", n=40, split="val", eps=None, surrogates=surrogates, seed=0, device="cpu", data_root=None)[0]
+
+
+def look(name, purifier, surrogates=None):
+    """One check alone, on 40 images with few steps."""
+    scene = scene_of(purifier, surrogates or ([network_of_another()] if name == "transfer" else []))
+    plan = plan_of("quick", scene.stochastic, 40)
+    small = {"curve": (10, 40), "target_steps": 5, "rival": 20, "queries": 150, "active": 8, "inner": 60, "images": 128, "eot": min(plan.eot, 3), "eot_most": 6}
+    scene.plan = replace(plan, **small)
+    state.remember(scene)
+    rule = next(r for r in rules_of(scene, {})[0] if r.name == name)
+    try:
+        seen = rule.run(scene)
+    except Exception as e:
+        seen = e
+    return settle([checked(rule, seen)])[0]
+
+
+def small(**changes):
+    """A scene of 16 images behind a spec, with few steps."""
+    scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
+    scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
+    return replace(scene, **changes)
