@@ -95,6 +95,38 @@ class Undefined(Purifier):
         return straight_through((x - x.detach()).abs().sqrt() + x, x)
 
 
+class Rough(Purifier):
+    """Adds one of fifty patterns, as the last digits of its sum say: no slope holds for long."""
+
+    card = EXACT
+
+    def purify(self, x, noise):
+        which = (x.detach().double().sum((1, 2, 3)) * 1e5).floor().long() % 50
+        return torch.cat([masked._patterned(x[i : i + 1], 0.2, int(k)) for i, k in enumerate(which)])
+
+
+class Startled(Purifier):
+    """Turns the image around for whoever asks for a gradient."""
+
+    card = APPROXIMATE
+
+    def purify(self, x, noise):
+        return x.flip(-1) if x.requires_grad else x.clone()
+
+
+class Wavering(Purifier):
+    """Blank at one call in eight, and without a gradient, so that nothing else breaks an image."""
+
+    card = APPROXIMATE
+
+    def validate(self):
+        self.calls = 0
+
+    def purify(self, x, noise):
+        self.calls += 1
+        return x.detach() * (self.calls % 8 != 4)
+
+
 class Shy(Purifier):
     """Will not be differentiated."""
 

@@ -1,13 +1,32 @@
 """Each check of the audit has a purifier that it must catch and an honest one that it must pass."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import masked
 import numpy as np
 import pytest
 import torch
-from audit_toys import Blinking, FewCopies, Lottery, Neighbourly, RightAtFirst, Shy, Tiring, Undefined, digits, hidden, honest, look, network, small
+from audit_toys import (
+    Blinking,
+    FewCopies,
+    Lottery,
+    Neighbourly,
+    RightAtFirst,
+    Rough,
+    Shy,
+    Startled,
+    Tiring,
+    Undefined,
+    Wavering,
+    digits,
+    hidden,
+    honest,
+    look,
+    network,
+    small,
+)
 
 import defend
 from defend.benchmarks.audit import active, rivals, spsa
@@ -19,44 +38,44 @@ from defend.benchmarks.audit.run import rules_of
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
 
-FALSE = hidden("false exact", 4)
+DETACHED, SOFT = hidden("detached", 1.0), partial(masked.Blur, weight=0.5)  # no gradient at all; an honest one
 CASES = {  # check: (what it must catch, what it must pass)
-    "declared gradient": (Shy, masked.Blur),
-    "more steps": (hidden("wrong surrogate", 0.9), honest("none")),
+    "declared gradient": (Shy, SOFT),
+    "more steps": (hidden("test-time optimisation", 0.2), honest("none")),
     "more copies": (FewCopies, honest("gaussian:sigma=0.02")),
-    "identity gradient": (FALSE, masked.Blur),
-    "learned gradient": (FALSE, masked.Blur),
-    "finite differences": (FALSE, masked.Blur),
-    "Square": (FALSE, honest("bitdepth:bits=4")),
-    "oblivious": (hidden("test-time optimisation", 0.2), masked.Blur),
-    "transfer": (FALSE, masked.Blur),
-    "one step": (RightAtFirst, masked.Blur),
-    "random noise": (hidden("false exact", 2), honest("bitdepth:bits=2")),
-    "8-bit images": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=3")),
-    "8-bit drift": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=3")),
+    "identity gradient": (DETACHED, SOFT),
+    "learned gradient": (DETACHED, SOFT),
+    "finite differences": (DETACHED, SOFT),
+    "Square": (DETACHED, honest("bitdepth:bits=4")),
+    "oblivious": (hidden("test-time optimisation", 0.2), SOFT),
+    "transfer": (DETACHED, SOFT),
+    "one step": (RightAtFirst, SOFT),
+    "random noise": (DETACHED, honest("bitdepth:bits=2")),
+    "8-bit images": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=4")),
+    "8-bit drift": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=4")),
     "unbounded attack": (hidden("detached", 0.95), honest("bitdepth:bits=2")),
-    "finite gradient": (Undefined, masked.Blur),
-    "zero gradient": (FALSE, honest("bitdepth:bits=2")),
-    "dead pixels": (hidden("detached", 0.8), masked.Blur),
-    "size of the gradient": (hidden("exploding", 20), masked.Blur),
-    "noisy gradient": (hidden("noise without EOT", 0.2), masked.Blur),
-    "slope": (hidden("wrong surrogate", 1.0), honest("bitdepth:bits=3")),
+    "finite gradient": (Undefined, SOFT),
+    "zero gradient": (DETACHED, honest("bitdepth:bits=2")),
+    "dead pixels": (hidden("detached", 0.8), SOFT),
+    "size of the gradient": (hidden("exploding", 20), SOFT),
+    "noisy gradient": (hidden("noise without EOT", 0.2), SOFT),
+    "slope": (RightAtFirst, honest("bitdepth:bits=4")),
     "frozen noise": (Lottery, honest("gaussian:sigma=0.05")),
-    "indicator 1": (FALSE, masked.Blur),
-    "indicator 2": (hidden("hash", 0.2), masked.Blur),
-    "indicator 3": (hidden("watched", 0.7), masked.Blur),
-    "indicator 4": (hidden("trembling", 50), masked.Blur),
-    "indicator 5": (hidden("noise without EOT", 0.2), masked.Blur),
-    "indicator 6": (hidden("detached", 0.95), masked.Blur),
+    "indicator 1": (DETACHED, SOFT),
+    "indicator 2": (Rough, SOFT),
+    "indicator 3": (Wavering, SOFT),
+    "indicator 4": (hidden("test-time optimisation", 0.2), SOFT),
+    "indicator 5": (hidden("noise without EOT", 0.2), SOFT),
+    "indicator 6": (hidden("detached", 0.95), SOFT),
     "AutoAttack's flags": (hidden("noise without EOT", 0.2), honest("bitdepth:bits=4")),
-    "active test": (hidden("detached", 0.95), masked.Blur),
-    "five forwards": (hidden("noise without EOT", 0.1), honest("gaussian:sigma=0.1")),
-    "a millionth": (hidden("hash", 0.1), honest("bitdepth:bits=2")),
-    "company": (Neighbourly, honest("gaussian:sigma=0.1")),
-    "watched": (hidden("watched", 0.5), honest("bitdepth:bits=2")),
+    "active test": (hidden("detached", 0.95), SOFT),
+    "five forwards": (hidden("noise without EOT", 0.1), honest("gaussian:sigma=0.2")),
+    "a millionth": (Rough, honest("bitdepth:bits=2")),
+    "company": (Neighbourly, honest("gaussian:sigma=0.2")),
+    "watched": (Startled, honest("bitdepth:bits=2")),
     "before and after": (Tiring, honest("median")),
-    "fresh process": (Tiring, honest("gaussian:sigma=0.1")),
-    "re-keyed noise": (Blinking, honest("gaussian:sigma=0.1")),
+    "fresh process": (Tiring, honest("gaussian:sigma=0.2")),
+    "re-keyed noise": (Blinking, honest("gaussian:sigma=0.2")),
 }
 
 
@@ -148,7 +167,24 @@ def test_every_check_has_a_case():
 @pytest.mark.parametrize("name", CASES)
 def test_it_catches(name):
     seen = look(name, CASES[name][0]())
-    assert seen.verdict == "flag" or seen.turns, seen
+    if name == "declared gradient":  # it fails by not running
+        assert (seen.verdict, seen.turns, seen.measured) == ("not run", True, "could not run: RuntimeError: not while you look")
+    else:
+        assert seen.verdict == "flag", seen
+
+
+def judging():
+    """(kinds of the families that judge, honest ones that judge as (kind, settings))."""
+    honest_ones = [make() for make, half in masked.HONEST.values() if half == 1]
+    return tuple(f.kind for f in masked.FAMILIES.values() if f.half == 1), [(type(p), p.settings) for p in honest_ones]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_case_belongs_to_the_half_that_judges(name):
+    kinds, honest_ones = judging()
+    caught, passed = (make() for make in CASES[name])
+    assert not isinstance(caught, kinds) and not isinstance(passed, kinds)
+    assert (type(passed), passed.settings) not in honest_ones
 
 
 @pytest.mark.parametrize("name", CASES)

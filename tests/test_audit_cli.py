@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import defend
+from defend.benchmarks.stats import holm
 from defend.cli import main
 
 WORDS = ["--dataset", "digits", "--classifier", "convnet", "--budget", "quick", "--split", "val"]
@@ -71,3 +72,11 @@ def test_a_check_that_raises_is_a_row():
     assert report.verdict == "unreliable" and report.about["declared_accuracy"] is None
     assert any(c.measured == "could not run: RuntimeError: pictures only" for c in report.checks)
     json.dumps(report.as_dict(), allow_nan=False)
+
+
+def test_holm_is_in_force_over_all_attacks():
+    """From end to end: what a check shows is corrected over every attack that ran."""
+    report = defend.audit(masked.Detached(strength=1.0), "digits", "convnet", "quick", n=16, split="val")
+    fought = [c for c in report.checks if c.p is not None]
+    assert len(fought) >= 6 and [c.p_holm for c in fought] == pytest.approx(holm([c.p for c in fought]))
+    assert any(c.p_holm > c.p for c in fought) and all(c.turns for c in fought if c.p_holm < 0.05 and c.gap >= 0.02)
