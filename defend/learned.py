@@ -32,6 +32,8 @@ def folded(net: nn.Module, example: torch.Tensor) -> nn.Module:
     The network itself where nothing can be folded, where it cannot be traced, or where the trace gives other logits of `example` or
     another gradient: Python in `forward` may do anything, and a trace forgets custom backwards and what stands under `no_grad`.
     """
+    if not _norms(net):
+        return net
     try:
         made = _fold(fx.symbolic_trace(copy.deepcopy(net)))
         ours, wanted = (_logits_and_slope(m, example) for m in (made, net))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from defend.errors import BadParameter
 
+CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4}  # that a loss compares, by the name that attacks give it
 TINY = 1e-12  # the guard of arXiv:2003.01690; avoids 0 / 0 where the highest logits are equal
 
 
@@ -30,7 +31,7 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Neither shifting nor scaling the logits changes it, so it does not saturate where the cross entropy does.
     """
-    _need(3, logits, "dlr")
+    _need("dlr", logits)
     return dlr_of_any(logits, y)
 
 
@@ -42,7 +43,7 @@ def dlr_of_any(logits: Tensor, y: Tensor) -> Tensor:
 
 def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
     """-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2): arXiv:2003.01690, eq. (7). labels (b, 2): y, t. Raises BadParameter below 4 classes."""
-    _need(4, logits, "dlr-targeted")
+    _need("dlr-targeted", logits)
     top = logits.topk(4, 1).values
     return difference(logits, labels) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + TINY)
 
@@ -53,6 +54,6 @@ def difference(logits: Tensor, labels: Tensor) -> Tensor:
     return pair[:, 1] - pair[:, 0]
 
 
-def _need(classes: int, logits: Tensor, loss: str) -> None:
-    if logits.shape[1] < classes:
-        raise BadParameter(f"loss={loss} compares the {classes} highest logits, and this classifier has {logits.shape[1]} classes: use loss=ce")
+def _need(loss: str, logits: Tensor) -> None:
+    if logits.shape[1] < CLASSES[loss]:
+        raise BadParameter(f"loss={loss} compares the {CLASSES[loss]} highest logits, and this classifier has {logits.shape[1]} classes: use loss=ce")

@@ -129,19 +129,21 @@ def find(kind: str, component: str, weights: str, dataset: str | None, given: Ma
 
 def _auto(entries: Mapping[str, ZooEntry], kind: str, component: str, dataset: str | None, given: Mapping[str, Any]) -> ZooEntry:
     mine = [e for e in entries.values() if (e.kind, e.component) == (kind, component)]
-    hits = [e for e in mine if e.default and dataset in (None, e.dataset) and all(e.fields.get(k, v) == v for k, v in given.items())]
+    here = [e for e in mine if dataset in (None, e.dataset)]
+    fitting = [e for e in here if all(e.fields.get(k, v) == v for k, v in given.items())]
+    hits = [e for e in fitting if e.default]
     if len(hits) == 1:
         return hits[0]
     where = f" on {dataset}" if dataset else ""
     if hits:
         raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write weights=NAME.")
-    here = [e for e in mine if dataset in (None, e.dataset) and not e.surrogate]
-    fields = ",".join(f"{k}={v}" for k, v in given.items())
-    nothing = f"{component}: weights=auto finds nothing trained{where}{', ' * bool(fields)}{fields.replace(',', ', ')}"
-    if alike := [e.name for e in here if all(e.fields.get(k, v) == v for k, v in given.items())]:
+    asked = [f"{k}={v}" for k, v in given.items()]
+    nothing = f"{component}: weights=auto finds nothing trained{', '.join([where, *asked])}"
+    if alike := [e.name for e in fitting if not e.surrogate]:
         raise BadWeights(f"{nothing} that is a default. Write weights=NAME, one of: {', '.join(alike)}.")
-    train = f"Train some with `defend train {kind} {component}{':' * bool(fields)}{fields} --dataset {dataset or 'D'}`, or give weights=PATH."
-    raise BadWeights(f"{nothing}; weights there are{where}: {', '.join(e.name for e in here) or 'none'}. {train}")
+    spec = ":".join([component, ",".join(asked)]) if asked else component
+    train = f"Train some with `defend train {kind} {spec} --dataset {dataset or 'D'}`, or give weights=PATH."
+    raise BadWeights(f"{nothing}; weights there are{where}: {', '.join(e.name for e in here if not e.surrogate) or 'none'}. {train}")
 
 
 def _fits(file: WeightsFile, kind: str, component: str, given: Mapping[str, Any]) -> None:

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from defend.attack import Attack, AttackCard
 from defend.attacks.standing import Rows, likeliest_wrong, while_standing, worst
-from defend.losses import cross_entropy, dlr, dlr_targeted
+from defend.losses import CLASSES, cross_entropy, dlr, dlr_targeted
 from defend.noise import Noise
 from defend.norms import column, norm_of, project, steepest
 from defend.target import Loss, Target
 
-NEEDS = {"ce": 2, "dlr": 3, "dlr-targeted": 4}  # classes
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
 
 
@@ -66,7 +65,7 @@ class APGD(Attack):
         self.require(0 <= self.rho <= 1, "rho", "0 to 1, a share of steps")
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
-        return f"loss={self.loss} needs {NEEDS[self.loss]} classes, and there are {classes}" if classes < NEEDS[self.loss] else ""
+        return f"loss={self.loss} needs {CLASSES[self.loss]} classes, and there are {classes}" if classes < CLASSES[self.loss] else ""
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         labels = self._labels(target, x, y)  # (b, n) or (b, n, 2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from defend.attack import Attack, AttackCard
 from defend.attacks.standing import mean_margin
 from defend.errors import BadParameter
-from defend.losses import margin
+from defend.losses import CLASSES, margin
 from defend.noise import Noise
 from defend.norms import column
 from defend.registry import REGISTRY
@@ -66,8 +66,8 @@ class AutoAttack(Attack):
         """Attacks by a name for their noise, in the published order."""
         ce = self._made("apgd", loss="ce", steps=self.steps)
         if self.version == "rand":
-            return {"apgd-ce": ce} | ({"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)} if classes >= 3 else {})
-        targeted = {"apgd-t": self._made("apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets)} if classes >= 4 else {}
+            return {"apgd-ce": ce} | ({"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)} if classes >= CLASSES["dlr"] else {})
+        targeted = {"apgd-t": self._made("apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets)} if classes >= CLASSES["dlr-targeted"] else {}
         fab = self._made("fab", steps=self.steps, targets=self.targets)
         return {"apgd-ce": ce} | targeted | {"fab-t": fab, "square": self._made("square", queries=self.queries, rescale=False)}
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defend.benchmarks.suite import Eps
+from defend.losses import CLASSES
 
 EOT = 20
-TARGETED_DLR = 4  # classes below which targeted DLR has no denominator: arXiv:2003.01690, equation 7
+TARGETED_DLR = CLASSES["dlr-targeted"]  # classes below which it has no denominator: arXiv:2003.01690, equation 7
 UNBOUNDED = Eps(text="1", value=1.0)  # in L-inf: any image at all
 
 

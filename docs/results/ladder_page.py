@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from defend.benchmarks.controls import is_control
 from defend.benchmarks.records import read_records
 from defend.benchmarks.tables.build import table
-from defend.benchmarks.tables.model import Worst
-from defend.benchmarks.tables.outcomes import Record, purifier_of, section_of
+from defend.benchmarks.tables.model import Worst, claims, percent
+from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.worst import cells_of
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "ladder.md", "<!-- ladder: written by docs/results/ladder_page.py -->", "<!-- /ladder -->"
@@ -37,38 +37,27 @@ def main() -> None:
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
-    """One for each worst case of the run's table; its levels are the lowest of their cells, null controls left out."""
-    records, grouped = read_records(run), {}
-    for r in records:
-        grouped.setdefault(section_of(r), []).append(r)
-    for mine, section in zip(grouped.values(), table(records, [run]).sections, strict=True):
+    """One for each worst case of the run's table; its levels are the lowest of their cells."""
+    records = read_records(run)
+    for section in table(records, [run]).sections:
         for worst in section.worst:
-            yield row(worst, [r for r in mine if matches(r, worst)])
-
-
-def matches(r: Record, worst: Worst) -> bool:
-    same = (r["defense"], purifier_of(r), r["draws"]) == (worst.defense, worst.purifier, worst.draws)
-    return same and abs(r["eps"] - worst.eps) < 1e-9 and not is_control(r["attack"])
+            yield row(worst, cells_of(worst, section, records))
 
 
 def row(worst: Worst, cells: list[Record]) -> dict[str, Any]:
     number, first = worst.number, cells[0]
-    bound = number.bound or any(flag.startswith("unconverged") for flag in number.flags)
     return {
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
         "eps": worst.eps_text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
         **{level: lowest([r for r in cells if r["knowledge"] == level]) for level in LEVELS},
-        "worst": "<= " * bound + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
+        "worst": "<= " * (number.bound or number.unconverged) + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high),
+        "claim": worst.claim,
     }  # fmt: skip
 
 
 def lowest(records: list[Record]) -> str:
     done = [r["robust_accuracy"] for r in records if r["error"] is None]
     return percent(min(done)) if done else ""
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
 
 
 def lines(listed: list[dict[str, Any]]) -> Iterator[str]:
@@ -82,7 +71,7 @@ def lines(listed: list[dict[str, Any]]) -> Iterator[str]:
 
 def line(r: dict[str, Any]) -> str:
     """Bold where it may be claimed, and nowhere else."""
-    mark = "" if r["claim"].startswith("no claim") else "**"
+    mark = "**" * claims(r["claim"])
     numbers = " | ".join(r[key] for key in ("clean", *LEVELS))
     return f"| `{r['defense']}` | {numbers} | {mark}{r['worst']}{mark} ({r['low']} to {r['high']}) | {r['trained_on']} | {r['claim']} |"
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from defend.benchmarks.units import Frame
+from defend.benchmarks.audit.scene import frame
 from defend.benchmarks.worker import settle
 from defend.load import load
 from defend.noise import Noise
@@ -38,7 +38,7 @@ def main() -> None:
     given = load_file(order["given"], order["device"])
     x, rows = given["x"], given["rows"]
     noise = Noise.of(order["seed"], rows).fork(order["fork"]).draw(0)
-    settle(Frame(precision="float32", layout="contiguous", threads=1, device=torch.device(order["device"]).type))  # as the audit that asks
+    settle(frame(torch.device(order["device"])))  # as the audit that asks
     with torch.no_grad():
         out = load(order["spec"], "defense", order["dataset"], order["device"]).purified(x, noise)
     save_file({"x": out.contiguous()}, order["made"])

@@ -12,10 +12,9 @@ import torch
 
 from defend.benchmarks.audit import active, declared, gradients, indicators, rivals, state
 from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, settle, verdict_of
-from defend.benchmarks.audit.scene import Scene
-from defend.benchmarks.audit.stage import LAYOUT, PRECISION, Pipeline, set_stage
+from defend.benchmarks.audit.scene import Scene, frame
+from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.benchmarks.crew import threads_settled
-from defend.benchmarks.units import Frame
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.load import pick_device
@@ -46,7 +45,7 @@ def audit(
     """
     given = {"n": n, "split": split, "eps": eps, "surrogates": surrogates, "seed": seed, "data_root": data_root}
     where = pick_device(device)
-    with threads_settled(Frame(precision=PRECISION, layout=LAYOUT, threads=1, device=where.type)):  # as a worker of the bench
+    with threads_settled(frame(where)):
         return _audit(spec, dataset, classifier, budget, _teller(progress), {**given, "device": str(where)})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from defend.benchmarks.audit.plan import Plan
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.tables.outcomes import Bits
+from defend.benchmarks.units import Frame
 from defend.benchmarks.work import check_finite
 from defend.load import load
 from defend.noise import Noise
@@ -22,7 +23,13 @@ from defend.purifier import Backward, Purifier
 from defend.target import Target
 
 NORM = "Linf"
+PRECISION, LAYOUT = "float32", "contiguous"  # the bench's defaults: what is given by a spec is run as there
 Floats = NDArray[np.float64]
+
+
+def frame(device: torch.device) -> Frame:
+    """How an audit computes: as a worker of the bench."""
+    return Frame(precision=PRECISION, layout=LAYOUT, threads=1, device=device.type)
 
 
 @dataclass(frozen=True)

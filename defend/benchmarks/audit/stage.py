@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from defend.benchmarks import cell
 from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
-from defend.benchmarks.audit.scene import NORM, Bench, Scene
+from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
 from defend.benchmarks.parts import Parts, check_trained
 from defend.benchmarks.suite import one_eps
@@ -27,7 +27,6 @@ from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
-PRECISION, LAYOUT = "float32", "contiguous"  # the bench's defaults: what is given by a spec is run as there
 Pipeline = Classifier | tuple[Purifier, Classifier]
 
 

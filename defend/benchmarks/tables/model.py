@@ -31,6 +31,10 @@ class Number:
     flags: tuple[str, ...] = ()
     failed: str | None = None  # the reason
 
+    @property
+    def unconverged(self) -> bool:
+        return any(flag.startswith("unconverged") for flag in self.flags)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

@@ -40,8 +40,7 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
     if found.accuracy is None or found.low is None or found.high is None:
         return "no value"
     at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
-    unconverged = any(flag.startswith("unconverged") for flag in found.flags)
-    value = f"{'<= ' if found.bound or unconverged else ''}{100 * found.accuracy:.1f} % right{' (unconverged)' if unconverged else ''}"
+    value = f"{'<= ' if found.bound or found.unconverged else ''}{100 * found.accuracy:.1f} % right{' (unconverged)' if found.unconverged else ''}"
     return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
 
 
@@ -64,11 +63,9 @@ def comparisons(sections: Sequence[Section], records: Sequence[Record], read: Re
 
 
 def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Compared]:
-    where = (*(getattr(section, k) for k in SECTION), *section.frame)
-    mine = [r for r in records if section_of(r) == where]
     found = []
     for w in section.worst:
-        cells = _candidates(_of(mine, w.defense, w.purifier, w.draws, w.eps))
+        cells = cells_of(w, section, records)
         _, score = worst_over(cells, read)
         if score is not None:
             found.append((w, score, {_attack(r) for r in cells}))
@@ -82,6 +79,12 @@ def _pairs(section: Section, records: Sequence[Record], read: Reader) -> list[Co
             )
         )  # fmt: skip
     return made
+
+
+def cells_of(w: Worst, section: Section, records: Sequence[Record]) -> list[Record]:
+    """What this worst case of the section was taken over; null controls are no part of it."""
+    where = (*(getattr(section, k) for k in SECTION), *section.frame)
+    return _candidates(_of([r for r in records if section_of(r) == where], w.defense, w.purifier, w.draws, w.eps))
 
 
 def _worst_case(cells: Sequence[Record], claims: Claims, read: Reader) -> Worst | None:
