@@ -1,11 +1,14 @@
 """Run folders made by hand: records with units that hold the outcomes a test wants."""
 
 import json
+from io import StringIO
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from defend.benchmarks.stats import interval
+from defend.benchmarks.tables import print_table
 from defend.benchmarks.units import key_of, ranges, write_unit
 
 PLAIN = {
@@ -64,3 +67,41 @@ def keep(run_dir, records):
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "records.json").write_text(json.dumps(records))
     return run_dir
+
+
+def printed(records, run_dirs=(), width=160):
+    out = StringIO()
+    print_table(records, Console(file=out, width=width, color_system=None), run_dirs)
+    return out.getvalue()
+
+
+# the records of a whole ladder
+
+IDENTITY = {"knowledge": "adaptive", "gradient": "identity"}
+DECLARED = {"knowledge": "adaptive", "gradient": "declared"}
+LEARNED = {"knowledge": "adaptive", "gradient": "learned"}
+TRANSFER = "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40"
+COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
+
+
+def apgd(knowledge, gradient, loss, **over):
+    settings = {"attack": {"loss": loss, "steps": 100, "targets": 9}}
+    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings=settings, **(COMPLETE | over))
+
+
+def unbounded(gradient, right=0, **over):
+    """PGD at eps 1 from the clean image."""
+    settings = {"attack": {"steps": 40, "random_start": False}}
+    return record(right, knowledge="adaptive", gradient=gradient, settings=settings, **(COMPLETE | {"eps": 1.0, "eps_text": "1"} | over))
+
+
+def complete():
+    return [
+        apgd("oblivious", None, "ce"),
+        record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
+        *(apgd("adaptive", g, loss) for g in ("declared", "identity", "learned") for loss in ("ce", "dlr-targeted")),
+        record(10, knowledge="transfer", surrogate="median+resnet20", settings={"attack": {"steps": 40}}, **COMPLETE),
+        apgd("transfer", None, "ce", surrogate="median+resnet20"),
+        *(unbounded(g) for g in ("declared", "identity", "learned")),
+        record(10, attack="square", knowledge="query", access="scores", settings={"attack": {"queries": 5000}}, **COMPLETE),
+    ]

@@ -313,10 +313,14 @@ def best_known(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps
         return select, score
 
     clean_select, clean_score = both(x)
-    tried = [both(x_adv) for x_adv in _attempts(purifier, network, x, y, eps, steps)]
-    return worst(
-        [Outcomes(select=select, score=score, clean_select=clean_select, clean_score=clean_score, x_adv=(str(k),)) for k, (select, score) in enumerate(tried)]
-    ).mean(1)
+    tried: list[Outcomes] = []
+    for k, x_adv in enumerate(_attempts(purifier, network, x, y, eps, steps)):
+        select, score = both(x_adv)
+        tried.append(Outcomes(select=select, score=score, clean_select=clean_select, clean_score=clean_score, x_adv=(str(k),)))
+        found = worst(tried).mean(1)
+        if not found.any():  # no other way can do better
+            break
+    return found
 
 
 def _attempts(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Iterator[Tensor]:

@@ -1,26 +1,20 @@
 """What stands beside the numbers of a table, so that a reader knows what they are of: draws, surrogates, images that are not independent."""
 
 import json
-from io import StringIO
 
 import numpy as np
 import pytest
-from made_runs import record
-from rich.console import Console
-from test_tables import COMPLETE, DECLARED, IDENTITY, LEARNED, TRANSFER, apgd, complete
+from made_runs import COMPLETE, DECLARED, IDENTITY, LEARNED, TRANSFER, apgd, complete, printed, record
 
 import defend
 from defend.benchmarks.report import write_report
-from defend.benchmarks.tables import print_table
 from defend.benchmarks.tables.claims import missing
 from defend.benchmarks.tables.reading import widening
 from defend.datasets.digits_m import DigitsM, enlarged
 
 
-def printed(records, run_dirs=(), width=160):
-    out = StringIO()
-    print_table(records, Console(file=out, width=width, color_system=None), run_dirs)
-    return " ".join(out.getvalue().split())
+def words(records):
+    return " ".join(printed(records).split())
 
 
 def stochastic(draws):
@@ -70,7 +64,7 @@ def test_a_record_says_how_many_images_its_split_has(tmp_path):
     suite = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["none"], "attacks": ["fgsm"], "knowledge": "oblivious", "n": 8}
     (r,) = defend.bench(suite, out=tmp_path, workers=1)
     assert r["images"] == 575
-    assert "n >= 1,000 (digits has 575)" in printed([r])
+    assert "n >= 1,000 (digits has 575)" in words([r])
 
 
 # images that are not independent
@@ -85,13 +79,13 @@ def test_images_that_repeat_are_said_to(tmp_path, n, times):
     write_report([tmp_path], records=records)
     summary, page = json.loads((tmp_path / "summary.json").read_text()), (tmp_path / "report.html").read_text()
     line = f"{AGAIN.format(f'{n:,}')} are too narrow by up to {times} times."
-    for text in (printed(records), page, " ".join(summary["reading"])):
+    for text in (words(records), page, " ".join(summary["reading"])):
         assert (line in text) is (times is not None) and ("not independent" in text) is (times is not None)
 
 
 def test_images_that_do_not_repeat_are_not_said_to():
     for dataset in ("mnist", "digits", "no-longer-installed"):
-        assert "not independent" not in printed([record(500, n=2000, dataset=dataset)])
+        assert "not independent" not in words([record(500, n=2000, dataset=dataset)])
 
 
 def test_by_how_much_an_interval_is_too_narrow():
@@ -118,9 +112,9 @@ def test_what_transfer_was_made_on_stands_below_the_rows(tmp_path):
     summary, page = json.loads((tmp_path / "summary.json").read_text()), (tmp_path / "report.html").read_text()
     lines = ["median before convnet: median+resnet20", "median before convnet: resnet20", "jpeg before convnet: jpeg+resnet20"]
     assert summary["surrogates"] == lines
-    assert f"Transfer attacks were made on: {' '.join(lines)}" in printed(records)
+    assert f"Transfer attacks were made on: {' '.join(lines)}" in words(records)
     assert all(f"<li>{line}</li>" in page for line in lines)
-    assert "were made on" not in printed(records[-1:])
+    assert "were made on" not in words(records[-1:])
 
 
 # width

@@ -4,18 +4,13 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from made_runs import cell, failed, record
+from made_runs import DECLARED, IDENTITY, LEARNED, cell, failed, printed, record
 from rich.console import Console
 
 from defend.benchmarks.stats import bootstrap, wilson
 from defend.benchmarks.tables import print_table, table
-from defend.benchmarks.tables.claims import LADDER_1, claim_eps, missing
 from defend.benchmarks.tables.findings import find
 from defend.benchmarks.tables.outcomes import Outcomes, distinct, read_outcomes, worst
-
-IDENTITY = {"knowledge": "adaptive", "gradient": "identity"}
-DECLARED = {"knowledge": "adaptive", "gradient": "declared"}
-LEARNED = {"knowledge": "adaptive", "gradient": "learned"}
 
 
 def bits(*rows):
@@ -25,12 +20,6 @@ def bits(*rows):
 def one_row(records, run_dirs=()):
     (row,) = table(records, run_dirs).rows
     return row
-
-
-def printed(records, width, run_dirs=()):
-    out = StringIO()
-    print_table(records, Console(file=out, width=width, color_system=None), run_dirs)
-    return out.getvalue()
 
 
 # worst cases
@@ -143,7 +132,7 @@ def test_without_units_the_worst_case_is_a_bound(tmp_path):
     records = [record(60, **IDENTITY), record(50, **DECLARED)]
     number = one_row(records).numbers["worst"]
     assert (number.accuracy, number.bound) == (0.25, True)
-    assert "<= 25.0" in printed(records, 200)
+    assert "<= 25.0" in printed(records, width=200)
     real = [cell(tmp_path, [1, 0], **IDENTITY), cell(tmp_path, [0, 1], **DECLARED)]
     assert not one_row(real, [tmp_path]).numbers["worst"].bound
 
@@ -152,7 +141,7 @@ def test_without_units_the_worst_case_is_a_bound(tmp_path):
 def test_a_single_gradient_is_named(gradient, said):
     records = [record(50, knowledge="adaptive", gradient=gradient)]
     assert one_row(records).numbers["worst"].note == said
-    assert all(said in printed(records, width) for width in (80, 200))
+    assert all(said in printed(records, width=width) for width in (80, 200))
 
 
 def test_two_gradients_with_the_same_images_are_one(tmp_path):
@@ -191,8 +180,8 @@ def test_other_images_are_another_section():
 def test_costs_are_those_of_the_dearest_cell():
     row = one_row([record(50, forwards=20.0, backwards=20.0), record(9, forwards=400.0, backwards=400.0, **DECLARED)])
     assert (row.forwards, row.backwards) == (400.0, 400.0)
-    assert "400+400" in printed([record(9, forwards=400.0, backwards=400.0)], 200)
-    assert "1.5k+12k" in printed([record(9, forwards=1500.0, backwards=12_000.0)], 200)
+    assert "400+400" in printed([record(9, forwards=400.0, backwards=400.0)], width=200)
+    assert "1.5k+12k" in printed([record(9, forwards=1500.0, backwards=12_000.0)], width=200)
 
 
 # failures and flags
@@ -204,7 +193,7 @@ def test_a_failed_cell_says_so_and_the_rest_stands():
     assert numbers["identity"].accuracy is None
     assert numbers["identity"].failed == "RuntimeError: out of memory"
     assert (numbers["worst"].accuracy, numbers["worst"].note) == (0.25, "declared only")
-    text = printed(records, 200)
+    text = printed(records, width=200)
     assert "failed" in text
     assert "median, pgd, adaptive BPDA, eps 16/255: RuntimeError: out of memory" in text
 
@@ -212,13 +201,13 @@ def test_a_failed_cell_says_so_and_the_rest_stands():
 def test_a_row_of_failures_alone_is_printed():
     records = [failed(knowledge="oblivious"), failed(**DECLARED)]
     assert {n.accuracy for n in one_row(records).numbers.values()} == {None}
-    assert printed(records, 80).count("failed") >= 3
+    assert printed(records, width=80).count("failed") >= 3
 
 
 def test_flags_mark_the_number_and_are_listed_once_for_a_series():
     flags = ["zero gradient: 3 of 200 images"]
     records = [record(50, eps=e / 255, eps_text=f"{e}/255", flags=flags, **DECLARED) for e in (4, 8)]
-    text = printed(records, 200)
+    text = printed(records, width=200)
     assert text.count("!25.0") == 4  # declared and worst, two eps
     assert text.count("zero gradient") == 1
     assert "eps 4/255, 8/255: zero gradient" in text
@@ -240,7 +229,7 @@ def suite(eps=("8/255", "16/255")):
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
-    text = printed(suite(), width)
+    text = printed(suite(), width=width)
     assert max(map(len, text.splitlines())) <= width
     for number in {f"{100 * r['robust_accuracy']:.1f}" for r in suite()}:
         assert number in text
@@ -249,7 +238,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_every_eps_of_a_sweep_is_one_row(width):
     eps = [f"{i / 50:g}" for i in range(16)]
-    lines = [line.split() for line in printed(suite(eps), width).splitlines()]
+    lines = [line.split() for line in printed(suite(eps), width=width).splitlines()]
     for e in eps[1:]:
         assert sum(e in words[:3] for words in lines if words) == 6  # defenses x attacks
 
@@ -264,173 +253,26 @@ def test_every_row_says_no_claim_and_nothing_is_bold():
 
 
 def test_bpda_heads_the_identity_column():
-    header = printed([record(50, **IDENTITY)], 200).split("median")[0]
+    header = printed([record(50, **IDENTITY)], width=200).split("median")[0]
     assert "BPDA" in header
     assert "identity" not in header
 
 
 def test_trained_on_has_a_column_when_any_row_has_it():
     records = [record(50), record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)")]
-    assert "trained on" not in printed(records[:1], 200)
-    assert all("trained on" in printed(records, w) and "adversarial(fgsm," in printed(records, w) for w in (80, 200))
+    assert "trained on" not in printed(records[:1], width=200)
+    assert all("trained on" in printed(records, width=w) and "adversarial(fgsm," in printed(records, width=w) for w in (80, 200))
 
 
 def test_markup_in_a_name_is_text():
-    assert "art:name=[red]x[/red]" in printed([record(50, defense="art:name=[red]x[/red]")], 200)
+    assert "art:name=[red]x[/red]" in printed([record(50, defense="art:name=[red]x[/red]")], width=200)
 
 
 def test_what_must_be_said_is_said():
-    text = printed([record(50, stochastic=True, draws=20, **DECLARED)], 200)
+    text = printed([record(50, stochastic=True, draws=20, **DECLARED)], width=200)
     for said in ("upper bound", "cover sampling alone", "mean over 20 draws", "a smoke test"):
         assert said in text
-    assert "smoke" not in printed([record(500, n=1000)], 200)
-
-
-# claims
-
-TRANSFER = "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40"
-COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
-
-
-def apgd(knowledge, gradient, loss, **over):
-    settings = {"attack": {"loss": loss, "steps": 100, "targets": 9}}
-    return record(10, attack="apgd", knowledge=knowledge, gradient=gradient, settings=settings, **(COMPLETE | over))
-
-
-def unbounded(gradient, right=0, **over):
-    """PGD at eps 1 from the clean image."""
-    settings = {"attack": {"steps": 40, "random_start": False}}
-    return record(right, knowledge="adaptive", gradient=gradient, settings=settings, **(COMPLETE | {"eps": 1.0, "eps_text": "1"} | over))
-
-
-def complete():
-    return [
-        apgd("oblivious", None, "ce"),
-        record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
-        *(apgd("adaptive", g, loss) for g in ("declared", "identity", "learned") for loss in ("ce", "dlr-targeted")),
-        record(10, knowledge="transfer", surrogate="median+resnet20", settings={"attack": {"steps": 40}}, **COMPLETE),
-        apgd("transfer", None, "ce", surrogate="median+resnet20"),
-        *(unbounded(g) for g in ("declared", "identity", "learned")),
-        record(10, attack="square", knowledge="query", access="scores", settings={"attack": {"queries": 5000}}, **COMPLETE),
-    ]
-
-
-def test_the_whole_ladder_misses_nothing():
-    assert missing(complete()) == []
-    assert table(complete()).rows[0].claim == "claim: ladder-1, <= 1.0 % right (0.5 to 1.8) in the worst case at Linf eps 16/255"
-
-
-@pytest.mark.parametrize(
-    ("drop", "lacking"),
-    [
-        (0, ["oblivious APGD-CE"]),
-        (1, ["oblivious PGD-40"]),
-        (2, ["adaptive APGD-CE through every gradient"]),
-        (7, ["adaptive targeted APGD-DLR through every gradient"]),
-        (8, [TRANSFER]),
-        (9, [TRANSFER]),
-        (10, ["PGD at eps 1 from the clean image, through every gradient"]),
-        (13, ["Square 5,000"]),
-    ],
-)
-def test_each_attack_of_the_ladder_is_needed(drop, lacking):
-    records = complete()
-    del records[drop]
-    assert missing(records) == lacking
-
-
-@pytest.mark.parametrize(
-    ("change", "lacking"),
-    [
-        ({"eps": 8 / 255}, "claim eps"),
-        ({"n": 999}, "n >= 1,000"),
-        ({"split": "val"}, "test split"),
-        ({"protocol": None}, "run as protocol ladder-1"),
-        ({"dataset": "nowhere"}, "claim eps"),
-    ],
-)
-def test_each_condition_of_the_ladder_is_needed(change, lacking):
-    assert missing([r if "eps" in change and r["eps"] == 1 else r | change for r in complete()]) == [lacking]
-
-
-def test_a_failed_or_smaller_cell_is_no_evidence():
-    records = complete()
-    broken = [*records[:-1], failed(attack="square", knowledge="query")]
-    assert missing(broken) == ["Square 5,000"]
-    small = [*records[:-1], records[-1] | {"n": 100}]
-    assert missing(small) == ["Square 5,000"]
-    assert missing([*records, records[0] | {"n": 100}]) == []  # more than is needed takes nothing away
-
-
-def test_a_bare_classifier_is_no_pipeline_to_transfer_from():
-    records = complete()
-    for surrogate in ("resnet20", "none+resnet20", "jpeg+resnet20", "median+jpeg+resnet20"):  # the last two: another purifier
-        records[8:10] = [r | {"surrogate": surrogate} for r in records[8:10]]
-        assert missing(records) == [TRANSFER]
-    records[8:10] = [r | {"surrogate": "none+median:size=2+resnet20"} for r in records[8:10]]
-    assert missing(records) == []
-
-
-def test_stochastic_purifiers_owe_more():
-    records = [r | {"stochastic": True, "draws": 20} for r in complete()]
-    owed = ["PGD-EOT (200 steps x 20) through every gradient", "APGD-EOT through every gradient"]
-    assert missing(records) == [*owed, "Square 1,000 x 20"]
-    eot = [
-        *(record(10, settings={"attack": {"steps": 200}}, eot=20, **g, **COMPLETE) for g in (DECLARED, IDENTITY, LEARNED)),
-        *(apgd("adaptive", g, "ce", eot=20) for g in ("declared", "identity", "learned")),
-        record(10, attack="square", knowledge="query", settings={"attack": {"queries": 1000}}, eot=20, **COMPLETE),
-    ]
-    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *eot]]) == []
-    one_gradient = [r for r in eot if r["gradient"] in (None, "declared")]
-    assert missing([r | {"stochastic": True, "draws": 20} for r in [*records, *one_gradient]]) == owed
-
-
-@pytest.mark.parametrize(
-    ("drop", "setting", "lacking"),
-    [
-        (0, {"steps": 5}, "oblivious APGD-CE"),
-        (3, {"steps": 5}, "adaptive targeted APGD-DLR through every gradient"),
-        (8, {"steps": 1}, TRANSFER),
-        (9, {"steps": 5}, TRANSFER),
-        (3, {"targets": 1}, "adaptive targeted APGD-DLR through every gradient"),
-    ],
-)
-def test_a_cheaper_attack_of_the_same_name_is_no_evidence(drop, setting, lacking):
-    records = complete()
-    mine = records[drop]["settings"]["attack"]
-    records[drop] = records[drop] | {"settings": {"attack": mine | setting}}
-    assert missing(records) == [lacking]
-
-
-def test_no_more_targets_are_owed_than_there_are_other_classes():
-    few = [r | {"settings": r["settings"] | {"classifier": {"classes": 4}, "attack": r["settings"]["attack"] | {"targets": 3}}} for r in complete()]
-    assert missing(few) == []
-
-
-def test_the_conditions_of_a_claim_are_met_by_the_same_records():
-    """A whole ladder on val, and beside it one weak cell on test at another eps."""
-    val = [r | {"split": "val"} for r in complete()]
-    beside = record(990, attack="fgsm", n=1000, eps=0.01, **DECLARED)
-    assert missing([*val, beside])[-1] == "test split"
-    assert "test split" in table([*val, beside]).rows[0].claim
-    one_of_val = [complete()[0] | {"split": "val"}, *complete()[1:]]
-    assert missing(one_of_val) == ["oblivious APGD-CE"]
-
-
-def test_the_claim_is_of_one_defense_and_one_norm():
-    other = [r | {"defense": "jpeg", "surrogate": r["surrogate"] and "jpeg+resnet20"} for r in complete()]
-    claims = {(row.defense, row.claim.startswith("no claim")) for row in table([*other, *complete()[1:]]).rows}
-    assert claims == {("jpeg", False), ("median", True)}
-    assert table([r | {"norm": "L2"} for r in complete()]).rows[0].claim.startswith("no claim")
-
-
-def test_claim_eps_comes_from_the_data_sets_card():
-    assert claim_eps("digits-m")["Linf"] == pytest.approx(16 / 255)
-    assert claim_eps("not-installed") == {}
-
-
-def test_requirements_have_names_of_their_own():
-    assert len({q.name for q in LADDER_1}) == len(LADDER_1)
+    assert "smoke" not in printed([record(500, n=1000)], width=200)
 
 
 # findings
@@ -496,5 +338,5 @@ def test_failed_cells_are_in_no_finding():
 
 
 def test_findings_stand_below_the_table():
-    assert "What comparing cells shows:" in printed([record(40), record(100, **DECLARED)], 120)
-    assert "What comparing cells shows:" not in printed([record(100), record(40, **DECLARED)], 120)
+    assert "What comparing cells shows:" in printed([record(40), record(100, **DECLARED)], width=120)
+    assert "What comparing cells shows:" not in printed([record(100), record(40, **DECLARED)], width=120)
