@@ -94,6 +94,8 @@ def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
     assert claim_of_units(made, tmp_path).startswith("claim: ladder-1, 1.0 % right (0.5 to 1.8)")
     for line in (claim_of_units(falls, tmp_path), claim_of(falls)):
         assert line.startswith("claim: ladder-1, <= 1.0 % right (unconverged) (0.5 to 1.8)")
+    assert "median: <= 1.0 (0.5-1.8, unconverged) of 100.0 clean" in printed(falls, [tmp_path])
+    assert "unconverged)" not in printed(made, [tmp_path])
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.9, ""), (1.3, "its error is 1.30, the identity's is 1"), (None, "its error is no number")])

@@ -50,8 +50,7 @@ def row(worst: Worst, cells: list[Record]) -> dict[str, Any]:
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
         "eps": worst.eps_text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
         **{level: lowest([r for r in cells if r["knowledge"] == level]) for level in LEVELS},
-        "worst": "<= " * (number.bound or number.unconverged) + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high),
-        "claim": worst.claim,
+        "worst": number.at_most + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
     }  # fmt: skip
 
 

@@ -35,6 +35,10 @@ class Number:
     def unconverged(self) -> bool:
         return any(flag.startswith("unconverged") for flag in self.flags)
 
+    @property
+    def at_most(self) -> str:
+        return "<= " * (self.bound or self.unconverged)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -160,11 +164,12 @@ def percent(value: float | None) -> str:
 
 
 def number_text(number: Number) -> str:
-    """25.0 (19.5-31.4), or <= 25.0 where the images were not at hand."""
+    """25.0 (19.5-31.4); <= 25.0 where the images were not at hand, <= 25.0 (19.5-31.4, unconverged) where an attack was still winning."""
     if number.accuracy is None:
         return "failed"
-    span = f" ({percent(number.low)}-{percent(number.high)})" if number.low is not None else ""
-    return f"{'<= ' if number.bound else ''}{percent(number.accuracy)}{span}"
+    still = ", unconverged" if number.unconverged else ""
+    span = f" ({percent(number.low)}-{percent(number.high)}{still})" if number.low is not None else ""
+    return f"{number.at_most}{percent(number.accuracy)}{span}"
 
 
 def passes(row: Row) -> str:

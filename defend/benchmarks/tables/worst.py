@@ -40,7 +40,7 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
     if found.accuracy is None or found.low is None or found.high is None:
         return "no value"
     at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
-    value = f"{'<= ' if found.bound or found.unconverged else ''}{100 * found.accuracy:.1f} % right{' (unconverged)' if found.unconverged else ''}"
+    value = f"{found.at_most}{100 * found.accuracy:.1f} % right{' (unconverged)' if found.unconverged else ''}"
     return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
 
 
