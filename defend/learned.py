@@ -87,6 +87,13 @@ class Frozen(nn.Module):
             return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
 
 
+def lowered(net: nn.Module, precision: str) -> nn.Module:
+    """The same network, computed in `precision` wherever the arithmetic of convolutions and matrices allows it."""
+    made = Frozen(net)
+    made.precision = precision
+    return made
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Learned(Configured):
     """Abstract. `weights`: "auto" (the zoo's default for the component, the data set and the given fields), a name, a path, or

@@ -212,6 +212,31 @@ def test_an_image_falls_as_the_score_counts_it_where_two_logits_are_equal():
     assert met == [12] and (predicted(Tied(), adv) != y).all()
 
 
+class Confused(torch.nn.Module):
+    """In bfloat16 it takes every image for another class."""
+
+    def forward(self, x):
+        logits = linear()(x.float())
+        return logits.flip(1) if torch.is_autocast_enabled("cpu") else logits
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.002, 0.1])
+def test_an_image_that_falls_in_the_search_alone_is_searched_for_again(eps, numbered):
+    x, y = numbered
+    full, fast = (AutoAttack(steps=5, queries=10, search=search).run(target(Confused(), scored=True), x, y, eps, start()) for search in ("float32", "bfloat16"))
+    assert torch.equal(predicted(linear(), fast), predicted(linear(), full))
+    assert (predicted(linear(), fast) == y).all() == (eps == 0)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_search_in_bfloat16_is_no_weaker_on_a_network_that_knows_nothing_of_it(scored):
+    y = predicted(curved(), INSIDE)
+    full, fast = (
+        AutoAttack(steps=20, queries=60, search=search).run(target(curved(), scored=scored), INSIDE, y, 0.004, start()) for search in ("float32", "bfloat16")
+    )
+    assert (predicted(curved(), fast) == y).sum() <= (predicted(curved(), full) == y).sum() < 12
+
+
 def test_where_images_may_not_be_dropped_all_meet_all_and_the_smallest_margin_is_returned(numbered):
     x, y = numbered
     attack, met = of_parts()

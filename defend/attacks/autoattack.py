@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from defend.attack import Attack, AttackCard
 from defend.attacks.standing import mean_margin
 from defend.errors import BadParameter
+from defend.learned import lowered
 from defend.losses import CLASSES, margin
 from defend.noise import Noise
 from defend.norms import column
@@ -34,6 +36,7 @@ class AutoAttack(Attack):
     steps: int = 100  # of apgd and fab. With other steps, queries or targets it is a cheaper or dearer relative of AutoAttack
     queries: int = 5000  # of square
     targets: int = 9
+    search: Literal["float32", "bfloat16"] = "float32"  # float32: as the target computes
 
     def validate(self) -> None:
         for field in ("steps", "queries", "targets"):
@@ -53,7 +56,7 @@ class AutoAttack(Attack):
             rows = standing.nonzero()[:, 0] if target.may_drop else torch.arange(len(x), device=x.device)
             if not len(rows):
                 break
-            adv = attack.run(target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name))
+            adv = self._searched(attack, target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name))
             left, wrong = _judged(target.take(rows), adv, y[rows])
             lower = wrong | (left < least[rows])
             worst = worst.index_copy(0, rows, torch.where(column(lower, x), adv, worst[rows]))
@@ -61,6 +64,16 @@ class AutoAttack(Attack):
             standing = standing.index_copy(0, rows, standing[rows] & ~wrong)
         target.notes.pop("wrong_after", None)  # of square, for the images that it met
         return worst
+
+    def _searched(self, attack: Attack, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        if self.search == "float32":
+            return attack.run(target, x, y, eps, noise)
+        fast = replace(target, classifier=lowered(target.classifier, self.search))
+        adv = attack.run(fast, x, y, eps, noise)
+        if not target.may_drop:
+            return adv
+        again = (_judged(fast, adv, y)[1] & ~_judged(target, adv, y)[1]).nonzero()[:, 0]
+        return adv.index_copy(0, again, attack.run(target.take(again), x[again], y[again], eps, noise.take(again))) if len(again) else adv
 
     def members(self, classes: int) -> dict[str, Attack]:
         """Attacks by a name for their noise, in the published order."""

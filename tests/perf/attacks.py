@@ -33,7 +33,7 @@ from defend.purifier import Purifier
 from defend.spec import read
 from defend.target import Target
 
-PARTS = ("autoattack", "square", "apgd")
+PARTS = ("autoattack", "autoattack-bfloat16", "square", "apgd")
 
 
 class Counted(nn.Module):
@@ -117,6 +117,12 @@ def pairs(bench: Bench) -> dict[str, tuple[str, Callable[[int], tuple[Tensor, fl
     step = {"max_iter": 100, "eps_step": 2 * bench.eps, "nb_random_init": 1, "batch_size": 250, "loss_type": "cross_entropy"}
     return {
         "autoattack": ("autoattack", lambda n: bench.defend("autoattack", n), "pyautoattack, standard", bench.autoattack),
+        "autoattack-bfloat16": (
+            "autoattack:search=bfloat16",
+            lambda n: bench.defend("autoattack:search=bfloat16", n),
+            "pyautoattack, standard",
+            bench.autoattack,
+        ),
         "square": (
             f"square, {q} queries",
             lambda n: bench.defend(f"square:queries={q}", n),
