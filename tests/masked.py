@@ -289,6 +289,8 @@ def make(family: str, strength: float, network: nn.Module, memory: Tensor) -> Pu
     return made
 
 
+LITTLE = 0.005  # left: no other way can widen a gap by more
+
 HONEST: dict[str, tuple[Callable[[], Purifier], int]] = {
     **{f"bitdepth:bits={b}": (lambda b=b: defend.load(f"bitdepth:bits={b}"), b % 2) for b in range(2, 7)},
     "none": (lambda: defend.load("none"), 0),
@@ -318,7 +320,7 @@ def best_known(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps
         select, score = both(x_adv)
         tried.append(Outcomes(select=select, score=score, clean_select=clean_select, clean_score=clean_score, x_adv=(str(k),)))
         found = worst(tried).mean(1)
-        if not found.any():  # no other way can do better
+        if found.mean() < LITTLE:
             break
     return found
 
