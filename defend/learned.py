@@ -87,11 +87,16 @@ class Frozen(nn.Module):
             return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
 
 
-def lowered(net: nn.Module, precision: str) -> nn.Module:
-    """The same network, computed in `precision` wherever the arithmetic of convolutions and matrices allows it."""
-    made = Frozen(net)
-    made.precision = precision
-    return made
+class Lowered(nn.Module):
+    """A network computed in bfloat16 where that is sound (convolutions, matrices), and left as it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._net = [net]  # no child: modes and layouts stay the owner's
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with autocast(x.device, "bfloat16"):
+            return self._net[0](x).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -161,15 +161,15 @@ def network_of_another():
     return defend.load("none"), defend.load("convnet", "classifier", dataset="digits")
 
 
-def scene_of(purifier, surrogates=()):
+def scene_of(purifier, surrogates=(), eps=None):
     """40 images of digits before the convnet."""
     net = defend.load("convnet", "classifier", dataset="digits")
-    return set_stage(purifier, digits(), net, "quick", n=40, split="val", eps=None, surrogates=surrogates, seed=0, device="cpu", data_root=None)[0]
+    return set_stage(purifier, digits(), net, "quick", n=40, split="val", eps=eps, surrogates=surrogates, seed=0, device="cpu", data_root=None)[0]
 
 
-def look(name, purifier, surrogates=None):
+def look(name, purifier, surrogates=None, eps=None):
     """One check alone, on 40 images with few steps."""
-    scene = scene_of(purifier, surrogates or ([network_of_another()] if name == "transfer" else []))
+    scene = scene_of(purifier, surrogates or ([network_of_another()] if name == "transfer" else []), eps)
     plan = plan_of("quick", scene.stochastic, 40)
     small = {"curve": (10, 40), "target_steps": 5, "rival": 20, "queries": 150, "active": 8, "inner": 60, "images": 128, "eot": min(plan.eot, 3), "eot_most": 6}
     scene.plan = replace(plan, **small)

@@ -39,6 +39,7 @@ from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
 
 DETACHED, SOFT = hidden("detached", 1.0), partial(masked.Blur, weight=0.5)  # no gradient at all; an honest one
+ATTACKS = ("identity gradient", "learned gradient", "finite differences", "Square", "oblivious", "transfer", "one step", "random noise", "8-bit images")
 CASES = {  # check: (what it must catch, what it must pass)
     "declared gradient": (Shy, SOFT),
     "more steps": (hidden("test-time optimisation", 0.2), honest("none")),
@@ -110,8 +111,11 @@ def test_few_classes_leave_targeted_dlr_out(classes):
 
 @pytest.mark.parametrize(
     ("left", "random", "zero", "ok", "turns"),
-    [(0, 60, 100, True, False), (0, 5, 100, False, False), (0, 0, 100, False, False), (0, 60, 0, False, True), (5, 60, 100, False, True)],
-)
+    [
+        (0, 60, 100, True, False), (0, 5, 100, False, False), (0, 0, 100, False, False), (0, 60, 0, False, True), (5, 60, 100, False, True),
+        (0, 5, 5, False, False), (5, 5, 5, False, True), (0, 0, 0, False, True),
+    ],
+)  # fmt: skip
 def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(monkeypatch, left, random, zero, ok, turns):
     """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
     scores = iter((np.arange(100) < k).astype(float) for k in (left, random))
@@ -189,5 +193,7 @@ def test_no_case_belongs_to_the_half_that_judges(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_passes(name):
-    seen = look(name, CASES[name][1]())
+    """Attacks at an eps at which the declared gradient leaves something to be won."""
+    seen = look(name, CASES[name][1](), eps=0.1 if name in ATTACKS else None)
     assert seen.verdict == "pass" and not seen.turns, seen
+    assert (seen.weight == "attack") == (name in ATTACKS) and "can win enough" not in seen.measured

@@ -15,6 +15,7 @@ from defend.benchmarks.audit import rivals, run, spsa
 from defend.benchmarks.audit.declared import Declared, attack_declared
 from defend.benchmarks.audit.model import NotTried
 from defend.benchmarks.audit.stage import set_stage
+from defend.errors import BadParameter
 
 
 class Mirroring(Purifier):
@@ -93,6 +94,14 @@ def test_the_learned_gradient_is_the_benchs_whatever_the_callers_threads(monkeyp
     finally:
         torch.set_num_threads(1)
     assert len(made) == 1 and [f.name for f in (tmp_path / "defend" / "learned").glob("*")] == made
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_to_mend(monkeypatch, tmp_path):
+    """At once, as an error, and not as a sign of masking after the fit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    with pytest.raises(BadParameter, match=r"cannot be kept there.*XDG_CACHE_HOME"):
+        defend.audit("bitdepth:bits=4", "digits", "convnet", "standard", n=16, split="val", device="cpu")
 
 
 def test_what_a_spec_names_runs_as_in_the_bench():

@@ -223,7 +223,7 @@ class Confused(torch.nn.Module):
 @pytest.mark.parametrize("eps", [0.0, 0.002, 0.1])
 def test_an_image_that_falls_in_the_search_alone_is_searched_for_again(eps, numbered):
     x, y = numbered
-    full, fast = (AutoAttack(steps=5, queries=10, search=search).run(target(Confused(), scored=True), x, y, eps, start()) for search in ("float32", "bfloat16"))
+    full, fast = (AutoAttack(steps=5, queries=10, search=search).run(target(Confused(), scored=True), x, y, eps, start()) for search in ("scored", "bfloat16"))
     assert torch.equal(predicted(linear(), fast), predicted(linear(), full))
     assert (predicted(linear(), fast) == y).all() == (eps == 0)
 
@@ -232,7 +232,7 @@ def test_an_image_that_falls_in_the_search_alone_is_searched_for_again(eps, numb
 def test_a_search_in_bfloat16_is_no_weaker_on_a_network_that_knows_nothing_of_it(scored):
     y = predicted(curved(), INSIDE)
     full, fast = (
-        AutoAttack(steps=20, queries=60, search=search).run(target(curved(), scored=scored), INSIDE, y, 0.004, start()) for search in ("float32", "bfloat16")
+        AutoAttack(steps=20, queries=60, search=search).run(target(curved(), scored=scored), INSIDE, y, 0.004, start()) for search in ("scored", "bfloat16")
     )
     assert (predicted(curved(), fast) == y).sum() <= (predicted(curved(), full) == y).sum() < 12
 

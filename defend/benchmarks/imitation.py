@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -84,7 +85,21 @@ def _sound(file: Path) -> bool:
     return True
 
 
+def check_cache(parts: Parts, classifier: str, defense: str) -> None:
+    """Before minutes are spent on a fit: raises BadParameter where its weights could not be kept."""
+    file = _file(parts, classifier, defense)
+    if file.exists():
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as e:
+        raise BadParameter(f"{file}: the learned gradient cannot be kept there: {e.strerror}. Set XDG_CACHE_HOME to a folder that can be written.") from None
+
+
 def _fit(parts: Parts, classifier: str, defense: str, file: Path) -> None:
+    check_cache(parts, classifier, defense)
     x, y, *val = (t.to(parts.device) for t in _images(parts))
     purifier, eps = parts.defense(defense), _eps(parts)
     with torch.inference_mode(False), torch.enable_grad():
@@ -93,11 +108,7 @@ def _fit(parts: Parts, classifier: str, defense: str, file: Path) -> None:
         kind="imitation", component=str(identity_of(purifier, "defense"))[:500], dataset=parts.dataset_name, fields={"relative_error": error},
         trained_on=f"clean, and moved by {eps:.6g}", command="", seed=0, commit="",
     )  # fmt: skip
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        weights.save(file, net.net.state_dict(), head)
-    except OSError as e:
-        raise BadParameter(f"{file}: the learned gradient cannot be kept there: {e.strerror}. Set XDG_CACHE_HOME to a folder that can be written.") from None
+    weights.save(file, net.net.state_dict(), head)
 
 
 def _file(parts: Parts, classifier: str, defense: str) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def _measured(suite: Suite, device: torch.device, data_root: str | None) -> dict
     finally:
         torch.set_num_threads(before)
     found = {"precision": precision, "layout": layout}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text(json.dumps(found))
+    with suppress(OSError):  # where nothing can be kept, it is measured again next time
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.write_text(json.dumps(found))
     return found
 
 

@@ -1,21 +1,24 @@
 """How often the audit is wrong: every purifier of tests/masked.py, audited on val, beside the gap to the best attack known for it.
 
-    python docs/results/audit_thresholds.py --dataset digits
-    python docs/results/audit_thresholds.py --dataset mnist --robust convnet:weights=convnet-madry --honest split-vqvae
+    python docs/results/audit_thresholds.py --dataset digits --soft-eps 0.1
+    python docs/results/audit_thresholds.py --dataset mnist --classifier lenet --robust convnet:weights=convnet-madry --soft-eps 0.13
 
-Interrupted, the same command goes on: purifiers that are measured are read. Half of the families set thresholds: for each check the values on
-honest and on masked ones are printed, and what would part them. The other half judges them: misses (a gap of 5 points or more, and no sign of
-masking) and false alarms (an honest one, called unreliable), with Wilson intervals. Writes audit_thresholds_DATASET.json and .md.
+Interrupted, the same command goes on: what is measured is read, as long as options and code are the same. Half of the families set
+thresholds: for each check the values on honest and on masked ones are printed, and what would part them. The other half judges them: misses
+(a gap of 5 points or more, and no sign of masking) and false alarms (an honest one, called unreliable), with Wilson intervals. Honest ones
+are audited at the claim eps, where little of them stands, and at --soft-eps, where other attacks have something to win; by their specs,
+as the command line does, where they have one. Writes audit_thresholds_DATASET.json and .md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +27,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import defend
+from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import wilson
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 import masked
 
 GAP = 0.05  # from here on a masked purifier must be called unreliable
+WORTH = THRESHOLDS["gap"].value / 100  # standing, of which an attack can win enough
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Case:
     half: int
     honest: bool
     purifier: Callable[[], Any]
-    classifier: Any
+    classifier: Any  # a spec, or an object
+    spec: str | None = None  # of the purifier
+    eps: float | None = None  # the claim's
 
 
 def main() -> None:
     options = arguments()
-    folder = options.out / options.dataset
+    folder = options.out / f"{options.dataset}-{key(options)}"
     folder.mkdir(parents=True, exist_ok=True)
     measured = []
     for case in cases(options):
@@ -64,6 +71,13 @@ def main() -> None:
     print(text)
 
 
+def key(options: argparse.Namespace) -> str:
+    """Of all that decides what is measured: options, the code, thresholds among it, and the purifiers."""
+    chosen = [str(getattr(options, name)) for name in ("classifier", "budget", "n", "robust", "soft_eps")]
+    code = [*sorted(Path(defend.__file__).parent.rglob("*.py")), Path(masked.__file__), Path(__file__)]
+    return hashlib.sha256("\0".join([*chosen, *(file.read_text() for file in code)]).encode()).hexdigest()[:12]
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="digits")
@@ -71,6 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--budget", default="standard")
     parser.add_argument("--n", type=int, help="images (default: the budget's, or all of val)")
     parser.add_argument("--robust", help="an adversarially trained classifier; on digits one is trained where none is given")
+    parser.add_argument("--soft-eps", type=float, help="where attacks leave a part of the honest ones")
     parser.add_argument("--honest", nargs="*", default=[], metavar="SPEC", help="more honest purifiers, as split-vqvae")
     parser.add_argument("--only", nargs="*", default=[], metavar="FAMILY", help="some families (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/audit_thresholds"), help="where what is measured lies")
@@ -80,31 +95,34 @@ def arguments() -> argparse.Namespace:
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     data = defend.load(options.dataset, "dataset")
-    plain = defend.load(options.classifier, "classifier", dataset=options.dataset)
+    network = defend.load(options.classifier, "classifier", dataset=options.dataset).network
     memory = data.rows("train", 0, 500)[0]
     for family, graded in masked.FAMILIES.items():
         for strength in graded.strengths:
-            made = partial(masked.make, family, strength, plain.network, memory)
-            yield from wanted(options, Case(f"{family} {strength:g}", family, graded.half, False, made, plain))
+            made = partial(masked.make, family, strength, network, memory)
+            yield from wanted(options, Case(f"{family} {strength:g}", family, graded.half, False, made, options.classifier))
     for name, (purifier, half) in masked.HONEST.items():
-        yield from wanted(options, Case(name, "honest", half, True, purifier, plain))
+        spec = None if isinstance(purifier(), masked.Blur) else name
+        yield from wanted(options, *sound(options, Case(name, "honest", half, True, purifier, options.classifier, spec)))
     for spec in options.honest:
-        yield from wanted(options, Case(spec, "honest", 1, True, lambda s=spec: defend.load(s, dataset=data), plain))
+        yield from wanted(options, *sound(options, Case(spec, "honest", 1, True, lambda s=spec: defend.load(s, dataset=data), options.classifier, spec)))
     if not options.only or "robust" in options.only:
-        robust = robust_classifier(options, data)
+        robust = options.robust or trained(options, data)
         for name, (purifier, half) in {"none": (lambda: defend.load("none"), 1), "blur": (masked.Blur, 0)}.items():
             yield Case(f"{name} before an adversarially trained classifier", "robust", half, True, purifier, robust)
 
 
-def wanted(options: argparse.Namespace, case: Case) -> Iterator[Case]:
-    if not options.only or case.family in options.only:
-        yield case
+def sound(options: argparse.Namespace, case: Case) -> list[Case]:
+    soft = replace(case, name=f"{case.name} at eps {options.soft_eps}", eps=options.soft_eps)
+    return [case, soft] if options.soft_eps else [case]
 
 
-def robust_classifier(options: argparse.Namespace, data: Any) -> Any:
-    """Given, or trained here: PGD-10 at the claim eps, 40 epochs."""
-    if options.robust:
-        return defend.load(options.robust, "classifier", dataset=options.dataset)
+def wanted(options: argparse.Namespace, *some: Case) -> Iterator[Case]:
+    yield from (case for case in some if not options.only or case.family in options.only)
+
+
+def trained(options: argparse.Namespace, data: Any) -> Any:
+    """PGD-10 at the claim eps, 40 epochs."""
     made = defend.load("convnet:weights=untrained", "classifier", dataset=data)
     file = options.out / options.dataset / "robust.safetensors"
     if not file.exists():
@@ -116,12 +134,15 @@ def robust_classifier(options: argparse.Namespace, data: Any) -> Any:
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    began = time.process_time()
-    report = defend.audit(case.purifier(), options.dataset, case.classifier, options.budget, n=options.n, split="val").as_dict()
+    began, classifier = time.process_time(), case.classifier
+    if case.spec is None and isinstance(classifier, str):
+        classifier = defend.load(classifier, "classifier", dataset=options.dataset)
+    given = {"n": options.n, "split": "val", "eps": case.eps}
+    report = defend.audit(case.spec or case.purifier(), options.dataset, classifier, options.budget, **given).as_dict()
     spent = time.process_time() - began
-    data = defend.load(options.dataset, "dataset")
-    x, y = data.rows("val", 0, report["n"])
-    known = float(masked.best_known(case.purifier(), case.classifier.network, x, y, report["eps"]).mean())
+    x, y = defend.load(options.dataset, "dataset").rows("val", 0, report["n"])
+    net = defend.load(classifier, "classifier", dataset=options.dataset) if isinstance(classifier, str) else classifier
+    known = float(masked.best_known(case.purifier(), net.network, x, y, report["eps"]).mean())
     declared, lowest = report["declared_accuracy"], report["lowest_accuracy"]
     best = known if lowest is None else min(known, lowest)
     return {
@@ -148,7 +169,8 @@ def line(row: dict[str, Any]) -> str:
 
 def page(measured: list[dict[str, Any]], options: argparse.Namespace) -> str:
     reports = [r["report"] for r in measured]
-    about = f"{reports[0]['n']} images of {options.dataset} val, eps {reports[0]['eps']:.6g}, budget {options.budget}, {options.classifier}"
+    images = " or ".join(map(str, sorted({r["n"] for r in reports})))
+    about = f"{images} images of {options.dataset} val, eps {reports[0]['eps']:.6g} where no other is named, budget {options.budget}, {options.classifier}"
     parts = [f"# Misses and false alarms of the audit: {options.dataset}", "Written by `docs/results/audit_thresholds.py`. " + about + ".", *rates(measured)]
     return "\n\n".join([*parts, table(measured), "## What would part honest from masked (the half that sets thresholds)", suggestions(measured)]) + "\n"
 
@@ -158,21 +180,38 @@ def rates(measured: list[dict[str, Any]]) -> list[str]:
     for half, title in ((1, "the half that judges"), (0, "the half that set the thresholds")):
         for expected, what in ((True, f"misses, of the masked with a gap of {100 * GAP:g} points or more"), (False, "false alarms, of the honest")):
             some = [r for r in measured if r["half"] == half and should_be(r) is expected]
-            wrong = sum(unreliable(r) != expected for r in some)
-            if some:
-                low, high = wilson(wrong, len(some))
-                lines.append(f"- {title}: {wrong} of {len(some)} {what} (95 %: {100 * low:.0f} to {100 * high:.0f} %)")
-    return ["\n".join(lines)]
+            fought = [r for r in some if r["declared"] is not None and r["declared"] >= WORTH]
+            lines.append(f"- {title}: {wrong_of(some, expected)} {what}")
+            if not expected:
+                lines.append(f"  - where attacks have something to win (the declared gradient leaves {100 * WORTH:g} % or more): {wrong_of(fought, expected)}")
+    return ["\n".join(lines), families(measured)]
+
+
+def wrong_of(some: list[dict[str, Any]], expected: bool) -> str:
+    wrong = sum(unreliable(r) != expected for r in some)
+    low, high = wilson(wrong, len(some)) if some else (0.0, 1.0)
+    return f"{wrong} of {len(some)} (95 %: {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def families(measured: list[dict[str, Any]]) -> str:
+    """The members of a family are alike: it is families that an interval should count, and they are few."""
+    rows = ["| family | half | masked, with a gap of 5 points or more | missed |", "|---|---|---|---|"]
+    for name in dict.fromkeys(r["family"] for r in measured if not r["honest"]):
+        some = [r for r in measured if r["family"] == name and should_be(r)]
+        half = next(r["half"] for r in measured if r["family"] == name)
+        rows.append(f"| {name} | {('sets', 'judges')[half]} | {len(some)} | {sum(not unreliable(r) for r in some)} |")
+    return "\n".join(rows)
 
 
 def table(measured: list[dict[str, Any]]) -> str:
-    rows = ["| purifier | half | declared % | best known % | gap | verdict | what turned it |", "|---|---|---|---|---|---|---|"]
+    rows = ["| purifier | half | n | declared % | best known % | gap | verdict | what turned it | CPU s |", "|---|---|---|---|---|---|---|---|---|"]
     for r in measured:
         declared, gap = ("", "") if r["declared"] is None else (f"{100 * r['declared']:.1f}", f"{100 * r['gap']:.1f}")
         turned = ", ".join(c["name"] for c in r["report"]["checks"] if c["turns"])
         name = f"{r['name']} (honest)" if r["honest"] else r["name"]
         half = ("sets", "judges")[r["half"]]
-        rows.append(f"| {name} | {half} | {declared} | {100 * r['best_known']:.1f} | {gap} | {r['report']['verdict']} | {turned} |")
+        n, verdict = r["report"]["n"], r["report"]["verdict"]
+        rows.append(f"| {name} | {half} | {n} | {declared} | {100 * r['best_known']:.1f} | {gap} | {verdict} | {turned} | {r['cpu_seconds']:.0f} |")
     return "\n".join(rows)
 
 

@@ -16,6 +16,7 @@ from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
+from defend.benchmarks.imitation import check_cache, undefended
 from defend.benchmarks.parts import Parts, check_trained
 from defend.benchmarks.suite import one_eps
 from defend.benchmarks.surrogates import default_surrogate
@@ -43,6 +44,8 @@ def set_stage(
     bench = Bench(parts, spec, classifier) if parts is not None and isinstance(spec, str) and isinstance(classifier, str) else None
     surrogates, no_surrogate = _others(surrogates, bench)
     plan = plan_of(budget, purifier.card.stochastic, n)
+    if bench is not None and plan.images and not undefended(purifier):
+        check_cache(bench.parts, bench.classifier, bench.defense)
     x, y = (t.to(where) for t in _rows(data, split, plan.n, n is not None))
     scene = Scene(
         purifier=purifier, network=net.network, bare=load("none", device=where), x=x, y=y, root=Noise.of(seed, torch.arange(len(x), device=where)),
