@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_runs import record
 
 from defend import weights
 from defend.benchmarks.cells import expand
@@ -130,7 +131,7 @@ def test_without_a_claim_eps_there_is_no_protocol(parts, monkeypatch):
 
 
 def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_path):
-    mine = {"attack": "pgd", "units": ["a"], "protocol": "ladder-1"}
+    mine = record(100) | {"units": ["a"], "protocol": "ladder-1"}
     keep(tmp_path, [mine])
     keep(tmp_path, [mine | {"protocol": None}])
     assert read_records(tmp_path) == [mine]
@@ -139,7 +140,7 @@ def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_
 
 
 def test_a_record_of_weights_trained_anew_does_not_stand_for_the_old(tmp_path):
-    old, new = ({"attack": "pgd", "units": [d], "protocol": None, "pipeline": {"classifier": "c", "defense": d}} for d in ("old", "new"))
+    old, new = (record(100) | {"units": [d], "pipeline": {"classifier": "c", "defense": d}} for d in ("old", "new"))
     keep(tmp_path, [old])
     keep(tmp_path, [new])
     assert read_records(tmp_path) == [old, new]

@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from made_runs import cell, failed, keep, record
+from made_runs import DECLARED, IDENTITY, cell, failed, keep, record
 from PIL import Image
 
 from defend.benchmarks.report import write_report
@@ -18,8 +18,6 @@ from defend.benchmarks.report.strips import strips
 from defend.benchmarks.tables import table
 from defend.errors import BadParameter
 
-IDENTITY = {"knowledge": "adaptive", "gradient": "identity"}
-DECLARED = {"knowledge": "adaptive", "gradient": "declared"}
 EVIL = "<script>alert(1)</script>"
 
 
@@ -135,6 +133,12 @@ def test_a_run_json_is_shown(tmp_path):
     assert "defend bench --n 40" in page(folder)
     (folder / "run.json").write_text("{damaged")
     assert "damaged" not in page(folder)
+
+
+@pytest.mark.parametrize("records", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
+def test_a_list_of_something_else_is_named(tmp_path, records):
+    with pytest.raises(BadParameter, match=r"records.json: expected records of `defend bench`.* lack .*attack.*another folder"):
+        write_report([keep(tmp_path, records)])
 
 
 # where and what

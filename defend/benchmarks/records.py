@@ -19,6 +19,7 @@ from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import bootstrap, wilson
 from defend.benchmarks.units import Frame, Unit
+from defend.errors import BadParameter
 from defend.files import write
 
 try:
@@ -47,6 +48,9 @@ _IDENTITY = (
     "threads",
     "pipeline",
 )
+
+
+_NEEDED = {*_IDENTITY, "robust_accuracy", "flags", "settings", "error", "units"} - {"precision", "layout", "threads", "pipeline"}  # these came later
 
 
 def record(
@@ -174,12 +178,18 @@ def _locked(run_dir: Path) -> Iterator[None]:
 
 
 def read_records(run_dir: Path) -> list[dict[str, Any]]:
+    """Raises BadParameter for a list of something else, as an older version may have written."""
     file = Path(run_dir) / RECORDS
     try:
-        return list(json.loads(file.read_text())) if file.exists() else []
+        there = json.loads(file.read_text()) if file.exists() else []
     except ValueError:
         file.replace(file.with_name(f"{RECORDS}.damaged"))  # the units make it again; the other cells' are still to be read there
         return []
+    rows = there if isinstance(there, list) else [there]
+    lacking = sorted({name for r in rows for name in _NEEDED if not isinstance(r, dict) or name not in r})
+    if lacking:
+        raise BadParameter(f"{file}: expected records of `defend bench`, and these lack {', '.join(lacking)}. Run the bench again, into another folder.")
+    return rows
 
 
 def identity(r: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from defend.benchmarks.records import read_records
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.model import Worst, claims, percent
-from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.outcomes import Record, spelled_alike
 from defend.benchmarks.tables.worst import cells_of
 
 HERE = Path(__file__).parent
@@ -38,7 +38,7 @@ def main() -> None:
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
     """One for each worst case of the run's table; its levels are the lowest of their cells."""
-    records = read_records(run)
+    records = spelled_alike(read_records(run))
     for section in table(records, [run]).sections:
         for worst in section.worst:
             yield row(worst, cells_of(worst, section, records))

@@ -12,7 +12,7 @@ from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.numbers import clean_number, number
-from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of
+from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of, spelled_alike
 from defend.benchmarks.tables.reading import reading, surrogates
 from defend.benchmarks.tables.worst import claimed, comparisons, worst_cases
 
@@ -22,7 +22,7 @@ Claims = Mapping[tuple[str, ...], str]
 
 def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
-    read = Reader(run_dirs)
+    read, records = Reader(run_dirs), spelled_alike(records)
     claims, signs = _claims(records, read)
     sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(

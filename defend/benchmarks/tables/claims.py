@@ -97,19 +97,23 @@ def _drawn(r: Record) -> bool:
     return not r["stochastic"] or r["draws"] >= DRAWS
 
 
-def is_unbounded(r: Record) -> bool:
-    """Any image at all, from the clean one: what no purifier with a gradient withstands."""
-    settings = r["settings"].get("attack", {})
-    whole = r["norm"] == "Linf" and r["eps"] >= 1 and settings.get("random_start") is False
-    return bool(whole and r["error"] is None and r["knowledge"] == "adaptive" and r["access"] == "gradient")
-
-
-def _unbounded(records: Sequence[Record]) -> bool:
-    """On as many images as the largest cell has, of the test split where a cell is of it."""
+def unbounded(records: Sequence[Record]) -> list[Record]:
+    """PGD to any image at all, from the clean one, which no purifier with a gradient withstands: on as many images as the largest cell has,
+    of the test split where a cell is of it."""
     sound = [r for r in records if r["error"] is None]
     sound = [r for r in sound if r["split"] == "test"] or sound
     most = max((r["n"] for r in sound), default=0)
-    return ran("pgd", "adaptive", EVERY_GRADIENT, at_least={"steps": 20})([r for r in sound if is_unbounded(r) and r["n"] >= min(most, IMAGES)])
+    return [r for r in sound if r["n"] >= min(most, IMAGES) and _is_unbounded(r)]
+
+
+def _is_unbounded(r: Record) -> bool:
+    settings = r["settings"].get("attack", {})
+    whole = r["norm"] == "Linf" and r["eps"] >= 1 and settings.get("random_start") is False
+    return bool(whole and r["access"] == "gradient" and ran("pgd", "adaptive", at_least={"steps": 20})([r]))
+
+
+def _was_unbounded(records: Sequence[Record]) -> bool:
+    return ran("pgd", "adaptive", EVERY_GRADIENT)(unbounded(records))
 
 
 LADDER_1 = (
@@ -126,7 +130,7 @@ LADDER_1 = (
     Requirement("transfer from a pipeline with the same purifier, by APGD-CE and PGD-40", _transferred),
     Requirement("Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False),
     Requirement("Square 1,000 x 20", ran("square", "query", eot=20, at_least={"queries": 1000}), stochastic=True),
-    Requirement("PGD at eps 1 from the clean image, through every gradient", _unbounded, sees="defense"),
+    Requirement("PGD at eps 1 from the clean image, through every gradient", _was_unbounded, sees="defense"),
     Requirement(f"{DRAWS} draws", lambda records: all(map(_drawn, records)), stochastic=True),
     Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
     Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from defend.benchmarks.tables.claims import at_claim, bare, is_unbounded
+from defend.benchmarks.tables.claims import at_claim, bare, unbounded
 from defend.benchmarks.tables.findings import black_box_pairs, name_of, oblivious_pairs
 from defend.benchmarks.tables.outcomes import Record
 
@@ -40,7 +40,7 @@ def knowing_hurts(records: Sequence[Record], _: Sequence[Record]) -> str:
 
 def survives_eps_1(_: Sequence[Record], every: Sequence[Record]) -> str:
     """Through one of its gradients, any pipeline that has one can be led anywhere."""
-    left = [r["robust_accuracy"] for r in every if is_unbounded(r)]
+    left = [r["robust_accuracy"] for r in unbounded(every)]
     return f"PGD at eps 1 from the clean image leaves {100 * min(left):.1f} %" if left and min(left) > STANDS else ""
 
 

@@ -33,6 +33,12 @@ def bare_attack(r: Record) -> str:
     return str(parse_single(r["attack"], "attack").without("eps")[0])
 
 
+def spelled_alike(records: Sequence[Record]) -> list[Record]:
+    """Pipelines of the same settings and weights under the spelling that stands first, however each was typed."""
+    first: dict[tuple[str, str], str] = {}
+    return [r | {k: first.setdefault((k, h), r[k]) for k, h in (r.get("pipeline") or {}).items() if h} for r in map(dict, records)]
+
+
 def purifier_of(r: Record) -> str:
     """Which purifier a record is of, by settings and weights; nothing where it does not say."""
     return str((r.get("pipeline") or {}).get("defense", ""))

@@ -28,13 +28,17 @@ def reading(records: Sequence[Record]) -> tuple[str, ...]:
 def _dependent(records: Sequence[Record]) -> Iterator[str]:
     """Where images show the same thing again, which the intervals take for news."""
     for dataset, split, n in dict.fromkeys((r["dataset"], r["split"], r["n"]) for r in records):
-        declared: Mapping[str, int] = getattr(card_of(dataset), "distinct", {})
-        distinct = declared.get(split, n)
-        if n > distinct:
+        if n > (distinct := distinct_of(dataset, split, n)):
             yield (
                 f"The first {n:,} {split} images of {dataset} show {distinct:,} things, some again: they are not independent,"
                 f" and intervals and p-values, which take them for it, are too narrow by up to {widening(n, distinct):.2f} times."
             )
+
+
+def distinct_of(dataset: str, split: str, n: int) -> int:
+    """How many things the first n images of a split show."""
+    declared: Mapping[str, int] = getattr(card_of(dataset), "distinct", {})
+    return min(n, declared.get(split, n))
 
 
 def widening(n: int, distinct: int) -> float:

@@ -12,6 +12,7 @@ from defend.benchmarks.tables.claims import bare, claim_eps
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
 from defend.benchmarks.tables.outcomes import SECTION, Bits, Reader, Record, bare_attack, distinct, of_claim, purifier_of, section_of, worst
+from defend.benchmarks.tables.reading import distinct_of, widening
 
 Claims = Mapping[tuple[str, ...], str]
 
@@ -41,7 +42,12 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
         return "no value"
     at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
     value = f"{found.at_most}{100 * found.accuracy:.1f} % right{' (unconverged)' if found.unconverged else ''}"
-    return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}"
+    return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}{_repeats(records[0])}"
+
+
+def _repeats(r: Record) -> str:
+    distinct = distinct_of(r["dataset"], r["split"], r["n"])
+    return f", of {distinct:,} distinct images, so that the interval is too narrow by up to {widening(r['n'], distinct):.2f} times" if distinct < r["n"] else ""
 
 
 def worst_over(cells: Sequence[Record], read: Reader) -> tuple[Number, Bits | None]:
