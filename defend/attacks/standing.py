@@ -78,16 +78,20 @@ def looks_are_free(x: Tensor) -> bool:
     return x.device.type == "cpu"
 
 
-def mean_margin(target: Target, x: Tensor, y: Tensor) -> Tensor:
-    """The mean of z_y - max z_i over fresh draws: (b,). One draw where the target is deterministic, `target.eot` elsewhere."""
+def over_draws(target: Target, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean of what is made `of` the logits, over fresh draws: one where the target is deterministic, `target.eot` elsewhere."""
     draws = 1 if target.deterministic else target.eot
-    return torch.stack([margin(target.logits(x), y) for _ in range(draws)]).mean(0)
+    return torch.stack([of(target.logits(x)) for _ in range(draws)]).mean(0)
+
+
+def mean_margin(target: Target, x: Tensor, y: Tensor) -> Tensor:
+    """The mean of z_y - max z_i: (b,)."""
+    return over_draws(target, x, lambda logits: margin(logits, y))
 
 
 def likeliest_wrong(target: Target, x: Tensor, y: Tensor, n: int) -> Tensor:
     """The n classes but y (fewer, where there are fewer) of highest mean logit at x, best first: (b, n)."""
-    draws = 1 if target.deterministic else target.eot
-    logits = torch.stack([target.logits(x) for _ in range(draws)]).mean(0)
+    logits = over_draws(target, x, lambda logits: logits)
     return logits.scatter(1, y[:, None], -float("inf")).topk(min(n, logits.shape[1] - 1), 1).indices
 
 
