@@ -17,6 +17,7 @@ from defend.benchmarks.records import read_records
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.model import Worst, claims, percent
 from defend.benchmarks.tables.outcomes import Record, spelled_alike
+from defend.benchmarks.tables.reading import distinct_of, widening
 from defend.benchmarks.tables.worst import cells_of
 
 HERE = Path(__file__).parent
@@ -72,11 +73,14 @@ def line(r: dict[str, Any]) -> str:
     """Bold where it may be claimed, and nowhere else."""
     mark = "**" * claims(r["claim"])
     numbers = " | ".join(r[key] for key in ("clean", *LEVELS))
-    return f"| `{r['defense']}` | {numbers} | {mark}{r['worst']}{mark} ({r['low']} to {r['high']}) | {r['trained_on']} | {r['claim']} |"
+    claim = r["claim"].partition(",")[0] if claims(r["claim"]) else r["claim"]  # the rest stands in the row
+    return f"| `{r['defense']}` | {numbers} | {mark}{r['worst']}{mark} ({r['low']} to {r['high']}) | {r['trained_on']} | {claim} |"
 
 
 def section(r: dict[str, Any]) -> str:
-    return f"{r['dataset']}, {r['classifier']}, {r['norm']} {r['eps']}, n = {r['n']:,}"
+    distinct = distinct_of(r["dataset"], "test", r["n"])
+    again = f" ({distinct:,} distinct: intervals are too narrow by up to {widening(r['n'], distinct):.2f} times)" if distinct < r["n"] else ""
+    return f"{r['dataset']}, {r['classifier']}, {r['norm']} {r['eps']}, n = {r['n']:,}{again}"
 
 
 if __name__ == "__main__":
