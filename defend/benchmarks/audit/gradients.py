@@ -14,7 +14,7 @@ from defend.benchmarks.audit.spsa import WIDTH
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
 from defend.losses import excess
-from defend.norms import project, random_start, signs
+from defend.norms import project, signs
 from defend.purifier import Backward, identity
 from defend.target import Target
 
@@ -84,14 +84,9 @@ def _unbounded(scene: Scene) -> Seen:
     return Seen(measured=measured, value=float(left.mean()), ok=enough and bool(beaten["random directions"]), minor=enough)
 
 
-def _points(scene: Scene) -> Tensor:
-    """Where gradients are looked at: inside the ball, off the grid of the clean images."""
-    return random_start(scene.x[scene.some], scene.eps, NORM, scene.root.take(scene.some).fork("points"))
-
-
 def _gradient(scene: Scene, backward: Backward | None = None, fork: str = "gradients") -> Tensor:
     """Of the excess at those points: (b, pixels)."""
-    return scene.target(scene.some, backward, fork=fork).gradient(_points(scene), scene.y[scene.some], excess)[0].flatten(1)
+    return scene.target(scene.some, backward, fork=fork).gradient(scene.points, scene.y[scene.some], excess)[0].flatten(1)
 
 
 def _finite(scene: Scene) -> Seen:
@@ -138,7 +133,7 @@ def _frozen_target(scene: Scene, rows: Tensor) -> Target:
 
 def _slope(scene: Scene) -> Seen:
     """Over images and directions: the declared slope along u against (f(x + h u) - f(x - h u)) / 2h, the noise being the same."""
-    x, y, h = _points(scene), scene.y[scene.some], WIDTH * scene.eps
+    x, y, h = scene.points, scene.y[scene.some], WIDTH * scene.eps
     target, noise = _frozen_target(scene, scene.some), scene.root.take(scene.some).fork("directions")
     g = target.gradient(x, y, excess)[0]
     said, measured = [], []

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, NotTried, Rule, Seen
 from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
-from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.spsa import spsa
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.imitation import imitation, undefended
 from defend.losses import excess
-from defend.norms import random_start
 from defend.purifier import Backward, Purifier, identity
 from defend.training.imitate import imitator
 from defend.training.perturb import random_signs
@@ -154,8 +153,7 @@ def _ways(scene: Scene, purifier: Purifier, network: nn.Module) -> list[Way]:
 
 def _alive(scene: Scene, way: Way) -> bool:
     """Has at least half of the images a gradient there?"""
-    x, y = random_start(scene.x[scene.some], scene.eps, NORM, scene.root.take(scene.some).fork("points")), scene.y[scene.some]
-    slope = scene.elsewhere(scene.some, *way).gradient(x, y, excess)[0].flatten(1)
+    slope = scene.elsewhere(scene.some, *way).gradient(scene.points, scene.y[scene.some], excess)[0].flatten(1)
     return bool((slope.abs().amax(1) > 0).double().mean() >= 0.5)
 
 

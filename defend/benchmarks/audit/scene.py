@@ -18,7 +18,7 @@ from defend.benchmarks.units import Frame
 from defend.benchmarks.work import check_finite
 from defend.load import load
 from defend.noise import Noise
-from defend.norms import check_attacked
+from defend.norms import check_attacked, random_start
 from defend.purifier import Backward, Purifier
 from defend.target import Target
 
@@ -76,6 +76,11 @@ class Scene:
     @property
     def some(self) -> Tensor:
         return self.all[: self.plan.some]
+
+    @property
+    def points(self) -> Tensor:
+        """Where gradients and state are looked at, of `some` images: inside the ball, off the grid of the clean ones."""
+        return random_start(self.x[self.some], self.eps, NORM, self.root.take(self.some).fork("points"))
 
     def target(self, rows: Tensor, backward: Backward | None = None, eot: int | None = None, fork: str = "attack") -> Target:
         """The audited pipeline, through the declared gradient where `backward` gives no other."""

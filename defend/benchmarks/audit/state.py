@@ -10,10 +10,9 @@ from torch import Tensor
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import Rule, Seen
 from defend.benchmarks.audit.rounds import to_grid
-from defend.benchmarks.audit.scene import NORM, Scene
+from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
-from defend.norms import random_start
 
 FORWARDS = 5
 TINY = 1e-6  # the change of a pixel that nothing may depend on
@@ -60,9 +59,8 @@ def _judged(share: float, of: str = "") -> Seen:
 
 
 def _seen(scene: Scene) -> tuple[Tensor, Tensor]:
-    """The clean images, and places inside the ball off the grid."""
-    x = scene.x[scene.some]
-    return x, random_start(x, scene.eps, NORM, scene.root.take(scene.some).fork("points"))
+    """The clean images, and places off their grid."""
+    return scene.x[scene.some], scene.points
 
 
 def _forwards(scene: Scene) -> Seen:
