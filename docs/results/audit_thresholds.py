@@ -65,7 +65,7 @@ def main() -> None:
         measured.append(json.loads(file.read_text()))
         print(line(measured[-1]), file=sys.stderr, flush=True)
     name = f"audit_thresholds_{options.dataset}"
-    options.table.joinpath(f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
+    options.table.joinpath(f"{name}.json").write_text("[\n" + ",\n".join(json.dumps(kept(r)) for r in measured) + "\n]\n")
     text = page(measured, options)
     options.table.joinpath(f"{name}.md").write_text(text)
     print(text)
@@ -149,6 +149,12 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "name": case.name, "family": case.family, "half": case.half, "honest": case.honest, "declared": declared, "best_known": best,
         "gap": None if declared is None else declared - best, "cpu_seconds": round(spent, 1), "report": report,
     }  # fmt: skip
+
+
+def kept(row: dict[str, Any]) -> dict[str, Any]:
+    """What the page is made of: of each check its number and whether it turned the verdict."""
+    checks = [{k: c[k] for k in ("name", "value", "turns")} for c in row["report"]["checks"]]
+    return row | {"report": {k: row["report"][k] for k in ("verdict", "n", "eps", "reasons")} | {"checks": checks}}
 
 
 def unreliable(row: dict[str, Any]) -> bool:
