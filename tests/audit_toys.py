@@ -39,30 +39,22 @@ class Neighbourly(Purifier):
         return (x - 0.1 * x.mean(0, keepdim=True)).clamp(0, 1)
 
 
-class Blinking(Purifier):
+class Blinking(masked.CountsCalls, Purifier):
     """Every other call is blank."""
 
     card = APPROXIMATE
 
-    def validate(self):
-        self.calls = 0
-
     def purify(self, x, noise):
-        self.calls += 1
-        return x * (self.calls % 2)
+        return x * (self.called() % 2)
 
 
-class Tiring(Purifier):
+class Tiring(masked.CountsCalls, Purifier):
     """Another image after two calls."""
 
     card = EXACT
 
-    def validate(self):
-        self.calls = 0
-
     def purify(self, x, noise):
-        self.calls += 1
-        return x if self.calls <= 2 else x.flip(-1)
+        return x if self.called() <= 2 else x.flip(-1)
 
 
 class Lottery(Purifier):
@@ -102,7 +94,7 @@ class Rough(Purifier):
 
     def purify(self, x, noise):
         which = (x.detach().double().sum((1, 2, 3)) * 1e5).floor().long() % 50
-        return torch.cat([masked._patterned(x[i : i + 1], 0.2, int(k)) for i, k in enumerate(which)])
+        return masked.patterned(x, 0.2, which)
 
 
 class Startled(Purifier):
@@ -114,17 +106,13 @@ class Startled(Purifier):
         return x.flip(-1) if x.requires_grad else x.clone()
 
 
-class Wavering(Purifier):
+class Wavering(masked.CountsCalls, Purifier):
     """Blank at one call in eight, and without a gradient, so that nothing else breaks an image."""
 
     card = APPROXIMATE
 
-    def validate(self):
-        self.calls = 0
-
     def purify(self, x, noise):
-        self.calls += 1
-        return x.detach() * (self.calls % 8 != 4)
+        return x.detach() * (self.called() % 8 != 4)
 
 
 class Shy(Purifier):

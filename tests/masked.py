@@ -125,18 +125,25 @@ class Watched(Purifier):
         return (1 - self.strength) * x + self.strength * x.flip(-1, -2) if torch.is_grad_enabled() and x.requires_grad else x
 
 
-class Counting(Purifier):
+class CountsCalls:
+    """What no purifier may do."""
+
+    def validate(self) -> None:
+        self.calls = 0
+
+    def called(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+class Counting(CountsCalls, Purifier):
     """Adds one of seven patterns, by the number of the call."""
 
     card = card("exact")
     strength: float = 0.2  # amplitude
 
-    def validate(self) -> None:
-        self.calls = 0
-
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        self.calls += 1
-        return _patterned(x, self.strength, self.calls % 7)
+        return patterned(x, self.strength, torch.full((len(x),), self.called() % 7))
 
 
 class AnyPattern(Purifier):
@@ -147,12 +154,13 @@ class AnyPattern(Purifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         which = (noise.uniform(x[:, :1, :1, :1]) * 7).long().flatten()
-        return torch.cat([_patterned(x[i : i + 1], self.strength, int(k)) for i, k in enumerate(which)])
+        return patterned(x, self.strength, which)
 
 
-def _patterned(x: Tensor, amplitude: float, number: int) -> Tensor:
-    signs = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(number)).sign().to(x.device)
-    return (x + amplitude * signs).clamp(0, 1)
+def patterned(x: Tensor, amplitude: float, which: Tensor) -> Tensor:
+    """x and, for each image, the pattern of this number: which (b,)."""
+    signs = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(k))).sign() for k in which]
+    return (x + amplitude * torch.stack(signs).to(x.device)).clamp(0, 1)
 
 
 class Hashed(Purifier):
@@ -235,7 +243,7 @@ class Switching(Purifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         which = (x.detach().double().mean((1, 2, 3)) * self.strength).floor().long() % 7
-        return torch.cat([_patterned(x[i : i + 1], 0.2, int(k)) for i, k in enumerate(which)])
+        return patterned(x, 0.2, which)
 
     def honest(self) -> Purifier:
         return AnyPattern(strength=0.2)
