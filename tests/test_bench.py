@@ -17,7 +17,7 @@ from defend.benchmarks import read_unit
 from defend.benchmarks.cells import expand
 from defend.benchmarks.parts import Parts, code_sha256, identity_of
 from defend.benchmarks.records import read_records
-from defend.benchmarks.suite import make_suite
+from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
 from defend.errors import DefendError
 from defend.noise import Noise
@@ -292,6 +292,14 @@ def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
     assert {c.eps.value for c in expanded(attacks=["fgsm:eps=1/4"])[0]} == {0.25}
     assert {c.eps.value for c in expanded(eps="0.1")[0]} == {0.1}
     assert {c.eps.value for c in expanded(eps=None)[0]} == {0.2}  # the claim eps of digits
+
+
+EPS = [(0.2, "0.2"), (8 / 255, "8/255"), (1 / 255, "1/255"), (1.0, "1"), (0.1 + 0.2, "0.3")]  # 0.2 is 51/255 too
+
+
+@pytest.mark.parametrize(("value", "text"), EPS)
+def test_an_eps_is_written_as_papers_write_it(value, text):
+    assert Eps.of(value) == Eps(text=text, value=value)
 
 
 WRONG = {

@@ -87,7 +87,7 @@ def _of_protocol(row: _Row, skipped: list[str]) -> Iterator[Cell]:
         for step in ladder_1(norm, row.purifier.card.stochastic, parts.data.classes):
             views, notes = _at_level(row, parts.attack(str(take_eps(step.attack)[0])), step.attack, step.knowledge, GRADIENTS)
             skipped.extend(notes)
-            yield from (_cell(row, step.attack, step.eps or _claimed(eps), v, EOT, suite.protocol) for v in views)
+            yield from (_cell(row, step.attack, step.eps or Eps.of(eps), v, EOT, suite.protocol) for v in views)
 
 
 def _of_attacks(row: _Row, skipped: list[str]) -> Iterator[Cell]:
@@ -203,11 +203,7 @@ def _chosen(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
     claim = parts.data.card.claim
     if norm not in claim:
         raise BadParameter(f"data set {suite.dataset} has no claim eps for the norm {norm} of {text}: give --eps or {text}:eps=...")
-    return (_claimed(claim[norm]),)
-
-
-def _claimed(eps: float) -> Eps:
-    return Eps(text=f"{eps:.6g}", value=eps)
+    return (Eps.of(claim[norm]),)
 
 
 def _cell(row: _Row, attack: str, eps: Eps, view: _View, eot: int, protocol: str | None = None) -> Cell:

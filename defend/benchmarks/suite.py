@@ -34,6 +34,12 @@ class Eps(BaseModel):
     text: str
     value: float
 
+    @classmethod
+    def of(cls, value: float) -> Eps:
+        """As a paper would write it: 0.3, or 8/255."""
+        short, levels = f"{value:.6g}", round(value * 255)
+        return cls(text=f"{levels}/255" if float(short) != value == levels / 255 else short, value=value)
+
 
 class Suite(BaseModel):
     """The arguments of `defend.bench`."""

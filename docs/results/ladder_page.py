@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.benchmarks.records import read_records
+from defend.benchmarks.suite import Eps
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.model import Worst, claims, percent
 from defend.benchmarks.tables.outcomes import Record, spelled_alike
@@ -49,7 +50,7 @@ def row(worst: Worst, cells: list[Record]) -> dict[str, Any]:
     number, first = worst.number, cells[0]
     return {
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
-        "eps": worst.eps_text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
+        "eps": Eps.of(worst.eps).text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
         **{level: lowest([r for r in cells if r["knowledge"] == level]) for level in LEVELS},
         "worst": number.at_most + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
     }  # fmt: skip

@@ -15,6 +15,7 @@ from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, se
 from defend.benchmarks.audit.scene import Scene, frame
 from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.benchmarks.crew import threads_settled
+from defend.benchmarks.suite import Eps
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.load import pick_device
@@ -54,7 +55,7 @@ def _audit(
 ) -> Report:
     began = time.perf_counter()
     scene, about = set_stage(spec, dataset, classifier, budget, **given)
-    tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {about['split']}, eps {scene.eps:.6g}")
+    tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {about['split']}, eps {Eps.of(scene.eps).text}")
     tell(f"at most about {minutes(estimate(scene))}, if no attack breaks anything; the fit of the learned gradient comes on top")
     checks, found = _checks(scene, tell)
     verdict, reasons = verdict_of(checks)
