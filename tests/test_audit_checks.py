@@ -29,7 +29,7 @@ from audit_toys import (
 )
 
 import defend
-from defend.benchmarks.audit import active, rivals, spsa
+from defend.benchmarks.audit import active, rivals, spsa, state
 from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked
 from defend.benchmarks.audit.plan import plan_of
@@ -197,3 +197,20 @@ def test_it_passes(name):
     seen = look(name, CASES[name][1](), eps=0.1 if name in ATTACKS else None)
     assert seen.verdict == "pass" and not seen.turns, seen
     assert (seen.weight == "attack") == (name in ATTACKS) and "can win enough" not in seen.measured
+
+
+class Scales(torch.nn.Module):
+    """Another label for nearly every other image."""
+
+    def forward(self, x):
+        return torch.nn.functional.one_hot((997 * x.flatten(1).sum(1)).long() % 10, 10).float()
+
+
+def test_an_attack_that_ends_on_a_quantisers_edges_is_no_sign_of_masking():
+    """0.1 x 255 = 25.5: jpeg rounds some pixels of x + eps up and others down, so that a millionth to either side moves it."""
+    scene, _ = set_stage("jpeg", "digits-m", "lenet", "quick", n=16, split="val", eps=0.1, surrogates=(), seed=0, device="cpu", data_root=None)
+    scene = replace(scene, network=Scales())
+    ends = (scene.x + 0.1 * (scene.x.flip(-1) - 0.5).sign()).clamp(0, 1)
+    assert min(state._relabelled(scene, ends[scene.some], by) for by in (state.TINY, -state.TINY)) > 0.5
+    seen = state._millionth(scene, SimpleNamespace(best=SimpleNamespace(x_adv=ends)))
+    assert seen.ok and seen.value == 0, seen
