@@ -80,7 +80,7 @@ class Dataset(Configured):
             raise BadParameter(f"split {split!r}: expected {', '.join(SPLITS)}")
         there = self.count(split)
         if not 0 <= start <= stop <= there:
-            raise BadParameter(f"{type(self).__name__}: wanted images {start} to {stop} of {split}, which has {there}; give --n {there} or fewer")
+            raise BadParameter(f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, which has {there}; give --n {there} or fewer")
         return self._rows(split, start, stop)
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor] | None:

@@ -92,7 +92,7 @@ def read(text: str) -> Value:
             return exact.numerator if exact.denominator == 1 else exact
         value = float(text) if _FLOAT.fullmatch(text) else text
     except ZeroDivisionError:
-        raise BadSpec(f"{text}: division by zero") from None
+        raise BadSpec(f"{text}: division by zero; a fraction is written as 8/255") from None
     except ValueError:  # Python reads no integers of more than 4300 digits
         raise BadSpec(f"{text[:20]}...: too long for a number; quote it if it is text") from None
     if value in (math.inf, -math.inf):

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 import defend
 from defend.benchmarks.stats import holm
 from defend.cli import main
+from defend.errors import BadParameter
 
 WORDS = ["--dataset", "digits", "--classifier", "convnet", "--budget", "quick", "--split", "val"]
 
@@ -40,7 +41,14 @@ def test_a_sound_one(tmp_path):
     assert "300 queries an image" in checks["Square"]["measured"] and not any("can win enough" in c["measured"] for c in told["checks"])
     fresh = next(c for c in told["checks"] if c["name"] == "fresh process")
     assert fresh["verdict"] == "pass" and "a fresh process" in fresh["measured"]
-    assert "at most about" in done.stderr and "bitdepth:bits=3" in page.read_text()
+    assert "at most about" in done.stderr and "on top" not in done.stderr  # quick fits nothing
+    assert "bitdepth:bits=3" in page.read_text()
+
+
+@pytest.mark.parametrize(("eps", "wanted"), [("0.1,0.2", "one number"), ("0", "at most 1$"), ("8", "for grey levels write 8/255$")])
+def test_a_wrong_eps_is_the_users_error(eps, wanted):
+    with pytest.raises(BadParameter, match=wanted):
+        defend.audit("none", "digits", "convnet", "quick", eps=eps)
 
 
 @pytest.mark.usefixtures("masked_plugin")

@@ -93,6 +93,12 @@ def test_an_attack_that_was_not_tried_is_said_beside_the_verdict(left_out, besid
     assert Report(verdict=verdict_of(checks)[0], reasons=[], checks=checks, about={}).headline == beside
 
 
+def test_what_stops_many_checks_is_said_once_and_without_their_advice():
+    checks = settle([checked(rule("required", name), RuntimeError("not\nnow")) for name in "abc"] + [checked(rule("sign", "d"), RuntimeError("not now"))])
+    verdict, reasons = verdict_of(checks)
+    assert (verdict, reasons) == ("unreliable", ["a, b, c: could not run: RuntimeError: not now"])
+
+
 def test_every_threshold_says_where_it_comes_from():
     assert all(isinstance(t.value, float) and len(t.source) > 10 for t in THRESHOLDS.values())
 

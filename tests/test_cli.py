@@ -189,6 +189,7 @@ def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers):
         process.kill()
     assert process.returncode == 130, err
     assert out == "" and err.splitlines()[-1] == "defend: interrupted" and "Traceback" not in err
+    assert "goes on with it" in err
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -104,7 +104,7 @@ WRONG = {  # arguments -> what the line must say
     # numbers
     f"{SMALL} --eps -0.1": "eps -0.1: expected a number >= 0",
     f"{SMALL} --eps abc": "eps 'abc': expected a number >= 0",
-    f"{SMALL} --eps 8/0": "division by zero",
+    f"{SMALL} --eps 8/0": "division by zero; a fraction is written as 8/255",
     f"{SMALL} --eps 0:0.3": "a range is start:stop:step",
     f"{SMALL} --attack fgsm:eps=-1": "eps -1: expected a number >= 0",
     f"{SMALL} --n 0": "n: input should be greater than or equal to 1, got 0",

@@ -170,6 +170,9 @@ def test_only_the_given_records(tmp_path):
 def test_nothing_to_report_is_one_clear_line(tmp_path):
     with pytest.raises(BadParameter, match=r"holds no records: expected .*records\.json; give the folder of a run"):
         write_report([tmp_path])
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BadParameter, match="holds no records: the run was stopped before its end"):
+        write_report([tmp_path])
     with pytest.raises(BadParameter, match="nothing to report"):
         write_report([], records=[])
 

@@ -293,6 +293,8 @@ def test_oblivious_below_adaptive_is_a_sign_of_masking():
     assert line.startswith("oblivious beats adaptive: median, pgd, oblivious leaves 20.0 % at eps 16/255, pgd, adaptive BPDA 45.0 %")
     assert find([record(40), record(100, **DECLARED), record(45, **IDENTITY)]) == []  # one gradient that works is enough
     assert find([record(40), record(100, attack="fgsm", **DECLARED)]) == []  # not the same attack
+    square = {"attack": "square", "access": "scores"}
+    assert find([record(40, **square), record(100, **square, **DECLARED)]) == []  # it sees no gradient: nothing can be masked from it
 
 
 def test_fewer_steps_beating_more_is_a_sign_of_masking():

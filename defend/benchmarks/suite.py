@@ -165,7 +165,8 @@ def make_suite(keys: Mapping[str, Any]) -> Suite:
             raise ours from None
         where = ".".join(str(p) for p in first["loc"]) or "suite"
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise BadParameter(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}") from None
+        hint = "; a suite names a dataset, classifiers, defenses and attacks or a protocol" if first["type"] == "missing" else ""
+        raise BadParameter(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}{hint}") from None
 
 
 def load_suite(path: str | Path | None = None) -> dict[str, Any]:

@@ -50,7 +50,11 @@ def bench(suite: Path | None, device: str, workers: int | None, data_root: str |
     from defend import benchmarks  # loads torch: not before the options are read
 
     out = out or Path("runs") / benchmarks.suite.make_suite(keys).name
-    records = benchmarks.bench(keys, out=out, workers=workers, device=device, data_root=data_root, progress=True)
+    try:
+        records = benchmarks.bench(keys, out=out, workers=workers, device=device, data_root=data_root, progress=True)
+    except KeyboardInterrupt:
+        click.echo(f"what was finished is kept in {out}: the same command goes on with it", err=True)
+        raise
     publish(records, out, as_json)
     if any(r["error"] for r in records):
         click.get_current_context().exit(1)

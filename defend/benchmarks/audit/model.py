@@ -133,5 +133,10 @@ def _settled(check: Check, p: float) -> Check:
 
 def verdict_of(checks: Sequence[Check]) -> tuple[str, list[str]]:
     """The verdict, and a sentence for each check that made it."""
-    reasons = [f"{c.name}: {c.measured}. {c.advice}" for c in checks if c.turns]
+    reasons = [f"{c.name}: {c.measured}. {c.advice}" for c in checks if c.turns and c.verdict == "flag"]
+    stopped: dict[str, list[str]] = {}  # one exception may stop many checks
+    for c in checks:
+        if c.turns and c.verdict == "not run":
+            stopped.setdefault(c.measured, []).append(c.name)
+    reasons += [f"{', '.join(names)}: {measured}" for measured, names in stopped.items()]
     return (UNRELIABLE if reasons else SOUND), reasons

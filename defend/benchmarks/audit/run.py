@@ -15,6 +15,7 @@ from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, se
 from defend.benchmarks.audit.scene import Scene, frame
 from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.benchmarks.crew import threads_settled
+from defend.benchmarks.imitation import undefended
 from defend.benchmarks.suite import Eps
 from defend.classifier import Classifier
 from defend.dataset import Dataset
@@ -56,7 +57,7 @@ def _audit(
     began = time.perf_counter()
     scene, about = set_stage(spec, dataset, classifier, budget, **given)
     tell(f"{about['defense']} before {about['classifier']}: {len(scene.x)} images of {about['dataset']} {about['split']}, eps {Eps.of(scene.eps).text}")
-    tell(f"at most about {minutes(estimate(scene))}, if no attack breaks anything; the fit of the learned gradient comes on top")
+    tell(_expected(scene))
     checks, found = _checks(scene, tell)
     verdict, reasons = verdict_of(checks)
     about |= found | {"seconds": round(time.perf_counter() - began, 1)}
@@ -70,7 +71,7 @@ def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dic
     for rule in table:
         seen[rule.name] = began if isinstance(began, Exception) and rule.name == "before and after" else _once(lambda r=rule: r.run(scene))  # type: ignore[misc]
         outcome = seen[rule.name]
-        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else outcome}")
+        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else ' '.join(str(outcome).split())}")
     return settle([checked(rule, seen[rule.name]) for rule in table]), _numbers(scene, attacked())
 
 
@@ -133,8 +134,16 @@ def estimate(scene: Scene) -> float:
     return float(timed[0] * backwards + timed[1] * forwards)
 
 
+def _expected(scene: Scene) -> str:
+    seconds = estimate(scene)
+    if seconds != seconds:
+        return "how long it takes cannot be estimated: a first gradient could not be computed"
+    fit = "; the fit of the learned gradient comes on top" if scene.plan.images and not undefended(scene.purifier) else ""
+    return f"at most about {minutes(seconds)}, if no attack breaks anything{fit}"
+
+
 def minutes(seconds: float) -> str:
-    return "an unknown time" if seconds != seconds else f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _teller(progress: bool) -> Callable[[str], None]:

@@ -97,9 +97,12 @@ def _rows(data: Dataset, split: str, n: int, asked: bool) -> tuple[Tensor, Tenso
 def _eps(eps: float | str | None, data: Dataset) -> float:
     if eps is None and NORM not in data.card.claim:
         raise BadParameter(f"data set {type(data).__name__} has no claim eps for {NORM}: give --eps")
+    if isinstance(eps, str) and ("," in eps or ":" in eps):
+        raise BadParameter(f"eps {eps}: expected one number, as 0.1 or 8/255: an audit is at one eps")
     value = data.card.claim[NORM] if eps is None else one_eps(eps).value
     if not 0 < value <= 1:
-        raise BadParameter(f"eps {eps}: pixels are in [0, 1], so that an L-inf eps is above 0 and at most 1; for grey levels write {eps}/255")
+        levels = f"; for grey levels write {eps}/255" if value > 1 else ""
+        raise BadParameter(f"eps {eps}: pixels are in [0, 1], so that an L-inf eps is above 0 and at most 1{levels}")
     return float(value)
 
 

@@ -56,9 +56,15 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
     for folder in folders:
         there = read_records(folder)
         if not there:
-            raise BadParameter(f"{folder}: holds no records: expected {folder / 'records.json'}; give the folder of a run, as runs/embedded")
+            raise BadParameter(f"{folder}: holds no records: {_why_none(folder)}")
         cells |= {identity(r): r for r in there}
     return list(cells.values())
+
+
+def _why_none(folder: Path) -> str:
+    if (folder / "run.json").is_file():
+        return "the run was stopped before its end; the same `defend bench` with the same --out goes on with it"
+    return f"expected {folder / 'records.json'}; give the folder of a run, as runs/embedded"
 
 
 def _csv(records: Sequence[Record]) -> str:

@@ -78,7 +78,7 @@ def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
 
 def oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "attack", "eps")):
-        adaptive = [r for r in group if r["knowledge"] == "adaptive"]
+        adaptive = [r for r in group if r["knowledge"] == "adaptive" and r["access"] == "gradient"]  # no other can be masked
         oblivious = [r for r in group if r["knowledge"] == "oblivious"]
         if adaptive and oblivious and _below(_best(oblivious), _best(adaptive)):
             yield _best(oblivious), _best(adaptive)

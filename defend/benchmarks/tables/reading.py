@@ -15,6 +15,8 @@ def reading(records: Sequence[Record]) -> tuple[str, ...]:
         "Intervals are 95 % over images (Wilson; bootstrap where each image has several draws) and cover sampling alone.",
         *_dependent(records),
     ]
+    if not all(r["stochastic"] for r in records):
+        lines.append("Behind a deterministic defense only images that are right as they are count as right under attack.")
     if any(r["knowledge"] == "adaptive" for r in records):
         lines.append("worst: image by image, over the gradients that were run. BPDA: adaptive through the identity.")
     lines.append("fwd+bwd: forward and backward passes of the pipeline for each image, of the dearest attack of the row.")
