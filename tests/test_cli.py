@@ -148,8 +148,10 @@ def test_report_prints_what_it_wrote(done):
 
 @pytest.mark.usefixtures("plugin")
 def test_a_failed_cell_is_exit_1_and_the_others_finish(tmp_path):
-    got = records(f"--attack leaves-the-ball --defense none --knowledge oblivious --out {tmp_path}", code=1)
+    done = run(f"bench {SMALL} --json --attack leaves-the-ball --defense none --knowledge oblivious --out {tmp_path}", 1)
+    got = [json.loads(line) for line in done.stdout.splitlines()]
     assert {r["attack"]: r["error"] is None for r in got} == {"fgsm": True, "leaves-the-ball": False}
+    assert "failed: none, leaves-the-ball, oblivious, before convnet, eps " in done.stderr
 
 
 def test_options_replace_the_keys_of_a_suite(tmp_path):

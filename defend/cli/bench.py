@@ -79,6 +79,7 @@ def suite_keys(suite: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
     from defend.benchmarks.report import write_report
     from defend.benchmarks.tables import print_table
+    from defend.benchmarks.tables.findings import name_of
 
     if as_json:
         for record in records:
@@ -89,4 +90,4 @@ def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
         click.echo(f"wrote {path}", err=True)
     for record in records:
         if record["error"]:
-            click.echo(f"failed: {record['defense']} x {record['attack']} x {record['classifier']}: {record['error']}", err=True)
+            click.echo(f"failed: {name_of(record)}, before {record['classifier']}, eps {record['eps_text']}: {record['error']}", err=True)

@@ -141,4 +141,4 @@ def said(c: Compared) -> str:
 
 
 def heading(compared: Sequence[Compared]) -> str:
-    return f"Pairs, worst case against worst case (p-values by Holm over {len(compared)}, differences with {100 * LEVEL:.0f} % intervals):"
+    return f"Pairs, worst case against worst case (p-values by Holm over {len(compared)}, differences with {100 * LEVEL:.0f} % intervals, each by itself):"
