@@ -50,6 +50,11 @@ class BrokenPurifier(DefendError, RuntimeError):
     """A purifier that writes into its input, gives no finite numbers, or is not what its card says. Fails its unit loudly."""
 
 
+def one_line(said: object) -> str:
+    """Without breaks and runs of spaces: other people's exceptions, in a message of ours."""
+    return " ".join(str(said).split())
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """ " Did you mean x?", or nothing: for the end of a sentence about an unknown name."""
     close = difflib.get_close_matches(name, list(known), n=3)

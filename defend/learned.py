@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from defend import weights as store
-from defend.errors import BadWeights
+from defend.errors import BadWeights, one_line
 from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 
@@ -146,7 +146,7 @@ class Learned(Configured):
             try:
                 net.load_state_dict(store.load(self.file.path))
             except RuntimeError as e:
-                raise BadWeights(f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {' '.join(str(e).split())[:200]}") from None
+                raise BadWeights(f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {one_line(e)[:200]}") from None
         return Frozen(net)
 
     @property

@@ -29,7 +29,7 @@ from art.estimators.classification import ClassGradientsMixin, PyTorchClassifier
 from torch import Tensor, nn
 
 from defend.attack import Attack, AttackCard
-from defend.errors import BadParameter, BrokenAttack, DefendError, UnknownName, near
+from defend.errors import BadParameter, BrokenAttack, DefendError, UnknownName, near, one_line
 from defend.noise import Noise
 from defend.norms import Norm, project
 from defend.spec import typed
@@ -162,7 +162,7 @@ class _FromArt(Attack):
         try:
             return self.kind(estimator, **values)
         except (TypeError, ValueError, IndexError) as e:
-            raise BadParameter(f"art:name={type(self).__name__}: {' '.join(str(e).split())}") from None
+            raise BadParameter(f"art:name={type(self).__name__}: {one_line(e)}") from None
 
     def _generate(self, attack: Any, x: np.ndarray, y: np.ndarray) -> Any:
         try:
@@ -173,7 +173,7 @@ class _FromArt(Attack):
         except DefendError:
             raise
         except Exception as e:  # ART raises anything
-            raise BrokenAttack(f"art:name={type(self).__name__}: {type(e).__name__}: {' '.join(str(e).split())}") from e
+            raise BrokenAttack(f"art:name={type(self).__name__}: {type(e).__name__}: {one_line(e)}") from e
 
 
 class _Pipeline(nn.Module):

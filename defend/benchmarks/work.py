@@ -17,7 +17,7 @@ from defend.benchmarks.cell import Cell
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.units import sha256_of, write_unit
-from defend.errors import BadWeights, BrokenAttack, BrokenPurifier
+from defend.errors import BadWeights, BrokenAttack, BrokenPurifier, one_line
 from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import check_attacked
@@ -81,7 +81,7 @@ def _guarded(task: Task, make: Callable[[], None], report: Report, images: int) 
 
 
 def _line(e: Exception) -> str:
-    return f"{type(e).__name__}: {' '.join(str(e).split())}"[:500]
+    return f"{type(e).__name__}: {one_line(e)}"[:500]
 
 
 def _attacked(job: Job, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilons: Sequence[float]) -> Iterator[Attacked]:

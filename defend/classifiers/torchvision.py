@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from defend import weights as store
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.errors import BadParameter, BadWeights, MissingData, near
+from defend.errors import BadParameter, BadWeights, MissingData, near, one_line
 from defend.learned import Frozen
 from defend.training.recipes import fit_classifier
 
@@ -116,7 +116,7 @@ def fill(net: nn.Module, file: store.WeightsFile) -> None:
     try:
         net.load_state_dict(read_state(file.path))
     except RuntimeError as e:
-        raise BadWeights(f"{file.name}: does not fit this model: {' '.join(str(e).split())[:200]}. Check model= and classes=.") from None
+        raise BadWeights(f"{file.name}: does not fit this model: {one_line(e)[:200]}. Check model= and classes=.") from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

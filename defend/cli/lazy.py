@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from defend.errors import DefendError, near
+from defend.errors import DefendError, near, one_line
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -70,7 +70,7 @@ def _help_alone(ctx: click.Context, /, **_: Any) -> None:
 def _one_line(e: click.ClickException) -> str:
     path = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "defend"
     hint = f" `{path} --help` says what it takes." if isinstance(e, click.UsageError) and e.ctx else ""
-    text = " ".join(e.format_message().split())
+    text = one_line(e.format_message())
     return text + hint
 
 

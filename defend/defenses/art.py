@@ -19,7 +19,7 @@ from art.defences import preprocessor as shelf
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch, PreprocessorTensorFlowV2
 from torch import Tensor
 
-from defend.errors import BadParameter, near
+from defend.errors import BadParameter, near, one_line
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.spec import coerce
@@ -128,7 +128,7 @@ def check_parameters(name: str, takes: Any, given: dict[str, Any]) -> None:
 
 def first_line(e: Exception) -> str:
     """ART often wraps its messages."""
-    text = " ".join(str(e).split())
+    text = one_line(e)
     missing = f" (pip install {e.name})" if isinstance(e, ImportError) and e.name else ""
     return f"{text[:200] or type(e).__name__}{missing}"
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import holm
+from defend.errors import one_line
 
 SOUND, UNRELIABLE = "no sign of masking", "unreliable"
 Outcome = Literal["pass", "flag", "not run"]
@@ -108,7 +109,7 @@ def checked(rule: Rule, seen: Seen | Exception) -> Check:
     if isinstance(seen, LeftOut):
         return Check(**base, verdict="not run", measured=str(seen), value=None, untried=isinstance(seen, NotTried))
     if isinstance(seen, Exception):
-        reason = f"{type(seen).__name__}: {' '.join(str(seen).split())}"[:300]
+        reason = f"{type(seen).__name__}: {one_line(seen)}"[:300]
         return Check(**base, verdict="not run", measured=f"could not run: {reason}", value=None, turns=rule.weight != "sign")
     fails = not seen.ok and rule.weight != "attack"
     return Check(

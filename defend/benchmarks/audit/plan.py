@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from defend.benchmarks.imitation import undefended
 from defend.errors import BadParameter, near
+from defend.purifier import Purifier
 
 BUDGETS = ("quick", "standard", "thorough")
 
@@ -30,6 +32,10 @@ class Plan:
     inner: int  # points inside the ball, of the active test
     active: int  # images of the active test
     images: int  # training images that the learned gradient is fitted on; 0: left out
+
+    def fits(self, purifier: Purifier) -> bool:
+        """Is a network fitted for its learned gradient?"""
+        return bool(self.images) and not undefended(purifier)
 
     def cost(self, pipelines: int = 0) -> tuple[float, float]:
         """(gradients, forwards) if no attack breaks anything: the most that it can take. The fit of the learned gradient is not in it."""

@@ -15,10 +15,10 @@ from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, se
 from defend.benchmarks.audit.scene import Scene, frame
 from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.benchmarks.crew import threads_settled
-from defend.benchmarks.imitation import undefended
 from defend.benchmarks.suite import Eps
 from defend.classifier import Classifier
 from defend.dataset import Dataset
+from defend.errors import one_line
 from defend.load import pick_device
 from defend.losses import cross_entropy
 from defend.purifier import Purifier
@@ -71,7 +71,7 @@ def _checks(scene: Scene, tell: Callable[[str], None]) -> tuple[list[Check], dic
     for rule in table:
         seen[rule.name] = began if isinstance(began, Exception) and rule.name == "before and after" else _once(lambda r=rule: r.run(scene))  # type: ignore[misc]
         outcome = seen[rule.name]
-        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else ' '.join(str(outcome).split())}")
+        tell(f"{rule.name}: {outcome.measured if isinstance(outcome, Seen) else one_line(outcome)}")
     return settle([checked(rule, seen[rule.name]) for rule in table]), _numbers(scene, attacked())
 
 
@@ -138,7 +138,7 @@ def _expected(scene: Scene) -> str:
     seconds = estimate(scene)
     if seconds != seconds:
         return "how long it takes cannot be estimated: a first gradient could not be computed"
-    fit = "; the fit of the learned gradient comes on top" if scene.plan.images and not undefended(scene.purifier) else ""
+    fit = "; the fit of the learned gradient comes on top" if scene.plan.fits(scene.purifier) else ""
     return f"at most about {minutes(seconds)}, if no attack breaks anything{fit}"
 
 

@@ -16,7 +16,7 @@ from defend.benchmarks.audit.fresh import purify_fresh
 from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
-from defend.benchmarks.imitation import check_cache, undefended
+from defend.benchmarks.imitation import check_cache
 from defend.benchmarks.parts import Parts, check_trained
 from defend.benchmarks.suite import one_eps
 from defend.benchmarks.surrogates import default_surrogate
@@ -44,7 +44,7 @@ def set_stage(
     bench = Bench(parts, spec, classifier) if parts is not None and isinstance(spec, str) and isinstance(classifier, str) else None
     surrogates, no_surrogate = _others(surrogates, bench)
     plan = plan_of(budget, purifier.card.stochastic, n)
-    if bench is not None and plan.images and not undefended(purifier):
+    if bench is not None and plan.fits(purifier):
         check_cache(bench.parts, bench.classifier, bench.defense)
     x, y = (t.to(where) for t in _rows(data, split, plan.n, n is not None))
     scene = Scene(

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from defend.benchmarks.tables.claims import at_claim, bare, unbounded
-from defend.benchmarks.tables.findings import black_box_pairs, name_of, oblivious_pairs
+from defend.benchmarks.tables.findings import black_box_pairs, name_of, oblivious_pairs, white_box
 from defend.benchmarks.tables.outcomes import Record
 
 STANDS = 0.01  # of the images may be right at eps 1
@@ -65,4 +65,4 @@ def doubts(records: Sequence[Record], relatives: Sequence[Record] = ()) -> list[
 
 
 def _white(records: Sequence[Record]) -> list[Record]:
-    return [r for r in records if r["error"] is None and r["knowledge"] == "adaptive" and r["access"] == "gradient"]
+    return [r for r in white_box(records) if r["error"] is None]

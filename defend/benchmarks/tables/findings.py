@@ -68,9 +68,13 @@ def name_of(r: Record) -> str:
     return f"{r['defense']}, {r['attack']}, {level}"
 
 
+def white_box(records: Iterable[Record]) -> list[Record]:
+    return [r for r in records if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
+
+
 def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "eps")):
-        white = [r for r in group if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
+        white = white_box(group)
         black = [r for r in group if r["knowledge"] in ("query", "transfer")]
         if white and black:
             yield from ((b, _best(white)) for b in black if _below(b, _best(white)))
@@ -78,15 +82,14 @@ def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
 
 def oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "attack", "eps")):
-        adaptive = [r for r in group if r["knowledge"] == "adaptive" and r["access"] == "gradient"]  # no other can be masked
+        adaptive = white_box(group)  # from an attack without a gradient nothing can be masked
         oblivious = [r for r in group if r["knowledge"] == "oblivious"]
         if adaptive and oblivious and _below(_best(oblivious), _best(adaptive)):
             yield _best(oblivious), _best(adaptive)
 
 
 def _step_pairs(records: Sequence[Record]) -> Iterator[Pair]:
-    adaptive = [r for r in records if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
-    for group in _groups(adaptive, (*_IMAGES, "gradient", "eps", "eot")):
+    for group in _groups(white_box(records), (*_IMAGES, "gradient", "eps", "eot")):
         yield from ((a, b) for a in group for b in group if _shorter(a, b) and _below(a, b))
 
 
