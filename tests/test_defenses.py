@@ -221,6 +221,18 @@ def test_total_variation_gradient_is_that_of_the_minimiser():
     assert (z.grad[mask == 0] == 0).all()
 
 
+def test_total_variation_is_the_same_in_blocks_and_at_once(monkeypatch):
+    x = torch.cat([crops(32, 32), crops(32, 32).flip(3)])
+    mask, solved = (noise(len(x)).uniform(x) < 0.5).float(), []
+    for block in (1, 2 * x[0].numel(), x.numel()):
+        monkeypatch.setattr(tvm, "BLOCK", block)
+        z = x.clone().requires_grad_()
+        out = tvm._Minimiser.apply(z, mask, 0.05, 3)
+        out.backward(x.flip(0))
+        solved.append(torch.stack([out.detach(), z.grad]))
+    assert len(x) > 2 and torch.allclose(solved[0], solved[2], atol=1e-6) and torch.allclose(solved[1], solved[2], atol=1e-6)
+
+
 @pytest.mark.parametrize("shade", [0.0, 0.3, 1.0])
 def test_total_variation_leaves_a_constant_image(shade):
     x = torch.full((2, 3, 16, 16), shade)
