@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.noise import Noise
-from defend.purifier import Backward, Purifier
+from defend.purifier import Backward, Purifier, straight_through
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
 
@@ -95,19 +95,29 @@ class Target:
 
     def _sums(self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int) -> list[Tensor]:
         with torch.inference_mode(False), torch.enable_grad():  # under a caller's no_grad all gradients would be zero, and any defense robust
-            copies = x.detach().repeat_interleave(n, 0).requires_grad_()
-            logits = self._pipeline(copies, at, first, n)
+            leaf = x.detach().clone().requires_grad_()
+            logits = self._pipeline(leaf, at, first, n)
             values = loss(logits, y.repeat_interleave(n, 0))
             # a purifier may be detached from its input, before a classifier whose parameters are not: then the gradient is zero, and flagged
-            slope = torch.autograd.grad(values.sum(), copies, materialize_grads=True)[0] if values.requires_grad else torch.zeros_like(copies)
-        self.counts["backwards"] += len(copies)
-        return [t.detach().unflatten(0, (len(x), n)).sum(1) for t in (slope, values, logits)]
+            slope = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0] if values.requires_grad else torch.zeros_like(leaf)
+        self.counts["backwards"] += len(values)
+        return [slope, *(t.detach().unflatten(0, (len(x), n)).sum(1) for t in (values, logits))]
 
     def _pipeline(self, x: Tensor, at: slice, first: Tensor, copies: int = 1) -> Tensor:
-        self.counts["forwards"] += len(x)
+        self.counts["forwards"] += len(x) * copies
         draw = first[:, None] + torch.arange(copies, device=first.device)
-        logits: Tensor = self.classifier(self.purifier.purified(x, self.noise.take(at).nth(draw), self.backward))
+        logits: Tensor = self.classifier(self.purified(x, self.noise.take(at).nth(draw), copies))
         return logits
+
+    def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
+        """noise: of b * copies rows, those of one image together, as what comes back.
+
+        A stand-in has no noise of its own: it is differentiated once for all copies, whose gradients add up before they reach it.
+        """
+        if self.backward is None or not torch.is_grad_enabled():
+            return self.purifier.purified(x.repeat_interleave(copies, 0), noise)
+        value = self.purifier.purified(x.detach().repeat_interleave(copies, 0), noise)
+        return straight_through(self.backward(x).repeat_interleave(copies, 0), value)
 
     def _advance(self, n: int) -> Tensor:
         first = self._drawn[self._rows]

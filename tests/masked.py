@@ -249,6 +249,31 @@ class Switching(Purifier):
         return AnyPattern(strength=0.2)
 
 
+class Moved(Purifier):
+    """Two pixels down, one to the right."""
+
+    card = card("exact")
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        return x.roll((2, 1), (2, 3))
+
+
+class Selective(Moved):
+    """Moves the image, and for a share of them, by the remembered picture that is nearest, smears the gradient. Of the others it is the best there is."""
+
+    card = card("surrogate")
+    strength: float = 0.3
+
+    def surrogate(self, x: Tensor, noise: Noise) -> Tensor:
+        nearest = torch.cdist(x.detach().flatten(1), self.memory.flatten(1)).argmin(1)
+        misled = (nearest * 37 % 100 < 100 * self.strength).view(-1, 1, 1, 1)
+        moved = self.purify(x, noise)
+        return torch.where(misled, F.avg_pool2d(moved, 7, stride=1, padding=3), moved)
+
+    def honest(self) -> Purifier:
+        return Moved()
+
+
 class Blur(Purifier):
     """The mean with a binomial kernel of 3 x 3: honest."""
 
@@ -287,6 +312,8 @@ FAMILIES = {
     # added after the checks were written, and audited by nobody before they judge
     "smeared": Family(Smeared, (1, 3, 5, 7), 1),
     "switching": Family(Switching, (1, 100, 1e4, 1e6), 1),
+    # added with the check "all together", for what it catches
+    "share of the images": Family(Selective, (0.1, 0.3, 0.6), 0),
 }
 
 
@@ -305,7 +332,7 @@ HONEST: dict[str, tuple[Callable[[], Purifier], int]] = {
     "blur": (Blur, 1),
     "half a blur": (lambda: Blur(weight=0.5), 0),
     **{f"gaussian:sigma={s}": (lambda s=s: defend.load(f"gaussian:sigma={s}"), h) for s, h in ((0.05, 0), (0.1, 1), (0.2, 0))},
-    "jpeg:quality=60": (lambda: defend.load("jpeg:quality=60"), 1),
+    "jpeg:quality=60": (lambda: defend.load("jpeg:quality=60"), 0),  # judged until its false alarm changed "a millionth"
     "median": (lambda: defend.load("median"), 0),
 }
 

@@ -39,7 +39,18 @@ from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
 
 DETACHED, SOFT = hidden("detached", 1.0), partial(masked.Blur, weight=0.5)  # no gradient at all; an honest one
-ATTACKS = ("identity gradient", "learned gradient", "finite differences", "Square", "oblivious", "transfer", "one step", "random noise", "8-bit images")
+ATTACKS = (
+    "identity gradient",
+    "learned gradient",
+    "finite differences",
+    "Square",
+    "oblivious",
+    "transfer",
+    "one step",
+    "random noise",
+    "8-bit images",
+    "all together",
+)
 CASES = {  # check: (what it must catch, what it must pass)
     "declared gradient": (Shy, SOFT),
     "more steps": (hidden("test-time optimisation", 0.2), honest("none")),
@@ -53,6 +64,7 @@ CASES = {  # check: (what it must catch, what it must pass)
     "one step": (RightAtFirst, SOFT),
     "random noise": (DETACHED, honest("bitdepth:bits=2")),
     "8-bit images": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=4")),
+    "all together": (DETACHED, SOFT),
     "8-bit drift": (hidden("exact inputs only", 0.95), honest("bitdepth:bits=4")),
     "unbounded attack": (hidden("detached", 0.95), honest("bitdepth:bits=2")),
     "finite gradient": (Undefined, SOFT),

@@ -66,6 +66,13 @@ def test_an_object():
     assert report.about["lowest_accuracy"] <= report.about["declared_accuracy"] <= report.about["clean_accuracy"]
 
 
+@pytest.mark.parametrize("spec", ["gaussian:seed=3", defend.load("gaussian:seed=3")])
+def test_noise_of_its_own_is_refused(spec):
+    """With one seed for all its life, what is deployed is another defense than the one that an audit would judge."""
+    with pytest.raises(BadParameter, match="says how a purifier runs"):
+        defend.audit(spec, "digits", "convnet", "quick", n=16, split="val")
+
+
 class Raises(masked.Blur):
     """Not on adversarial images."""
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from audit_toys import digits, hidden, look, network, scene_of
+from audit_toys import digits, hidden, look, network, ran, scene_of
 from masked import card
 
 import defend
@@ -13,7 +13,7 @@ from defend import Purifier
 from defend.benchmarks import imitation
 from defend.benchmarks.audit import rivals, run, spsa
 from defend.benchmarks.audit.declared import Declared, attack_declared
-from defend.benchmarks.audit.model import NotTried
+from defend.benchmarks.audit.model import NotTried, checked, settle
 from defend.benchmarks.audit.stage import set_stage
 from defend.errors import BadParameter
 
@@ -48,6 +48,21 @@ def test_every_image_of_the_declared_attack_is_rounded():
     assert best.accuracy == 1 and len(best.made) == 4
     seen = rivals._pictures(scene, best)
     assert seen.gap > 0.3 and seen.p < 0.001
+
+
+class Unmoved(torch.nn.Module):
+    """Undoes what `masked.Moved` does: who attacks past that one learns little."""
+
+    def forward(self, x):
+        return network()(x.roll((-2, -1), (2, 3)))
+
+
+@pytest.mark.parametrize(("share", "turns"), [(0.0, []), (0.3, ["all together"])])
+def test_what_is_masked_on_a_part_of_the_images_is_seen_together(share, turns):
+    """Square breaks images that the smeared gradient spares, and spares as many that the other one breaks: no mean tells."""
+    scene = replace(scene_of(hidden("share of the images", share)(), eps=0.12, n=175), network=Unmoved())
+    fought = [r for r in run.rules_of(scene, {})[0] if r.weight == "attack"]
+    assert [c.name for c in settle([checked(r, ran(r, scene)) for r in fought]) if c.turns] == turns
 
 
 def test_both_arms_of_a_difference_see_the_same_draw():

@@ -19,7 +19,7 @@ from defend.benchmarks.parts import Parts, code_sha256, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
-from defend.errors import DefendError
+from defend.errors import BadParameter, DefendError
 from defend.noise import Noise
 
 SMALL = {
@@ -194,6 +194,7 @@ MISBEHAVES = {
     "writes": "wrote into its input",
     "nan": "logits behind it are not finite",
     "random": "its card says stochastic=False, and two draws of the same images differ",
+    "late": "its card says stochastic=False, and two draws of the same images differ",  # of adversarial ones alone
     "raises": "adversarial images are not to my taste",
 }
 
@@ -205,6 +206,13 @@ def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, 
     records = defend.bench(SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}, out=tmp_path, workers=1)
     assert all(MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None for r in records if r["defense"] != "none")
     assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
+
+
+def test_records_that_cannot_be_gone_on_with_are_said_before_anything_is_computed(tmp_path):
+    (tmp_path / "records.json").write_text('[{"dataset": "digits"}]')
+    with pytest.raises(BadParameter, match="Move that file away"):
+        defend.bench(SMALL, out=tmp_path, workers=1)
+    assert not (tmp_path / "units").exists()
 
 
 @pytest.mark.usefixtures("plugin")

@@ -93,6 +93,32 @@ def test_attacks_beside_the_protocol_lower_its_value():
     assert "claim: ladder-1, <= 0.2 % right" in claim_of([*complete(), lower])
 
 
+@pytest.mark.parametrize("over", [{"n": 900}, {"split": "val"}, {"draws": 1, "n": 900}])
+def test_a_stronger_attack_that_is_too_small_for_a_claim_takes_it_away(over):
+    """Of fewer images, another split or fewer draws. A weaker one, or one at another eps, says nothing."""
+    ladder = [r | {"robust_accuracy": 0.4, "ci_low": 0.37, "ci_high": 0.43} if r["eps"] != 1 else r for r in complete()]
+    beside = {"attack": "autoattack", "n": 1000, "eps": 16 / 255, **DECLARED}
+    stronger, weaker, larger = (record(k, **beside | over | {"eps": e}) for k, e in ((10, 16 / 255), (380, 16 / 255), (10, 32 / 255)))
+    assert claim_of(ladder).startswith("claim: ladder-1, <= 40.0 %")
+    said = (
+        f"a stronger attack: autoattack, adaptive declared, on n = {stronger['n']:,} of {stronger['split']}, leaves {100 * stronger['robust_accuracy']:.1f} %"
+    )
+    assert claim_of([*ladder, stronger]) == f"no claim ({said})"
+    assert claim_of([*ladder, weaker, larger]) == claim_of(ladder)
+
+
+def test_a_bound_under_zero_says_nothing():
+    falls = {"flags": ["unconverged: accuracy still fell"]}
+    numbers = [table([record(k, attack="square", knowledge="query", **falls)]).rows[0].numbers["query"] for k in (0, 1)]
+    assert [n.at_most for n in numbers] == ["", "<= "]
+
+
+def test_a_precision_other_than_float32_is_always_said():
+    for precision, said in (("float32", False), ("bfloat16", True)):
+        (line,) = table([r | MADE | {"precision": precision} for r in complete()]).claims
+        assert line.startswith("claim: ladder-1, ") and line.endswith("; of precision bfloat16") is said
+
+
 def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
     """With the units at hand, and without."""
     made = [cell(tmp_path, np.r_[np.zeros(990), np.ones(10)], shard=500, **r | {"units": []}) for r in complete()]

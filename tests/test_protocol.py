@@ -187,6 +187,7 @@ def test_a_trained_purifier_is_transferred_from_one_trained_anew(parts, monkeypa
     monkeypatch.setattr(weights, "zoo", lambda: there | mine)
     spec = "split-vqvae:codes=9,hidden=8+median"
     trained = load("split-vqvae:weights=untrained,hidden=8,codes=9+median", "defense", parts.data)
+    trained.members[0].fitted_on = row.trained_on
     monkeypatch.setitem(parts._kept, ("defense", spec), trained)
     found, why = default_surrogate(parts, "convnet", spec)
     assert found == ("split-vqvae:hidden=8,weights=anew+median+convnet" if marked else None)
@@ -202,8 +203,22 @@ def test_it_is_trained_anew_with_the_same_fields_where_there_is_one_else_the_nea
     monkeypatch.setattr(weights, "zoo", lambda: {name: replace(row, name=name, sha256=name, fields=f) for name, f in fields.items()})
     spec = f"split-vqvae:codes={codes}"
     trained = load(f"split-vqvae:weights=untrained,hidden={16 if codes == 9 else 8},codes={codes}", "defense", parts.data)
+    trained.fitted_on = row.trained_on
     monkeypatch.setitem(parts._kept, ("defense", spec), trained)
     assert default_surrogate(parts, "convnet", spec) == (f"split-vqvae:weights={nearest}+convnet", said)
+
+
+@pytest.mark.parametrize(("trained_on", "nearest"), [("clean", "a"), ("corrupted", "b")])
+def test_of_two_trained_anew_the_one_trained_on_the_same_images_is_nearer(parts, monkeypatch, trained_on, nearest):
+    row = replace(next(iter(weights.zoo().values())), kind="defense", component="split-vqvae", dataset="digits", surrogate=True, fields={})
+    twins = {"a": "clean", "b": "corrupted"}
+    monkeypatch.setattr(weights, "zoo", lambda: {name: replace(row, name=name, sha256=name, trained_on=on) for name, on in twins.items()})
+    trained = load("split-vqvae:weights=untrained,hidden=8,codes=9", "defense", parts.data)
+    trained.fitted_on = trained_on
+    monkeypatch.setitem(parts._kept, ("defense", "split-vqvae"), trained)
+    assert default_surrogate(parts, "convnet", "split-vqvae") == (f"split-vqvae:weights={nearest}+convnet", "")
+    trained.fitted_on = "adversarial(pgd, 0.1, convnet)"
+    assert default_surrogate(parts, "convnet", "split-vqvae")[1].endswith("has trained_on=clean (not adversarial(pgd, 0.1, convnet))")
 
 
 def test_the_scored_pipeline_is_known_by_any_spelling(parts):

@@ -137,7 +137,7 @@ def test_a_run_json_is_shown(tmp_path):
 
 @pytest.mark.parametrize("records", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
 def test_a_list_of_something_else_is_named(tmp_path, records):
-    with pytest.raises(BadParameter, match=r"records.json: expected records of `defend bench`.* lack .*attack.*another folder"):
+    with pytest.raises(BadParameter, match=r"records.json: expected records of `defend bench`.* lack .*attack.*Move that file away"):
         write_report([keep(tmp_path, records)])
 
 

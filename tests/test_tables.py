@@ -321,6 +321,12 @@ def test_few_steps_are_compared_with_more_of_the_same_attack():
     assert find([run(30, 0, 1.0, attack="fgsm"), run(100, 100, 100.0, attack="pgd", step=0.001)]) == []  # who sets the step may set it badly
 
 
+def test_eps_in_the_spec_is_one_series_too():
+    series = [record(k, attack=f"pgd:eps={e}", eps=e, eps_text=str(e), **DECLARED) for e, k in ((0.1, 20), (0.3, 90))]
+    (line,) = find(series)
+    assert line.startswith("accuracy grows with eps: median, pgd, adaptive declared: 10.0 % at eps 0.1, 45.0 % at 0.3.")
+
+
 def test_accuracy_that_grows_with_eps_is_told():
     series = [record(k, eps=e, eps_text=str(e), **DECLARED) for e, k in ((0.3, 90), (0.1, 100), (0.2, 20))]
     (line,) = find(series)

@@ -205,7 +205,7 @@ class _Pipeline(nn.Module):
         noise = self._fresh(target, len(x) * copies)
 
         def logits(x: Tensor) -> Tensor:
-            many = target.classifier(target.purifier.purified(x.repeat_interleave(copies, 0), noise, target.backward))
+            many = target.classifier(target.purified(x, noise, copies))
             return cast(Tensor, many.unflatten(0, (len(x), copies)).mean(1))
 
         def count(kind: str) -> None:

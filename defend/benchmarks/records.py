@@ -188,7 +188,10 @@ def read_records(run_dir: Path) -> list[dict[str, Any]]:
     rows = there if isinstance(there, list) else [there]
     lacking = sorted({name for r in rows for name in _NEEDED if not isinstance(r, dict) or name not in r})
     if lacking:
-        raise BadParameter(f"{file}: expected records of `defend bench`, and these lack {', '.join(lacking)}. Run the bench again, into another folder.")
+        raise BadParameter(
+            f"{file}: expected records of `defend bench`, and these lack {', '.join(lacking)}."
+            " Move that file away and run the bench again: units that still fit are used again."
+        )
     return rows
 
 

@@ -22,7 +22,7 @@ from defend.benchmarks.crew import Setup, run_jobs, threads_settled
 from defend.benchmarks.imitation import fit_all
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.progress import Progress
-from defend.benchmarks.records import keep, record
+from defend.benchmarks.records import keep, read_records, record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.tune import keep_frame, settled
 from defend.benchmarks.units import Frame, Unit, canonical, key_of, key_parts, ranges, read_unit, sha256_of
@@ -65,6 +65,7 @@ def bench(
     parts = Parts(wanted.dataset, data_root, where, frame.precision, frame.layout)
     cells, skipped = expand(wanted, parts)
     writable(run_dir)  # nothing is left behind by a command that could not begin
+    read_records(run_dir)  # and nothing is computed for a folder whose records cannot be gone on with
     _sweep(run_dir)
     keep_frame(frame, wanted, run_dir)
     bar = Progress(progress, skipped)

@@ -110,13 +110,13 @@ class Suite(BaseModel):
     @field_validator("dataset", mode="before")
     @classmethod
     def _dataset(cls, value: Any) -> str:
-        return _component(value, "dataset")
+        return component(value, "dataset")
 
     @field_validator("classifiers", "attacks", "defenses", "surrogates", mode="before")
     @classmethod
     def _components(cls, values: Any, info: Any) -> tuple[str, ...]:
         kind = {"classifiers": "classifier", "attacks": "attack"}.get(info.field_name, "defense")
-        return tuple(_component(v, kind) for v in values)
+        return tuple(component(v, kind) for v in values)
 
     @field_validator("knowledge", mode="before")
     @classmethod
@@ -184,8 +184,8 @@ def load_suite(path: str | Path | None = None) -> dict[str, Any]:
     return {"name": file.stem} | keys
 
 
-def _component(value: Any, kind: str) -> str:
-    """A spec as typed, or as a table writes it. The bench refuses fields that say how a purifier runs."""
+def component(value: Any, kind: str) -> str:
+    """A spec as typed, or as a table writes it. Refused: fields that say how a purifier runs, and weights that nothing trained."""
     if not isinstance(value, str | Mapping):
         raise BadParameter(f'{kind} {value!r}: expected name:key=value,... or a table with name = "..."')
     text = value if isinstance(value, str) else str(of_table(dict(value)))
@@ -193,7 +193,7 @@ def _component(value: Any, kind: str) -> str:
     for spec in specs:
         for key, _ in spec.params:
             if kind == "defense" and key in _RUNTIME:
-                raise BadParameter(f"{kind} {text!r}: {key}= says how a purifier runs, not what it is: leave it out (the bench has --seed and --device)")
+                raise BadParameter(f"{kind} {text!r}: {key}= says how a purifier runs, not what it is: leave it out (--seed and --device are options)")
             if (key, "untrained") in spec.params and key == "weights":
                 raise BadParameter(f"{kind} {text!r}: weights=untrained measures nothing; train it with `defend train {kind} {spec.name}` or name its weights")
     return text

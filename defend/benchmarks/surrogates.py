@@ -49,16 +49,16 @@ def default_surrogate(parts: Parts, classifier: str, defense: str) -> tuple[str 
 
 
 def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
-    """The zoo's surrogate weights of the same component: those with the most fields alike."""
+    """The zoo's surrogate weights of the same component: those with the most alike, fields and training data."""
     own = set(member.weights_sha256.values())
     marked = [e for e in weights.zoo().values() if e.surrogate and (e.kind, e.component, e.dataset) == ("defense", member.component, dataset)]
     return min((e for e in marked if e.sha256 not in own), key=lambda e: len(_unlike(e, member)), default=None)
 
 
 def _unlike(entry: ZooEntry, member: Learned) -> list[str]:
-    """The fields that differ: grid=2 (not 1)."""
-    mine = member.settings
-    return [f"{k}={v} (not {mine[k]})" for k, v in sorted(entry.fields.items()) if k in mine and mine[k] != v]
+    """The fields that differ, and what it was trained on: grid=2 (not 1). A twin trained on other images says less than one trained alike."""
+    mine, its = {**member.settings, "trained_on": member.trained_on}, {**entry.fields, "trained_on": entry.trained_on}
+    return [f"{k}={v} (not {mine[k]})" for k, v in sorted(its.items()) if k in mine and mine[k] != v]
 
 
 def _another_classifier(parts: Parts, classifier: str) -> ZooEntry | None:

@@ -16,12 +16,13 @@ from defend.attack import Attack
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
+from defend.benchmarks.scoring import check_finite, check_word, judged, purified
 from defend.benchmarks.units import sha256_of, write_unit
-from defend.errors import BadWeights, BrokenAttack, BrokenPurifier, one_line
+from defend.errors import BadWeights, BrokenAttack, one_line
 from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import check_attacked
-from defend.purifier import Backward, Purifier, identity
+from defend.purifier import Backward, identity
 from defend.target import Target
 
 SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
@@ -157,30 +158,22 @@ class _Watch:
         self.y, self.target = y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
         self.seen: dict[str, Any] = {}
         self.before = self._loss(x)
-        check_word(target.purifier, self.target.again(), x)
+        self._check(x)
         if attack.card.access == "gradient":
             g, _, _ = self.target.again().gradient(x, y, cross_entropy)
             self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
+
+    def _check(self, x: Tensor) -> None:
+        target = self.target.again()
+        first, second = target.logits(x.clone()), target.logits(x.clone())
+        check_finite(target.purifier, first)
+        check_word(target.purifier, first, second)
 
     def _loss(self, x: Tensor) -> float:
         return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
 
     def flags(self, x_adv: Tensor) -> dict[str, Any]:
         return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
-
-
-def check_word(purifier: Purifier, target: Target, x: Tensor) -> None:
-    """Raises BrokenPurifier: dropping images and scoring by one draw hang on the card's word."""
-    first, second = target.logits(x.clone()), target.logits(x.clone())
-    check_finite(first, purifier)
-    if not purifier.card.stochastic and not torch.allclose(first, second, atol=1e-3):
-        raise BrokenPurifier(f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ")
-
-
-def check_finite(logits: Tensor, purifier: Purifier) -> None:
-    """Raises BrokenPurifier: the argmax of NaN is class 0, which some images are."""
-    if not logits.isfinite().all():
-        raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
 
 
 class _Scorer:
@@ -194,8 +187,6 @@ class _Scorer:
         """Outcomes on clean images, and images purified per second."""
         kept, key = self.parts.clean, (self._range, cell.classifier, cell.defense, cell.draws)
         if key not in kept:
-            net, purifier = self.parts.classifier(cell.classifier).network, self.parts.defense(cell.defense)
-            check_word(purifier, Target(net, purifier, self.root.fork("flags")), self.x)
             kept[key] = self._outcomes(cell, self.x)
         outcomes: tuple[dict[str, Tensor], float] = kept[key]
         return outcomes
@@ -209,35 +200,30 @@ class _Scorer:
         return found | {f"clean_{name}": t for name, t in clean.items()}
 
     def _outcomes(self, cell: Cell, x: Tensor) -> tuple[dict[str, Tensor], float]:
-        purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
-        forks = {"score": cell.draws} | ({"select": SELECT} if purifier.card.stochastic else {})
+        forks = {"score": cell.draws} | ({"select": SELECT} if self.parts.defense(cell.defense).card.stochastic else {})
         seconds, out = 0.0, {}
         for fork, draws in forks.items():
-            columns = []
-            for draw in range(draws):
-                clean, spent = self._purified(purifier, x, fork, draw)
-                seconds += spent
-                with torch.no_grad():
-                    logits = torch.cat([net(part) for part in clean.split(purifier.max_batch)])
-                check_finite(logits, purifier)
-                columns.append(logits.argmax(1) == self.y)
-            out[fork] = torch.stack(columns, 1).to(torch.uint8).cpu()
+            made = [self._right(cell, x, self.root.fork(fork).draw(draw)) for draw in range(draws)]
+            out[fork] = torch.stack([right for right, _ in made], 1).to(torch.uint8).cpu()
+            seconds += sum(spent for _, spent in made)
         return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
 
-    def _purified(self, purifier: Purifier, x: Tensor, fork: str, draw: int) -> tuple[Tensor, float]:
-        noise = self.root.fork(fork).draw(draw)
+    def _right(self, cell: Cell, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
+        """One draw: (b,), and the seconds that purifying took. What the card calls deterministic is held to it on these very images."""
+        purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
         began = _now(x.device)
-        with torch.no_grad():
-            clean = purifier.purified(x.clone(), noise)
-        return clean, _now(x.device) - began
+        images = purified(purifier, x, noise)
+        spent, logits = _now(x.device) - began, judged(purifier, net, images)
+        if not purifier.card.stochastic:
+            check_word(purifier, logits, judged(purifier, net, purified(purifier, x, noise.fork("flags"))))
+        return logits.argmax(1) == self.y, spent
 
     def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
         """The first images, for the report's strips."""
         x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
         noise = self.root.take(slice(0, len(x))).fork("score").draw(0)
-        with torch.no_grad():
-            purified = self.parts.defense(cell.defense).purified(adv.clone(), noise)
-        return {name: t.half().cpu() for name, t in {"sample_x": x, "sample_adv": adv, "sample_purified": purified}.items()}
+        images = {"sample_x": x, "sample_adv": adv, "sample_purified": purified(self.parts.defense(cell.defense), adv, noise)}
+        return {name: t.half().cpu() for name, t in images.items()}
 
 
 def _now(device: torch.device) -> float:

@@ -65,10 +65,18 @@ def main() -> None:
         measured.append(json.loads(file.read_text()))
         print(line(measured[-1]), file=sys.stderr, flush=True)
     name = f"audit_thresholds_{options.dataset}"
+    measured = merged(options.table / f"{name}.json", measured) if options.only else measured
     options.table.joinpath(f"{name}.json").write_text("[\n" + ",\n".join(json.dumps(kept(r)) for r in measured) + "\n]\n")
     text = page(measured, options)
     options.table.joinpath(f"{name}.md").write_text(text)
     print(text)
+
+
+def merged(table: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was measured now in place of the same names of the table; its other rows stay, measured by the code of their day."""
+    now = {r["name"]: r for r in measured}
+    there = json.loads(table.read_text()) if table.exists() else []
+    return [*(now.pop(r["name"], r) for r in there), *now.values()]
 
 
 def key(options: argparse.Namespace) -> str:
@@ -87,7 +95,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--robust", help="an adversarially trained classifier; on digits one is trained where none is given")
     parser.add_argument("--soft-eps", type=float, help="where attacks leave a part of the honest ones")
     parser.add_argument("--honest", nargs="*", default=[], metavar="SPEC", help="more honest purifiers, as split-vqvae")
-    parser.add_argument("--only", nargs="*", default=[], metavar="FAMILY", help="some families (default: all)")
+    parser.add_argument("--only", nargs="*", default=[], metavar="FAMILY_OR_NAME", help="some families, into the table that is there (default: all)")
     parser.add_argument("--out", type=Path, default=Path("runs/audit_thresholds"), help="where what is measured lies")
     parser.add_argument("--table", type=Path, default=Path(__file__).parent, help="where the tables are written")
     return parser.parse_args()
@@ -118,7 +126,7 @@ def sound(options: argparse.Namespace, case: Case) -> list[Case]:
 
 
 def wanted(options: argparse.Namespace, *some: Case) -> Iterator[Case]:
-    yield from (case for case in some if not options.only or case.family in options.only)
+    yield from (case for case in some if not options.only or {case.family, case.name} & set(options.only))
 
 
 def trained(options: argparse.Namespace, data: Any) -> Any:

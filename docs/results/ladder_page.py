@@ -2,7 +2,7 @@
 
     python docs/results/ladder_page.py runs/ladder-digits-m runs/ladder-mnist ...
 
-For each defense, norm and data set: the lowest cell at each level, the worst case over everything image by image, and what may be claimed.
+For each defense, norm and data set: the worst case image by image at each level, the worst case over everything image by image, and what may be claimed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.model import Worst, claims, percent
-from defend.benchmarks.tables.outcomes import Record, spelled_alike
+from defend.benchmarks.tables.outcomes import Reader, Record, spelled_alike
 from defend.benchmarks.tables.reading import distinct_of, widening
-from defend.benchmarks.tables.worst import cells_of
+from defend.benchmarks.tables.worst import cells_of, worst_over
 
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "ladder.md", "<!-- ladder: written by docs/results/ladder_page.py -->", "<!-- /ladder -->"
@@ -41,24 +41,26 @@ def main() -> None:
 def rows(run: Path) -> Iterator[dict[str, Any]]:
     """One for each worst case of the run's table; its levels are the lowest of their cells."""
     records = spelled_alike(read_records(run))
+    read = Reader([run])
     for section in table(records, [run]).sections:
         for worst in section.worst:
-            yield row(worst, cells_of(worst, section, records))
+            yield row(worst, cells_of(worst, section, records), read)
 
 
-def row(worst: Worst, cells: list[Record]) -> dict[str, Any]:
+def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
     number, first = worst.number, cells[0]
     return {
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
         "eps": Eps.of(worst.eps).text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
-        **{level: lowest([r for r in cells if r["knowledge"] == level]) for level in LEVELS},
+        **{level: lowest([r for r in cells if r["knowledge"] == level], read) for level in LEVELS},
         "worst": number.at_most + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
     }  # fmt: skip
 
 
-def lowest(records: list[Record]) -> str:
-    done = [r["robust_accuracy"] for r in records if r["error"] is None]
-    return percent(min(done)) if done else ""
+def lowest(records: list[Record], read: Reader) -> str:
+    """The worst case of each image over the attacks of a level."""
+    found = worst_over(records, read)[0] if records else None
+    return "" if found is None or found.accuracy is None else ("<= " if found.bound else "") + percent(found.accuracy)
 
 
 def lines(listed: list[dict[str, Any]]) -> Iterator[str]:

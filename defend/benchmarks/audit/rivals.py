@@ -14,6 +14,7 @@ from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.spsa import spsa
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.imitation import imitation, undefended
+from defend.benchmarks.stats import mcnemar
 from defend.losses import excess
 from defend.purifier import Backward, Purifier, identity
 from defend.training.imitate import imitator
@@ -74,7 +75,12 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
         threshold=f"<= {THRESHOLDS['rounding'].value:g} point either way", source="design: rounded towards the clean image, inside the ball",
         advice="Say so beside the number, or attack on the grid of 256 levels", run=lambda s: _drift(s, declared()),
     )  # fmt: skip
-    return [*made, pictures, rounding]
+    together = Rule(
+        name="all together", question="Do all these attacks together, image by image, break more?", weight="attack", threshold=_THRESHOLD, source=_CARLINI,
+        advice="A part of the images stands by a gradient that hides something: report the worst case of each image over all attacks",
+        run=lambda s: _together(s, declared().best),
+    )  # fmt: skip
+    return [*made, pictures, together, rounding]
 
 
 def _queries(scene: Scene, attempts: Callable[[Scene], Iterator[Attempt]]) -> str:
@@ -184,6 +190,15 @@ def _pictures(scene: Scene, best: Best) -> Seen:
         whole.run(attempt)
     made = [*(a.__getitem__ for a in best.made), *_oblivious(scene)]  # what is oblivious also where the declared gradient's images fell
     return contest(scene, whole, lambda: [lambda rows, a=a: to_grid(a(rows), scene.x[rows], scene.eps) for a in made], "the same, unrounded,")  # type: ignore[misc]
+
+
+def _together(scene: Scene, best: Best) -> Seen:
+    """Where another gradient is better on some images and worse on others, the contest of means does not see it."""
+    if scene.stochastic:
+        raise LeftOut("the purifier is stochastic: the least of several estimates falls by itself")
+    gap = float((best.score - scene.lowest).mean())
+    measured = f"leave {100 * scene.lowest.mean():.1f} %, the declared gradient's best {100 * best.accuracy:.1f} %"
+    return Seen(measured=measured, value=gap, gap=gap, p=mcnemar(scene.lowest, best.score))
 
 
 def _drift(scene: Scene, declared: Declared) -> Seen:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from defend.benchmarks.audit.plan import Plan
 from defend.benchmarks.parts import Parts
+from defend.benchmarks.scoring import judged, purified
 from defend.benchmarks.tables.outcomes import Bits
 from defend.benchmarks.units import Frame
-from defend.benchmarks.work import check_finite
 from defend.load import load
 from defend.noise import Noise
 from defend.norms import check_attacked, random_start
@@ -121,12 +121,7 @@ class Scene:
         return self.root.take(rows).fork(fork).draw(draw)
 
     def purified(self, x: Tensor, noise: Noise) -> Tensor:
-        with torch.no_grad():
-            return self.purifier.purified(x.clone(), noise.again())
+        return purified(self.purifier, x, noise)
 
     def logits(self, x: Tensor, noise: Noise) -> Tensor:
-        clean = self.purified(x, noise)
-        with torch.no_grad():
-            logits = torch.cat([self.network(part) for part in clean.split(self.purifier.max_batch)])
-        check_finite(logits, self.purifier)
-        return logits
+        return judged(self.purifier, self.network, self.purified(x, noise))

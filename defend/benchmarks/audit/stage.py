@@ -18,7 +18,7 @@ from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
 from defend.benchmarks.imitation import check_cache
 from defend.benchmarks.parts import Parts, check_trained
-from defend.benchmarks.suite import one_eps
+from defend.benchmarks.suite import component, one_eps
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
 from defend.dataset import SPLITS, Dataset
@@ -74,7 +74,9 @@ def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Seque
 
 
 def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
-    found = load(what, kind, dataset_name(data), device) if isinstance(what, str) else what
+    found = load(component(what, kind), kind, dataset_name(data), device) if isinstance(what, str) else what
+    if getattr(found, "seed", None) is not None:
+        raise BadParameter(f"{type(found).__name__}: seed={found.seed} says how a purifier runs, and an audit gives each image noise of its own: leave it out")
     if isinstance(what, str):
         check_trained(found, what)
         found.run_as(PRECISION, LAYOUT)

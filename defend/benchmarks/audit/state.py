@@ -77,7 +77,7 @@ def _forwards(scene: Scene) -> Seen:
 def _millionth(scene: Scene, declared: Declared) -> Seen:
     """Pixels, where the attack did not choose the place; labels, where it did: inside its images, and in those rounded to the grid."""
     clean, off = _seen(scene)
-    worst = max(min(_apart(scene, clean, TINY), _apart(scene, clean, -TINY)), _apart(scene, off, TINY))  # one side may cross a quantiser's edge
+    worst = max(min(_apart(scene, x, TINY), _apart(scene, x, -TINY)) for x in (clean, off))  # one side may cross a quantiser's edge
     found = declared.best.x_adv[scene.some]
     for x in (clean, off, found.lerp(clean, BACK), to_grid(found, clean, scene.eps)):
         worst = max(worst, min(_relabelled(scene, x, TINY), _relabelled(scene, x, -TINY)))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
-from defend.benchmarks.tables.outcomes import Record, frame_of, purifier_of
+from defend.benchmarks.tables.outcomes import Record, bare_attack, frame_of, purifier_of
 from defend.spec import parse_single
 
 Pair = tuple[Record, Record]  # (the cell that should be the weaker attack and is the stronger, the other)
@@ -37,7 +37,7 @@ def fewer_steps_beat_more(records: Sequence[Record]) -> list[str]:
 def more_eps_helps_the_defender(records: Sequence[Record]) -> list[str]:
     """One attack along eps: a larger ball holds the smaller one, so accuracy cannot honestly grow."""
     lines = []
-    for series in _groups(records, (*_IMAGES, "attack", "knowledge", "gradient", "surrogate", "eot")):
+    for series in _groups([{**r, "attack": bare_attack(r)} for r in records], (*_IMAGES, "attack", "knowledge", "gradient", "surrogate", "eot")):
         along = sorted(series, key=lambda r: float(r["eps"]))
         worse = [(small, large) for small, large in pairwise(along) if _below(small, large)]
         for small, large in worse[:1]:

@@ -33,7 +33,8 @@ class Number:
 
     @property
     def unconverged(self) -> bool:
-        return any(flag.startswith("unconverged") for flag in self.flags)
+        """A bound under zero says nothing: where nothing is left, nothing more can fall."""
+        return self.accuracy != 0 and any(flag.startswith("unconverged") for flag in self.flags)
 
     @property
     def at_most(self) -> str:

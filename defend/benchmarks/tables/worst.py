@@ -8,7 +8,8 @@ from statistics import median
 
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.stats import LEVEL, compare, holm, interval
-from defend.benchmarks.tables.claims import bare, claim_eps
+from defend.benchmarks.tables.claims import at_claim, bare, claim_eps
+from defend.benchmarks.tables.findings import name_of
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
 from defend.benchmarks.tables.outcomes import SECTION, Bits, Reader, Record, bare_attack, distinct, of_claim, purifier_of, section_of, worst
@@ -43,6 +44,20 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
     at = f"{records[0]['norm']} eps {records[0]['eps_text']}"
     value = f"{found.at_most}{100 * found.accuracy:.1f} % right{' (unconverged)' if found.unconverged else ''}"
     return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}{_repeats(records[0])}"
+
+
+def outdone(records: Sequence[Record], read: Reader) -> str:
+    """Where a cell that the claim is too large for (fewer images or draws, another split) lies below the claim's interval."""
+    kept = _candidates(at_claim(records))
+    low = worst_over(kept, read)[0].low if kept else None
+    there = {id(r) for r in kept}
+    others = [r for r in _candidates(records) if r["error"] is None and id(r) not in there and any(abs(r["eps"] - k["eps"]) < 1e-9 for k in kept)]
+    stronger = [r for r in others if low is not None and r["ci_high"] < low]
+    if not stronger:
+        return ""
+    least = min(stronger, key=lambda r: float(r["robust_accuracy"]))
+    where = f"n = {least['n']:,} of {least['split']}"
+    return f"a stronger attack: {name_of(least).removeprefix(least['defense'] + ', ')}, on {where}, leaves {100 * least['robust_accuracy']:.1f} %"
 
 
 def _repeats(r: Record) -> str:

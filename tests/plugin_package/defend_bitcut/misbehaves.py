@@ -13,16 +13,20 @@ class Misbehaves(Purifier):
     """Does what ``how`` says."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
-    how: Literal["writes", "nan", "random", "raises", "dies"]
+    how: Literal["writes", "nan", "random", "late", "raises", "dies"]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         if self.how == "writes":
             return x.mul_(0.5)
         if self.how == "dies":
             os._exit(3)
-        if self.how == "raises" and not torch.equal(16 * x, (16 * x).round()):  # the clean images of `digits` have 17 shades
+        clean = torch.equal(16 * x, (16 * x).round())  # those of `digits` have 17 shades
+        if self.how == "raises" and not clean:
             raise RuntimeError("adversarial images are not to my taste")
-        return {"nan": torch.full_like(x, torch.nan), "random": (x + 0.3 * noise.normal(x)).clamp(0, 1)}.get(self.how, x)
+        if self.how == "late" and clean:
+            return x
+        trembled = (x + 0.3 * noise.normal(x)).clamp(0, 1)
+        return {"nan": torch.full_like(x, torch.nan), "random": trembled, "late": trembled}.get(self.how, x)
 
 
 class Detached(Purifier):
