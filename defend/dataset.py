@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from defend.errors import BadParameter
+from defend.files import cache_folder
 from defend.noise import Noise
 from defend.spec import Configured
 
@@ -32,8 +33,7 @@ class DatasetCard:
 
 def data_root(root: str | None = None) -> Path:
     """--data-root, else DEFEND_DATA, else the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(root or os.environ.get("DEFEND_DATA") or cache / "defend" / "data")
+    return Path(root or os.environ.get("DEFEND_DATA") or cache_folder() / "data")
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -14,6 +14,11 @@ from defend.errors import BadParameter
 PART = ".part"  # how names of what is being written end
 
 
+def cache_folder() -> Path:
+    """The user's: XDG_CACHE_HOME/defend, else ~/.cache/defend."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend"
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to; what was written is synced and renamed to `path`, so that a file that exists is complete."""

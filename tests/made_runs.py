@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from defend.benchmarks.digest import key_of
 from defend.benchmarks.stats import interval
 from defend.benchmarks.tables import print_table
-from defend.benchmarks.units import key_of, ranges, write_unit
+from defend.benchmarks.units import ranges, write_unit
 
 PLAIN = {
     "dataset": "digits-m", "classifier": "convnet", "defense": "median", "attack": "pgd", "knowledge": "oblivious", "gradient": None, "surrogate": None,

@@ -45,7 +45,7 @@ def test_a_sound_one(tmp_path):
     assert "bitdepth:bits=3" in page.read_text()
 
 
-@pytest.mark.parametrize(("eps", "wanted"), [("0.1,0.2", "one number"), ("0", "at most 1$"), ("8", "for grey levels write 8/255$")])
+@pytest.mark.parametrize(("eps", "wanted"), [("0.1,0.2", "one number"), ("0", "expected a number above 0"), ("8", "for grey levels write 8/255$")])
 def test_a_wrong_eps_is_the_users_error(eps, wanted):
     with pytest.raises(BadParameter, match=wanted):
         defend.audit("none", "digits", "convnet", "quick", eps=eps)

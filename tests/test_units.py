@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from defend.benchmarks.units import key_of, path_of, ranges, read_unit, write_unit
+from defend.benchmarks.digest import key_of
+from defend.benchmarks.units import path_of, ranges, read_unit, write_unit
 
 MADE_OF = {"eps": 0.1, "range": [0, 4]}
 KEY = key_of(MADE_OF)

@@ -12,7 +12,7 @@ from defend.benchmarks.controls import left_open, with_controls
 from defend.benchmarks.imitation import undefended
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.protocol import EOT, TARGETED_DLR, ladder_1
-from defend.benchmarks.suite import GRADIENTS, Eps, Suite, take_eps
+from defend.benchmarks.suite import GRADIENTS, Eps, Suite, take_eps, too_wide
 from defend.benchmarks.surrogates import surrogates_of
 from defend.chain import members_of
 from defend.dataset import Dataset
@@ -185,7 +185,7 @@ def _epsilons(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
     """Those of this attack. Raises BadParameter for what no image in [0, 1] can use."""
     found = _chosen(suite, parts, text)
     if parts.attack(str(take_eps(text)[0])).norm == "Linf" and (wide := [e.text for e in found if e.value > 1]):
-        raise BadParameter(f"eps {wide[0]}: pixels are in [0, 1], so that an L-inf eps is at most 1; for grey levels write {wide[0]}/255")
+        raise BadParameter(too_wide(wide[0]))
     return found
 
 

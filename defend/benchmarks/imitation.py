@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from defend.benchmarks.digest import key_of, sha256_of
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
 from defend.chain import members_of
 from defend.errors import BadParameter, BadWeights
+from defend.files import cache_folder
 from defend.learned import Frozen
 from defend.purifier import Purifier
 from defend.training.imitate import IMAGES, RECIPE, UNet, imitator, share_of
@@ -112,8 +112,7 @@ def _fit(parts: Parts, classifier: str, defense: str, file: Path) -> None:
 
 
 def _file(parts: Parts, classifier: str, defense: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "defend" / "learned" / f"{key_of(_made_of(parts, classifier, defense))[:24]}.safetensors"
+    return cache_folder() / "learned" / f"{key_of(_made_of(parts, classifier, defense))[:24]}.safetensors"
 
 
 def _made_of(parts: Parts, classifier: str, defense: str) -> dict[str, Any]:

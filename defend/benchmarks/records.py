@@ -17,7 +17,7 @@ from defend.benchmarks.digest import key_of
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
-from defend.benchmarks.stats import bootstrap, wilson
+from defend.benchmarks.stats import interval
 from defend.benchmarks.units import Frame, Unit
 from defend.errors import BadParameter
 from defend.files import write
@@ -102,7 +102,7 @@ def _measured_keys() -> tuple[str, ...]:
 def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]:
     score, clean = (torch.cat([u.tensors[name] for u in units]).double() for name in ("score", "clean_score"))
     per_image = score.mean(1)
-    low, high = wilson(int(score.sum()), cell.n) if score.shape[1] == 1 else bootstrap(per_image.numpy(), seed=cell.seed)
+    low, high = interval(score.numpy(), cell.seed)
     costs = [u.header["costs"] for u in units]
     queries = parts.attack(cell.bare_attack).settings.get("queries")
     noisy = parts.defense(cell.defense).card.stochastic  # "first wrong" is a minimum of noisy measurements there

@@ -19,13 +19,14 @@ import defend
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.cells import expand
 from defend.benchmarks.crew import Setup, run_jobs, threads_settled
+from defend.benchmarks.digest import canonical, key_of, sha256_of
 from defend.benchmarks.imitation import fit_all
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.progress import Progress
 from defend.benchmarks.records import keep, read_records, record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.tune import keep_frame, settled
-from defend.benchmarks.units import Frame, Unit, canonical, key_of, key_parts, ranges, read_unit, sha256_of
+from defend.benchmarks.units import Frame, Unit, key_parts, ranges, read_unit
 from defend.benchmarks.work import Job, Task
 from defend.errors import BadParameter
 from defend.files import PART, checkout, writable

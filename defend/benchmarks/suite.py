@@ -199,6 +199,10 @@ def component(value: Any, kind: str) -> str:
     return text
 
 
+def too_wide(eps: str) -> str:
+    return f"eps {eps}: pixels are in [0, 1], so that an L-inf eps is at most 1; for grey levels write {eps}/255"
+
+
 def parse_eps(value: Any) -> tuple[Eps, ...]:
     """Numbers, fractions, lists, and ranges with both ends: 0.1, "8/255", "0,8/255", "0:0.3:0.02", [0, "8/255"]."""
     items = value if isinstance(value, list | tuple) else [value]

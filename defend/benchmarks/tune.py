@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from defend.benchmarks.digest import canonical
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.suite import Suite
-from defend.benchmarks.units import Frame, canonical
+from defend.benchmarks.units import Frame
 from defend.classifier import Classifier
+from defend.files import cache_folder
 
 _ROUNDS = 3  # the best of these counts
 
@@ -53,7 +55,7 @@ def _measured(suite: Suite, device: torch.device, data_root: str | None) -> dict
             str(torch.__version__),
         ]
     )
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend" / "tune" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+    cache = cache_folder() / "tune" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
     if kept := _read(cache):
         return kept
     choices = [(p, q) for p in _options(suite.precision, "float32", "bfloat16") for q in _options(suite.layout, "contiguous", "channels_last")]

@@ -16,9 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from defend.benchmarks.cell import Cell, Pipeline
-from defend.benchmarks.digest import canonical as canonical
-from defend.benchmarks.digest import key_of as key_of
-from defend.benchmarks.digest import sha256_of as sha256_of
+from defend.benchmarks.digest import canonical, key_of, sha256_of
 from defend.benchmarks.imitation import identity_of_imitation
 from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
 from defend.files import write

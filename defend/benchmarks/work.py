@@ -14,10 +14,11 @@ from torch import Tensor
 
 from defend.attack import Attack
 from defend.benchmarks.cell import Cell
+from defend.benchmarks.digest import sha256_of
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
 from defend.benchmarks.scoring import check_finite, check_word, judged, purified
-from defend.benchmarks.units import sha256_of, write_unit
+from defend.benchmarks.units import write_unit
 from defend.errors import BadWeights, BrokenAttack, one_line
 from defend.losses import cross_entropy
 from defend.noise import Noise

@@ -1,4 +1,4 @@
-"""The table of docs/ladder.md, and the same numbers as ladder.csv, from run folders of `defend bench --protocol ladder-1`.
+"""The table of docs/ladder.md, the same numbers as ladder.csv and every pair as ladder_pairs.csv, from folders of `defend bench --protocol ladder-1`.
 
     python docs/results/ladder_page.py runs/ladder-digits-m runs/ladder-mnist ...
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps
 from defend.benchmarks.tables.build import table
-from defend.benchmarks.tables.model import Worst, claims, percent
+from defend.benchmarks.tables.model import Compared, Worst, claims, percent
 from defend.benchmarks.tables.outcomes import Reader, Record, spelled_alike
 from defend.benchmarks.tables.reading import distinct_of, widening
 from defend.benchmarks.tables.worst import cells_of, worst_over
@@ -24,18 +25,25 @@ from defend.benchmarks.tables.worst import cells_of, worst_over
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "ladder.md", "<!-- ladder: written by docs/results/ladder_page.py -->", "<!-- /ladder -->"
 LEVELS = ("oblivious", "transfer", "query", "adaptive")
-COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean", *LEVELS, "worst", "low", "high", "claim")
+GRADIENTS = ("declared", "identity", "learned")
+COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean", *LEVELS, *GRADIENTS, "worst", "low", "high", "claim")
+PAIRS = tuple(f.name for f in fields(Compared))
 
 
 def main() -> None:
     listed = [row for run in map(Path, sys.argv[1:]) for row in rows(run)]
-    with (HERE / "ladder.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(listed)
+    write("ladder.csv", COLUMNS, listed)
+    write("ladder_pairs.csv", PAIRS, [vars(pair) for run in map(Path, sys.argv[1:]) for pair in table(spelled_alike(read_records(run)), [run]).comparisons])
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2])
     print(f"wrote {len(listed)} rows")
+
+
+def write(name: str, columns: Sequence[str], listed: list[dict[str, Any]]) -> None:
+    with (HERE / name).open("w", newline="") as f:
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(listed)
 
 
 def rows(run: Path) -> Iterator[dict[str, Any]]:
@@ -53,12 +61,13 @@ def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
         "eps": Eps.of(worst.eps).text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
         **{level: lowest([r for r in cells if r["knowledge"] == level], read) for level in LEVELS},
+        **{way: lowest([r for r in cells if r["knowledge"] == "adaptive" and r["gradient"] == way], read) for way in GRADIENTS},
         "worst": number.at_most + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
     }  # fmt: skip
 
 
 def lowest(records: list[Record], read: Reader) -> str:
-    """The worst case of each image over the attacks of a level."""
+    """The worst case of each image over these attacks."""
     found = worst_over(records, read)[0] if records else None
     return "" if found is None or found.accuracy is None else ("<= " if found.bound else "") + percent(found.accuracy)
 

@@ -15,6 +15,7 @@ import argparse
 import copy
 import json
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -189,7 +190,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--as-is", action="store_true", help="ours in contiguous layout and batches of 256, nothing folded")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write all rows here")
+    parser.add_argument("--json", type=Path, help="all rows, behind what this file holds")
     return parser.parse_args()
 
 
@@ -218,7 +219,15 @@ def main() -> None:
             compared(*pair)
             rows += pair
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        keep(args.json, rows)
+
+
+def keep(file: Path, rows: list[Row]) -> None:
+    """Behind what the file holds already: the command, and each row, its images as 0 and 1."""
+    there = json.loads(file.read_text()) if file.exists() else []
+    command = " ".join(["python", "tests/perf/attacks.py", *sys.argv[1:]])
+    made = [asdict(row) | {"right": "".join(str(int(r)) for r in row.right)} for row in rows]
+    file.write_text("[\n" + ",\n".join(json.dumps(run) for run in [*there, {"command": command, "rows": made}]) + "\n]\n")
 
 
 if __name__ == "__main__":

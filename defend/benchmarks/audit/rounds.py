@@ -13,7 +13,7 @@ from defend.benchmarks.audit.model import Seen
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.stats import mcnemar, permutation
-from defend.benchmarks.tables.outcomes import Outcomes, worst
+from defend.benchmarks.tables.outcomes import chosen
 from defend.benchmarks.work import SELECT
 from defend.norms import check_attacked
 from defend.purifier import Backward
@@ -34,7 +34,7 @@ class Best:
     """Per image the worst of what was tried; the clean image is one.
 
     Deterministic: right where right under all, so that an attack is run on what still stands. Stochastic: chosen as the bench chooses
-    (tables/outcomes.worst), over the same images for every attack. The least of ten draws falls by itself, and leads to weak attacks.
+    (tables/outcomes.chosen), over the same images for every attack. The least of ten draws falls by itself, and leads to weak attacks.
     """
 
     def __init__(self, scene: Scene, rows: Tensor, images: bool = True) -> None:
@@ -64,19 +64,12 @@ class Best:
             self.made += [self.x_adv.clone()] * self.images
 
     def _choose(self) -> None:
-        """`worst` reads `score` off whatever it has chosen: here the number of the attempt."""
-        clean, *others = (
-            Outcomes(
-                score=np.full((len(self.rows), 1), k, np.uint8), clean_score=np.zeros((len(self.rows), 1), np.uint8),
-                select=t.select, clean_select=self._tried[0].select, x_adv=(str(k),),
-            )
-            for k, t in enumerate(self._tried)
-        )  # fmt: skip
-        chosen, places = worst(others or [clean])[:, 0], np.arange(len(self.rows))
-        self.score = np.stack([t.score for t in self._tried])[chosen, places].mean(1)
+        """As the bench chooses: on `select`, read off on `score`."""
+        picked, places = chosen(np.stack([t.select for t in self._tried if t.select is not None])), np.arange(len(self.rows))
+        self.score = np.stack([t.score for t in self._tried])[picked, places].mean(1)
         for k, tried in enumerate(self._tried):
             if tried.x_adv is not None:
-                mine = torch.from_numpy(chosen == k).to(self.rows.device)
+                mine = torch.from_numpy(picked == k).to(self.rows.device)
                 self.x_adv[mine] = tried.x_adv[mine]
 
     def copy(self) -> Best:

@@ -18,7 +18,7 @@ from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
 from defend.benchmarks.imitation import check_cache
 from defend.benchmarks.parts import Parts, check_trained
-from defend.benchmarks.suite import component, one_eps
+from defend.benchmarks.suite import component, one_eps, too_wide
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
 from defend.dataset import SPLITS, Dataset
@@ -102,9 +102,10 @@ def _eps(eps: float | str | None, data: Dataset) -> float:
     if isinstance(eps, str) and ("," in eps or ":" in eps):
         raise BadParameter(f"eps {eps}: expected one number, as 0.1 or 8/255: an audit is at one eps")
     value = data.card.claim[NORM] if eps is None else one_eps(eps).value
-    if not 0 < value <= 1:
-        levels = f"; for grey levels write {eps}/255" if value > 1 else ""
-        raise BadParameter(f"eps {eps}: pixels are in [0, 1], so that an L-inf eps is above 0 and at most 1{levels}")
+    if value > 1:
+        raise BadParameter(too_wide(str(eps)))
+    if value <= 0:
+        raise BadParameter(f"eps {eps}: expected a number above 0, as 0.1 or 8/255")
     return float(value)
 
 

@@ -110,9 +110,13 @@ def worst(candidates: Sequence[Outcomes]) -> Bits:
         return np.asarray(np.minimum.reduce([some[0].clean_score, *(c.score for c in some)]), np.uint8)
     select = np.stack([some[0].clean_select, *(c.select for c in some if c.select is not None)])
     score = np.stack([some[0].clean_score, *(c.score for c in some)])
+    return np.asarray(score[chosen(select), np.arange(score.shape[1])], np.uint8)
+
+
+def chosen(select: Bits) -> NDArray[np.int64]:
+    """Which of m candidates does worst on each image, as far as its draws (m, n, 10) tell more than chance: (n,)."""
     strongest_first = np.argsort(select.mean((1, 2)), kind="stable")  # ties go to the candidate that is stronger over all images
-    chosen = strongest_first[_estimated(select[strongest_first]).argmin(0)]
-    return np.asarray(score[chosen, np.arange(score.shape[1])], np.uint8)
+    return np.asarray(strongest_first[_estimated(select[strongest_first]).argmin(0)])
 
 
 def _estimated(select: Bits) -> NDArray[np.float64]:
