@@ -11,7 +11,7 @@ from torch import Tensor
 
 from defend.noise import Noise
 from defend.norms import Norm
-from defend.spec import Configured
+from defend.spec import Configured, one_of
 from defend.target import Target
 
 
@@ -23,6 +23,9 @@ class AttackCard:
     stops_early: bool = False  # does it leave an image alone once the target is wrong, whatever `target.may_drop` says?
     per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call
 
+    def __post_init__(self) -> None:
+        one_of(self, "access")
+
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
@@ -33,6 +36,7 @@ class Attack(Configured):
     norm: str = ""  # the first of the card's, where none is given
 
     def __post_init__(self) -> None:
+        self.require_card('AttackCard(paper="none: my own", access="gradient")')
         self.norm = self.norm or self.card.norms[0]
         self.require(self.norm in self.card.norms, "norm", " or ".join(self.card.norms))
         self.validate()

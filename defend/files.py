@@ -47,7 +47,7 @@ def writable(folder: Path, option: str = "--out", make: bool = True) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise BadParameter(f"{option} {folder}: cannot be written: {e.strerror}. Give another folder with {option}.") from None
+        raise BadParameter(f"{option} {folder}: cannot be written: {e.strerror}. Give another place with {option}.") from None
     return folder
 
 

@@ -22,7 +22,7 @@ from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.learned import Frozen, Learned, arrange, autocast
 from defend.noise import Noise
 from defend.registry import Kind
-from defend.spec import Configured
+from defend.spec import Configured, one_of
 
 Backward = Callable[[Tensor], Tensor]  # a differentiable stand-in for a purifier
 
@@ -38,6 +38,9 @@ class Card:
     stochastic: bool
     idempotent: bool = False
     channels: tuple[int, ...] = (1, 3)
+
+    def __post_init__(self) -> None:
+        one_of(self, "gradient")
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -95,6 +98,7 @@ class Purifier(Configured, PreprocessorPyTorch):
     channels_first: bool = True  # the caller's layout: (b, c, h, w), or (b, h, w, c)
 
     def __post_init__(self) -> None:
+        self.require_card('Card(paper="none: my own", gradient="exact", stochastic=False)')
         PreprocessorPyTorch.__init__(self, is_fitted=True, apply_fit=False, apply_predict=True)
         self.device = self._device = as_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")

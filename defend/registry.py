@@ -91,10 +91,14 @@ class Registry:
         hits = [e for e in every if name in (e.name, e.full_name)]
         hits = [e for e in hits if e.dist == HOME] or hits
         if not hits:
-            raise UnknownName(f"unknown {kind} '{name}'.{near(name, (e.name for e in every))} `defend list {kind}s` shows all {len(every)}.")
+            raise UnknownName(f"unknown {kind} '{name}'.{near(name, map(self.to_type, every))} `defend list {kind}s` shows all {len(every)}.")
         if len(hits) > 1:
             raise AmbiguousName(f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full.")
         return hits[0]
+
+    def to_type(self, e: Entry) -> str:
+        """Its name, in full where another package has one of that name too."""
+        return e.name if e.dist == HOME or sum(o.name == e.name for o in self._found[e.kind]) == 1 else e.full_name
 
     def create(self, kind: Kind, name: str, /, **params: Any) -> Any:
         """Raises UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""

@@ -207,6 +207,13 @@ def _readable(option: Any) -> str:
     return names.get(option) or f"a value that only Python code can give ({inspect.formatannotation(option)})"
 
 
+def one_of(card: object, field: str) -> None:
+    """Raises BadParameter where a card's field is none of its annotation's words: a claim that is misspelt would be a claim that nobody checks."""
+    known, value = typing.get_args(typing.get_type_hints(type(card))[field]), getattr(card, field)
+    if value not in known:
+        raise BadParameter(f"{type(card).__name__}({field}={value!r}): expected {', '.join(known)}.{near(str(value), known)}")
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Configured:
@@ -217,6 +224,10 @@ class Configured:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False)(cls)
+
+    def require_card(self, example: str) -> None:
+        if not hasattr(type(self), "card"):
+            raise BadParameter(f"{type(self).__name__} has no card, by which it is measured: write card = {example} in the class")
 
     def validate(self) -> None:
         """Raise BadParameter (use `require`) when fields cannot work."""

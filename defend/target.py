@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
+from defend.errors import BrokenAttack
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, straight_through
 
+Access = Literal["gradient", "scores", "labels"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
 
 
@@ -37,6 +41,7 @@ class Target:
     backward: Backward | None = None  # None: the purifier's declared gradient
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
     scored: bool = False  # is this exactly the pipeline that will be scored?
+    access: Access = "gradient"  # what the attacker may see; of a `query` number nothing else may be true
     counts: dict[str, int] = field(default_factory=_zeros)  # network evaluations, one for each image and copy
     notes: dict[str, Tensor] = field(default_factory=dict)  # what an attack has to say of each image: the harness keeps it beside the outcomes
     _drawn: Tensor = field(default=_NEW, repr=False)  # draws used by each image; every take() shares it
@@ -76,13 +81,19 @@ class Target:
         self.notes[name] = values.detach()
 
     def logits(self, x: Tensor) -> Tensor:
-        """One fresh draw of each image: (b, classes)."""
+        """One fresh draw of each image: (b, classes). To an attack of access "labels" the predicted class alone, as 0 and 1."""
         first = self._advance(1)
         with torch.no_grad():
-            return torch.cat([self._pipeline(x[at], at, first[at]) for at in self._slices(len(x), self.purifier.max_batch)])
+            logits = torch.cat([self._pipeline(x[at], at, first[at]) for at in self._slices(len(x), self.purifier.max_batch)])
+        return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype) if self.access == "labels" else logits
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b, classes). y: (b, ...)."""
+        """Means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b, classes). y: (b, ...).
+
+        Raises BrokenAttack where the attack's card says that it needs none.
+        """
+        if self.access != "gradient":
+            raise BrokenAttack(f'it asked for a gradient, and its card says access="{self.access}"')
         copies = 1 if self.deterministic else self.eot
         first = self._advance(copies)
         parts = []

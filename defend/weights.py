@@ -136,7 +136,8 @@ def _auto(entries: Mapping[str, ZooEntry], kind: str, component: str, dataset: s
         return hits[0]
     where = f" on {dataset}" if dataset else ""
     if hits:
-        raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write weights=NAME.")
+        which = "weights=NAME" if dataset else "weights=NAME, or say which data set with --dataset"
+        raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write {which}.")
     asked = [f"{k}={v}" for k, v in given.items()]
     nothing = f"{component}: weights=auto finds nothing trained{', '.join([where, *asked])}"
     if alike := [e.name for e in fitting if not e.surrogate]:

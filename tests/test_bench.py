@@ -208,6 +208,15 @@ def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, 
     assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
 
 
+@pytest.mark.usefixtures("plugin")
+def test_an_attack_that_looks_where_it_may_not_fails_and_one_that_does_nothing_is_flagged(tmp_path):
+    wanted = SMALL | {"defenses": ["none"], "attacks": ["peeks", "idles", "fgsm"], "eps": "0.1", "knowledge": ["query", "oblivious"]}
+    said = {(r["attack"], r["knowledge"]): (r["error"], r["flags"]) for r in defend.bench(wanted, out=tmp_path, workers=1)}
+    assert 'its card says access="scores"' in said["peeks", "query"][0]
+    assert said["idles", "oblivious"][1] == ["nothing changed: the attack gave every image back as it was"]
+    assert said["fgsm", "oblivious"] == (None, [])
+
+
 def test_records_that_cannot_be_gone_on_with_are_said_before_anything_is_computed(tmp_path):
     (tmp_path / "records.json").write_text('[{"dataset": "digits"}]')
     with pytest.raises(BadParameter, match="Move that file away"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import defend
+from defend import Attack, AttackCard, Card, Purifier
 from defend.chain import Chain
 from defend.errors import AmbiguousName, BadParameter, BadSpec, DefendError, UnknownName
 from defend.load import dataset_name, load, pick_device
@@ -123,3 +124,27 @@ def test_every_public_name_is_there(name):
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Purifyer'"):
         defend.Purifyer  # noqa: B018
+
+
+class Cardless(Purifier):
+    def purify(self, x, noise):
+        return x
+
+
+class CardlessAttack(Attack):
+    def run(self, target, x, y, eps, noise):
+        return x
+
+
+@pytest.mark.parametrize("kind", [Cardless, CardlessAttack])
+def test_what_has_no_card_says_what_to_write(kind):
+    with pytest.raises(BadParameter, match=r"has no card, by which it is measured: write card = (Attack)?Card\("):
+        kind()
+
+
+def test_a_card_takes_no_word_that_nobody_knows():
+    """A misspelt claim would be one that no check asks for."""
+    with pytest.raises(BadParameter, match=r"Card\(gradient='exactly'\): expected exact, approximate, identity, surrogate. Did you mean exact"):
+        Card(paper="none: a test", gradient="exactly", stochastic=False)
+    with pytest.raises(BadParameter, match=r"AttackCard\(access='score'\): expected gradient, scores, labels"):
+        AttackCard(paper="none: a test", access="score")

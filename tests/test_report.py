@@ -135,6 +135,13 @@ def test_a_run_json_is_shown(tmp_path):
     assert "damaged" not in page(folder)
 
 
+def test_damaged_records_are_said_to_be_damaged(tmp_path):
+    folder, _ = run(tmp_path)
+    (folder / "records.json").write_text("garbage")
+    with pytest.raises(BadParameter, match=r"could not be read, and lies there as records.json.damaged"):
+        write_report([folder])
+
+
 @pytest.mark.parametrize("records", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
 def test_a_list_of_something_else_is_named(tmp_path, records):
     with pytest.raises(BadParameter, match=r"records.json: expected records of `defend bench`.* lack .*attack.*Move that file away"):

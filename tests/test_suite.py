@@ -75,6 +75,7 @@ WRONG = {
     "few draws of a protocol": ({"protocol": "ladder-1", "draws": 19}, "protocol ladder-1 scores by 20 draws or more, not 19: leave draws out"),
     "precision": ({"precision": "fp8"}, "precision"),
     "seed in a spec": ({"defense": "gaussian:seed=1"}, "seed= says how a purifier runs"),
+    "gradients of nobody": ({"knowledge": "oblivious", "gradients": ["learned"]}, "attacks at oblivious choose none; add knowledge adaptive"),
     "untrained": ({"classifier": "convnet:weights=untrained"}, "weights=untrained measures nothing"),
     "chain of attacks": ({"attack": "fgsm+pgd"}, "only defenses are chained"),
     "component": ({"defense": 3}, "defense 3: expected name:key=value"),

@@ -198,12 +198,16 @@ def _chosen(suite: Suite, parts: Parts, text: str) -> tuple[Eps, ...]:
     norms = {parts.attack(str(take_eps(a)[0])).norm for a in suite.attacks if take_eps(a)[1] is None}
     if suite.eps is not None:
         if len(norms) > 1:
-            raise BadParameter(f"--eps with attacks of two norms ({', '.join(sorted(norms))}): write eps= into each attack, as {text}:eps=0.1")
+            raise BadParameter(f"--eps with attacks of two norms ({', '.join(sorted(norms))}): write eps= into each attack, as {_with_eps(text)}")
         return suite.eps
     claim = parts.data.card.claim
     if norm not in claim:
-        raise BadParameter(f"data set {suite.dataset} has no claim eps for the norm {norm} of {text}: give --eps or {text}:eps=...")
+        raise BadParameter(f"data set {suite.dataset} has no claim eps for the norm {norm} of {text}: give --eps, or write it as {_with_eps(text)}")
     return (Eps.of(claim[norm]),)
+
+
+def _with_eps(attack: str) -> str:
+    return f"{attack}{',' if ':' in attack else ':'}eps=0.1"
 
 
 def _cell(row: _Row, attack: str, eps: Eps, view: _View, eot: int, protocol: str | None = None) -> Cell:

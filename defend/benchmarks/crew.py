@@ -63,12 +63,16 @@ def threads_settled(frame: Frame) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
 
 
+# A terminal's Ctrl-C reaches every process of the group: the parent answers it, and a worker ends when its stdin is closed.
+WORKER = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from defend.benchmarks.worker import main; main()"
+
+
 class _Worker:
     """A worker process and what it has in hand."""
 
     def __init__(self, setup: Setup, device: str) -> None:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path), "OMP_NUM_THREADS": str(setup.frame.threads)}
-        command = [sys.executable, "-P", "-c", "from defend.benchmarks.worker import main; main()"]
+        command = [sys.executable, "-P", "-c", WORKER]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.listener: Thread | None = None
         self.job: Job | None = None

@@ -62,7 +62,7 @@ def fit_all(pipelines: Sequence[tuple[str, str]], parts: Parts, say: Callable[[s
     """By the parent, before any job is handed out: workers then find them in the cache."""
     for classifier, defense in dict.fromkeys(pipelines):
         if not _file(parts, classifier, defense).exists():
-            say(f"fitting a network to imitate {defense}, for its learned gradient: once, about a minute")
+            say(f"fitting a network to imitate {defense}, for its learned gradient: once, a minute or several")
         identity_of_imitation(parts, classifier, defense)
 
 

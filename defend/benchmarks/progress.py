@@ -28,7 +28,7 @@ class Progress:
         self._task = self._bar.add_task("attacking", visible=False)
 
     def say(self, line: str) -> None:
-        self._console.print(line, style="dim", markup=False)
+        self._console.print(line, style="dim", markup=False, soft_wrap=True)
 
     @contextmanager
     def counting(self, images: int) -> Iterator[None]:

@@ -107,7 +107,7 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
     queries = parts.attack(cell.bare_attack).settings.get("queries")
     noisy = parts.defense(cell.defense).card.stochastic  # "first wrong" is a minimum of noisy measurements there
     searched = units if cell.drops and not noisy else []  # elsewhere it is of another pipeline than the one that is scored
-    flags = [*([] if is_control(cell.bare_attack) else _flags(costs, cell.n)), *_of_settings(cell, parts, still_falls(searched, queries))]
+    flags = [*([] if is_control(cell.bare_attack) else _flags(costs, cell)), *_of_settings(cell, parts, still_falls(searched, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
         (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
@@ -144,12 +144,14 @@ def _rate(units: Sequence[Unit]) -> float:
     return sum(images) / seconds
 
 
-def _flags(costs: Iterable[dict[str, Any]], n: int) -> list[str]:
+def _flags(costs: Iterable[dict[str, Any]], cell: Cell) -> list[str]:
     """Local to the cell; findings that compare cells belong to tables."""
     costs = list(costs)
     flags = []
     if dead := sum(c.get("zero_gradients", 0) for c in costs):
-        flags.append(f"zero gradient: {dead} of {n} images")
+        flags.append(f"zero gradient: {dead} of {cell.n} images")
+    if cell.eps.value and sum(c.get("unchanged", 0) for c in costs) == cell.n:
+        flags.append("nothing changed: the attack gave every image back as it was")
     if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
         flags.append("loss fell: the attack lowered the loss it should raise")
     return flags

@@ -83,6 +83,10 @@ class Suite(BaseModel):
         decided = [key for key in ("knowledge", "gradients", "eps", "eot") if getattr(self, key) is not None]
         if self.protocol and not self.attacks and decided:
             raise BadParameter(f"protocol {self.protocol} decides {', '.join(decided)}: leave it out, or give the attack that it is meant for")
+        if self.gradients and self.knowledge and "adaptive" not in self.knowledge:
+            raise BadParameter(
+                f"gradients {', '.join(self.gradients)}: attacks at {', '.join(self.knowledge)} choose none; add knowledge adaptive, or leave it out"
+            )
         if self.protocol and self.draws < DRAWS:
             raise BadParameter(f"protocol {self.protocol} scores by {DRAWS} draws or more, not {self.draws}: leave draws out")
         return self

@@ -138,6 +138,7 @@ def _target(job: Job, parts: Parts, root: Noise) -> Target:
         classifier=parts.classifier(at.classifier).network, purifier=parts.defense(at.defense), noise=root.fork("attack"),
         backward=_backward(job, parts), eot=cell.eot,
         scored=cell.drops and parts.precision == "float32",  # in bfloat16 a repacked batch may round an image right again
+        access=parts.attack(cell.bare_attack).card.access,
     )  # fmt: skip
 
 
@@ -156,7 +157,7 @@ class _Watch:
     """What the record's local flags are made of, on noise of its own: an attack's costs and draws stay as they are."""
 
     def __init__(self, target: Target, x: Tensor, y: Tensor, attack: Attack) -> None:
-        self.y, self.target = y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
+        self.x, self.y, self.target = x, y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
         self.seen: dict[str, Any] = {}
         self.before = self._loss(x)
         self._check(x)
@@ -174,7 +175,8 @@ class _Watch:
         return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
 
     def flags(self, x_adv: Tensor) -> dict[str, Any]:
-        return {**self.seen, "loss_before": self.before, "loss_after": self._loss(x_adv)}
+        same = int((x_adv == self.x).flatten(1).all(1).sum())
+        return {**self.seen, "unchanged": same, "loss_before": self.before, "loss_after": self._loss(x_adv)}
 
 
 class _Scorer:

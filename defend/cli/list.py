@@ -40,7 +40,7 @@ def rows(kind: str) -> list[dict[str, Any]]:
     if kind == "weights":
         return [_weights_row(w) for w in weights.zoo().values()]
     one: Kind = PLURALS[kind]
-    return [{"kind": one, "name": e.name, "package": e.dist, "version": e.version, "target": e.target} for e in REGISTRY.entries(one)]
+    return [{"kind": one, "name": REGISTRY.to_type(e), "package": e.dist, "version": e.version, "target": e.target} for e in REGISTRY.entries(one)]
 
 
 def _weights_row(w: weights.ZooEntry) -> dict[str, Any]:

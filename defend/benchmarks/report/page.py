@@ -47,7 +47,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
         for path, text in pages:
             write(path, text)
     except OSError as e:
-        raise BadParameter(f"{folder}: the report cannot be written there: {e.strerror}. Give another folder.") from None
+        raise BadParameter(f"{folder}: the report cannot be written there: {e.strerror}. Give another place.") from None
     return pages[0][0], pages[1][0]
 
 
@@ -62,6 +62,8 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
 
 
 def _why_none(folder: Path) -> str:
+    if (damaged := folder / "records.json.damaged").is_file():
+        return f"records.json could not be read, and lies there as {damaged.name}; the same `defend bench` with the same --out makes it again from its units"
     if (folder / "run.json").is_file():
         return "the run was stopped before its end; the same `defend bench` with the same --out goes on with it"
     return f"expected {folder / 'records.json'}; give the folder of a run, as runs/embedded"

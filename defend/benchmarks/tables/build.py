@@ -9,7 +9,7 @@ from typing import TypeVar
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.tables.claims import at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
-from defend.benchmarks.tables.findings import find, name_of
+from defend.benchmarks.tables.findings import find, marked, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.numbers import clean_number, number
 from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of, spelled_alike
@@ -22,7 +22,8 @@ Claims = Mapping[tuple[str, ...], str]
 
 def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
-    read, records = Reader(run_dirs), spelled_alike(records)
+    read, plain = Reader(run_dirs), spelled_alike(records)
+    records = marked(plain)
     claims, signs = _claims(records, read)
     sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(
@@ -33,7 +34,7 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
         comparisons=comparisons(sections, records, read),
         queries=_queries(records),
         findings=tuple(find(records)),
-        flags=_flags(records),
+        flags=_flags(plain),
         failures=_failures(records),
         reading=reading(records),
     )
@@ -125,7 +126,8 @@ def _flags(records: Iterable[Record]) -> tuple[str, ...]:
 def _queries(records: Sequence[Record]) -> tuple[str, ...]:
     """Accuracy after so many queries, where an attack says when it broke an image."""
     lines = []
-    for r in records:
+    by_units = {(name_of(r) if not r["units"] else tuple(r["units"])): r for r in reversed(records)}  # at adaptive it is the same search as at query
+    for r in reversed(by_units.values()):
         if after := r.get("accuracy_after"):
             numbers = ", ".join("not run" if v is None else f"{100 * v:.1f}" for v in after.values())
             lines.append(f"{name_of(r)}, eps {r['eps_text']}: {numbers} after {', '.join(f'{int(q):,}' for q in after)} queries")

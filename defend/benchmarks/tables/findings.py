@@ -6,7 +6,7 @@ Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Car
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -29,6 +29,11 @@ def oblivious_beats_adaptive(records: Sequence[Record]) -> list[str]:
     return _told(oblivious_pairs(records), "oblivious beats adaptive")
 
 
+def another_gradient_beats_the_declared(records: Sequence[Record]) -> list[str]:
+    """The same attack through the identity or the learned network: the card's word is worth less than a guess."""
+    return _told(gradient_pairs(records), "another gradient beats the declared one")
+
+
 def fewer_steps_beat_more(records: Sequence[Record]) -> list[str]:
     """Adaptive, through the same gradient: one attack with few steps against itself with twice as many or more."""
     return _told(_step_pairs(records), "fewer steps beat more")
@@ -49,13 +54,25 @@ def more_eps_helps_the_defender(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-FINDINGS: tuple[Finding, ...] = (black_box_beats_white_box, oblivious_beats_adaptive, fewer_steps_beat_more, more_eps_helps_the_defender)
+FINDINGS: tuple[Finding, ...] = (
+    black_box_beats_white_box, oblivious_beats_adaptive, another_gradient_beats_the_declared, fewer_steps_beat_more, more_eps_helps_the_defender,
+)  # fmt: skip
 
 
 def find(records: Sequence[Record]) -> list[str]:
     """One line for each finding, failed cells aside."""
     sound = [r for r in records if r["error"] is None]
     return [line for finding in FINDINGS for line in finding(sound)]
+
+
+def marked(records: Sequence[Record]) -> list[Record]:
+    """With a flag on each cell that a comparison accuses, so that nobody reads its number alone."""
+    sound = [r for r in records if r["error"] is None]
+    said: dict[int, list[str]] = {}
+    for pairs, what in ACCUSING.items():
+        for weak, strong in pairs(sound):
+            said.setdefault(id(strong), []).append(f"{what}: {name_of(weak)} leaves {_percent(weak)}")
+    return [{**r, "flags": [*r["flags"], *dict.fromkeys(said[id(r)])]} if id(r) in said else r for r in records]
 
 
 def name_of(r: Record) -> str:
@@ -88,9 +105,23 @@ def oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
             yield _best(oblivious), _best(adaptive)
 
 
+def gradient_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+    for group in _groups(white_box(records), (*_IMAGES, "attack", "eps", "eot")):
+        declared = [r for r in group if r["gradient"] == "declared"]
+        yield from ((r, d) for d in declared for r in group if r["gradient"] != "declared" and _below(r, d))
+
+
 def _step_pairs(records: Sequence[Record]) -> Iterator[Pair]:
     for group in _groups(white_box(records), (*_IMAGES, "gradient", "eps", "eot")):
         yield from ((a, b) for a in group for b in group if _shorter(a, b) and _below(a, b))
+
+
+ACCUSING: Mapping[Callable[[Sequence[Record]], Iterator[Pair]], str] = {
+    black_box_pairs: "black box beats it",
+    oblivious_pairs: "oblivious beats it",
+    gradient_pairs: "another gradient beats it",
+    _step_pairs: "fewer steps beat it",
+}
 
 
 def _shorter(a: Record, b: Record) -> bool:

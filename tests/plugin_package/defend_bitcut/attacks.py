@@ -1,4 +1,4 @@
-"""Two attacks of a third party: one that keeps its budget, and one that does not."""
+"""Attacks of a third party: one that keeps its budget, one that does not, one that looks where it may not, and one that does nothing."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,3 +29,22 @@ class LeavesTheBall(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         g, _, _ = target.gradient(x, y, cross_entropy)
         return (x + 3 * eps * g.sign()).clamp(0, 1)
+
+
+class Peeks(Attack):
+    """Broken: its card says that scores are enough."""
+
+    card = AttackCard(paper="none: a broken example", access="scores")
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        g, _, _ = target.gradient(x, y, cross_entropy)
+        return project(x + eps * g.sign(), x, eps, self.norm)
+
+
+class Idles(Attack):
+    """Broken: gives back what it got."""
+
+    card = AttackCard(paper="none: a broken example", access="gradient")
+
+    def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        return x.clone()
