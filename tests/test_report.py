@@ -135,6 +135,13 @@ def test_a_run_json_is_shown(tmp_path):
     assert "damaged" not in page(folder)
 
 
+def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
+    square = record(20, attack="square", knowledge="query", access="scores")
+    write_report([keep(tmp_path, [record(100, knowledge="adaptive", gradient="declared"), square])])
+    accused, other = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert accused["flags"] == "black box beats it: median, square, query leaves 10.0 %" and other["flags"] == ""
+
+
 def test_damaged_records_are_said_to_be_damaged(tmp_path):
     folder, _ = run(tmp_path)
     (folder / "records.json").write_text("garbage")
