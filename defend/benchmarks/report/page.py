@@ -14,6 +14,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from defend.benchmarks.controls import is_control
 from defend.benchmarks.html import templates
 from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
@@ -118,8 +119,9 @@ def _breakable(spec: str) -> Markup:
 def _facts(records: Sequence[Record]) -> dict[str, str]:
     """What the run was, in a few lines."""
     cells = f"{len(records)}, {failed} failed" if (failed := sum(r["error"] is not None for r in records)) else str(len(records))
-    names = {"data set": "dataset", "classifier": "classifier", "defenses": "defense", "attacks": "attack"}
+    names = {"data set": "dataset", "classifier": "classifier", "defenses": "defense"}
     facts = {name: _listed(r[key] for r in records) for name, key in names.items()}
+    facts["attacks"] = _listed("harmless controls" if is_control(r["attack"]) else r["attack"] for r in records)
     eps = list(dict.fromkeys((r["eps"], r["eps_text"]) for r in sorted(records, key=lambda r: float(r["eps"]))))
     return facts | {
         "eps": ", ".join(t for _, t in eps) if len(eps) <= 6 else f"{eps[0][1]} to {eps[-1][1]}, {len(eps)} values",
