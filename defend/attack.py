@@ -5,20 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, dataclass_transform
+from typing import ClassVar, dataclass_transform
 
 from torch import Tensor
 
 from defend.noise import Noise
 from defend.norms import Norm
 from defend.spec import Configured, one_of
-from defend.target import Target
+from defend.target import Access, Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackCard:
     paper: str
-    access: Literal["gradient", "scores", "labels"]
+    access: Access
     norms: tuple[Norm, ...] = ("Linf",)
     stops_early: bool = False  # does it leave an image alone once the target is wrong, whatever `target.may_drop` says?
     per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call

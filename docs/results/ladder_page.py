@@ -17,6 +17,7 @@ from typing import Any
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps
 from defend.benchmarks.tables.build import table
+from defend.benchmarks.tables.claims import EVERY_GRADIENT
 from defend.benchmarks.tables.model import Compared, Worst, claims, percent
 from defend.benchmarks.tables.outcomes import Reader, Record, spelled_alike
 from defend.benchmarks.tables.reading import distinct_of, widening
@@ -25,8 +26,7 @@ from defend.benchmarks.tables.worst import cells_of, worst_over
 HERE = Path(__file__).parent
 PAGE, BEGIN, END = HERE.parent / "ladder.md", "<!-- ladder: written by docs/results/ladder_page.py -->", "<!-- /ladder -->"
 LEVELS = ("oblivious", "transfer", "query", "adaptive")
-GRADIENTS = ("declared", "identity", "learned")
-COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean", *LEVELS, *GRADIENTS, "worst", "low", "high", "claim")
+COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean", *LEVELS, *EVERY_GRADIENT, "worst", "low", "high", "claim")
 PAIRS = tuple(f.name for f in fields(Compared))
 
 
@@ -61,7 +61,7 @@ def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
         **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
         "eps": Eps.of(worst.eps).text, "trained_on": first["trained_on"] or "", "clean": percent(worst.clean.accuracy),
         **{level: lowest([r for r in cells if r["knowledge"] == level], read) for level in LEVELS},
-        **{way: lowest([r for r in cells if r["knowledge"] == "adaptive" and r["gradient"] == way], read) for way in GRADIENTS},
+        **{way: lowest([r for r in cells if r["knowledge"] == "adaptive" and r["gradient"] == way], read) for way in EVERY_GRADIENT},
         "worst": number.at_most + percent(number.accuracy), "low": percent(number.low), "high": percent(number.high), "claim": worst.claim,
     }  # fmt: skip
 

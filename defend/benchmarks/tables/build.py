@@ -126,8 +126,10 @@ def _flags(records: Iterable[Record]) -> tuple[str, ...]:
 def _queries(records: Sequence[Record]) -> tuple[str, ...]:
     """Accuracy after so many queries, where an attack says when it broke an image."""
     lines = []
-    by_units = {(name_of(r) if not r["units"] else tuple(r["units"])): r for r in reversed(records)}  # at adaptive it is the same search as at query
-    for r in reversed(by_units.values()):
+    searches: dict[object, Record] = {}
+    for r in records:  # at adaptive it is the same search as at query
+        searches.setdefault(tuple(r["units"]) or name_of(r), r)
+    for r in searches.values():
         if after := r.get("accuracy_after"):
             numbers = ", ".join("not run" if v is None else f"{100 * v:.1f}" for v in after.values())
             lines.append(f"{name_of(r)}, eps {r['eps_text']}: {numbers} after {', '.join(f'{int(q):,}' for q in after)} queries")

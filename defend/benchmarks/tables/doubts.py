@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from defend.benchmarks.tables.claims import at_claim, bare, unbounded
-from defend.benchmarks.tables.findings import black_box_pairs, name_of, oblivious_pairs, white_box
+from defend.benchmarks.tables.findings import black_box_pairs, oblivious_pairs, way_of, white_box
 from defend.benchmarks.tables.outcomes import Record
 
 STANDS = 0.01  # of the images may be right at eps 1
@@ -30,7 +30,7 @@ def without_eot(records: Sequence[Record], _: Sequence[Record]) -> str:
 
 def black_box_wins(records: Sequence[Record], _: Sequence[Record]) -> str:
     pairs = list(black_box_pairs(at_claim(records)))
-    return f"black box beats white box: {name_of(pairs[0][0]).removeprefix(pairs[0][0]['defense'] + ', ')}" if pairs else ""
+    return f"black box beats white box: {way_of(pairs[0][0])}" if pairs else ""
 
 
 def knowing_hurts(records: Sequence[Record], _: Sequence[Record]) -> str:

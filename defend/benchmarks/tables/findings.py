@@ -77,12 +77,17 @@ def marked(records: Sequence[Record]) -> list[Record]:
 
 def name_of(r: Record) -> str:
     """defense, attack and level: "jpeg, pgd, adaptive BPDA"."""
+    return f"{r['defense']}, {way_of(r)}"
+
+
+def way_of(r: Record) -> str:
+    """Attack and level."""
     level = str(r["knowledge"])
     if level == "adaptive" and r["gradient"]:
         level += f" {_LEVEL.get(r['gradient'], r['gradient'])}"
     if r["surrogate"]:
         level += f" from {r['surrogate']}"
-    return f"{r['defense']}, {r['attack']}, {level}"
+    return f"{r['attack']}, {level}"
 
 
 def white_box(records: Iterable[Record]) -> list[Record]:
@@ -147,8 +152,7 @@ def _told(pairs: Iterable[Pair], title: str) -> list[str]:
     for same in series.values():
         weak, strong = max(same, key=lambda p: float(p[1]["robust_accuracy"] - p[0]["robust_accuracy"]))
         more = f" (and at {len(same) - 1} more eps)" if len(same) > 1 else ""
-        versus = name_of(strong).removeprefix(f"{strong['defense']}, ")
-        seen = f"{name_of(weak)} leaves {_percent(weak)} at eps {weak['eps_text']}, {versus} {_percent(strong)}{more}"
+        seen = f"{name_of(weak)} leaves {_percent(weak)} at eps {weak['eps_text']}, {way_of(strong)} {_percent(strong)}{more}"
         lines.append(f"{title}: {seen}: a sign of masked gradients.")
     return lines
 

@@ -9,7 +9,7 @@ from statistics import median
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.stats import LEVEL, compare, holm, interval
 from defend.benchmarks.tables.claims import at_claim, bare, claim_eps
-from defend.benchmarks.tables.findings import name_of
+from defend.benchmarks.tables.findings import way_of
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
 from defend.benchmarks.tables.outcomes import SECTION, Bits, Reader, Record, bare_attack, distinct, of_claim, purifier_of, section_of, worst
@@ -57,7 +57,7 @@ def outdone(records: Sequence[Record], read: Reader) -> str:
         return ""
     least = min(stronger, key=lambda r: float(r["robust_accuracy"]))
     where = f"n = {least['n']:,} of {least['split']}"
-    return f"a stronger attack: {name_of(least).removeprefix(least['defense'] + ', ')}, on {where}, leaves {100 * least['robust_accuracy']:.1f} %"
+    return f"a stronger attack: {way_of(least)}, on {where}, leaves {100 * least['robust_accuracy']:.1f} %"
 
 
 def _repeats(r: Record) -> str:
