@@ -22,18 +22,18 @@ def script(name):
 
 def test_the_ladder_is_bold_where_it_may_be_claimed_and_says_that_images_come_again(tmp_path):
     page = script("ladder_page")
-    (made,) = page.rows(keep(tmp_path, complete()))
+    (made,), _ = page.of(keep(tmp_path, complete()))
     assert (made["oblivious"], made["query"], made["adaptive"], made["worst"], made["clean"]) == ("<= 1.0", "1.0", "<= 1.0", "<= 1.0", "100.0")
     text = "\n".join(page.lines([made]))
     assert "n = 1,000 (575 distinct" in text and "**<= 1.0** (0.5 to 1.8)" in text and text.rstrip().endswith("| claim: ladder-1 |")
-    (lacking,) = page.rows(keep(tmp_path, complete()[1:]))
+    (lacking,), _ = page.of(keep(tmp_path, complete()[1:]))
     assert "**" not in page.line(lacking) and "no claim (missing: oblivious APGD-CE" in page.line(lacking)
 
 
 def test_a_level_of_the_ladder_is_the_worst_of_each_image(tmp_path):
     """Two gradients that break different images leave less than either."""
     page, (a, b) = script("ladder_page"), ([1, 1, 0, 0], [0, 1, 1, 1])
-    (made,) = page.rows(keep(tmp_path, [cell(tmp_path, a, **DECLARED), cell(tmp_path, b, **IDENTITY), cell(tmp_path, b, knowledge="oblivious")]))
+    (made,), _ = page.of(keep(tmp_path, [cell(tmp_path, a, **DECLARED), cell(tmp_path, b, **IDENTITY), cell(tmp_path, b, knowledge="oblivious")]))
     assert (made["oblivious"], made["transfer"], made["adaptive"], made["worst"]) == ("75.0", "", "25.0", "25.0")
 
 

@@ -31,9 +31,13 @@ PAIRS = tuple(f.name for f in fields(Compared))
 
 
 def main() -> None:
-    listed = [row for run in map(Path, sys.argv[1:]) for row in rows(run)]
+    listed, pairs = [], []
+    for run in map(Path, sys.argv[1:]):
+        found, compared = of(run)
+        listed += found
+        pairs += compared
     write("ladder.csv", COLUMNS, listed)
-    write("ladder_pairs.csv", PAIRS, [vars(pair) for run in map(Path, sys.argv[1:]) for pair in table(spelled_alike(read_records(run)), [run]).comparisons])
+    write("ladder_pairs.csv", PAIRS, pairs)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2])
     print(f"wrote {len(listed)} rows")
@@ -46,13 +50,12 @@ def write(name: str, columns: Sequence[str], listed: list[dict[str, Any]]) -> No
         writer.writerows(listed)
 
 
-def rows(run: Path) -> Iterator[dict[str, Any]]:
-    """One for each worst case of the run's table; its levels are the lowest of their cells."""
-    records = spelled_alike(read_records(run))
-    read = Reader([run])
-    for section in table(records, [run]).sections:
-        for worst in section.worst:
-            yield row(worst, cells_of(worst, section, records), read)
+def of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A row for each worst case of a run's table, with that of each level beside it, and one for each pair of purifiers."""
+    records, read = spelled_alike(read_records(run)), Reader([run])
+    made = table(records, [run])
+    rows = [row(worst, cells_of(worst, section, records), read) for section in made.sections for worst in section.worst]
+    return rows, [vars(pair) for pair in made.comparisons]
 
 
 def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
