@@ -7,6 +7,7 @@ from made_runs import DECLARED, IDENTITY, TRANSFER, cell, complete, failed, prin
 
 import defend
 from defend.attacks.control import Control
+from defend.benchmarks.flags import is_unconverged, unconverged, zero_gradient
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import interval, wilson
 from defend.benchmarks.tables import table
@@ -54,7 +55,7 @@ SIGNS = {
         "PGD at eps 1 from the clean image leaves 50.0 %",
     ),
     "dead": (
-        lambda: [r | {"flags": ["zero gradient: 11 of 1000 images"]} if r["gradient"] == "declared" else r for r in complete()],
+        lambda: [r | {"flags": [zero_gradient(11, 1000)]} if r["gradient"] == "declared" else r for r in complete()],
         "the declared gradient vanishes on 1.1 % of the images",
     ),
     "failed": (lambda: [*complete(), failed(n=1000, attack="fgsm")], "1 cell failed"),
@@ -78,7 +79,7 @@ def test_what_is_no_sign():
     assert doubts([r | {"defense": "none"} for r in SIGNS["declared alone"][0]()]) == []
     one_works = [unbounded(r["gradient"], right=500 if r["gradient"] == "declared" else 0) if r["eps"] == 1 else r for r in complete()]
     assert doubts(one_works) == []
-    few = [r | {"flags": ["zero gradient: 10 of 1000 images"]} for r in complete()]
+    few = [r | {"flags": [zero_gradient(10, 1000)]} for r in complete()]
     assert doubts(few) == []
 
 
@@ -108,7 +109,7 @@ def test_a_stronger_attack_that_is_too_small_for_a_claim_takes_it_away(over):
 
 
 def test_a_bound_under_zero_says_nothing():
-    falls = {"flags": ["unconverged: accuracy still fell"]}
+    falls = {"flags": [unconverged(0.1)]}
     numbers = [table([record(k, attack="square", knowledge="query", **falls)]).rows[0].numbers["query"] for k in (0, 1)]
     assert [n.at_most for n in numbers] == ["", "<= "]
 
@@ -123,7 +124,7 @@ def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
     """With the units at hand, and without."""
     made = [cell(tmp_path, np.r_[np.zeros(990), np.ones(10)], shard=500, **r | {"units": []}) for r in complete()]
     made = [r | {"robust_accuracy": 0.0} if r["eps"] == 1 else r for r in made]
-    falls = [r | {"flags": ["unconverged: accuracy still fell"]} if r["knowledge"] == "query" else r for r in made]
+    falls = [r | {"flags": [unconverged(0.1)]} if r["knowledge"] == "query" else r for r in made]
     assert claim_of_units(made, tmp_path).startswith("claim: ladder-1, 1.0 % right (0.5 to 1.8)")
     for line in (claim_of_units(falls, tmp_path), claim_of(falls)):
         assert line.startswith("claim: ladder-1, <= 1.0 % right (unconverged) (0.5 to 1.8)")
@@ -262,7 +263,7 @@ def test_queries_are_noted_and_printed(tmp_path):
     (r,) = defend.bench(REAL | {"defenses": ["none"], "attacks": ["square:queries=100"]}, out=tmp_path, workers=1)
     assert r["accuracy_after"] == {"100": r["robust_accuracy"], "1000": None, "5000": None}
     assert f"none, square:queries=100, query, eps 0.2: {100 * r['robust_accuracy']:.1f}, not run, not run" in printed([r], [tmp_path])
-    assert any(f.startswith("unconverged") for f in r["flags"])  # a hundred queries are too few
+    assert is_unconverged(r["flags"])  # a hundred queries are too few
 
 
 def test_a_randomised_purifier_without_eot_is_flagged(tmp_path):

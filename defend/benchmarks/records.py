@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from defend.benchmarks.cell import Cell
-from defend.benchmarks.controls import is_control
 from defend.benchmarks.digest import key_of
+from defend.benchmarks.flags import flags
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts, identity_of
 from defend.benchmarks.queries import accuracy_after, still_falls
@@ -107,11 +107,10 @@ def _measured(cell: Cell, parts: Parts, units: Sequence[Unit]) -> dict[str, Any]
     queries = parts.attack(cell.bare_attack).settings.get("queries")
     noisy = parts.defense(cell.defense).card.stochastic  # "first wrong" is a minimum of noisy measurements there
     searched = units if cell.drops and not noisy else []  # elsewhere it is of another pipeline than the one that is scored
-    flags = [*([] if is_control(cell.bare_attack) else _flags(costs, cell)), *_of_settings(cell, parts, still_falls(searched, queries))]
     values = (
         clean.mean(1).mean().item(), per_image.mean().item(), low, high,
         (score.min(1).values == 1).double().mean().item(), (per_image > 0.5).double().mean().item(),
-        accuracy_after(searched, queries), _gradient_error(cell, parts), flags,
+        accuracy_after(searched, queries), _gradient_error(cell, parts), flags(cell, parts, costs, still_falls(searched, queries)),
         sum(c["seconds"] for c in costs), _rate(units), *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
     )  # fmt: skip
     return dict(zip(_measured_keys(), values, strict=True))
@@ -129,32 +128,11 @@ def _gradient_error(cell: Cell, parts: Parts) -> float | None:
     return imitation(parts, at.classifier, at.defense).error if at.gradient == "learned" else None
 
 
-def _of_settings(cell: Cell, parts: Parts, fell: float) -> list[str]:
-    """Flags of an attack that was too weak by its settings. fell: by how much accuracy fell in the last fifth of the queries."""
-    white = cell.knowledge == "adaptive" and parts.attack(cell.bare_attack).card.access == "gradient"
-    without_eot = white and cell.eot == 1 and parts.defense(cell.defense).card.stochastic
-    flags = [f"unconverged: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries"] if fell else []
-    return [*flags, "no EOT: a stochastic defense, attacked through the gradient of one draw"] if without_eot else flags
-
-
 def _rate(units: Sequence[Unit]) -> float:
     """Images purified per second, over all units."""
     images: list[int] = [u.header["stop"] - u.header["start"] for u in units]
     seconds: float = sum(n / u.header["costs"]["purify_images_per_second"] for n, u in zip(images, units, strict=True))
     return sum(images) / seconds
-
-
-def _flags(costs: Iterable[dict[str, Any]], cell: Cell) -> list[str]:
-    """Local to the cell; findings that compare cells belong to tables."""
-    costs = list(costs)
-    flags = []
-    if dead := sum(c.get("zero_gradients", 0) for c in costs):
-        flags.append(f"zero gradient: {dead} of {cell.n} images")
-    if cell.eps.value and sum(c.get("unchanged", 0) for c in costs) == cell.n:
-        flags.append("nothing changed: the attack gave every image back as it was")
-    if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
-        flags.append("loss fell: the attack lowered the loss it should raise")
-    return flags
 
 
 def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:

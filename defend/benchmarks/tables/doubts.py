@@ -5,16 +5,15 @@ Sources: Athalye, Carlini, Wagner, arXiv:1802.00420, section 3.1; Carlini et al.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
+from defend.benchmarks.flags import share_without_gradient
 from defend.benchmarks.tables.claims import at_claim, bare, unbounded
 from defend.benchmarks.tables.findings import black_box_pairs, oblivious_pairs, way_of, white_box
 from defend.benchmarks.tables.outcomes import Record
 
 STANDS = 0.01  # of the images may be right at eps 1
 DEAD = 0.01  # of the images may have a gradient of zero: a saturated softmax in float32, which DLR does not mind
-_DEAD = re.compile(r"zero gradient: (\d+) of (\d+) images")
 Doubt = Callable[[Sequence[Record], Sequence[Record]], str]  # (records of the norm, those of every norm) -> the sign in a few words, or nothing
 
 
@@ -45,7 +44,7 @@ def survives_eps_1(_: Sequence[Record], every: Sequence[Record]) -> str:
 
 
 def dead_gradients(records: Sequence[Record], _: Sequence[Record]) -> str:
-    seen = [(int(m[1]) / int(m[2]), r) for r in _white(records) for flag in r["flags"] if (m := _DEAD.match(flag))]
+    seen = [(share_without_gradient(r["flags"]), r) for r in _white(records)]
     share, r = max(seen, key=lambda pair: pair[0], default=(0.0, {}))
     return f"the {r['gradient']} gradient vanishes on {100 * share:.1f} % of the images" if share > DEAD else ""
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from defend.benchmarks.flags import is_unconverged
+
 COLUMNS = {  # in this order, whichever were measured
     "clean": "clean",
     "oblivious": "oblivious",
@@ -34,7 +36,7 @@ class Number:
     @property
     def unconverged(self) -> bool:
         """A bound under zero says nothing: where nothing is left, nothing more can fall."""
-        return self.accuracy != 0 and any(flag.startswith("unconverged") for flag in self.flags)
+        return self.accuracy != 0 and is_unconverged(self.flags)
 
     @property
     def at_most(self) -> str:

@@ -1,0 +1,54 @@
+"""What one cell says against itself, in a line each; and how the table reads such a line again. Findings that compare cells belong to tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.controls import is_control
+from defend.benchmarks.parts import Parts
+
+UNCONVERGED = "unconverged"
+_ZERO = re.compile(r"zero gradient: (\d+) of (\d+) images")
+
+
+def flags(cell: Cell, parts: Parts, costs: Iterable[Mapping[str, Any]], fell: float) -> list[str]:
+    """costs: of the cell's units. fell: by how much accuracy fell in the last fifth of the queries, in [0, 1]."""
+    seen = [] if is_control(cell.bare_attack) else _of_costs(list(costs), cell)
+    return [*seen, *([unconverged(fell)] if fell else []), *_of_settings(cell, parts)]
+
+
+def _of_costs(costs: list[Mapping[str, Any]], cell: Cell) -> list[str]:
+    found = []
+    if dead := sum(c.get("zero_gradients", 0) for c in costs):
+        found.append(zero_gradient(dead, cell.n))
+    if cell.eps.value and sum(c.get("unchanged", 0) for c in costs) == cell.n:
+        found.append("nothing changed: the attack gave every image back as it was")
+    if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
+        found.append("loss fell: the attack lowered the loss it should raise")
+    return found
+
+
+def _of_settings(cell: Cell, parts: Parts) -> list[str]:
+    white = cell.knowledge == "adaptive" and parts.attack(cell.bare_attack).card.access == "gradient"
+    without_eot = white and cell.eot == 1 and parts.defense(cell.defense).card.stochastic
+    return ["no EOT: a stochastic defense, attacked through the gradient of one draw"] if without_eot else []
+
+
+def unconverged(fell: float) -> str:
+    return f"{UNCONVERGED}: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries"
+
+
+def is_unconverged(flags: Iterable[str]) -> bool:
+    return any(flag.startswith(UNCONVERGED) for flag in flags)
+
+
+def zero_gradient(dead: int, n: int) -> str:
+    return f"zero gradient: {dead} of {n} images"
+
+
+def share_without_gradient(flags: Iterable[str]) -> float:
+    """In [0, 1]; 0 where no flag says so."""
+    return max((int(m[1]) / int(m[2]) for flag in flags if (m := _ZERO.match(flag))), default=0.0)
