@@ -193,6 +193,8 @@ class Purifier(Configured, PreprocessorPyTorch):
             value = self.purify(x, noise)
         if version is not None and x._version != version:
             raise BrokenPurifier(f"{type(self).__name__}: purify wrote into its input, which others share; let it work on a copy")
+        if value.shape != x.shape:
+            raise BrokenPurifier(f"{type(self).__name__}: purify made {tuple(value.shape)} of {tuple(x.shape)}; let it keep the shape")
         value = value if self._precision == "float32" else value.to(x.dtype)
         if not wanted or autograd:
             return value

@@ -91,7 +91,9 @@ class Registry:
         hits = [e for e in every if name in (e.name, e.full_name)]
         hits = [e for e in hits if e.dist == HOME] or hits
         if not hits:
-            raise UnknownName(f"unknown {kind} '{name}'.{near(name, map(self.to_type, every))} `defend list {kind}s` shows all {len(every)}.")
+            elsewhere = [other for other in GROUPS if any(name in (e.name, e.full_name) for e in self._found[other])]
+            hint = f" It is a {elsewhere[0]}." if elsewhere else near(name, map(self.to_type, every))
+            raise UnknownName(f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(every)}.")
         if len(hits) > 1:
             raise AmbiguousName(f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full.")
         return hits[0]

@@ -25,10 +25,10 @@ from defend.errors import BadParameter, BadSpec, near
 Value = bool | int | float | Fraction | str | None
 
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
-_INT = re.compile(r"[+-]?\d+")
-_FRACTION = re.compile(r"[+-]?\d+/\d+")
-_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_EXPONENT = re.compile(r"[+-]?[\d.]+[eE]")  # a "+" after it belongs to the number
+_INT = re.compile(r"[+-]?\d+", re.ASCII)  # int() reads the digits of every script, which are not what they look like
+_FRACTION = re.compile(r"[+-]?\d+/\d+", re.ASCII)
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_EXPONENT = re.compile(r"[+-]?[\d.]+[eE]", re.ASCII)  # a "+" after it belongs to the number
 _SPECIAL = re.compile(r"[,:+=\"'\s]")
 _TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
 

@@ -92,6 +92,12 @@ CASES = {  # check: (what it must catch, what it must pass)
 }
 
 
+def test_a_card_that_calls_a_deterministic_purifier_stochastic_is_caught():
+    """It would be attacked with a tenth of the queries, and scored on fewer images."""
+    seen = look("five forwards", defend.load("gaussian:sigma=0"))
+    assert seen.turns and "no draw changes a pixel" in seen.measured
+
+
 def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
     """Finite differences and the active test's points: no call sees more images than the purifier takes at once."""
     scene, seen = small(), []

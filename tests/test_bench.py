@@ -11,16 +11,20 @@ import time
 
 import pytest
 import torch
+from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Undefined, digits, network
 
 import defend
 from defend.benchmarks import read_unit
 from defend.benchmarks.cells import expand
+from defend.benchmarks.flags import NOTHING_DRAWN
 from defend.benchmarks.parts import Parts, code_sha256, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
+from defend.benchmarks.work import _Watch
 from defend.errors import BadParameter, DefendError
 from defend.noise import Noise
+from defend.target import Target
 
 SMALL = {
     "dataset": "digits",
@@ -195,6 +199,8 @@ MISBEHAVES = {
     "nan": "logits behind it are not finite",
     "random": "its card says stochastic=False, and two draws of the same images differ",
     "late": "its card says stochastic=False, and two draws of the same images differ",  # of adversarial ones alone
+    "remembers": "one loaded anew answers otherwise",
+    "cuts": "1, 8, 8); let it keep the shape",
     "raises": "adversarial images are not to my taste",
 }
 
@@ -206,6 +212,21 @@ def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, 
     records = defend.bench(SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}, out=tmp_path, workers=1)
     assert all(MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None for r in records if r["defense"] != "none")
     assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
+
+
+def test_noise_that_changes_nothing_is_said(tmp_path):
+    """A card that says stochastic=True is asked fewer queries: where that is not so, no claim stands."""
+    wanted = SMALL | {"defenses": ["gaussian:sigma=0", "gaussian:sigma=0.01"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "draws": 2}
+    flags = {r["defense"]: r["flags"] for r in defend.bench(wanted, out=tmp_path, workers=1)}
+    assert flags == {"gaussian:sigma=0": [NOTHING_DRAWN], "gaussian:sigma=0.01": []}
+
+
+@pytest.mark.parametrize(("purifier", "seen"), [(Undefined, (0, 24)), (RightAtFirst, (0, 0)), (AliveOnTheGrid, (24, 0)), (Rough, (0, 0))])
+def test_gradients_are_looked_at_on_the_grid_and_off_it(purifier, seen):
+    """A gradient that is no number makes no step: the sign of NaN is 0."""
+    x, y = digits().rows("val", 0, 24)
+    watch = _Watch(Target(network(), purifier(), Noise.of(0, torch.arange(24))), x, y, defend.load("fgsm", "attack"))
+    assert (watch.seen["zero_gradients"], watch.seen["undefined_gradients"]) == seen
 
 
 @pytest.mark.usefixtures("plugin")

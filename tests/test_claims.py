@@ -7,7 +7,7 @@ from made_runs import DECLARED, IDENTITY, TRANSFER, cell, complete, failed, prin
 
 import defend
 from defend.attacks.control import Control
-from defend.benchmarks.flags import is_unconverged, unconverged, zero_gradient
+from defend.benchmarks.flags import NOTHING_DRAWN, is_unconverged, unconverged, undefined_gradient, zero_gradient
 from defend.benchmarks.queries import accuracy_after, still_falls
 from defend.benchmarks.stats import interval, wilson
 from defend.benchmarks.tables import table
@@ -54,9 +54,18 @@ SIGNS = {
         ),
         "PGD at eps 1 from the clean image leaves 50.0 %",
     ),
+    "oblivious by another attack": (
+        lambda: [r | HALF if (r["knowledge"], r["attack"]) != ("oblivious", "pgd") and r["eps"] < 1 else r for r in complete()],
+        "oblivious beats adaptive: pgd",
+    ),
+    "undefined": (
+        lambda: [r | {"flags": [undefined_gradient(11, 1000)]} if r["gradient"] == "declared" else r for r in complete()],
+        "the declared gradient vanishes or is undefined on 1.1 % of the images",
+    ),
+    "not random": (lambda: [r | {"flags": [NOTHING_DRAWN]} for r in complete()], "its card says stochastic=True, and nothing was drawn"),
     "dead": (
         lambda: [r | {"flags": [zero_gradient(11, 1000)]} if r["gradient"] == "declared" else r for r in complete()],
-        "the declared gradient vanishes on 1.1 % of the images",
+        "the declared gradient vanishes or is undefined on 1.1 % of the images",
     ),
     "failed": (lambda: [*complete(), failed(n=1000, attack="fgsm")], "1 cell failed"),
 }
@@ -94,18 +103,30 @@ def test_attacks_beside_the_protocol_lower_its_value():
     assert "claim: ladder-1, <= 0.2 % right" in claim_of([*complete(), lower])
 
 
-@pytest.mark.parametrize("over", [{"n": 900}, {"split": "val"}, {"draws": 1, "n": 900}])
-def test_a_stronger_attack_that_is_too_small_for_a_claim_takes_it_away(over):
-    """Of fewer images, another split or fewer draws. A weaker one, or one at another eps, says nothing."""
+@pytest.mark.parametrize("over", [{"n": 900}, {"split": "val"}, {"draws": 1, "n": 900}, {"eps": 8 / 255, "eps_text": "8/255"}])
+def test_a_stronger_attack_that_is_no_part_of_a_claim_takes_it_away(over):
+    """Of fewer images, another split, fewer draws, or a smaller ball, which lies in the claim's. A weaker one, or one in a larger ball, says nothing."""
     ladder = [r | {"robust_accuracy": 0.4, "ci_low": 0.37, "ci_high": 0.43} if r["eps"] != 1 else r for r in complete()]
     beside = {"attack": "autoattack", "n": 1000, "eps": 16 / 255, **DECLARED}
-    stronger, weaker, larger = (record(k, **beside | over | {"eps": e}) for k, e in ((10, 16 / 255), (380, 16 / 255), (10, 32 / 255)))
+    stronger, weaker, larger = (record(k, **beside | over | e) for k, e in ((10, {}), (380, {}), (10, {"eps": 32 / 255})))
     assert claim_of(ladder).startswith("claim: ladder-1, <= 40.0 %")
     said = (
-        f"a stronger attack: autoattack, adaptive declared, on n = {stronger['n']:,} of {stronger['split']}, leaves {100 * stronger['robust_accuracy']:.1f} %"
+        f"a stronger attack: autoattack, adaptive declared, eps {stronger['eps_text']}, n = {stronger['n']:,} of {stronger['split']},"
+        f" leaves {100 * stronger['robust_accuracy']:.1f} %"
     )
     assert claim_of([*ladder, stronger]) == f"no claim ({said})"
     assert claim_of([*ladder, weaker, larger]) == claim_of(ladder)
+
+
+def test_what_an_earlier_command_left_in_the_folder_refutes_a_claim_and_makes_none():
+    lower = record(2, attack="other", n=1000, eps=16 / 255, **IDENTITY)
+    assert "claim: ladder-1, <= 0.2 % right" in table(complete(), beside=[lower]).claims[0]
+    stronger = record(0, attack="other", n=500, eps=16 / 255, **IDENTITY)
+    ladder = [r | {"robust_accuracy": 0.4, "ci_low": 0.37, "ci_high": 0.43} if r["eps"] != 1 else r for r in complete()]
+    made = table(ladder, beside=[*ladder, stronger])
+    assert made.claims[0].startswith("no claim (a stronger attack: other") and "a stronger attack" in made.signs[0]
+    assert len(made.rows) == len(table(ladder).rows)
+    assert table(complete()[1:], beside=complete()).claims == table(complete()[1:]).claims
 
 
 def test_a_bound_under_zero_says_nothing():
@@ -295,7 +316,12 @@ def test_a_masked_purifier_is_told_by_the_protocols_signs(tmp_path):
     records = defend.bench(suite | {"attacks": attacks, "knowledge": ["adaptive", "query"]}, out=tmp_path, workers=1)
     assert all(r["error"] is None for r in records)
     (line,) = {row.claim for row in table(records, [tmp_path]).rows}
-    for said in ("declared gradient alone", "vanishes on 100.0 %", "PGD at eps 1 from the clean image leaves", "black box beats white box: square"):
+    for said in (
+        "declared gradient alone",
+        "vanishes or is undefined on 100.0 %",
+        "PGD at eps 1 from the clean image leaves",
+        "black box beats white box: square",
+    ):
         assert said in line
 
 

@@ -174,9 +174,9 @@ def test_the_embedded_eps_is_for_its_own_data_and_norm(given):
     assert suite_keys(None, given | {"eps": "0.3"})["eps"] == "0.3"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers):
-    """Control-C reaches the whole group of processes, workers too."""
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM)])
+def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers, number):
+    """Control-C reaches the whole group of processes, workers too; a batch system's SIGTERM is heard alike."""
     what = f"--dataset digits --defense none --attack pgd:steps=5000 --eps 0.1 --n 64 --knowledge oblivious --device cpu --workers {workers} --out {tmp_path}"
     command = [sys.executable, "-m", "defend", "bench", *what.split()]
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's background jobs ignore it, and so would we
@@ -184,7 +184,7 @@ def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers):
     while not (tmp_path / "run.json").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(2)  # past the imports: Python itself ends by the signal when it lands in one that runs `exec` on text
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     try:
         out, err = process.communicate(timeout=60)
     finally:

@@ -139,6 +139,11 @@ WRONG = {  # arguments -> what the line must say
     "purify none {tmp}/grey.png --out {tmp}/clean --device tpu": "device 'tpu'",
     # weights
     f"{SMALL} --classifier convnet:weights=untrained": "weights=untrained measures nothing",
+    f"{SMALL} --surrogate convnet:weights=untrained": "measures nothing; train it with `defend train classifier convnet`",
+    f"{SMALL} --surrogate split-vqvae:weights=untrained+convnet": "train it with `defend train defense split-vqvae`",
+    f"{SMALL} --defense lenet": "unknown defense 'lenet'. It is a classifier.",
+    f"{SMALL} --defense median:size=\uff13": "expected",
+    "audit median --dataset digits --classifier convnet --out page.txt": "expected a name that ends in .html, as page.html",
     f"{SMALL} --classifier convnet:weights=conv": "no weights named 'conv'",
     f"{SMALL} --classifier convnet:weights={{tmp}}/damaged.safetensors": "{tmp}/damaged.safetensors: damaged",
     f"{SMALL} --classifier convnet:weights={{tmp}}/pickle.pt": "not a weights file of defend",

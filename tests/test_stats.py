@@ -163,6 +163,25 @@ def test_difference_of_shares_covers():
     assert abs(hits - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
 
 
+@pytest.mark.parametrize(("n", "p"), [(50, 0.02), (50, 0.5), (200, 0.3)])
+def test_shares_are_told_from_right_and_wrong_no_oftener_than_promised(n, p):
+    """One right or wrong, the other right in k of 20 draws, equally good: flipped signs called the latter better in 40 % at n = 50, p = .02."""
+    rng, runs = np.random.default_rng(5), 150
+    right = (rng.random((runs, n, 1)) < p).astype(float)
+    draws = (rng.random((runs, n, 20)) < rng.beta(1, 1 / p - 1, (runs, n, 1))).astype(float)
+    found = [compare(a, b) for a, b in zip(right, draws)]
+    most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert np.mean([c.p < 0.05 for c in found]) < most and np.mean([not c.low <= 0 <= c.high for c in found]) < most
+
+
+def test_a_p_value_is_no_surer_than_its_interval():
+    rng = np.random.default_rng(6)
+    for shift in (0.0, 0.1, 0.2, 0.3):
+        a, b = rng.binomial(1, 0.5, (60, 1)), rng.binomial(20, np.clip(0.5 - shift, 0, 1), 60)[:, None] > np.arange(20)
+        c = compare(a, b)
+        assert c.p > 0.05 - 1e-3 or not c.low <= 0 <= c.high
+
+
 def test_pairing_is_used():
     """The same accuracies, once on the same images and once on others: the paired difference is the sharper one."""
     a, together = table(90, 10, 0, 100)

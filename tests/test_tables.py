@@ -293,7 +293,7 @@ def test_oblivious_below_adaptive_is_a_sign_of_masking():
     assert line.startswith("oblivious beats adaptive: median, pgd, oblivious leaves 20.0 % at eps 16/255, pgd, adaptive BPDA 45.0 %")
     told = find([record(40), record(100, **DECLARED), record(45, **IDENTITY)])  # one gradient that works is enough
     assert not any(line.startswith("oblivious") for line in told)
-    assert find([record(40), record(100, attack="fgsm", **DECLARED)]) == []  # not the same attack
+    assert find([record(40), record(100, attack="apgd", **DECLARED)])[0].startswith("oblivious beats adaptive: median, pgd")  # by whatever attack
     square = {"attack": "square", "access": "scores"}
     assert find([record(40, **square), record(100, **square, **DECLARED)]) == []  # it sees no gradient: nothing can be masked from it
 

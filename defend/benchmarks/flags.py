@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from defend.benchmarks.cell import Cell
@@ -11,19 +11,24 @@ from defend.benchmarks.controls import is_control
 from defend.benchmarks.parts import Parts
 
 UNCONVERGED = "unconverged"
-_ZERO = re.compile(r"zero gradient: (\d+) of (\d+) images")
+NOTHING_DRAWN = "nothing drawn: the card says stochastic=True, and no draw changed a pixel"
+_USELESS = re.compile(r"(?:zero|undefined) gradient: (\d+) of (\d+) images")
 
 
-def flags(cell: Cell, parts: Parts, costs: Iterable[Mapping[str, Any]], fell: float) -> list[str]:
+def flags(cell: Cell, parts: Parts, costs: Sequence[Mapping[str, Any]], fell: float) -> list[str]:
     """costs: of the cell's units. fell: by how much accuracy fell in the last fifth of the queries, in [0, 1]."""
-    seen = [] if is_control(cell.bare_attack) else _of_costs(list(costs), cell)
-    return [*seen, *([unconverged(fell)] if fell else []), *_of_settings(cell, parts)]
+    seen = [] if is_control(cell.bare_attack) else _of_costs(costs, cell)
+    stochastic = parts.defense(cell.defense).card.stochastic
+    idle = stochastic and not any(c.get("drew", True) for c in costs)
+    return [*seen, *([unconverged(fell)] if fell else []), *([NOTHING_DRAWN] if idle else []), *_of_settings(cell, parts)]
 
 
-def _of_costs(costs: list[Mapping[str, Any]], cell: Cell) -> list[str]:
+def _of_costs(costs: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
     found = []
     if dead := sum(c.get("zero_gradients", 0) for c in costs):
         found.append(zero_gradient(dead, cell.n))
+    if wild := sum(c.get("undefined_gradients", 0) for c in costs):
+        found.append(undefined_gradient(wild, cell.n))
     if cell.eps.value and sum(c.get("unchanged", 0) for c in costs) == cell.n:
         found.append("nothing changed: the attack gave every image back as it was")
     if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
@@ -49,6 +54,10 @@ def zero_gradient(dead: int, n: int) -> str:
     return f"zero gradient: {dead} of {n} images"
 
 
+def undefined_gradient(wild: int, n: int) -> str:
+    return f"undefined gradient: {wild} of {n} images"
+
+
 def share_without_gradient(flags: Iterable[str]) -> float:
-    """In [0, 1]; 0 where no flag says so."""
-    return max((int(m[1]) / int(m[2]) for flag in flags if (m := _ZERO.match(flag))), default=0.0)
+    """Zero or undefined, in [0, 1]; 0 where no flag says so."""
+    return min(1.0, sum(int(m[1]) / int(m[2]) for flag in flags if (m := _USELESS.match(flag))))

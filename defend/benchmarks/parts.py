@@ -41,6 +41,10 @@ class Parts:
     def defense(self, spec: str) -> Purifier:
         return self._keep("defense", spec)  # type: ignore[no-any-return]
 
+    def fresh_defense(self, spec: str) -> Purifier:
+        """One that has seen nothing yet."""
+        return self._made("defense", spec)  # type: ignore[no-any-return]
+
     def classifier(self, spec: str) -> Classifier:
         """Raises Mismatch where it does not fit the data set."""
         found: Classifier = self._keep("classifier", spec)
@@ -52,12 +56,15 @@ class Parts:
 
     def _keep(self, kind: Any, spec: str) -> Any:
         if (kind, spec) not in self._kept:
-            made = load(spec, kind, self.dataset_name, self.device)
-            if kind != "attack":
-                check_trained(made, spec)
-                made.run_as(self.precision, self.layout)
-            self._kept[kind, spec] = made
+            self._kept[kind, spec] = self._made(kind, spec)
         return self._kept[kind, spec]
+
+    def _made(self, kind: Any, spec: str) -> Any:
+        made = load(spec, kind, self.dataset_name, self.device)
+        if kind != "attack":
+            check_trained(made, spec)
+            made.run_as(self.precision, self.layout)
+        return made
 
 
 def check_trained(component: Any, spec: str) -> None:

@@ -1,4 +1,4 @@
-"""What every score rests on: images purified on one draw, the logits behind them, and a check of the card's word."""
+"""What every score rests on: images purified on one draw, the logits behind them, and checks of what they rest on in turn."""
 
 from __future__ import annotations
 
@@ -34,3 +34,10 @@ def check_word(purifier: Purifier, first: Tensor, second: Tensor) -> None:
     """Logits of the same images on two draws. Raises BrokenPurifier: dropping images and scoring by one draw hang on the card's word."""
     if not purifier.card.stochastic and not torch.allclose(first, second, atol=1e-3):
         raise BrokenPurifier(f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ")
+
+
+def check_memory(purifier: Purifier, used: Tensor, fresh: Tensor) -> None:
+    """Logits of the same images on the same draw, behind the one that was attacked and one loaded anew. Raises BrokenPurifier: a defense that
+    remembers the clean image, or the steps towards it, answers an attack's last image with what it was before."""
+    if not torch.allclose(used, fresh, atol=1e-3):
+        raise BrokenPurifier(f"{type(purifier).__name__}: one loaded anew answers otherwise: it remembers what it saw; let purify depend on x and noise alone")

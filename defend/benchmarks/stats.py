@@ -6,7 +6,7 @@ that was too weak shows in none of these intervals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 Floats = NDArray[np.float64]
+Limits = Callable[[float], tuple[float, float]]
 
 
 def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -93,17 +94,15 @@ def holm(p: Sequence[float]) -> list[float]:
 def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = LEVEL) -> tuple[float, float, float]:
     """mean(a) - mean(b) over the same images (n,), and its interval (low, high).
 
-    Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635, method 10 (Wilson limits joined through the correlation). Shares:
-    percentile bootstrap over images; where all differ by the same, one image that only a gets right and one that only b does are
-    added, because no spread is no certainty.
+    The two accuracies' own limits joined through their correlation. Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635,
+    method 10. Shares of draws: the same of bootstrapped limits, Zou, Donner, Statist. Med. 27 (2008) 1693. (A bootstrap of the
+    differences takes none right of 50 for certain: beside a stochastic purifier that is as good, it holds the truth in 60 %, where
+    2 % are right; this one in 96 to 100 %. Simulated by tests/test_stats.py.)
     """
     first, second = _pair(a, b)
-    d = first - second
-    if np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
-        return (float(d.mean()), *_newcombe(first, second, level))
-    spread = d if np.ptp(d) > 1e-12 else np.append(d, (-1.0, 1.0))
-    low, high = np.quantile(_resampled_means(spread, seed, resamples), _tails(level))
-    return float(d.mean()), float(low), float(high)
+    if _exact(first, second):
+        return (float((first - second).mean()), *_newcombe(first, second, level))
+    return (float((first - second).mean()), *_between(first, second, seed, resamples)(level))
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,51 @@ class Comparison:
 
 
 def compare(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
-    """Outcomes (n, K) of two defenses, K may differ: McNemar where both are deterministic, the paired permutation test elsewhere."""
+    """Outcomes (n, K) of two defenses, K may differ: McNemar where both are deterministic, the paired permutation test elsewhere, and
+    then never surer than the interval: signs may be flipped where both outcomes are distributed alike, not where one is 0 or 1 and the
+    other always a twentieth."""
     one, two = np.asarray(a, np.float64), np.asarray(b, np.float64)
     first, second = one.mean(1), two.mean(1)
     exact = one.shape[1] == two.shape[1] == 1
-    p = mcnemar(first, second) if exact else permutation(first, second, seed)
+    p = mcnemar(first, second) if exact else max(permutation(first, second, seed), _excludes_zero(_between(first, second, seed)))
     return Comparison(*difference(first, second, seed), p, "McNemar, exact" if exact else "paired permutation")
+
+
+def _exact(a: Floats, b: Floats) -> bool:
+    """Is each image right or wrong, on both sides?"""
+    return bool(np.isin(np.concatenate([a, b]), (0.0, 1.0)).all())
+
+
+def _between(a: Floats, b: Floats, seed: int, resamples: int = 10_000) -> Limits:
+    """Level -> limits of mean(a) - mean(b)."""
+    of_a, of_b, (p1, p2) = _limits(a, seed, resamples), _limits(b, seed + 1, resamples), (a.mean(), b.mean())
+    phi = float(np.corrcoef(a, b)[0, 1]) if min(np.ptp(a), np.ptp(b)) > 1e-12 else 0.0
+
+    def limits(level: float) -> tuple[float, float]:
+        (l1, u1), (l2, u2) = of_a(level), of_b(level)
+        return max(-1.0, p1 - p2 - _joined(p1 - l1, u2 - p2, phi)), min(1.0, p1 - p2 + _joined(u1 - p1, p2 - l2, phi))
+
+    return limits
+
+
+def _limits(values: Floats, seed: int, resamples: int) -> Limits:
+    """Level -> limits of one accuracy, as `interval` gives them."""
+    if np.isin(values, (0.0, 1.0)).all():
+        return lambda level: wilson(float(values.sum()), len(values), level)
+    means = _resampled_means(np.append(values, (0.0, 1.0)), seed, resamples)
+    return lambda level: tuple(map(float, np.quantile(means, _tails(level))))  # type: ignore[return-value]
+
+
+def _excludes_zero(limits: Limits, least: float = 1e-4) -> float:
+    """The p-value of an interval: 1 - the highest level at which it leaves out 0, found by halving; no smaller than `least`."""
+    inside, outside = least, 1.0  # as p: a wide interval holds 0, a point does not
+    if limits(1 - least)[0] > 0 or limits(1 - least)[1] < 0:
+        return least
+    while outside - inside > 1e-4:
+        p = (inside + outside) / 2
+        low, high = limits(1 - p)
+        inside, outside = (p, outside) if low <= 0 <= high else (inside, p)
+    return outside
 
 
 def _newcombe(a: Floats, b: Floats, level: float) -> tuple[float, float]:

@@ -119,7 +119,7 @@ class Suite(BaseModel):
     @field_validator("classifiers", "attacks", "defenses", "surrogates", mode="before")
     @classmethod
     def _components(cls, values: Any, info: Any) -> tuple[str, ...]:
-        kind = {"classifiers": "classifier", "attacks": "attack"}.get(info.field_name, "defense")
+        kind = info.field_name.removesuffix("s")
         return tuple(component(v, kind) for v in values)
 
     @field_validator("knowledge", mode="before")
@@ -193,13 +193,14 @@ def component(value: Any, kind: str) -> str:
     if not isinstance(value, str | Mapping):
         raise BadParameter(f'{kind} {value!r}: expected name:key=value,... or a table with name = "..."')
     text = value if isinstance(value, str) else str(of_table(dict(value)))
-    specs = parse(text) if kind == "defense" else (parse_single(text, kind),)
+    specs = (parse_single(text, kind),) if kind in ("classifier", "attack", "dataset") else parse(text)
     for spec in specs:
+        of = ("classifier" if spec is specs[-1] else "defense") if kind == "surrogate" else kind
         for key, _ in spec.params:
-            if kind == "defense" and key in _RUNTIME:
+            if of == "defense" and key in _RUNTIME:
                 raise BadParameter(f"{kind} {text!r}: {key}= says how a purifier runs, not what it is: leave it out (--seed and --device are options)")
             if (key, "untrained") in spec.params and key == "weights":
-                raise BadParameter(f"{kind} {text!r}: weights=untrained measures nothing; train it with `defend train {kind} {spec.name}` or name its weights")
+                raise BadParameter(f"{of} {text!r}: weights=untrained measures nothing; train it with `defend train {of} {spec.name}` or name its weights")
     return text
 
 

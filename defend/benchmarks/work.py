@@ -17,7 +17,7 @@ from defend.benchmarks.cell import Cell
 from defend.benchmarks.digest import sha256_of
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
-from defend.benchmarks.scoring import check_finite, check_word, judged, purified
+from defend.benchmarks.scoring import check_finite, check_memory, check_word, judged, purified
 from defend.benchmarks.units import write_unit
 from defend.errors import BadWeights, BrokenAttack, one_line
 from defend.losses import cross_entropy
@@ -27,6 +27,7 @@ from defend.purifier import Backward, identity
 from defend.target import Target
 
 SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
+DRAWN = 4  # draws, of which one at least should differ
 SAMPLES = 6  # images kept for the report, of the first unit
 
 
@@ -162,14 +163,20 @@ class _Watch:
         self.before = self._loss(x)
         self._check(x)
         if attack.card.access == "gradient":
-            g, _, _ = self.target.again().gradient(x, y, cross_entropy)
-            self.seen["zero_gradients"] = int((g.flatten(1).abs().amax(1) == 0).sum())
+            self.seen |= self._slopes()
 
     def _check(self, x: Tensor) -> None:
         target = self.target.again()
         first, second = target.logits(x.clone()), target.logits(x.clone())
         check_finite(target.purifier, first)
         check_word(target.purifier, first, second)
+
+    def _slopes(self) -> dict[str, int]:
+        """On the grid of 256 levels, and half a step off it, where attacks climb. The sign of NaN is 0: such a pixel just stands still."""
+        off = (self.x + (self.target.noise.fork("off the grid").uniform(self.x) - 0.5) / 255).clamp(0, 1)
+        slopes = torch.stack([self.target.again().gradient(z, self.y, cross_entropy)[0].flatten(1) for z in (self.x, off)])
+        dead, wild = (slopes == 0).all(2).any(0), ~slopes.isfinite().all(2).all(0)
+        return {"zero_gradients": int(dead.sum()), "undefined_gradients": int(wild.sum())}
 
     def _loss(self, x: Tensor) -> float:
         return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
@@ -198,6 +205,7 @@ class _Scorer:
         """uint8: `score` (b, draws); for stochastic defenses `select` (b, 10) too; the clean images' as clean_*."""
         clean, _ = self.clean(cell)
         found, _ = self._outcomes(cell, x_adv)
+        self._check_memory(cell, x_adv)
         if not self.parts.defense(cell.defense).card.stochastic:
             found["score"] &= clean["score"]  # right if right clean and right attacked
         return found | {f"clean_{name}": t for name, t in clean.items()}
@@ -211,6 +219,11 @@ class _Scorer:
             seconds += sum(spent for _, spent in made)
         return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
 
+    def _check_memory(self, cell: Cell, x: Tensor) -> None:
+        used, noise = self.parts.defense(cell.defense), self.root.fork("score").draw(0)
+        net = self.parts.classifier(cell.classifier).network
+        check_memory(used, *(judged(p, net, purified(p, x, noise)) for p in (used, self.parts.fresh_defense(cell.defense))))
+
     def _right(self, cell: Cell, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
         """One draw: (b,), and the seconds that purifying took. What the card calls deterministic is held to it on these very images."""
         purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
@@ -220,6 +233,14 @@ class _Scorer:
         if not purifier.card.stochastic:
             check_word(purifier, logits, judged(purifier, net, purified(purifier, x, noise.fork("flags"))))
         return logits.argmax(1) == self.y, spent
+
+    def drew(self, cell: Cell, x: Tensor) -> bool:
+        """Does noise change any pixel, where the card says so? What it calls stochastic is asked fewer queries, and no search is told to go on."""
+        purifier, noise = self.parts.defense(cell.defense), self.root.fork("score")
+        if not purifier.card.stochastic:
+            return False
+        first, *others = (purified(purifier, x, noise.draw(k)) for k in range(DRAWN))
+        return any(not torch.equal(first, other) for other in others)
 
     def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
         """The first images, for the report's strips."""
@@ -245,6 +266,9 @@ def _unit(task: Task, job: Job, scorer: _Scorer, made: Attacked, run_dir: Path, 
         tensors |= scorer.samples(task.cell, x_adv)
     header = {
         "made_of": task.made_of, "provenance": provenance, "start": job.start, "stop": job.stop, "x_adv_sha256": sha256_of(x_adv),
-        "costs": {**costs, "seconds": costs["seconds"] + time.perf_counter() - began, "purify_images_per_second": scorer.clean(task.cell)[1]},
+        "costs": {
+            **costs, "seconds": costs["seconds"] + time.perf_counter() - began, "purify_images_per_second": scorer.clean(task.cell)[1],
+            "drew": scorer.drew(task.cell, x_adv),
+        },
     }  # fmt: skip
     write_unit(run_dir, task.key, tensors, header)

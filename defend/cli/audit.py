@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from defend.cli.common import console
+from defend.errors import BadParameter
 from defend.files import writable
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def audit(
     from defend.benchmarks.audit.page import write_page
 
     if out is not None:
+        if out.suffix != ".html":
+            raise BadParameter(f"--out {out}: expected a name that ends in .html, as {out.with_suffix('.html')}; for JSON give --json and redirect it")
         writable(out.parent, make=False)
     report = run(
         spec, dataset, classifier, budget, n=n, split=split, eps=eps, surrogates=surrogates, seed=seed, device=device, data_root=data_root, progress=True

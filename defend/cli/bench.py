@@ -77,17 +77,21 @@ def suite_keys(suite: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    from defend.benchmarks.records import read_records
     from defend.benchmarks.report import write_report
     from defend.benchmarks.tables import print_table
     from defend.benchmarks.tables.findings import name_of
 
+    there = read_records(out)
     if as_json:
         for record in records:
             click.echo(json.dumps(record, allow_nan=False))
     else:
-        print_table(records, console(), [out])
+        print_table(records, console(), [out], there)
     for path in write_report([out], records=records):
         click.echo(f"wrote {path}", err=True)
+    if more := len(there) - len(records):
+        click.echo(f"{more} cells of earlier commands lie in {out} too: `defend report {out}` shows all", err=True)
     for record in records:
         if record["error"]:
             click.echo(f"failed: {name_of(record)}, before {record['classifier']}, eps {record['eps_text']}: {record['error']}", err=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -54,11 +57,25 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Exit codes: 0 done, 1 a failed cell or check, 2 the user's input, 3 an unreliable evaluation, 130 interrupted."""
         try:
-            sys.exit(super().main(*args, **extra | {"standalone_mode": False}))
+            with _terminated_is_interrupted():
+                sys.exit(super().main(*args, **extra | {"standalone_mode": False}))
         except click.Abort:
             _leave("interrupted", INTERRUPTED)
         except click.ClickException as e:
             _leave(_one_line(e), e.exit_code)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """SIGTERM is a batch system's Control-C. Python lets the main thread alone say so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.pass_context

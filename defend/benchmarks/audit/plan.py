@@ -41,9 +41,9 @@ class Plan:
         """(gradients, forwards) if no attack breaks anything: the most that it can take. The fit of the learned gradient is not in it."""
         declared = sum(self.curve) + 40 + self.targets * self.target_steps + 40
         doubled = 40 * (2 * self.eot_most if self.eot > 1 else 0)
-        rivals = self.rival * (2 + bool(self.images)) + 160 * pipelines
+        rivals = (self.rival + min(40, self.rival)) * (1 + bool(self.images)) + 160 * pipelines  # the identity, and the learned one
         rest = 100 + 40 * (self.some + self.active) / self.n
-        spsa = 2 * self.spsa_pairs * self.spsa_steps + self.queries * (self.draws if self.eot > 1 else 1)
+        spsa = 2 * self.spsa_pairs * self.spsa_steps + self.queries * (2 * self.eot if self.eot > 1 else 1)
         scoring = (self.draws + 10 if self.eot > 1 else 1) * (30 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
         return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (spsa + scoring)
 

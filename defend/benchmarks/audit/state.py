@@ -24,8 +24,8 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
     share = f"<= {100 * THRESHOLDS['state'].value:g} % of the images move"
     table: dict[str, tuple[str, str, Callable[[Scene], Seen]]] = {
         "five forwards": (
-            "Do five forwards agree (with the same noise, and where the card says deterministic with any)?",
-            "Declare stochastic=True and draw from `noise` alone: then attacks average, and the score is a mean over draws", _forwards,
+            "Do five forwards agree with the same noise, and with other noise as the card says?",
+            "Let the card say what it does, stochastic=True or False, and draw from `noise` alone: attacks and scores go by it", _forwards,
         ),
         "a millionth": (
             "Does x + 1e-6 give what x gives, on the grid of 256 levels and off it?",
@@ -65,13 +65,15 @@ def _seen(scene: Scene) -> tuple[Tensor, Tensor]:
 
 
 def _forwards(scene: Scene) -> Seen:
-    worst = 0.0
+    same, other, drew = 0.0, 0.0, False
     for x in _seen(scene):
         first = scene.purified(x, scene.nth(scene.some, "state"))
         for k in range(1, FORWARDS):
-            worst = max(worst, moved(first, scene.purified(x, scene.nth(scene.some, "state", 0 if scene.stochastic else k))))
-            worst = max(worst, moved(first, scene.purified(x, scene.nth(scene.some, "state"))))
-    return _judged(worst)
+            again, anew = (scene.purified(x, scene.nth(scene.some, "state", draw)) for draw in (0, k))
+            same, other, drew = max(same, moved(first, again)), max(other, moved(first, anew)), drew or not torch.equal(first, anew)
+    if scene.stochastic and not drew:
+        return Seen(measured="no draw changes a pixel, and the card says stochastic", value=0.0, ok=False)
+    return _judged(same if scene.stochastic else max(same, other))
 
 
 def _millionth(scene: Scene, declared: Declared) -> Seen:

@@ -34,15 +34,15 @@ _SCALARS = (str, int, float, bool, type(None))
 def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, records: Sequence[Record] | None = None) -> tuple[Path, Path]:
     """(report.html, results.csv), written into the folder `out`, by default the first run's; and summary.json beside them.
 
-    run_dirs: folders of runs; of a cell that is in several the last counts. records: these cells alone; their units lie in
-    run_dirs. Raises BadParameter where there is nothing to report or no place to write.
+    run_dirs: folders of runs; of a cell that is in several the last counts. records: these cells alone; the others of
+    run_dirs are not shown, but no claim stands that they refute. Raises BadParameter where there is nothing to report or no place to write.
     """
     folders = [Path(d) for d in run_dirs]
-    found = list(records) if records is not None else _merged(folders)
+    found, beside = (_merged(folders), []) if records is None else (list(records), [r for d in folders for r in read_records(d)])
     if not found:
         raise BadParameter("nothing to report: give the folder of a run, as runs/embedded; `defend bench` writes one")
     folder = Path(out) if out is not None else folders[0]
-    model = table(found, folders)
+    model = table(found, folders, beside)
     pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(marked(found))), (folder / JSON, _json(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)

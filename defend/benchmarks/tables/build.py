@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
+from defend.benchmarks.records import identity
 from defend.benchmarks.tables.claims import at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, marked, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
+from defend.benchmarks.tables.model import claims as is_claim
 from defend.benchmarks.tables.numbers import clean_number, number
 from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of, spelled_alike
 from defend.benchmarks.tables.reading import reading, surrogates
@@ -18,19 +20,27 @@ from defend.benchmarks.tables.worst import claimed, comparisons, outdone, worst_
 
 K = TypeVar("K", bound=Hashable)
 Claims = Mapping[tuple[str, ...], str]
+Lines = dict[tuple[str, ...], str]  # of a claim: see `of_claim`
 
 
-def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
-    """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum."""
-    read, plain = Reader(run_dirs), spelled_alike(records)
+def table(records: Sequence[Record], run_dirs: Sequence[Path] = (), beside: Sequence[Record] = ()) -> Table:
+    """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum.
+
+    beside: other cells of the same folders. They are not shown, but no claim stands that they refute.
+    """
+    read, shown = Reader(run_dirs), {identity(r) for r in records}
+    every = spelled_alike([*records, *(r for r in beside if identity(r) not in shown)])
+    plain = every[: len(records)]
     records = marked(plain)
     claims, signs = _claims(records, read)
+    if len(every) > len(plain):
+        _refute(claims, signs, *_claims(marked(every), read))
     sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(
         sections=sections,
         claims=tuple(dict.fromkeys(row.claim for s in sections for row in s.rows)),
         surrogates=surrogates(records),
-        signs=signs,
+        signs=tuple(signs.values()),
         comparisons=comparisons(sections, records, read),
         queries=_queries(records),
         findings=tuple(find(records)),
@@ -40,7 +50,14 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = ()) -> Table:
     )
 
 
-def _claims(records: Sequence[Record], read: Reader) -> tuple[Claims, tuple[str, ...]]:
+def _refute(claims: Lines, signs: Lines, claims_of_all: Lines, signs_of_all: Lines) -> None:
+    """What may be claimed by what is shown is claimed as far as all cells of the folders allow; they make nothing up for it."""
+    for key in [key for key, line in claims.items() if is_claim(line)]:
+        claims[key] = claims_of_all[key]
+        signs |= {key: signs_of_all[key]} if key in signs_of_all else {}
+
+
+def _claims(records: Sequence[Record], read: Reader) -> tuple[Lines, Lines]:
     """The claim of each defense in each norm, with its value; and a line for each that shows a sign of masking."""
     claims, signs = {}, {}
     families = _grouped(records, lambda r: of_claim(r)[:-1])
@@ -51,8 +68,8 @@ def _claims(records: Sequence[Record], read: Reader) -> tuple[Claims, tuple[str,
         line, which = claim(kin, relatives, seen), _which(key, groups)
         claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:
-            signs[f"{key[2]} before {key[1]}, {key[0]}, {key[-1]}{which}"] = "; ".join(seen)
-    return claims, tuple(f"{name}: {said}." for name, said in signs.items())
+            signs[key] = f"{key[2]} before {key[1]}, {key[0]}, {key[-1]}{which}: {'; '.join(seen)}."
+    return claims, signs
 
 
 def _which(key: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> str:

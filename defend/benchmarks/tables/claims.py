@@ -15,6 +15,7 @@ from defend.registry import REGISTRY
 from defend.spec import Spec, parse, parse_single
 
 IMAGES = 1000  # of the test split
+SAME_EPS = 1e-9  # one may be typed 8/255, the other .031372549
 ANY_CLASSES = 10**9  # where a record does not say how many there are: then everything is owed
 EVERY_GRADIENT = ("declared", "identity", "learned")
 STEPS = {"steps": 100}
@@ -67,7 +68,7 @@ def _bare(records: Sequence[Record]) -> bool:
 
 def _at_claim_eps(r: Record) -> bool:
     eps = claim_eps(r["dataset"]).get(r["norm"])
-    return eps is not None and abs(r["eps"] - eps) < 1e-9  # one may be typed 8/255, the other .031372549
+    return eps is not None and abs(r["eps"] - eps) < SAME_EPS
 
 
 def _from_a_pipeline(r: Record) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from defend.benchmarks.flags import share_without_gradient
+from defend.benchmarks.flags import NOTHING_DRAWN, share_without_gradient
 from defend.benchmarks.tables.claims import at_claim, bare, unbounded
 from defend.benchmarks.tables.findings import black_box_pairs, oblivious_pairs, way_of, white_box
 from defend.benchmarks.tables.outcomes import Record
@@ -25,6 +25,12 @@ def declared_alone(records: Sequence[Record], _: Sequence[Record]) -> str:
 def without_eot(records: Sequence[Record], _: Sequence[Record]) -> str:
     white = [r for r in _white(records) if r["stochastic"]]
     return "randomised, and attacked without EOT" if white and all(r["eot"] == 1 for r in white) else ""
+
+
+def false_randomness(records: Sequence[Record], _: Sequence[Record]) -> str:
+    """As deterministic it would have been asked more and attacked for longer. One that draws on some images alone draws in some cell."""
+    sound = [r for r in records if r["error"] is None]
+    return "its card says stochastic=True, and nothing was drawn" if sound and all(NOTHING_DRAWN in r["flags"] for r in sound) else ""
 
 
 def black_box_wins(records: Sequence[Record], _: Sequence[Record]) -> str:
@@ -46,7 +52,7 @@ def survives_eps_1(_: Sequence[Record], every: Sequence[Record]) -> str:
 def dead_gradients(records: Sequence[Record], _: Sequence[Record]) -> str:
     seen = [(share_without_gradient(r["flags"]), r) for r in _white(records)]
     share, r = max(seen, key=lambda pair: pair[0], default=(0.0, {}))
-    return f"the {r['gradient']} gradient vanishes on {100 * share:.1f} % of the images" if share > DEAD else ""
+    return f"the {r['gradient']} gradient vanishes or is undefined on {100 * share:.1f} % of the images" if share > DEAD else ""
 
 
 def failed_cells(_: Sequence[Record], every: Sequence[Record]) -> str:
@@ -54,7 +60,7 @@ def failed_cells(_: Sequence[Record], every: Sequence[Record]) -> str:
     return f"{count} cell{'s' if count > 1 else ''} failed" if count else ""
 
 
-DOUBTS: tuple[Doubt, ...] = (declared_alone, without_eot, black_box_wins, knowing_hurts, survives_eps_1, dead_gradients, failed_cells)
+DOUBTS: tuple[Doubt, ...] = (declared_alone, without_eot, false_randomness, black_box_wins, knowing_hurts, survives_eps_1, dead_gradients, failed_cells)
 
 
 def doubts(records: Sequence[Record], relatives: Sequence[Record] = ()) -> list[str]:

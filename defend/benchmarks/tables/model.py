@@ -36,7 +36,7 @@ class Number:
     @property
     def unconverged(self) -> bool:
         """A bound under zero says nothing: where nothing is left, nothing more can fall."""
-        return self.accuracy != 0 and is_unconverged(self.flags)
+        return bool(self.accuracy != 0) and is_unconverged(self.flags)
 
     @property
     def at_most(self) -> str:

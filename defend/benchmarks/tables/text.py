@@ -23,9 +23,9 @@ Form = Callable[[Number | None], Text]
 _NAME = 28  # characters after which a spec is folded
 
 
-def print_table(records: Sequence[Record], console: Console, run_dirs: Sequence[Path] = ()) -> None:
-    """run_dirs: where the units lie, for worst cases image by image. Nothing is bold, nothing ranked."""
-    model = table(records, run_dirs)
+def print_table(records: Sequence[Record], console: Console, run_dirs: Sequence[Path] = (), beside: Sequence[Record] = ()) -> None:
+    """run_dirs: where the units lie, for worst cases image by image; beside: see `table`. Nothing is bold, nothing ranked."""
+    model = table(records, run_dirs, beside)
     for section in model.sections:
         console.print(Text(section.title))
         console.print(_fitting(model, section, console))
@@ -116,7 +116,7 @@ def _cell(number: Number | None, interval: Callable[[Number], str], between: str
         return Text(f"{'·':>5}", style="dim")
     if number.accuracy is None:
         return Text("failed", style="red")
-    shown = Text(f"{'!' if number.flags else ''}{'<= ' if number.bound else ''}{percent(number.accuracy)}".rjust(5))
+    shown = Text(f"{'!' if number.flags else ''}{number.at_most}{percent(number.accuracy)}".rjust(5))
     shown.append(interval(number), style="dim")
     if number.note:
         shown.append("\n" + number.note.replace(" ", between), style="yellow")

@@ -8,7 +8,7 @@ from statistics import median
 
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.stats import LEVEL, compare, holm, interval
-from defend.benchmarks.tables.claims import at_claim, bare, claim_eps
+from defend.benchmarks.tables.claims import SAME_EPS, at_claim, bare, claim_eps
 from defend.benchmarks.tables.findings import way_of
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
@@ -30,7 +30,7 @@ def comparable(records: Sequence[Record]) -> float:
     first = records[0]
     claim = claim_eps(first["dataset"]).get(first["norm"])
     epsilons = {float(r["eps"]) for r in records}
-    if claim is not None and (near := [e for e in epsilons if abs(e - claim) < 1e-9]):
+    if claim is not None and (near := [e for e in epsilons if abs(e - claim) < SAME_EPS]):
         return near[0]
     inside = [e for e in epsilons if first["norm"] != "Linf" or e < 1] or list(epsilons)
     return max(inside, key=lambda e: (len({r["defense"] for r in records if r["eps"] == e}), e))
@@ -47,17 +47,17 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
 
 
 def outdone(records: Sequence[Record], read: Reader) -> str:
-    """Where a cell that the claim is too large for (fewer images or draws, another split) lies below the claim's interval."""
+    """Where a cell that is no part of the claim (fewer images or draws, another split, a smaller ball inside the claim's) lies below its interval."""
     kept = _candidates(at_claim(records))
     low = worst_over(kept, read)[0].low if kept else None
     there = {id(r) for r in kept}
-    others = [r for r in _candidates(records) if r["error"] is None and id(r) not in there and any(abs(r["eps"] - k["eps"]) < 1e-9 for k in kept)]
+    others = [r for r in _candidates(records) if r["error"] is None and id(r) not in there and any(r["eps"] <= k["eps"] + SAME_EPS for k in kept)]
     stronger = [r for r in others if low is not None and r["ci_high"] < low]
     if not stronger:
         return ""
     least = min(stronger, key=lambda r: float(r["robust_accuracy"]))
-    where = f"n = {least['n']:,} of {least['split']}"
-    return f"a stronger attack: {way_of(least)}, on {where}, leaves {100 * least['robust_accuracy']:.1f} %"
+    where = f"eps {least['eps_text']}, n = {least['n']:,} of {least['split']}"
+    return f"a stronger attack: {way_of(least)}, {where}, leaves {100 * least['robust_accuracy']:.1f} %"
 
 
 def _repeats(r: Record) -> str:
@@ -129,7 +129,7 @@ def _worst_case(cells: Sequence[Record], claims: Claims, read: Reader) -> Worst 
 
 
 def _of(records: Sequence[Record], defense: str, purifier: str, draws: int, eps: float) -> list[Record]:
-    return [r for r in records if (r["defense"], purifier_of(r), r["draws"]) == (defense, purifier, draws) and abs(r["eps"] - eps) < 1e-9]
+    return [r for r in records if (r["defense"], purifier_of(r), r["draws"]) == (defense, purifier, draws) and abs(r["eps"] - eps) < SAME_EPS]
 
 
 def _candidates(records: Sequence[Record]) -> list[Record]:

@@ -13,13 +13,17 @@ class Misbehaves(Purifier):
     """Does what ``how`` says."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
-    how: Literal["writes", "nan", "random", "late", "raises", "dies"]
+    how: Literal["writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers"]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         if self.how == "writes":
             return x.mul_(0.5)
         if self.how == "dies":
             os._exit(3)
+        if self.how == "cuts":
+            return x[..., :-1]
+        if self.how == "remembers":
+            return self._nearest_seen(x)
         clean = torch.equal(16 * x, (16 * x).round())  # those of `digits` have 17 shades
         if self.how == "raises" and not clean:
             raise RuntimeError("adversarial images are not to my taste")
@@ -27,6 +31,15 @@ class Misbehaves(Purifier):
             return x
         trembled = (x + 0.3 * noise.normal(x)).clamp(0, 1)
         return {"nan": torch.full_like(x, torch.nan), "random": trembled, "late": trembled}.get(self.how, x)
+
+    def _nearest_seen(self, x: Tensor) -> Tensor:
+        """A picture near one seen before is that one: what an attack makes of it is the clean image again."""
+        memory = self.__dict__.setdefault("memory", x[:0].detach().clone())
+        if len(memory):
+            distance, which = torch.cdist(x.detach().flatten(1), memory.flatten(1), p=torch.inf).min(1)
+            x = torch.where((distance < 0.25)[:, None, None, None], memory[which], x)
+        self.__dict__["memory"] = torch.cat([memory, x.detach()])
+        return x
 
 
 class Detached(Purifier):
