@@ -97,7 +97,7 @@ def difference(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_00
     The two accuracies' own limits joined through their correlation. Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635,
     method 10. Shares of draws: the same of bootstrapped limits, Zou, Donner, Statist. Med. 27 (2008) 1693. (A bootstrap of the
     differences takes none right of 50 for certain: beside a stochastic purifier that is as good, it holds the truth in 60 %, where
-    2 % are right; this one in 96 to 100 %. Simulated by tests/test_stats.py.)
+    2 % are right; this one in 99 %: tests/test_stats.py simulates it.)
     """
     first, second = _pair(a, b)
     if _exact(first, second):

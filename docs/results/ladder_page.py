@@ -36,6 +36,7 @@ def main() -> None:
         found, compared = of(run)
         listed += found
         pairs += compared
+    listed = list({(section(r), r["defense"]): r for r in listed}.values())  # of one that is in several runs the last counts, as in a report
     write("ladder.csv", COLUMNS, listed)
     write("ladder_pairs.csv", PAIRS, pairs)
     before, _, rest = PAGE.read_text().partition(BEGIN)
