@@ -9,9 +9,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from made_runs import DECLARED, IDENTITY, cell, failed, keep, record
+from made_runs import DECLARED, IDENTITY, cell, failed, keep, printed, record
 from PIL import Image
 
+from defend.benchmarks.flags import unconverged
 from defend.benchmarks.report import write_report
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import strips
@@ -140,6 +141,13 @@ def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
     write_report([keep(tmp_path, [record(100, knowledge="adaptive", gradient="declared"), square])])
     accused, other = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert accused["flags"] == "black box beats it: median, square, query leaves 10.0 %" and other["flags"] == ""
+
+
+def test_a_number_that_still_fell_is_a_bound_in_table_and_page(tmp_path):
+    square = record(20, attack="square", knowledge="query", access="scores", flags=[unconverged(0.02)])
+    for told, bound in ((square, True), (square | {"flags": []}, False)):
+        page, _ = write_report([keep(tmp_path, [told])])
+        assert ("≤ 10.0" in page.read_text()) is bound and ("<= 10.0" in printed([told])) is bound
 
 
 def test_damaged_records_are_said_to_be_damaged(tmp_path):
