@@ -86,12 +86,16 @@ class Registry:
             raise UnknownName(f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{near(kind, GROUPS)}")
         return self._found[kind]
 
+    def kinds_of(self, name: str) -> list[Kind]:
+        """Of which kinds there is a component of this name."""
+        return [kind for kind in GROUPS if any(name in (e.name, e.full_name) for e in self.entries(kind))]
+
     def entry(self, kind: Kind, name: str) -> Entry:
         every = self.entries(kind)
         hits = [e for e in every if name in (e.name, e.full_name)]
         hits = [e for e in hits if e.dist == HOME] or hits
         if not hits:
-            elsewhere = [other for other in GROUPS if any(name in (e.name, e.full_name) for e in self._found[other])]
+            elsewhere = self.kinds_of(name)
             hint = f" It is a {elsewhere[0]}." if elsewhere else near(name, map(self.to_type, every))
             raise UnknownName(f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(every)}.")
         if len(hits) > 1:

@@ -17,6 +17,11 @@ from defend.benchmarks.audit.stage import set_stage
 EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
 
 
+def pictures(x):
+    """Which images stand on the grid of 256 levels (b, 1, 1, 1)."""
+    return ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
+
+
 class RightAtFirst(Purifier):
     """Shows the way at the clean image alone."""
 
@@ -26,16 +31,14 @@ class RightAtFirst(Purifier):
         return x.clone()
 
     def surrogate(self, x, noise):
-        picture = ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
-        return torch.where(picture, x, -x)
+        return torch.where(pictures(x), x, -x)
 
 
 class AliveOnTheGrid(RightAtFirst):
     """Has a gradient at pictures alone."""
 
     def surrogate(self, x, noise):
-        picture = ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
-        return torch.where(picture, x, x.detach())
+        return torch.where(pictures(x), x, x.detach())
 
 
 class Neighbourly(Purifier):

@@ -30,7 +30,7 @@ def component(words: tuple[str, ...], usage: str) -> tuple[Kind, str]:
     if len(words) != 1:
         raise BadParameter(f"expected [KIND] NAME, got {' '.join(words) or 'nothing'}: write `{usage}`")
     name = parse(words[0])[0].name
-    kinds = [kind for kind in GROUPS if any(name in (e.name, e.full_name) for e in REGISTRY.entries(kind))]
+    kinds = REGISTRY.kinds_of(name)
     if not kinds:
         known = [e.name for kind in GROUPS for e in REGISTRY.entries(kind)]
         raise UnknownName(f"unknown component '{name}'.{near(name, known)} `defend list` shows all {len(known)}.")
