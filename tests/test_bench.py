@@ -21,7 +21,7 @@ from defend.benchmarks.parts import Parts, code_sha256, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
-from defend.benchmarks.work import _Watch
+from defend.benchmarks.watch import Watch
 from defend.errors import BadParameter, DefendError
 from defend.noise import Noise
 from defend.target import Target
@@ -225,7 +225,7 @@ def test_noise_that_changes_nothing_is_said(tmp_path):
 def test_gradients_are_looked_at_on_the_grid_and_off_it(purifier, seen):
     """A gradient that is no number makes no step: the sign of NaN is 0."""
     x, y = digits().rows("val", 0, 24)
-    watch = _Watch(Target(network(), purifier(), Noise.of(0, torch.arange(24))), x, y, defend.load("fgsm", "attack"))
+    watch = Watch(Target(network(), purifier(), Noise.of(0, torch.arange(24))), x, y, defend.load("fgsm", "attack"))
     assert (watch.seen["zero_gradients"], watch.seen["undefined_gradients"]) == seen
 
 

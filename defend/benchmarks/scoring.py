@@ -9,6 +9,8 @@ from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier
 
+SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
+
 
 def purified(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
     """One draw; x and noise stay as they are, whatever a plugin does to them."""

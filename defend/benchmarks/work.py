@@ -12,23 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.attack import Attack
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.digest import sha256_of
 from defend.benchmarks.imitation import imitation
 from defend.benchmarks.parts import Parts
-from defend.benchmarks.scoring import check_finite, check_memory, check_word, judged, purified
+from defend.benchmarks.scorer import Scorer
 from defend.benchmarks.units import write_unit
+from defend.benchmarks.watch import Watch
 from defend.errors import BadWeights, BrokenAttack, one_line
-from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.norms import check_attacked
 from defend.purifier import Backward, identity
 from defend.target import Target
-
-SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
-DRAWN = 4  # draws, of which one at least should differ
-SAMPLES = 6  # images kept for the report, of the first unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ def work(job: Job, parts: Parts, run_dir: Path, provenance: dict[str, Any], repo
     cell = job.tasks[0].cell
     x, y = (t.to(parts.device) for t in parts.data.rows(cell.split, job.start, job.stop))
     root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=parts.device))
-    scorer = _Scorer(parts, root, x, y)
+    scorer = Scorer(parts, root, x, y)
     for made in _attacked(job, parts, root, x, y, sorted({t.cell.eps.value for t in job.tasks})):
         for task in [t for t in job.tasks if t.cell.eps.value == made.eps]:
             _guarded(task, lambda t=task, a=made: _unit(t, job, scorer, a, run_dir, provenance), report, len(x))  # type: ignore[misc]
@@ -92,7 +87,7 @@ def _attacked(job: Job, parts: Parts, root: Noise, x: Tensor, y: Tensor, epsilon
     cell = job.tasks[0].cell
     try:
         target = _target(job, parts, root)
-        watch = _Watch(target, x, y, parts.attack(cell.bare_attack))
+        watch = Watch(target, x, y, parts.attack(cell.bare_attack))
     except Exception as e:  # a pipeline may raise anything: all its units fail, with the reason
         yield from (Attacked(eps, e, {}, {}) for eps in epsilons)
         return
@@ -154,121 +149,18 @@ def _backward(job: Job, parts: Parts) -> Backward | None:
     return found.backward
 
 
-class _Watch:
-    """What the record's local flags are made of, on noise of its own: an attack's costs and draws stay as they are."""
-
-    def __init__(self, target: Target, x: Tensor, y: Tensor, attack: Attack) -> None:
-        self.x, self.y, self.target = x, y, Target(target.classifier, target.purifier, target.noise.fork("flags"), target.backward, target.eot)
-        self.seen: dict[str, Any] = {}
-        self.before = self._loss(x)
-        self._check(x)
-        if attack.card.access == "gradient":
-            self.seen |= self._slopes()
-
-    def _check(self, x: Tensor) -> None:
-        target = self.target.again()
-        first, second = target.logits(x.clone()), target.logits(x.clone())
-        check_finite(target.purifier, first)
-        check_word(target.purifier, first, second)
-
-    def _slopes(self) -> dict[str, int]:
-        """On the grid of 256 levels, and half a step off it, where attacks climb. The sign of NaN is 0: such a pixel just stands still."""
-        off = (self.x + (self.target.noise.fork("off the grid").uniform(self.x) - 0.5) / 255).clamp(0, 1)
-        slopes = torch.stack([self.target.again().gradient(z, self.y, cross_entropy)[0].flatten(1) for z in (self.x, off)])
-        dead, wild = (slopes == 0).all(2).any(0), ~slopes.isfinite().all(2).all(0)
-        return {"zero_gradients": int(dead.sum()), "undefined_gradients": int(wild.sum())}
-
-    def _loss(self, x: Tensor) -> float:
-        return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())
-
-    def flags(self, x_adv: Tensor) -> dict[str, Any]:
-        same = int((x_adv == self.x).flatten(1).all(1).sum())
-        return {**self.seen, "unchanged": same, "loss_before": self.before, "loss_after": self._loss(x_adv)}
-
-
-class _Scorer:
-    """Is each image right, draw by draw? Clean outcomes are made once for each pipeline."""
-
-    def __init__(self, parts: Parts, root: Noise, x: Tensor, y: Tensor) -> None:
-        self.parts, self.root, self.x, self.y = parts, root, x, y
-        self._range = sha256_of(x, y, root.uniform(x[:, :1, :1, :1]))
-
-    def clean(self, cell: Cell) -> tuple[dict[str, Tensor], float]:
-        """Outcomes on clean images, and images purified per second."""
-        kept, key = self.parts.clean, (self._range, cell.classifier, cell.defense, cell.draws)
-        if key not in kept:
-            kept[key] = self._outcomes(cell, self.x)
-        outcomes: tuple[dict[str, Tensor], float] = kept[key]
-        return outcomes
-
-    def outcomes(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
-        """uint8: `score` (b, draws); for stochastic defenses `select` (b, 10) too; the clean images' as clean_*."""
-        clean, _ = self.clean(cell)
-        found, _ = self._outcomes(cell, x_adv)
-        self._check_memory(cell, x_adv)
-        if not self.parts.defense(cell.defense).card.stochastic:
-            found["score"] &= clean["score"]  # right if right clean and right attacked
-        return found | {f"clean_{name}": t for name, t in clean.items()}
-
-    def _outcomes(self, cell: Cell, x: Tensor) -> tuple[dict[str, Tensor], float]:
-        forks = {"score": cell.draws} | ({"select": SELECT} if self.parts.defense(cell.defense).card.stochastic else {})
-        seconds, out = 0.0, {}
-        for fork, draws in forks.items():
-            made = [self._right(cell, x, self.root.fork(fork).draw(draw)) for draw in range(draws)]
-            out[fork] = torch.stack([right for right, _ in made], 1).to(torch.uint8).cpu()
-            seconds += sum(spent for _, spent in made)
-        return out, len(x) * sum(forks.values()) / max(seconds, 1e-9)
-
-    def _check_memory(self, cell: Cell, x: Tensor) -> None:
-        used, noise = self.parts.defense(cell.defense), self.root.fork("score").draw(0)
-        net = self.parts.classifier(cell.classifier).network
-        check_memory(used, *(judged(p, net, purified(p, x, noise)) for p in (used, self.parts.fresh_defense(cell.defense))))
-
-    def _right(self, cell: Cell, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
-        """One draw: (b,), and the seconds that purifying took. What the card calls deterministic is held to it on these very images."""
-        purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
-        began = _now(x.device)
-        images = purified(purifier, x, noise)
-        spent, logits = _now(x.device) - began, judged(purifier, net, images)
-        if not purifier.card.stochastic:
-            check_word(purifier, logits, judged(purifier, net, purified(purifier, x, noise.fork("flags"))))
-        return logits.argmax(1) == self.y, spent
-
-    def drew(self, cell: Cell, x: Tensor) -> bool:
-        """Does noise change any pixel, where the card says so? What it calls stochastic is asked fewer queries, and no search is told to go on."""
-        purifier, noise = self.parts.defense(cell.defense), self.root.fork("score")
-        if not purifier.card.stochastic:
-            return False
-        first, *others = (purified(purifier, x, noise.draw(k)) for k in range(DRAWN))
-        return any(not torch.equal(first, other) for other in others)
-
-    def samples(self, cell: Cell, x_adv: Tensor) -> dict[str, Tensor]:
-        """The first images, for the report's strips."""
-        x, adv = self.x[:SAMPLES], x_adv[:SAMPLES]
-        noise = self.root.take(slice(0, len(x))).fork("score").draw(0)
-        images = {"sample_x": x, "sample_adv": adv, "sample_purified": purified(self.parts.defense(cell.defense), adv, noise)}
-        return {name: t.half().cpu() for name, t in images.items()}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _unit(task: Task, job: Job, scorer: _Scorer, made: Attacked, run_dir: Path, provenance: dict[str, Any]) -> None:
+def _unit(task: Task, job: Job, scorer: Scorer, made: Attacked, run_dir: Path, provenance: dict[str, Any]) -> None:
     x_adv, costs = made.x_adv, made.costs
     if isinstance(x_adv, Exception):
         raise x_adv
     began = time.perf_counter()
-    tensors = scorer.outcomes(task.cell, x_adv) | {f"note_{name}": t for name, t in made.notes.items()}
+    clean, found = scorer.clean(task.cell), scorer.attacked(task.cell, x_adv)
+    tensors = found.right | {f"clean_{name}": t for name, t in clean.right.items()} | {f"note_{name}": t for name, t in made.notes.items()}
     if job.start == 0:
-        tensors |= scorer.samples(task.cell, x_adv)
+        tensors |= scorer.samples(x_adv, found)
+    costs = costs | {"seconds": costs["seconds"] + time.perf_counter() - began, "purify_images_per_second": clean.images_per_second, "drew": found.drew}
     header = {
-        "made_of": task.made_of, "provenance": provenance, "start": job.start, "stop": job.stop, "x_adv_sha256": sha256_of(x_adv),
-        "costs": {
-            **costs, "seconds": costs["seconds"] + time.perf_counter() - began, "purify_images_per_second": scorer.clean(task.cell)[1],
-            "drew": scorer.drew(task.cell, x_adv),
-        },
+        "made_of": task.made_of, "provenance": provenance, "start": job.start, "stop": job.stop,
+        "x_adv_sha256": sha256_of(x_adv), "costs": costs,
     }  # fmt: skip
     write_unit(run_dir, task.key, tensors, header)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from defend.benchmarks.imitation import undefended
+from defend.benchmarks.scoring import SELECT
 from defend.errors import BadParameter, near
 from defend.purifier import Purifier
 
@@ -44,7 +45,7 @@ class Plan:
         rivals = (self.rival + min(40, self.rival)) * (1 + bool(self.images)) + 160 * pipelines  # the identity, and the learned one
         rest = 100 + 40 * (self.some + self.active) / self.n
         spsa = 2 * self.spsa_pairs * self.spsa_steps + self.queries * (2 * self.eot if self.eot > 1 else 1)
-        scoring = (self.draws + 10 if self.eot > 1 else 1) * (30 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
+        scoring = (self.draws + SELECT if self.eot > 1 else 1) * (30 + self.noises) + (self.inner * self.active + 60 * self.some) / self.n
         return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (spsa + scoring)
 
 

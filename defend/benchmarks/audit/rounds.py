@@ -12,9 +12,9 @@ from torch import Tensor
 from defend.benchmarks.audit.model import Seen
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
+from defend.benchmarks.scoring import SELECT
 from defend.benchmarks.stats import mcnemar, permutation
 from defend.benchmarks.tables.outcomes import chosen
-from defend.benchmarks.work import SELECT
 from defend.norms import check_attacked
 from defend.purifier import Backward
 

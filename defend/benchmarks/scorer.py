@@ -1,0 +1,96 @@
+"""Is each image right behind a defense, draw by draw."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.digest import sha256_of
+from defend.benchmarks.parts import Parts
+from defend.benchmarks.scoring import SELECT, check_memory, check_word, judged, purified
+from defend.noise import Noise
+
+KEPT = 4  # draws whose images are kept: of them one at least should differ
+SAMPLES = 6  # images kept for the report, of the first unit
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images of a range behind one defense. right: uint8, `score` (b, draws), and `select` (b, 10) where it is stochastic."""
+
+    right: dict[str, Tensor]
+    kept: list[Tensor]  # purified, on the first draws; of clean images none
+    images_per_second: float
+
+    @property
+    def drew(self) -> bool:
+        """Does noise change any pixel? What calls itself stochastic is asked fewer queries, and no search is told to go on."""
+        return any(not torch.equal(one, other) for one, other in pairwise(self.kept))
+
+
+class Scorer:
+    """One range. Clean images are scored once for each pipeline."""
+
+    def __init__(self, parts: Parts, root: Noise, x: Tensor, y: Tensor) -> None:
+        self.parts, self.root, self.x, self.y = parts, root, x, y
+        self._range = sha256_of(x, y, root.uniform(x[:, :1, :1, :1]))
+
+    def clean(self, cell: Cell) -> Scored:
+        kept, key = self.parts.clean, (self._range, cell.classifier, cell.defense, cell.draws)
+        if key not in kept:
+            kept[key] = replace(self._scored(cell, self.x), kept=[])
+        return cast(Scored, kept[key])
+
+    def attacked(self, cell: Cell, x_adv: Tensor) -> Scored:
+        """Behind a deterministic defense right under attack means right without it, too. Raises BrokenPurifier."""
+        clean, found = self.clean(cell).right, self._scored(cell, x_adv)
+        self._check_memory(cell, x_adv, found.kept[0])
+        if not self.parts.defense(cell.defense).card.stochastic:
+            found.right["score"] &= clean["score"]
+        return found
+
+    def samples(self, x_adv: Tensor, found: Scored) -> dict[str, Tensor]:
+        """The first images, for the report's strips."""
+        images = {"sample_x": self.x, "sample_adv": x_adv, "sample_purified": found.kept[0]}
+        return {name: t[:SAMPLES].half().cpu() for name, t in images.items()}
+
+    def _scored(self, cell: Cell, x: Tensor) -> Scored:
+        forks = {"score": cell.draws} | ({"select": SELECT} if self.parts.defense(cell.defense).card.stochastic else {})
+        right: dict[str, list[Tensor]] = {fork: [] for fork in forks}
+        kept: list[Tensor] = []
+        seconds = 0.0
+        for fork, draws in forks.items():
+            for draw in range(draws):
+                images, correct, spent = self._draw(cell, x, self.root.fork(fork).draw(draw))
+                right[fork].append(correct)
+                seconds += spent
+                kept += [images] if len(kept) < KEPT else []
+        rate = len(x) * sum(forks.values()) / max(seconds, 1e-9)
+        return Scored({fork: torch.stack(made, 1).to(torch.uint8).cpu() for fork, made in right.items()}, kept, rate)
+
+    def _draw(self, cell: Cell, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, float]:
+        """Purified images, which of them are right (b,), and the seconds that purifying took. What the card calls deterministic is held to it here."""
+        purifier, net = self.parts.defense(cell.defense), self.parts.classifier(cell.classifier).network
+        began = _now(x.device)
+        images = purified(purifier, x, noise)
+        spent, logits = _now(x.device) - began, judged(purifier, net, images)
+        if not purifier.card.stochastic:
+            check_word(purifier, logits, judged(purifier, net, purified(purifier, x, noise.fork("flags"))))
+        return images, logits.argmax(1) == self.y, spent
+
+    def _check_memory(self, cell: Cell, x: Tensor, images: Tensor) -> None:
+        used, fresh = self.parts.defense(cell.defense), self.parts.fresh_defense(cell.defense)
+        net = self.parts.classifier(cell.classifier).network
+        check_memory(used, judged(used, net, images), judged(fresh, net, purified(fresh, x, self.root.fork("score").draw(0))))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
