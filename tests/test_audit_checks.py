@@ -33,7 +33,7 @@ from defend.benchmarks.audit import active, rivals, spsa, state
 from defend.benchmarks.audit.declared import attack_declared
 from defend.benchmarks.audit.model import checked
 from defend.benchmarks.audit.plan import plan_of
-from defend.benchmarks.audit.rounds import Best
+from defend.benchmarks.audit.rounds import Best, _worst, together
 from defend.benchmarks.audit.run import rules_of
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.stage import set_stage
@@ -177,6 +177,28 @@ def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
         best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
     assert abs(best.accuracy - attacked.mean()) < 0.02
     assert (best.x_adv == 1).double().mean() > 0.9
+
+
+@pytest.mark.parametrize("null", [0, 6])
+@pytest.mark.parametrize(
+    ("rival", "where", "left"),
+    [
+        ((0.7, 0.3), "everywhere", 0.3),
+        ((0.7, 0.3), "second half", 0.3),
+        ((0.3, 0.7), "everywhere", 0.5),  # no stronger: the least of two estimates would leave .44
+        ((0.95, 0.95), "everywhere", 0.5),
+    ],
+)
+def test_a_rival_counts_where_it_breaks_more_and_nowhere_else(rival, where, left, null):
+    """The declared attack leaves .3 of the draws of one half of the images, and .7 of the other."""
+    first, clean = np.arange(400) < 200, np.full(400, 0.95)
+    scene = Draws(np.stack([clean, *(np.where(first, *shares) for shares in ((0.3, 0.7), rival)), *[clean] * null]))
+    attempts = [lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)) for k in range(1, 3 + null)]
+    best = Best(scene, torch.arange(400))
+    best.run(attempts[0])
+    for attempt in attempts[1:]:
+        _worst(best, ~first | (where == "everywhere"), [attempt])
+    assert abs(together(best).mean() - left) < 0.02
 
 
 def test_every_check_has_a_case():

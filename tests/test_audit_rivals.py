@@ -9,7 +9,7 @@ from audit_toys import digits, hidden, look, network, ran, scene_of
 from masked import card
 
 import defend
-from defend import Purifier
+from defend import Chain, Purifier
 from defend.benchmarks import imitation
 from defend.benchmarks.audit import rivals, run, spsa
 from defend.benchmarks.audit.declared import Declared, attack_declared
@@ -57,10 +57,14 @@ class Unmoved(torch.nn.Module):
         return network()(x.roll((-2, -1), (2, 3)))
 
 
+@pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize(("share", "turns"), [(0.0, []), (0.3, ["all together"])])
-def test_what_is_masked_on_a_part_of_the_images_is_seen_together(share, turns):
+def test_what_is_masked_on_a_part_of_the_images_is_seen_together(share, turns, noise):
     """Square breaks images that the smeared gradient spares, and spares as many that the other one breaks: no mean tells."""
-    scene = replace(scene_of(hidden("share of the images", share)(), eps=0.12, n=175), network=Unmoved())
+    purifier = hidden("share of the images", share)()
+    scene = replace(scene_of(Chain(members=(defend.load("gaussian:sigma=0.02"), purifier)) if noise else purifier, eps=0.12, n=175), network=Unmoved())
+    if noise:
+        scene.plan = replace(scene.plan, queries=300, curve=(20,), target_steps=5, eot=2, eot_most=2, spsa_steps=1, noises=1)
     fought = [r for r in run.rules_of(scene, {})[0] if r.weight == "attack"]
     assert [c.name for c in settle([checked(r, ran(r, scene)) for r in fought]) if c.turns] == turns
 

@@ -52,7 +52,6 @@ def attack_declared(scene: Scene) -> Declared:
         _each(scene, best, f"apgd:loss=dlr-targeted,steps={plan.target_steps},targets={plan.targets}")
     if scene.stochastic:
         _double(scene, found)
-    scene.lowest = best.score.copy()
     return found
 
 

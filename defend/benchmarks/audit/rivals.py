@@ -9,12 +9,11 @@ from torch import Tensor, nn
 
 from defend.benchmarks.audit.declared import Declared
 from defend.benchmarks.audit.model import LeftOut, NotTried, Rule, Seen
-from defend.benchmarks.audit.rounds import Attempt, Best, contest, through, to_grid
+from defend.benchmarks.audit.rounds import Attempt, Best, contest, paired, through, to_grid, together
 from defend.benchmarks.audit.scene import Scene
 from defend.benchmarks.audit.spsa import spsa
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.imitation import imitation, undefended
-from defend.benchmarks.stats import mcnemar
 from defend.losses import excess
 from defend.purifier import Backward, Purifier, identity
 from defend.training.imitate import imitator
@@ -194,11 +193,10 @@ def _pictures(scene: Scene, best: Best) -> Seen:
 
 def _together(scene: Scene, best: Best) -> Seen:
     """Where another gradient is better on some images and worse on others, the contest of means does not see it."""
-    if scene.stochastic:
-        raise LeftOut("the purifier is stochastic: the least of several estimates falls by itself")
-    gap = float((best.score - scene.lowest).mean())
-    measured = f"leave {100 * scene.lowest.mean():.1f} %, the declared gradient's best {100 * best.accuracy:.1f} %"
-    return Seen(measured=measured, value=gap, gap=gap, p=mcnemar(scene.lowest, best.score))
+    lowest = together(best)
+    gap = float((best.score - lowest).mean())
+    measured = f"leave {100 * lowest.mean():.1f} %, the declared gradient's best {100 * best.accuracy:.1f} %"
+    return Seen(measured=measured, value=gap, gap=gap, p=paired(scene)(lowest, best.score))
 
 
 def _drift(scene: Scene, declared: Declared) -> Seen:

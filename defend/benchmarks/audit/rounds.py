@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from defend.benchmarks.audit.model import Seen
-from defend.benchmarks.audit.scene import Scene
+from defend.benchmarks.audit.scene import Floats, Scene
 from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.scoring import SELECT
 from defend.benchmarks.stats import mcnemar, permutation
-from defend.benchmarks.tables.outcomes import chosen
+from defend.benchmarks.tables.outcomes import Bits, chosen
 from defend.norms import check_attacked
 from defend.purifier import Backward
 
 Attempt = Callable[[Tensor], Tensor]  # rows of the scene (b,) -> x_adv (b, c, h, w)
 
 
-class _Tried:
-    """What an attempt gave, draw by draw."""
+@dataclass(frozen=True)
+class Tried:
+    """What an attempt did to a stochastic purifier, draw by draw."""
 
-    def __init__(self, scene: Scene, x_adv: Tensor, rows: Tensor, images: bool) -> None:
-        self.select = scene.outcomes(x_adv, rows, "select", SELECT) if scene.stochastic else None
-        self.score = scene.outcomes(x_adv, rows, "score", scene.plan.draws)
-        self.x_adv = x_adv.clone() if images and scene.stochastic else None
+    select: Bits  # (b, 10)
+    score: Bits  # (b, draws)
+    x_adv: Tensor | None = None  # where it is kept
+
+    def within(self, other: Tried, at: NDArray[np.int64]) -> Tried:
+        """This one at those places of the other, which is larger."""
+        select, score = other.select.copy(), other.score.copy()
+        select[at], score[at] = self.select, self.score
+        return Tried(select, score)
+
+
+def worst_of(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Tried]:
+    """Of which attempt each image is taken (b,), and what it did: chosen on `select`, to be read off on `score`."""
+    select, score = np.stack([t.select for t in tried]), np.stack([t.score for t in tried])
+    picked, places = chosen(select), np.arange(select.shape[1])
+    return picked, Tried(select[picked, places], score[picked, places])
 
 
 class Best:
@@ -41,8 +56,12 @@ class Best:
         """images=False: keeps no images of single attempts; of a stochastic purifier outcomes alone, and x_adv stays clean."""
         self.scene, self.rows, self.images, self.x_adv = scene, rows, images, scene.x[rows].clone()
         self.made: list[Tensor] = []  # the images of each attempt; where it was not run, those that broke the image
-        self._tried = [_Tried(scene, self.x_adv, rows, images)]
-        self.score = self._tried[0].score.mean(1)
+        self.tried: list[Tried] = []  # of a stochastic purifier; the clean image first
+        self.rivals: list[Best] = []  # of other attacks on these images or some of them, whichever copy they were contested with
+        if scene.stochastic:
+            self._try(self.x_adv)
+        else:
+            self.score = scene.right(self.x_adv, rows, "score", scene.plan.draws)
 
     def standing(self) -> Tensor:
         """Places that a further attack could still worsen."""
@@ -56,25 +75,26 @@ class Best:
             return
         x_adv = attempt(self.rows[at])
         if self.scene.stochastic:
-            self._tried.append(_Tried(self.scene, x_adv, self.rows, self.images))
-            self._choose()
+            self._try(x_adv)
             self.made += [x_adv] * self.images
         else:  # of equals the last is kept: where nothing succeeds, an attempt and not the clean image
             self.x_adv[at], self.score[at.cpu().numpy()] = x_adv, self.scene.right(x_adv, self.rows[at], "score", 1)
             self.made += [self.x_adv.clone()] * self.images
 
-    def _choose(self) -> None:
+    def _try(self, x_adv: Tensor) -> None:
         """As the bench chooses: on `select`, read off on `score`."""
-        picked, places = chosen(np.stack([t.select for t in self._tried if t.select is not None])), np.arange(len(self.rows))
-        self.score = np.stack([t.score for t in self._tried])[picked, places].mean(1)
-        for k, tried in enumerate(self._tried):
+        select, score = (self.scene.outcomes(x_adv, self.rows, *fork) for fork in (("select", SELECT), ("score", self.scene.plan.draws)))
+        self.tried.append(Tried(select, score, x_adv.clone() if self.images else None))
+        picked, worst = worst_of(self.tried)
+        self.score = np.asarray(worst.score.mean(1), np.float64)
+        for k, tried in enumerate(self.tried):
             if tried.x_adv is not None:
                 mine = torch.from_numpy(picked == k).to(self.rows.device)
                 self.x_adv[mine] = tried.x_adv[mine]
 
     def copy(self) -> Best:
         new = copy.copy(self)
-        new.x_adv, new.score, new._tried, new.made = self.x_adv.clone(), self.score.copy(), [*self._tried], [*self.made]
+        new.x_adv, new.score, new.tried, new.made = self.x_adv.clone(), self.score.copy(), [*self.tried], [*self.made]
         return new
 
     @property
@@ -101,40 +121,43 @@ def contest(
     if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
         return Seen(measured=f"of {stands}, no attack can win enough", value=0.0, gap=0.0, p=1.0)
     attempts = list(make())
-    first = _worst(scene, left, attempts)
+    first = _worst(declared, left, attempts)
     won = float((declared.score[left] - first.score).sum()) / n
     if 100 * won < THRESHOLDS["gap"].value - 1e-9:
-        _keep(scene, np.where(left, _placed(left, first.score), declared.score))
         return Seen(measured=(f"breaks {100 * won:.1f} points of {stands}" if won > 0 else f"breaks none of {stands}") + spent(), value=won, gap=won, p=1.0)
     other = declared.score.copy()
     other[left] = first.score
     if not left.all():
-        other[~left] = _worst(scene, ~left, attempts).score
-    _keep(scene, other)
-    gap, test = float((declared.score - other).mean()), permutation if scene.stochastic else mcnemar
+        other[~left] = _worst(declared, ~left, attempts).score
+    gap = float((declared.score - other).mean())
     measured = f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent()}"
-    return Seen(measured=measured, value=gap, gap=gap, p=test(other, declared.score))
+    return Seen(measured=measured, value=gap, gap=gap, p=paired(scene)(other, declared.score))
 
 
-def _placed(where: np.ndarray, values: np.ndarray) -> np.ndarray:
-    out = np.zeros(len(where))
-    out[where] = values
-    return out
+def paired(scene: Scene) -> Callable[[Floats, Floats], float]:
+    """The paired test over the same images."""
+    return permutation if scene.stochastic else mcnemar
 
 
-def _keep(scene: Scene, score: np.ndarray) -> None:
-    """The lowest so far: image by image; of a stochastic purifier, whose minima of estimates fall by themselves, the lower mean."""
-    if scene.stochastic:
-        scene.lowest = min(scene.lowest, score, key=np.mean)
-    else:
-        scene.lowest = np.minimum(scene.lowest, score)
-
-
-def _worst(scene: Scene, rows: np.ndarray, attempts: Sequence[Attempt]) -> Best:
-    best = Best(scene, torch.from_numpy(np.flatnonzero(rows)).to(scene.x.device), images=False)
+def _worst(declared: Best, rows: np.ndarray, attempts: Sequence[Attempt]) -> Best:
+    best = Best(declared.scene, declared.rows[torch.from_numpy(np.flatnonzero(rows)).to(declared.rows.device)], images=False)
     for attempt in attempts:
         best.run(attempt)
+    declared.rivals.append(best)
     return best
+
+
+def together(declared: Best) -> Floats:
+    """Per image the worst over the declared gradient's attacks and every rival's: (n,)."""
+    rivals = [(rival, rival.rows.cpu().numpy()) for rival in declared.rivals]
+    if declared.scene.stochastic:  # chosen anew over all; where one was not run, it is as the declared gradient's best
+        _, own = worst_of(declared.tried)
+        others = [tried.within(own, at) for rival, at in rivals for tried in rival.tried[1:]]
+        return np.asarray(worst_of([*declared.tried, *others])[1].score.mean(1), np.float64)
+    lowest = declared.score.copy()
+    for rival, at in rivals:
+        lowest[at] = np.minimum(lowest[at], rival.score)
+    return lowest
 
 
 def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 from defend.benchmarks.audit import active, declared, gradients, indicators, rivals, state
 from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, settle, verdict_of
+from defend.benchmarks.audit.rounds import together
 from defend.benchmarks.audit.scene import Scene, frame
 from defend.benchmarks.audit.stage import Pipeline, set_stage
 from defend.benchmarks.crew import threads_settled
@@ -110,7 +111,7 @@ def _numbers(scene: Scene, found: declared.Declared | Exception) -> dict[str, An
         return {**none, "curve": [], "copies": []}
     return {
         "clean_accuracy": found.clean, "declared_accuracy": found.best.accuracy, "declared": found.text,
-        "lowest_accuracy": float(scene.lowest.mean()), "imitation_error": scene.imitation_error, "curve": found.curve, "copies": found.copies,
+        "lowest_accuracy": float(together(found.best).mean()), "imitation_error": scene.imitation_error, "curve": found.curve, "copies": found.copies,
     }  # fmt: skip
 
 

@@ -63,7 +63,6 @@ class Scene:
     bench: Bench | None = None  # None where objects are audited
     imitation_error: float | None = None  # of the learned gradient's network, relative to the identity's
     before: list[Tensor] = field(default_factory=list)  # what it gave when the audit began
-    lowest: Floats = field(default_factory=lambda: np.empty(0))  # per image, over every attack that ran
 
     @property
     def stochastic(self) -> bool:
