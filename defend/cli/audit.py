@@ -38,13 +38,13 @@ def audit(
     device: str, data_root: str | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Is what the declared gradient of a defense reports real? Exit code 0: no sign of masking; 3: unreliable."""
-    from defend.benchmarks.audit import audit as run  # loads torch: not before the options are read
-    from defend.benchmarks.audit.page import write_page
-
     if out is not None:
         if out.suffix != ".html":
             raise BadParameter(f"--out {out}: expected a name that ends in .html, as {out.with_suffix('.html')}; for JSON give --json and redirect it")
         writable(out.parent, make=False)
+    from defend.benchmarks.audit import audit as run  # loads torch: not before the options are read
+    from defend.benchmarks.audit.page import write_page
+
     report = run(
         spec, dataset, classifier, budget, n=n, split=split, eps=eps, surrogates=surrogates, seed=seed, device=device, data_root=data_root, progress=True
     )  # fmt: skip

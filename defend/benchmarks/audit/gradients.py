@@ -41,7 +41,8 @@ def rules(scene: Scene, declared: Callable[[], Declared]) -> list[Rule]:
         ),
         Rule(
             name="dead pixels", question="Do pixels get no gradient that would have one without the purifier?", weight="sign",
-            threshold=f"<= {100 * t['dead'].value:g} %", source=t["dead"].source, advice="A part of the image is detached: compare with BPDA", run=_dead,
+            threshold=f"<= {100 * t['dead'].value:g} %", source=t["dead"].source,
+            advice="Parts of the image are detached, or without effect where they are, as behind a median: compare with BPDA", run=_dead,
         ),
         Rule(
             name="size of the gradient", question="Does it fade or explode on its way through the purifier?", weight="sign",
