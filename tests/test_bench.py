@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Undefined, digits, network
@@ -17,7 +18,7 @@ import defend
 from defend.benchmarks import read_unit
 from defend.benchmarks.cells import expand
 from defend.benchmarks.flags import NOTHING_DRAWN
-from defend.benchmarks.parts import Parts, code_sha256, identity_of
+from defend.benchmarks.parts import Parts, code_sha256, held_by, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
@@ -199,7 +200,8 @@ MISBEHAVES = {
     "nan": "logits behind it are not finite",
     "random": "its card says stochastic=False, and two draws of the same images differ",
     "late": "its card says stochastic=False, and two draws of the same images differ",  # of adversarial ones alone
-    "remembers": "one loaded anew answers otherwise",
+    "remembers": "one loaded anew answers otherwise: it remembers what it saw",
+    "centres": "8 of 8 images are purified otherwise alone than in their batch",
     "cuts": "1, 8, 8); let it keep the shape",
     "raises": "adversarial images are not to my taste",
 }
@@ -212,6 +214,47 @@ def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, 
     records = defend.bench(SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}, out=tmp_path, workers=1)
     assert all(MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None for r in records if r["defense"] != "none")
     assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(("once", "why"), [("false", "it gives something else for the same image and noise"), ("true", "something is drawn when it is made")])
+def test_who_draws_from_elsewhere_is_told_so(tmp_path, once, why):
+    """Neither remembers anything."""
+    wanted = SMALL | {"defenses": [f"careless:once={once}"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 16}
+    assert all(why in r["error"] for r in defend.bench(wanted, out=tmp_path, workers=1))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_model_trained_anew_into_the_same_file_is_another(tmp_path):
+    file, wanted = tmp_path / "factor.txt", SMALL | {"attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 32}
+    accuracy = []
+    for factor in ("1", "0", "1"):
+        file.write_text(factor)
+        (r,) = defend.bench(wanted | {"defenses": [f'from-file:file="{file}"']}, out=tmp_path / "run", workers=1)
+        accuracy.append(r["clean_accuracy"])
+    assert accuracy[0] == accuracy[2] > 0.9 and accuracy[1] < 0.3
+
+
+HELD = {
+    "a tensor": lambda v: torch.tensor([v]),
+    "in bfloat16": lambda v: torch.tensor([v], dtype=torch.bfloat16),
+    "an array in a list": lambda v: {"deep": [np.array([v])]},
+    "a network": lambda v: torch.nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False).apply(lambda m: m.weight.fill_(v)),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_what_a_component_holds_is_in_its_identity(what):
+    """Not what it was given as settings, nor what a header of weights says."""
+
+    def hashed(value):
+        made = defend.load("bitdepth")
+        assert held_by(made) == ""
+        object.__setattr__(made, "model", value)
+        return held_by(made)
+
+    first, other, again = (hashed(HELD[what](v)) for v in (1.0, 2.0, 2.0))
+    assert first != other == again
 
 
 def test_noise_that_changes_nothing_is_said(tmp_path):

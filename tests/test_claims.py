@@ -118,6 +118,19 @@ def test_a_stronger_attack_that_is_no_part_of_a_claim_takes_it_away(over):
     assert claim_of([*ladder, weaker, larger]) == claim_of(ladder)
 
 
+@pytest.mark.parametrize("how", [{"seed": 1}, {"layout": "channels_last"}, {"precision": "bfloat16"}])
+def test_a_stronger_attack_from_another_seed_or_another_layout_takes_a_claim_away(how):
+    """Else whoever tries seeds would choose among claims. One of another model of the same name says nothing."""
+    ladder = [r | MADE | {"robust_accuracy": 0.4, "ci_low": 0.37, "ci_high": 0.43} if r["eps"] != 1 else r | MADE for r in complete()]
+    stronger = record(10, attack="autoattack", n=1000, eps=16 / 255, **DECLARED) | MADE | how
+    ((name, value),) = how.items()
+    lines = table([*ladder, stronger]).claims
+    assert any(line.startswith("no claim (a stronger attack: ") and f"n = 1,000 of test, {name} {value}, leaves 1.0 %" in line for line in lines)
+    assert not any(line.startswith("claim") for line in lines)
+    foreign = stronger | {"pipeline": {"classifier": "c2", "defense": "d2"}}
+    assert any(line.startswith("claim: ladder-1, <= 40.0 %") for line in table([*ladder, foreign]).claims)
+
+
 def test_what_an_earlier_command_left_in_the_folder_refutes_a_claim_and_makes_none():
     lower = record(2, attack="other", n=1000, eps=16 / 255, **IDENTITY)
     assert "claim: ladder-1, <= 0.2 % right" in table(complete(), beside=[lower]).claims[0]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from defend.attack import Attack
+from defend.benchmarks.digest import sha256_of
 from defend.chain import Chain, members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset
@@ -20,6 +24,7 @@ from defend.learned import Learned
 from defend.load import dataset_name, load
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
+from defend.weights import sha256
 
 _BY_VERSION = {"torch", "art"}  # in the key by their versions
 # code that changes no unit
@@ -61,6 +66,8 @@ class Parts:
 
     def _made(self, kind: Any, spec: str) -> Any:
         made = load(spec, kind, self.dataset_name, self.device)
+        for member in members_of(made):
+            object.__setattr__(member, "held", held_by(member))  # before it is used: what it gathers then is another matter
         if kind != "attack":
             check_trained(made, spec)
             made.run_as(self.precision, self.layout)
@@ -80,11 +87,36 @@ def identity_of(component: Any, kind: Any) -> Any:
         return [identity_of(m, kind) for m in component.members]
     named = "weights" if isinstance(component, Learned) else None  # their hash counts, not their name
     settings = {k: v for k, v in component.settings.items() if k != named}
+    held = getattr(component, "held", "")
     return {
         "component": REGISTRY.component(kind, type(component)),
         "settings": settings,
         "weights": sorted(getattr(component, "weights_sha256", {}).values()),
+        **({"held": held} if held else {}),
     }
+
+
+def held_by(component: Any) -> str:
+    """The hash of what no setting shows and no header of weights: tensors, arrays and networks among its attributes, and files that its
+    settings name. A model trained anew into the same file is another purifier. "" where there is nothing of the kind."""
+    if isinstance(component, Learned):
+        return ""
+    files = [Path(v) for v in component.settings.values() if isinstance(v, str) and Path(v).is_file()]
+    tensors = list(_tensors(vars(component)))
+    return hashlib.sha256((sha256_of(*tensors) + "".join(map(sha256, files))).encode()).hexdigest() if tensors or files else ""
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value.float() if value.dtype == torch.bfloat16 else value  # numpy has none
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        yield torch.from_numpy(value)
+    elif isinstance(value, nn.Module):
+        yield from _tensors(value.state_dict())
+    elif isinstance(value, Mapping):
+        yield from (t for v in value.values() for t in _tensors(v))
+    elif isinstance(value, list | tuple):
+        yield from (t for v in value for t in _tensors(v))
 
 
 def packages_of(component: Any) -> set[str]:

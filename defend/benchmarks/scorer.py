@@ -13,8 +13,10 @@ from torch import Tensor
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.digest import sha256_of
 from defend.benchmarks.parts import Parts
-from defend.benchmarks.scoring import SELECT, check_memory, check_word, judged, purified
+from defend.benchmarks.scoring import SELECT, check_company, check_word, judged, purified, same
+from defend.errors import BrokenPurifier
 from defend.noise import Noise
+from defend.purifier import Purifier
 
 KEPT = 4  # draws whose images are kept: of them one at least should differ
 SAMPLES = 6  # images kept for the report, of the first unit
@@ -50,7 +52,7 @@ class Scorer:
     def attacked(self, cell: Cell, x_adv: Tensor) -> Scored:
         """Behind a deterministic defense right under attack means right without it, too. Raises BrokenPurifier."""
         clean, found = self.clean(cell).right, self._scored(cell, x_adv)
-        self._check_memory(cell, x_adv, found.kept[0])
+        self._check_state(cell, x_adv, found.kept[0])
         if not self.parts.defense(cell.defense).card.stochastic:
             found.right["score"] &= clean["score"]
         return found
@@ -84,10 +86,27 @@ class Scorer:
             check_word(purifier, logits, judged(purifier, net, purified(purifier, x, noise.fork("flags"))))
         return images, logits.argmax(1) == self.y, spent
 
-    def _check_memory(self, cell: Cell, x: Tensor, images: Tensor) -> None:
-        used, fresh = self.parts.defense(cell.defense), self.parts.fresh_defense(cell.defense)
+    def _check_state(self, cell: Cell, x: Tensor, images: Tensor) -> None:
+        """images: what became of x on the first draw. Does it hang on x and noise alone, image by image? Raises BrokenPurifier."""
+        used, noise = self.parts.defense(cell.defense), self.root.fork("score").draw(0)
         net = self.parts.classifier(cell.classifier).network
-        check_memory(used, judged(used, net, images), judged(fresh, net, purified(fresh, x, self.root.fork("score").draw(0))))
+
+        def answers(purifier: Purifier) -> Tensor:
+            return judged(purifier, net, purified(purifier, x, noise))
+
+        first, anew = judged(used, net, images), answers(self.parts.fresh_defense(cell.defense))
+        if not same(first, anew):
+            why = _why(again=same(first, answers(used)), alike=same(anew, answers(self.parts.fresh_defense(cell.defense))))
+            raise BrokenPurifier(f"{type(used).__name__}: one loaded anew answers otherwise: {why}; let purify depend on x and noise alone")
+        if self.parts.precision == "float32":  # bfloat16 rounds otherwise in other batches
+            check_company(used, x, images, noise)
+
+
+def _why(*, again: bool, alike: bool) -> str:
+    """again: does it answer the same twice? alike: do two that are loaded anew?"""
+    if not again:
+        return "it gives something else for the same image and noise, as by torch's own generator, or by what it saw"
+    return "it remembers what it saw" if alike else "something is drawn when it is made"
 
 
 def _now(device: torch.device) -> float:

@@ -9,6 +9,7 @@ from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier
 
+ALONE = 8  # images that are purified one by one, too
 SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
 
 
@@ -34,12 +35,22 @@ def check_finite(purifier: Purifier, logits: Tensor) -> None:
 
 def check_word(purifier: Purifier, first: Tensor, second: Tensor) -> None:
     """Logits of the same images on two draws. Raises BrokenPurifier: dropping images and scoring by one draw hang on the card's word."""
-    if not purifier.card.stochastic and not torch.allclose(first, second, atol=1e-3):
+    if not purifier.card.stochastic and not same(first, second):
         raise BrokenPurifier(f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ")
 
 
-def check_memory(purifier: Purifier, used: Tensor, fresh: Tensor) -> None:
-    """Logits of the same images on the same draw, behind the one that was attacked and one loaded anew. Raises BrokenPurifier: a defense that
-    remembers the clean image, or the steps towards it, answers an attack's last image with what it was before."""
-    if not torch.allclose(used, fresh, atol=1e-3):
-        raise BrokenPurifier(f"{type(purifier).__name__}: one loaded anew answers otherwise: it remembers what it saw; let purify depend on x and noise alone")
+def same(first: Tensor, second: Tensor) -> bool:
+    """Logits, but for rounding."""
+    return torch.allclose(first, second, atol=1e-3)
+
+
+def check_company(purifier: Purifier, x: Tensor, images: Tensor, noise: Noise) -> None:
+    """images: what became of x (b, ...) on this noise. Raises BrokenPurifier where most of the first are purified otherwise alone: attacks
+    drop images and score them in other company, and one that is deployed sees whoever comes. A few may round otherwise."""
+    rows = [slice(i, i + 1) for i in range(min(ALONE, len(x)))]
+    moved = sum(not torch.allclose(purified(purifier, x[i], noise.take(i)), images[i], atol=1e-3) for i in rows)
+    if 2 * moved > len(rows):
+        raise BrokenPurifier(
+            f"{type(purifier).__name__}: {moved} of {len(rows)} images are purified otherwise alone than in their batch; "
+            "let each be purified by itself, without statistics of its batch, as of a batch norm in training mode"
+        )

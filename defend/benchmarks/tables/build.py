@@ -14,7 +14,7 @@ from defend.benchmarks.tables.findings import find, marked, name_of
 from defend.benchmarks.tables.model import Number, Row, Section, Table
 from defend.benchmarks.tables.model import claims as is_claim
 from defend.benchmarks.tables.numbers import clean_number, number
-from defend.benchmarks.tables.outcomes import SECTION, Reader, Record, bare_attack, frame_of, of_claim, purifier_of, section_of, spelled_alike
+from defend.benchmarks.tables.outcomes import HOW, SECTION, Reader, Record, bare_attack, frame_of, of_claim, pipeline_of, purifier_of, section_of, spelled_alike
 from defend.benchmarks.tables.reading import reading, surrogates
 from defend.benchmarks.tables.worst import claimed, comparisons, outdone, worst_cases
 
@@ -61,10 +61,10 @@ def _claims(records: Sequence[Record], read: Reader) -> tuple[Lines, Lines]:
     """The claim of each defense in each norm, with its value; and a line for each that shows a sign of masking."""
     claims, signs = {}, {}
     families = _grouped(records, lambda r: of_claim(r)[:-1])
-    groups = _grouped(records, of_claim)
+    groups, pipelines = _grouped(records, of_claim), _grouped(records, pipeline_of)
     for key, kin in groups.items():
         relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
-        seen = [*doubts(kin, relatives), *filter(None, [outdone(kin, read)])]
+        seen = [*doubts(kin, relatives), *filter(None, [outdone(kin, pipelines[pipeline_of(kin[0])], read)])]
         line, which = claim(kin, relatives, seen), _which(key, groups)
         claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:
@@ -75,7 +75,7 @@ def _claims(records: Sequence[Record], read: Reader) -> tuple[Lines, Lines]:
 def _which(key: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> str:
     """What tells it from others of the same names: seed, precision, layout, or settings and weights. A precision other than float32 always."""
     alike = [other for other in others if (*other[:3], other[-1]) == (*key[:3], key[-1])]
-    names = ("seed", "precision", "layout", "classifier", "purifier")
+    names = (*HOW, "classifier", "purifier")
     unlike = {name for i, name in enumerate(names, 3) if len({other[i] for other in alike}) > 1} | ({"precision"} if key[4] != "float32" else set())
     told = [f"{name} {key[i]}" for i, name in enumerate(names, 3) if name in unlike]
     return f"; of {', '.join(told)}" if told else ""

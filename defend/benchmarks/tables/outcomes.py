@@ -44,9 +44,22 @@ def purifier_of(r: Record) -> str:
     return str((r.get("pipeline") or {}).get("defense", ""))
 
 
+HOW = ("seed", "precision", "layout")
+
+
+def how_of(r: Record) -> tuple[str, ...]:
+    """From which seed, and how it was computed."""
+    return str(r["seed"]), *frame_of(r)[:-1]
+
+
 def of_claim(r: Record) -> tuple[str, ...]:
     """What one claim is of: one pipeline, by name and by weights, in one norm, from one seed. The norm last."""
-    return r["dataset"], r["classifier"], r["defense"], str(r["seed"]), *frame_of(r), purifier_of(r), r["norm"]
+    return r["dataset"], r["classifier"], r["defense"], *how_of(r), frame_of(r)[-1], purifier_of(r), r["norm"]
+
+
+def pipeline_of(r: Record) -> tuple[str, ...]:
+    """The same, from whatever seed and however it was computed."""
+    return r["dataset"], r["classifier"], r["defense"], frame_of(r)[-1], purifier_of(r), r["norm"]
 
 
 @dataclass(frozen=True, kw_only=True)

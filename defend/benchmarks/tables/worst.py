@@ -12,7 +12,7 @@ from defend.benchmarks.tables.claims import SAME_EPS, at_claim, bare, claim_eps
 from defend.benchmarks.tables.findings import way_of
 from defend.benchmarks.tables.model import Compared, Number, Section, Worst
 from defend.benchmarks.tables.numbers import clean_number, flags_of, number
-from defend.benchmarks.tables.outcomes import SECTION, Bits, Reader, Record, bare_attack, distinct, of_claim, purifier_of, section_of, worst
+from defend.benchmarks.tables.outcomes import HOW, SECTION, Bits, Reader, Record, bare_attack, distinct, how_of, of_claim, purifier_of, section_of, worst
 from defend.benchmarks.tables.reading import distinct_of, widening
 
 Claims = Mapping[tuple[str, ...], str]
@@ -46,17 +46,19 @@ def claimed(records: Sequence[Record], read: Reader) -> str:
     return f"{value} ({100 * found.low:.1f} to {100 * found.high:.1f}) in the worst case at {at}{_repeats(records[0])}"
 
 
-def outdone(records: Sequence[Record], read: Reader) -> str:
-    """Where a cell that is no part of the claim (fewer images or draws, another split, a smaller ball inside the claim's) lies below its interval."""
+def outdone(records: Sequence[Record], every: Sequence[Record], read: Reader) -> str:
+    """Where a cell that is no part of the claim (fewer images or draws, another split, seed or precision, a smaller ball inside the claim's)
+    lies below its interval. every: of the same pipeline."""
     kept = _candidates(at_claim(records))
     low = worst_over(kept, read)[0].low if kept else None
     there = {id(r) for r in kept}
-    others = [r for r in _candidates(records) if r["error"] is None and id(r) not in there and any(r["eps"] <= k["eps"] + SAME_EPS for k in kept)]
+    others = [r for r in _candidates(every) if r["error"] is None and id(r) not in there and any(r["eps"] <= k["eps"] + SAME_EPS for k in kept)]
     stronger = [r for r in others if low is not None and r["ci_high"] < low]
     if not stronger:
         return ""
     least = min(stronger, key=lambda r: float(r["robust_accuracy"]))
-    where = f"eps {least['eps_text']}, n = {least['n']:,} of {least['split']}"
+    unlike = [f"{name} {value}" for name, value, mine in zip(HOW, how_of(least), how_of(kept[0]), strict=True) if value != mine]
+    where = ", ".join([f"eps {least['eps_text']}", f"n = {least['n']:,} of {least['split']}", *unlike])
     return f"a stronger attack: {way_of(least)}, {where}, leaves {100 * least['robust_accuracy']:.1f} %"
 
 

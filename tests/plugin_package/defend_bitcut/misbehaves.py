@@ -1,6 +1,7 @@
 """A purifier that breaks its contract, in the way its field says: the benchmark must notice, and keep others out of it."""
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ class Misbehaves(Purifier):
     """Does what ``how`` says."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
-    how: Literal["writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers"]
+    how: Literal["writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers", "centres"]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         if self.how == "writes":
@@ -22,6 +23,8 @@ class Misbehaves(Purifier):
             os._exit(3)
         if self.how == "cuts":
             return x[..., :-1]
+        if self.how == "centres":
+            return (x - x.mean(0, keepdim=True) + 0.5).clamp(0, 1)
         if self.how == "remembers":
             return self._nearest_seen(x)
         clean = torch.equal(16 * x, (16 * x).round())  # those of `digits` have 17 shades
@@ -40,6 +43,33 @@ class Misbehaves(Purifier):
             x = torch.where((distance < 0.25)[:, None, None, None], memory[which], x)
         self.__dict__["memory"] = torch.cat([memory, x.detach()])
         return x
+
+
+class Careless(Purifier):
+    """Draws from elsewhere than its noise: at each call, or once, when it is made."""
+
+    card = Card(paper="none: a broken example", gradient="identity", stochastic=True)
+    once: bool
+
+    def validate(self) -> None:
+        self.__dict__["shift"] = 0.2 * torch.rand(())
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        drawn = self.__dict__["shift"] if self.once else 0.2 * torch.randn_like(x)
+        return (x + drawn + 0.01 * noise.normal(x)).clamp(0, 1)
+
+
+class FromFile(Purifier):
+    """Multiplies by what stands in a file."""
+
+    card = Card(paper="none: an example", gradient="exact", stochastic=False)
+    file: str
+
+    def validate(self) -> None:
+        self.__dict__["factor"] = float(Path(self.file).read_text())
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        return x * self.__dict__["factor"]
 
 
 class Detached(Purifier):
