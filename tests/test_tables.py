@@ -288,6 +288,34 @@ def test_black_box_below_white_box_is_a_sign_of_masking():
     assert find([*white, record(100, attack="square", knowledge="query")]) == []  # intervals touch
 
 
+def standing(*spans, n=1000):
+    """Right on these ranges of the n images."""
+    right = np.zeros(n)
+    for start, stop in spans:
+        right[start:stop] = 1
+    return right
+
+
+PAIRED = {
+    "45 more, and none fewer": ([standing((0, 500))], standing((0, 455)), True),  # intervals touch
+    "as many, others": ([standing((0, 500))], standing((500, 1000)), False),
+    "under two points": ([standing((0, 500))], standing((0, 485)), False),
+    "25 more, by chance": ([standing((0, 500))], standing((0, 200), (500, 775)), False),
+    "more than each, fewer than all": ([standing((0, 500)), standing((400, 900))], standing((0, 430)), False),
+    "five of fifty": ([standing((0, 25), n=50)], standing((0, 20), n=50), False),  # p = 0.06
+}
+
+
+@pytest.mark.parametrize("what", PAIRED)
+def test_a_black_box_is_compared_image_by_image_where_the_units_are_at_hand(tmp_path, what):
+    white, black, beaten = PAIRED[what]
+    cells = [cell(tmp_path, score, attack=f"pgd:steps={20 + i}", x_adv=str(i), shard=1000, **DECLARED) for i, score in enumerate(white)]
+    made = table([*cells, cell(tmp_path, black, attack="square", knowledge="query", x_adv="q", shard=1000)], [tmp_path])
+    assert any("black box beats white box" in line for line in made.findings) == beaten
+    assert any("black box beats it" in flag for row in made.rows for number in row.numbers.values() for flag in number.flags) == beaten
+    assert any("black box beats white box" in sign for sign in made.signs) == beaten
+
+
 def test_oblivious_below_adaptive_is_a_sign_of_masking():
     (line,) = find([record(40), record(100, **DECLARED), record(90, **IDENTITY)])
     assert line.startswith("oblivious beats adaptive: median, pgd, oblivious leaves 20.0 % at eps 16/255, pgd, adaptive BPDA 45.0 %")

@@ -19,10 +19,11 @@ from defend.benchmarks.html import templates
 from defend.benchmarks.records import identity, read_records
 from defend.benchmarks.report.curves import plots
 from defend.benchmarks.report.strips import ROWS, strips
+from defend.benchmarks.tables.beats import image_by_image
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.findings import marked
 from defend.benchmarks.tables.model import ADAPTIVE, COLUMNS, Table, claims, number_text, passes, percent, short
-from defend.benchmarks.tables.outcomes import Record
+from defend.benchmarks.tables.outcomes import Reader, Record
 from defend.benchmarks.tables.worst import heading, said
 from defend.errors import BadParameter
 from defend.files import write
@@ -43,7 +44,7 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
         raise BadParameter("nothing to report: give the folder of a run, as runs/embedded; `defend bench` writes one")
     folder = Path(out) if out is not None else folders[0]
     model = table(found, folders, beside)
-    pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(marked(found))), (folder / JSON, _json(model))
+    pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(marked(found, image_by_image(Reader(folders))))), (folder / JSON, _json(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:

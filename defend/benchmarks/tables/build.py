@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.records import identity
+from defend.benchmarks.tables.beats import image_by_image
 from defend.benchmarks.tables.claims import at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, marked, name_of
@@ -29,12 +30,13 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = (), beside: Sequ
     beside: other cells of the same folders. They are not shown, but no claim stands that they refute.
     """
     read, shown = Reader(run_dirs), {identity(r) for r in records}
+    beats = image_by_image(read)
     every = spelled_alike([*records, *(r for r in beside if identity(r) not in shown)])
     plain = every[: len(records)]
-    records = marked(plain)
+    records = marked(plain, beats)
     claims, signs = _claims(records, read)
     if len(every) > len(plain):
-        _refute(claims, signs, *_claims(marked(every), read))
+        _refute(claims, signs, *_claims(marked(every, beats), read))
     sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(
         sections=sections,
@@ -43,7 +45,7 @@ def table(records: Sequence[Record], run_dirs: Sequence[Path] = (), beside: Sequ
         signs=tuple(signs.values()),
         comparisons=comparisons(sections, records, read),
         queries=_queries(records),
-        findings=tuple(find(records)),
+        findings=tuple(find(records, beats)),
         flags=_flags(plain),
         failures=_failures(records),
         reading=reading(records),
@@ -64,7 +66,7 @@ def _claims(records: Sequence[Record], read: Reader) -> tuple[Lines, Lines]:
     groups, pipelines = _grouped(records, of_claim), _grouped(records, pipeline_of)
     for key, kin in groups.items():
         relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
-        seen = [*doubts(kin, relatives), *filter(None, [outdone(kin, pipelines[pipeline_of(kin[0])], read)])]
+        seen = [*doubts(kin, relatives, image_by_image(read)), *filter(None, [outdone(kin, pipelines[pipeline_of(kin[0])], read)])]
         line, which = claim(kin, relatives, seen), _which(key, groups)
         claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:

@@ -1,7 +1,7 @@
 """Findings that compare cells: signs that an attack failed where the purifier did not succeed. Each is a function on records.
 
 Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Carlini et al., "On Evaluating Adversarial Robustness"
-(arXiv:1902.06705) section 5. Two cells differ here where their intervals do not touch; `defend audit` tests image by image.
+(arXiv:1902.06705) section 5. What beats what: see `beats`.
 """
 
 from __future__ import annotations
@@ -10,41 +10,42 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
+from defend.benchmarks.tables.beats import Beats, best, by_intervals
 from defend.benchmarks.tables.outcomes import Record, bare_attack, frame_of, purifier_of
 from defend.spec import parse_single
 
 Pair = tuple[Record, Record]  # (the cell that should be the weaker attack and is the stronger, the other)
-Finding = Callable[[Sequence[Record]], list[str]]
+Finding = Callable[[Sequence[Record], Beats], list[str]]
 _IMAGES = ("dataset", "classifier", "defense", "norm", "n", "split", "seed")
 _LEVEL = {"identity": "BPDA"}
 
 
-def black_box_beats_white_box(records: Sequence[Record]) -> list[str]:
+def black_box_beats_white_box(records: Sequence[Record], beats: Beats) -> list[str]:
     """Query or transfer against the best adaptive cell at the same eps."""
-    return _told(black_box_pairs(records), "black box beats white box")
+    return _told(black_box_pairs(records, beats), "black box beats white box")
 
 
-def oblivious_beats_adaptive(records: Sequence[Record]) -> list[str]:
+def oblivious_beats_adaptive(records: Sequence[Record], beats: Beats) -> list[str]:
     """Against the best adaptive cell at the same eps: knowing the purifier should not hurt."""
-    return _told(oblivious_pairs(records), "oblivious beats adaptive")
+    return _told(oblivious_pairs(records, beats), "oblivious beats adaptive")
 
 
-def another_gradient_beats_the_declared(records: Sequence[Record]) -> list[str]:
+def another_gradient_beats_the_declared(records: Sequence[Record], beats: Beats) -> list[str]:
     """The same attack through the identity or the learned network: the card's word is worth less than a guess."""
-    return _told(gradient_pairs(records), "another gradient beats the declared one")
+    return _told(gradient_pairs(records, beats), "another gradient beats the declared one")
 
 
-def fewer_steps_beat_more(records: Sequence[Record]) -> list[str]:
+def fewer_steps_beat_more(records: Sequence[Record], beats: Beats) -> list[str]:
     """Adaptive, through the same gradient: one attack with few steps against itself with twice as many or more."""
-    return _told(_step_pairs(records), "fewer steps beat more")
+    return _told(_step_pairs(records, beats), "fewer steps beat more")
 
 
-def more_eps_helps_the_defender(records: Sequence[Record]) -> list[str]:
+def more_eps_helps_the_defender(records: Sequence[Record], beats: Beats) -> list[str]:
     """One attack along eps: a larger ball holds the smaller one, so accuracy cannot honestly grow."""
     lines = []
     for series in _groups([{**r, "attack": bare_attack(r)} for r in records], (*_IMAGES, "attack", "knowledge", "gradient", "surrogate", "eot")):
         along = sorted(series, key=lambda r: float(r["eps"]))
-        worse = [(small, large) for small, large in pairwise(along) if _below(small, large)]
+        worse = [(small, large) for small, large in pairwise(along) if beats(small, [large])]
         for small, large in worse[:1]:
             more = f" (and {len(worse) - 1} more steps of eps)" if len(worse) > 1 else ""
             lines.append(
@@ -59,18 +60,18 @@ FINDINGS: tuple[Finding, ...] = (
 )  # fmt: skip
 
 
-def find(records: Sequence[Record]) -> list[str]:
+def find(records: Sequence[Record], beats: Beats = by_intervals) -> list[str]:
     """One line for each finding, failed cells aside."""
     sound = [r for r in records if r["error"] is None]
-    return [line for finding in FINDINGS for line in finding(sound)]
+    return [line for finding in FINDINGS for line in finding(sound, beats)]
 
 
-def marked(records: Sequence[Record]) -> list[Record]:
+def marked(records: Sequence[Record], beats: Beats = by_intervals) -> list[Record]:
     """With a flag on each cell that a comparison accuses, so that nobody reads its number alone."""
     sound = [r for r in records if r["error"] is None]
     said: dict[int, list[str]] = {}
     for pairs, what in ACCUSING.items():
-        for weak, strong in pairs(sound):
+        for weak, strong in pairs(sound, beats):
             said.setdefault(id(strong), []).append(f"{what}: {name_of(weak)} leaves {_percent(weak)}")
     return [{**r, "flags": [*r["flags"], *dict.fromkeys(said[id(r)])]} if id(r) in said else r for r in records]
 
@@ -94,34 +95,34 @@ def white_box(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
 
 
-def black_box_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def black_box_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "eps")):
         white = white_box(group)
         black = [r for r in group if r["knowledge"] in ("query", "transfer")]
         if white and black:
-            yield from ((b, _best(white)) for b in black if _below(b, _best(white)))
+            yield from ((b, best(white)) for b in black if beats(b, white))
 
 
-def oblivious_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def oblivious_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
     for group in _groups(records, (*_IMAGES, "eps")):
         adaptive = white_box(group)  # from an attack without a gradient nothing can be masked
         oblivious = [r for r in group if r["knowledge"] == "oblivious"]
-        if adaptive and oblivious and _below(_best(oblivious), _best(adaptive)):
-            yield _best(oblivious), _best(adaptive)
+        if adaptive and oblivious and beats(best(oblivious), adaptive):
+            yield best(oblivious), best(adaptive)
 
 
-def gradient_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def gradient_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
     for group in _groups(white_box(records), (*_IMAGES, "attack", "eps", "eot")):
         declared = [r for r in group if r["gradient"] == "declared"]
-        yield from ((r, d) for d in declared for r in group if r["gradient"] != "declared" and _below(r, d))
+        yield from ((r, d) for d in declared for r in group if r["gradient"] != "declared" and beats(r, [d]))
 
 
-def _step_pairs(records: Sequence[Record]) -> Iterator[Pair]:
+def _step_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
     for group in _groups(white_box(records), (*_IMAGES, "gradient", "eps", "eot")):
-        yield from ((a, b) for a in group for b in group if _shorter(a, b) and _below(a, b))
+        yield from ((a, b) for a in group for b in group if _shorter(a, b) and beats(a, [b]))
 
 
-ACCUSING: Mapping[Callable[[Sequence[Record]], Iterator[Pair]], str] = {
+ACCUSING: Mapping[Callable[[Sequence[Record], Beats], Iterator[Pair]], str] = {
     black_box_pairs: "black box beats it",
     oblivious_pairs: "oblivious beats it",
     gradient_pairs: "another gradient beats it",
@@ -162,14 +163,6 @@ def _groups(records: Iterable[Record], keys: Sequence[str]) -> list[list[Record]
         return repr([*(r[k] for k in keys), *frame_of(r), purifier_of(r)])
 
     return [list(group) for _, group in groupby(sorted(records, key=at), at)]
-
-
-def _best(records: Sequence[Record]) -> Record:
-    return min(records, key=lambda r: float(r["robust_accuracy"]))
-
-
-def _below(a: Record, b: Record) -> bool:
-    return bool(a["ci_high"] < b["ci_low"])
 
 
 def _percent(r: Record) -> str:
