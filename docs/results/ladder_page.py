@@ -37,11 +37,17 @@ def main() -> None:
         listed += found
         pairs += compared
     listed = list({(section(r), r["defense"]): r for r in listed}.values())  # of one that is in several runs the last counts, as in a report
+    listed = [r for r in listed if r["defense"] == "none" or r["n"] == max(other["n"] for other in listed if of_one(other) == of_one(r))]
     write("ladder.csv", COLUMNS, listed)
     write("ladder_pairs.csv", PAIRS, pairs)
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2])
     print(f"wrote {len(listed)} rows")
+
+
+def of_one(r: dict[str, Any]) -> tuple[Any, ...]:
+    """Of several numbers of images the most are shown; no defense stands beside each."""
+    return tuple(r[key] for key in ("dataset", "classifier", "norm", "eps", "defense"))
 
 
 def write(name: str, columns: Sequence[str], listed: list[dict[str, Any]]) -> None:
