@@ -66,6 +66,24 @@ def test_an_object():
     assert report.about["lowest_accuracy"] <= report.about["declared_accuracy"] <= report.about["clean_accuracy"]
 
 
+WRONG = {
+    "a class": ({"spec": masked.Blur}, r"defense: expected a spec or a Purifier object, got the class Blur: give Blur\(\)"),
+    "nothing": ({"spec": None}, "defense: expected a spec or a Purifier object, got NoneType None"),
+    "a function": ({"classifier": len}, "classifier: expected a spec or a Classifier object"),
+    "a number": ({"dataset": 3}, "dataset: expected a spec or a Dataset object, got int 3"),
+    "training images": ({"split": "train"}, "split 'train': expected test or val"),
+    "a seed below 0": ({"seed": -5}, "seed -5: expected a whole number >= 0"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_audited_is_the_users_error(what):
+    over, wanted = WRONG[what]
+    given = {"spec": "none", "dataset": "digits", "classifier": "convnet", "budget": "quick"} | over
+    with pytest.raises(BadParameter, match=wanted):
+        defend.audit(**given)
+
+
 @pytest.mark.parametrize("spec", ["gaussian:seed=3", defend.load("gaussian:seed=3")])
 def test_noise_of_its_own_is_refused(spec):
     """With one seed for all its life, what is deployed is another defense than the one that an audit would judge."""

@@ -107,7 +107,7 @@ def test_spelling_is_not_in_the_key(undisturbed):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_unit_is_made_again(undisturbed, damage):
+def test_a_damaged_unit_is_made_again(undisturbed, damage, capfd):
     folder, records = undisturbed
     file = path_of(folder, records[-1]["units"][0])
     data = file.read_bytes()
@@ -115,6 +115,7 @@ def test_a_damaged_unit_is_made_again(undisturbed, damage):
     assert read_unit(folder, records[-1]["units"][0]) is None
     assert timeless(defend.bench(SMALL, out=folder, workers=1)) == timeless(records)
     assert read_unit(folder, records[-1]["units"][0]) is not None
+    assert f"1 damaged unit in {folder}: made again" in " ".join(capfd.readouterr().err.split())
 
 
 KILLS = int(os.environ.get("DEFEND_TEST_KILLS", "3"))

@@ -195,6 +195,8 @@ def test_nothing_to_report_is_one_clear_line(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BadParameter, match="holds no records: the run was stopped before its end"):
         write_report([tmp_path])
+    with pytest.raises(BadParameter, match=f"it is a file; give the folder of the run, {tmp_path}$"):
+        write_report([tmp_path / "run.json"])
     with pytest.raises(BadParameter, match="nothing to report"):
         write_report([], records=[])
 

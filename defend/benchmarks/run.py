@@ -26,7 +26,7 @@ from defend.benchmarks.progress import Progress
 from defend.benchmarks.records import keep, read_records, record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.tune import keep_frame, settled
-from defend.benchmarks.units import Frame, Unit, key_parts, ranges, read_unit
+from defend.benchmarks.units import Frame, Unit, key_parts, path_of, ranges, read_unit
 from defend.benchmarks.work import Job, Task
 from defend.errors import BadParameter
 from defend.files import PART, checkout, writable
@@ -90,6 +90,8 @@ def _make(plans: Sequence[Plan], parts: Parts, setup: Setup, devices: Sequence[s
         errors.update({key: error} if error else {})
         bar.advance(images)
 
+    if damaged := sum(unit is None and path_of(setup.run_dir, key).exists() for key, unit in found.items()):
+        bar.say(f"{damaged} damaged unit{'s' if damaged > 1 else ''} in {setup.run_dir}: made again")
     with bar.counting(sum(stop - start for start, stop, task in _distinct(plans) if found[task.key] is None)):
         run_jobs(_jobs(plans, found, parts), setup, parts, devices, report)
     made = {key: read_unit(setup.run_dir, key) for key, unit in found.items() if unit is None and key not in errors}

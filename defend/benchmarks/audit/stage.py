@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,14 @@ from defend.benchmarks.parts import Parts, check_trained
 from defend.benchmarks.suite import component, one_eps, too_wide
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
-from defend.dataset import SPLITS, Dataset
+from defend.dataset import Dataset, Split
 from defend.errors import BadParameter, near
 from defend.load import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
+AUDITED = ("test", "val")  # on training images a classifier, or a purifier, knows the answers
 Pipeline = Classifier | tuple[Purifier, Classifier]
 
 
@@ -36,6 +37,9 @@ def set_stage(
     surrogates: Sequence[str | Pipeline], seed: int, device: str, data_root: str | None,
 ) -> tuple[Scene, dict[str, Any]]:  # fmt: skip
     """The scene, and what it is in words for the report."""
+    check_kind(dataset, "dataset")
+    if not 0 <= seed < 2**64:
+        raise BadParameter(f"seed {seed}: expected a whole number >= 0")
     where = pick_device(device)
     parts = Parts(dataset, data_root, where) if isinstance(dataset, str) else None
     data: Dataset = dataset if parts is None else parts.data  # type: ignore[assignment]
@@ -74,6 +78,7 @@ def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Seque
 
 
 def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
+    check_kind(what, kind)
     found = load(component(what, kind), kind, dataset_name(data), device) if isinstance(what, str) else what
     if getattr(found, "seed", None) is not None:
         raise BadParameter(f"{type(found).__name__}: seed={found.seed} says how a purifier runs, and an audit gives each image noise of its own: leave it out")
@@ -89,11 +94,20 @@ def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     return found
 
 
+def check_kind(what: Any, kind: str) -> None:
+    """Is it a spec, or an object of its kind? Raises BadParameter."""
+    wanted = {"defense": Purifier, "classifier": Classifier, "dataset": Dataset}[kind]
+    if not isinstance(what, str | wanted):
+        got = f"the class {what.__name__}: give {what.__name__}()" if isinstance(what, type) else f"{type(what).__name__} {what!r}"
+        raise BadParameter(f"{kind}: expected a spec or a {wanted.__name__} object, got {got}")
+
+
 def _rows(data: Dataset, split: str, n: int, asked: bool) -> tuple[Tensor, Tensor]:
     """The first n images; all of them, where the split has fewer and nobody asked for more."""
-    if split not in SPLITS:
-        raise BadParameter(f"split {split!r}: expected {', '.join(SPLITS)}.{near(split, SPLITS)}")
-    return data.rows(split, 0, n if asked else min(n, data.count(split)))
+    if split not in AUDITED:
+        raise BadParameter(f"split {split!r}: expected {' or '.join(AUDITED)}.{near(split, AUDITED)}")
+    named = cast(Split, split)
+    return data.rows(named, 0, n if asked else min(n, data.count(named)))
 
 
 def _eps(eps: float | str | None, data: Dataset) -> float:

@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from defend.benchmarks.tables.model import COLUMNS, Number, Row, Section
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe, Ito: told apart by the colour-blind, on light and dark
+LEGEND = 5  # entries beside each other
 _INK = "#010203"  # replaced by currentColor
 _DASHES = {"worst": "-", "oblivious": "--", "query": ":", "transfer": "-."}
 _MARKS = {"clean": "d", "oblivious": "s", "identity": "^", "declared": "v", "learned": "D", "worst": "o", "query": "P", "transfer": "X"}
+_COLOURS = dict(zip((c for c in _MARKS if c != "clean"), (*PALETTE, "#8C8C8C"), strict=True))  # of a dot chart; one more than the palette has
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "defend", "font.size": 9.0, "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _INK,
     "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6,
@@ -94,17 +96,17 @@ def _line(axes: Axes, points: Sequence[tuple[float, Number]], colour: str, dash:
 def _dots(rows: Sequence[Row]) -> Figure:
     """A line for each defense, a mark for each level."""
     levels = [c for c in _MARKS if any(_measured(row, c) for row in rows)]
-    figure = Figure((5.4, 0.9 + 0.42 * len(rows)), layout="constrained")
+    figure = Figure((5.4, 0.9 + 0.2 * (len(levels) > LEGEND) + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for i, level in enumerate(levels):
         marked = {y + 0.13 * (i - (len(levels) - 1) / 2): row.numbers[level] for y, row in enumerate(rows) if _measured(row, level)}
         low, mid, high = _percents(marked.values())
         spans = [[abs(m - v) for m, v in zip(mid, ends, strict=True)] for ends in (low, high)]
-        colour = _INK if level == "clean" else PALETTE[(i - 1) % len(PALETTE)]
+        colour = _COLOURS.get(level, _INK)
         axes.errorbar(mid, list(marked), xerr=spans, fmt=_MARKS[level], color=colour, markersize=4.5, elinewidth=0.8, label=COLUMNS[level])
     axes.set_yticks(range(len(rows)), [row.defense for row in rows])
     axes.set(xlim=(-1, 101), ylim=(len(rows) - 0.5, -0.5), xlabel="right, % of all images")
-    figure.legend(loc="outside upper center", ncols=len(levels), frameon=False, handletextpad=0.2, columnspacing=1.2)
+    figure.legend(loc="outside upper center", ncols=min(len(levels), LEGEND), frameon=False, handletextpad=0.2, columnspacing=1.2)
     _quiet(axes, "x")
     return figure
 

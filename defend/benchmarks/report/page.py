@@ -67,8 +67,10 @@ def _merged(folders: Sequence[Path]) -> list[Record]:
 def _why_none(folder: Path) -> str:
     if (damaged := folder / "records.json.damaged").is_file():
         return f"records.json could not be read, and lies there as {damaged.name}; the same `defend bench` with the same --out makes it again from its units"
+    if folder.is_file():
+        return f"it is a file; give the folder of the run, {folder.parent}"
     if (folder / "run.json").is_file():
-        return "the run was stopped before its end; the same `defend bench` with the same --out goes on with it"
+        return "the run was stopped before its end, or records.json was taken away; the same `defend bench` with the same --out goes on with it"
     return f"expected {folder / 'records.json'}; give the folder of a run, as runs/embedded"
 
 

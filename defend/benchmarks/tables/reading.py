@@ -21,7 +21,8 @@ def reading(records: Sequence[Record]) -> tuple[str, ...]:
         lines.append("worst: image by image, over the gradients that were run. BPDA: adaptive through the identity.")
     lines.append("fwd+bwd: forward and backward passes of the pipeline for each image, of the dearest attack of the row.")
     if draws := sorted({r["draws"] for r in records if r["stochastic"]}):
-        lines.append(f"Stochastic defenses: mean over {' or '.join(map(str, draws))} draws of each image; worst cases are chosen on other draws.")
+        mean = f"mean over {' or '.join(map(str, draws))} draws of each image"
+        lines.append(f"Stochastic defenses: {mean}; worst cases are chosen on other draws, and may lie a little above what they are chosen from.")
     if few := sorted({r["n"] for r in records if r["n"] < IMAGES}):
         lines.append(f"n = {', '.join(map(str, few))}: {'a smoke test' if few[0] <= 200 else 'below the 1,000 images of a claim'}.")
     return tuple(lines)
