@@ -16,11 +16,9 @@ from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Undefined, digits, n
 
 import defend
 from defend.benchmarks import read_unit
-from defend.benchmarks.cells import expand
 from defend.benchmarks.flags import NOTHING_DRAWN
-from defend.benchmarks.parts import Parts, code_sha256, held_by, identity_of
+from defend.benchmarks.parts import code_sha256, held_by, identity_of
 from defend.benchmarks.records import read_records
-from defend.benchmarks.suite import Eps, make_suite
 from defend.benchmarks.units import path_of
 from defend.benchmarks.watch import Watch
 from defend.errors import BadParameter, DefendError
@@ -332,78 +330,6 @@ def test_another_precision_is_another_record(tmp_path):
     for precision in ("float32", "bfloat16"):
         defend.bench(small, out=tmp_path, workers=1, precision=precision)
     assert [r["precision"] for r in read_records(tmp_path)] == ["float32", "bfloat16"]
-
-
-def expanded(**keys):
-    suite = make_suite(SMALL | keys)
-    return expand(suite, Parts(suite.dataset, None, torch.device("cpu")))
-
-
-VIEWS = {
-    "defaults": ({}, [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")]),
-    "bpda": ({"knowledge": "bpda"}, [("adaptive", "identity")]),
-    "one gradient": ({"gradients": ["declared"]}, [("oblivious", "declared"), ("adaptive", "declared")]),
-    "twice the same": ({"knowledge": ["bpda", "adaptive"]}, [("adaptive", "identity"), ("adaptive", "declared")]),
-    "transfer": ({"knowledge": "transfer", "surrogates": ["jpeg+convnet"]}, [("transfer", "declared")]),
-    "stops early": ({"attacks": ["art:name=DeepFool"], "eps": "0.1"}, [("adaptive", "identity"), ("adaptive", "declared")]),
-    "scores": ({"attacks": ["art:name=SquareAttack,access=scores,max_iter=5"]}, [("query", None)]),
-}
-
-
-@pytest.mark.parametrize("what", VIEWS)
-def test_levels(what):
-    keys, wanted = VIEWS[what]
-    cells, _ = expanded(**{"eps": "0.1", "defenses": ["none"]} | keys)
-    assert [(c.knowledge, c.gradient) for c in cells] == wanted
-
-
-def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_error():
-    cells, skipped = expanded(knowledge=["oblivious", "query"])
-    assert {c.knowledge for c in cells} == {"oblivious"}
-    assert len(skipped) == 1 and "query" in skipped[0]
-    with pytest.raises(DefendError, match="nothing is left to run"):
-        expanded(knowledge=["query"])
-
-
-def test_oblivious_and_transfer_never_drop():
-    cells, _ = expanded(knowledge=["oblivious", "adaptive", "transfer"], surrogates=["convnet"])
-    assert {c.knowledge: c.drops for c in cells} == {"oblivious": False, "transfer": False, "adaptive": True}
-
-
-def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
-    assert {c.eps.value for c in expanded(attacks=["fgsm:eps=1/4"])[0]} == {0.25}
-    assert {c.eps.value for c in expanded(eps="0.1")[0]} == {0.1}
-    assert {c.eps.value for c in expanded(eps=None)[0]} == {0.2}  # the claim eps of digits
-
-
-EPS = [(0.2, "0.2"), (8 / 255, "8/255"), (1 / 255, "1/255"), (1.0, "1"), (0.1 + 0.2, "0.3")]  # 0.2 is 51/255 too
-
-
-@pytest.mark.parametrize(("value", "text"), EPS)
-def test_an_eps_is_written_as_papers_write_it(value, text):
-    assert Eps.of(value) == Eps(text=text, value=value)
-
-
-WRONG = {
-    "no claim eps": ({"attacks": ["pgd:norm=L2"], "eps": None}, "no claim eps for the norm L2"),
-    "grey levels": ({"eps": "8"}, "for grey levels write 8/255"),
-    "two norms": ({"attacks": ["pgd:norm=L2", "fgsm"]}, "attacks of two norms"),
-    "too many images": ({"n": 10**6}, "give --n"),
-    "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),
-    "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean step, steps?"),
-    "surrogate": ({"knowledge": ["transfer"], "surrogates": ["none+convnet"], "defenses": ["none"]}, "it is the scored pipeline itself"),
-    "size": ({"defenses": ["split-vqvae:weights=untrained"]}, "untrained"),
-    "of another shape": ({"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]}, "takes 1x"),
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_run_is_said_in_one_line(what):
-    keys, message = WRONG[what]
-    with pytest.raises(DefendError) as e:
-        expanded(**keys)
-    assert message in str(e.value)
-    assert "\n" not in str(e.value)
 
 
 @pytest.mark.data("MNIST")
