@@ -161,7 +161,8 @@ def _parse_one(text: str, whole: str) -> Spec:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not key.isidentifier() or not equals or not value.strip():
-            raise BadSpec(f"{whole!r}: expected key=value, got {item.strip()!r}")
+            a_class = item.strip().isidentifier() and item.strip()[0].isupper()
+            raise BadSpec(f"{whole!r}: expected key=value, got {item.strip()!r}{'; a class of yours gets its name by an entry point' * a_class}")
         if key in params:
             raise BadSpec(f"{whole!r}: {key} is given twice")
         params[key] = read(value)

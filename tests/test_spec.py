@@ -94,6 +94,7 @@ BAD = {
     "a b:x=1": "expected name:key=value",
     "a:x": "expected key=value, got 'x'",
     "a:x=": "expected key=value",
+    "my_module:Blur": "got 'Blur'; a class of yours gets its name by an entry point",
     "a:x=1,": "expected key=value, got ''",
     "a:x=1,,y=2": "expected key=value, got ''",
     "a:1x=1": "expected key=value, got '1x=1'",

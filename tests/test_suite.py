@@ -83,6 +83,12 @@ WRONG = {
 }
 
 
+def test_what_is_wrong_is_said_before_what_is_missing():
+    """A suite that lacks its classifiers still hears of n: one mistake less for the next attempt."""
+    with pytest.raises(DefendError, match="n 'many': expected a whole number"):
+        make_suite({"dataset": "digits", "defenses": ["none"], "attacks": ["fgsm"], "n": "many"})
+
+
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_suites_say_what_was_wanted(what):
     keys, message = WRONG[what]

@@ -164,7 +164,7 @@ def make_suite(keys: Mapping[str, Any]) -> Suite:
     try:
         return Suite(**keys)
     except ValidationError as e:
-        first = e.errors()[0]
+        first = min(e.errors(), key=lambda error: error["type"] == "missing")  # what is there and wrong, before what is not there
         if isinstance(ours := first.get("ctx", {}).get("error"), DefendError):
             raise ours from None
         where = ".".join(str(p) for p in first["loc"]) or "suite"
