@@ -71,7 +71,7 @@ def test_list_names_every_component(kind):
     assert [line.split()[0] for line in run(f"list {kind}").stdout.splitlines()[2:-1]] == names
 
 
-NAMES = ("bitcut", "broken", "detached", "grey", "misbehaves")
+NAMES = ("bitcut", "broken", "careless", "detached", "from-file", "grey", "misbehaves")
 
 
 @pytest.mark.usefixtures("plugin")
