@@ -48,7 +48,7 @@ class Parts:
 
     def fresh_defense(self, spec: str) -> Purifier:
         """One that has seen nothing yet."""
-        return self._made("defense", spec)  # type: ignore[no-any-return]
+        return self._ready(self._loaded("defense", spec), "defense", spec)  # type: ignore[no-any-return]
 
     def classifier(self, spec: str) -> Classifier:
         """Raises Mismatch where it does not fit the data set."""
@@ -61,13 +61,16 @@ class Parts:
 
     def _keep(self, kind: Any, spec: str) -> Any:
         if (kind, spec) not in self._kept:
-            self._kept[kind, spec] = self._made(kind, spec)
+            made = self._loaded(kind, spec)
+            for member in members_of(made):
+                object.__setattr__(member, "held", held_by(member))  # before it is used: what it gathers then is another matter
+            self._kept[kind, spec] = self._ready(made, kind, spec)
         return self._kept[kind, spec]
 
-    def _made(self, kind: Any, spec: str) -> Any:
-        made = load(spec, kind, self.dataset_name, self.device)
-        for member in members_of(made):
-            object.__setattr__(member, "held", held_by(member))  # before it is used: what it gathers then is another matter
+    def _loaded(self, kind: Any, spec: str) -> Any:
+        return load(spec, kind, self.dataset_name, self.device)
+
+    def _ready(self, made: Any, kind: Any, spec: str) -> Any:
         if kind != "attack":
             check_trained(made, spec)
             made.run_as(self.precision, self.layout)

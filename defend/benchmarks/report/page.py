@@ -43,8 +43,9 @@ def write_report(run_dirs: Sequence[Path | str], out: Path | str | None = None, 
     if not found:
         raise BadParameter("nothing to report: give the folder of a run, as runs/embedded; `defend bench` writes one")
     folder = Path(out) if out is not None else folders[0]
-    model = table(found, folders, beside)
-    pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(marked(found, image_by_image(Reader(folders))))), (folder / JSON, _json(model))
+    read = Reader(folders)
+    model = table(found, folders, beside, read)
+    pages = (folder / HTML, _html(model, found, folders)), (folder / CSV, _csv(marked(found, image_by_image(read)))), (folder / JSON, _json(model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:

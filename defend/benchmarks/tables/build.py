@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.records import identity
-from defend.benchmarks.tables.beats import image_by_image
+from defend.benchmarks.tables.beats import Beats, image_by_image
 from defend.benchmarks.tables.claims import at_claim, claim, weak_imitation
 from defend.benchmarks.tables.doubts import doubts
 from defend.benchmarks.tables.findings import find, marked, name_of
@@ -24,19 +24,20 @@ Claims = Mapping[tuple[str, ...], str]
 Lines = dict[tuple[str, ...], str]  # of a claim: see `of_claim`
 
 
-def table(records: Sequence[Record], run_dirs: Sequence[Path] = (), beside: Sequence[Record] = ()) -> Table:
+def table(records: Sequence[Record], run_dirs: Sequence[Path] = (), beside: Sequence[Record] = (), read: Reader | None = None) -> Table:
     """Of one or several runs. Where the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum.
 
     beside: other cells of the same folders. They are not shown, but no claim stands that they refute.
+    read: of the same folders, where some units have been read.
     """
-    read, shown = Reader(run_dirs), {identity(r) for r in records}
+    read, shown = read or Reader(run_dirs), {identity(r) for r in records}
     beats = image_by_image(read)
     every = spelled_alike([*records, *(r for r in beside if identity(r) not in shown)])
     plain = every[: len(records)]
     records = marked(plain, beats)
-    claims, signs = _claims(records, read)
+    claims, signs = _claims(records, read, beats)
     if len(every) > len(plain):
-        _refute(claims, signs, *_claims(marked(every, beats), read))
+        _refute(claims, signs, *_claims(marked(every, beats), read, beats))
     sections = tuple(_section(rows, claims, read) for rows in _grouped(records, section_of).values())
     return Table(
         sections=sections,
@@ -59,14 +60,14 @@ def _refute(claims: Lines, signs: Lines, claims_of_all: Lines, signs_of_all: Lin
         signs |= {key: signs_of_all[key]} if key in signs_of_all else {}
 
 
-def _claims(records: Sequence[Record], read: Reader) -> tuple[Lines, Lines]:
+def _claims(records: Sequence[Record], read: Reader, beats: Beats) -> tuple[Lines, Lines]:
     """The claim of each defense in each norm, with its value; and a line for each that shows a sign of masking."""
     claims, signs = {}, {}
     families = _grouped(records, lambda r: of_claim(r)[:-1])
     groups, pipelines = _grouped(records, of_claim), _grouped(records, pipeline_of)
     for key, kin in groups.items():
         relatives = [r for r in families[key[:-1]] if r["norm"] != key[-1]]
-        seen = [*doubts(kin, relatives, image_by_image(read)), *filter(None, [outdone(kin, pipelines[pipeline_of(kin[0])], read)])]
+        seen = [*doubts(kin, relatives, beats), *filter(None, [outdone(kin, pipelines[pipeline_of(kin[0])], read)])]
         line, which = claim(kin, relatives, seen), _which(key, groups)
         claims[key] = (line if line.startswith("no claim") else f"{line}, {claimed(at_claim(kin), read)}{weak_imitation(at_claim(kin))}") + which
         if seen:
