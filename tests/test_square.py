@@ -5,7 +5,7 @@ import torch
 from attack_toys import EDGE, INSIDE, Y, curved, linear, predicted, start, target, unit, uphill
 from torch import nn
 
-from defend.attacks.square import Square, bumps, eta, square, stripes, window
+from defend.attacks.square import Square, bumps, eta, redrawn, some_of, square, stripes, window
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
 from defend.losses import margin
@@ -141,15 +141,44 @@ def test_a_deterministic_target_is_asked_once_a_step_and_not_where_nothing_chang
             return linear()(x)
 
     t = target(Counting())
-    Square(queries=300).run(t, INSIDE, Y, 0.02, start())
+    Square(queries=300, redraw=False).run(t, INSIDE, Y, 0.02, start())
     assert 12 * 100 < t.counts["forwards"] == len(asked) < 12 * 300 and t.counts["backwards"] == 0
 
 
 def test_what_is_not_asked_changes_nothing(monkeypatch):
-    lazy, _, _ = run(Square(queries=150))
+    lazy, _, _ = run(Square(queries=150, redraw=False))
     monkeypatch.setattr("defend.attacks.square.looks_are_free", on_gpu)
-    busy, t, _ = run(Square(queries=150))
+    busy, t, _ = run(Square(queries=150, redraw=False))
     assert torch.equal(lazy, busy) and t.counts["forwards"] == 12 * 150
+
+
+def test_every_square_changes_something_and_none_that_did_is_redrawn():
+    """Of one channel, the opposite sign; of more, each of the other choices as often."""
+    x = torch.full((7000, 2, 6, 5), 0.5)
+    random, best = start(7000).uniform(torch.zeros(7000, 7)), x + 0.1  # only with both signs up nothing changes
+    plain, other = square(x, best, 0.1, 3, random), redrawn(x, best, 0.1, 3, random)
+    same = (plain == best).flatten(1).all(1)
+    assert 0.2 < same.double().mean() < 0.3 and torch.equal(plain[~same], other[~same])
+    choices = (other[same] != best[same]).flatten(2).any(2).long() @ torch.tensor([1, 2])
+    share = choices.bincount(minlength=4) / len(choices)
+    assert share[0] == 0 and torch.allclose(share[1:], torch.tensor(1 / 3), atol=0.05)
+
+
+@pytest.mark.parametrize("c", [1, 2, 3, 24, 30])
+def test_some_channels_are_never_none(c):
+    u = torch.tensor([0.0, 0.3, 0.5, 1 - 2**-24])
+    some = some_of(c, u)
+    assert some.shape == (4, c) and some.any(1).all() and some[-1].all()
+
+
+def test_no_query_is_lost_on_what_changes_nothing():
+    """As in the paper's own code; AutoAttack's asks anew what it knows."""
+    asked = {}
+    for redraw in (True, False):
+        t = target(linear())
+        asked[redraw] = Square(queries=300, redraw=redraw).run(t, INSIDE, Y, 0.02, start()), t.counts["forwards"]
+    gained = {redraw: (uphill(Y) * (adv - INSIDE)).flatten(1).sum(1).mean() for redraw, (adv, _) in asked.items()}
+    assert asked[True][1] == 12 * 300 > asked[False][1] and gained[True] > gained[False]
 
 
 def test_of_a_stochastic_target_both_are_measured_anew_at_every_step():

@@ -90,7 +90,7 @@ class AutoAttack(Attack):
             return {"apgd-ce": ce} | ({"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)} if classes >= CLASSES["dlr"] else {})
         targeted = {"apgd-t": self._made("apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets)} if classes >= CLASSES["dlr-targeted"] else {}
         fab = self._made("fab", steps=self.steps, targets=self.targets)
-        return {"apgd-ce": ce} | targeted | {"fab-t": fab, "square": self._made("square", queries=self.queries, rescale=False)}
+        return {"apgd-ce": ce} | targeted | {"fab-t": fab, "square": self._made("square", queries=self.queries, rescale=False, redraw=False)}
 
     def _made(self, name: str, **fields: object) -> Attack:
         made: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)

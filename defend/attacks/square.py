@@ -41,15 +41,17 @@ class Square(Attack):
     3): the budget of one window goes into another, as two bumps of opposite signs; it begins with a grid of them, and the whole has norm
     eps before it is clipped. p begins at p_init and is halved along the published schedule, stretched from 10,000 to `queries`.
 
-    A deterministic target is asked once for each step, and on a CPU not at all where the square changes nothing: the query counts, its
-    answer is known. Of a stochastic one, incumbent and candidate are measured anew at every step, over `target.eot` draws each.
-    Notes `wrong_after`: after how many queries an image was first wrong, -1 where never.
+    An L-inf square that would change nothing gets other signs, as in the paper's own code: with one channel, late in the search, every
+    second one. AutoAttack's code asks it all the same (redraw=False), and on a CPU we don't: the query counts, its answer is known.
+    A deterministic target is asked once for each step. Of a stochastic one, incumbent and candidate are measured anew at every step, over
+    `target.eot` draws each. Notes `wrong_after`: after how many queries an image was first wrong, -1 where never.
     """
 
     card = AttackCard(paper="arXiv:1912.00049", access="scores", norms=("Linf", "L2"))
     queries: int = 5000  # the start is the first; of a stochastic target: steps
     p_init: float = 0.8  # the share of the pixels in the first squares
     rescale: bool = True  # false: p as if there were 10,000 queries; AutoAttack runs its 5,000 like that
+    redraw: bool = True  # L-inf; false: squares may change nothing
 
     def validate(self) -> None:
         self.require(self.queries >= 1, "queries", ">= 1")
@@ -68,7 +70,7 @@ class Square(Attack):
         at = (k - 1) % BLOCK
         if at == 0:
             s.random = s.noise.fork(f"steps from {k}").uniform(s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1]))
-        change = square if self.norm == "Linf" else window
+        change = window if self.norm == "L2" else redrawn if self.redraw else square
         candidate = change(s.x, s.best, eps, self.side(k - 1, s.x), s.random[:, at])
         asked, least = self._compared(s, candidate)
         better = (asked < least) & ~s.left_alone()
@@ -107,7 +109,27 @@ def stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 def square(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
     """Algorithm 2. random (b, 4 + 1 + c)."""
     inside = _windows(x, s, random[:, None, :2])[2]
-    return torch.where(inside, torch.where(random[:, 5:, None, None] < 0.5, x + eps, x - eps).clamp(0, 1), best)
+    return _painted(x, best, eps, inside, random[:, 5:] < 0.5)
+
+
+def redrawn(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
+    """Algorithm 2; where it would change nothing, with other signs, each choice as likely."""
+    inside, up = _windows(x, s, random[:, None, :2])[2], random[:, 5:] < 0.5
+    same = (_painted(x, best, eps, inside, up) == best).flatten(1).all(1)
+    return _painted(x, best, eps, inside, up ^ (same[:, None] & some_of(x.shape[1], random[:, 2])))
+
+
+def some_of(c: int, u: Tensor) -> Tensor:
+    """One of the 2^c - 1 choices of some of c channels, by u (b,) in [0, 1): bool (b, c)."""
+    few = min(c, 24)  # u has no more digits: further channels go with the last
+    number = 1 + (u.double() * (2**few - 1)).long()
+    some: Tensor = (number[:, None] >> torch.arange(c, device=u.device).clamp(max=few - 1)) % 2 == 1
+    return some
+
+
+def _painted(x: Tensor, best: Tensor, eps: float, inside: Tensor, up: Tensor) -> Tensor:
+    """inside: bool (b, 1, h, w). up: bool (b, c)."""
+    return torch.where(inside, torch.where(up[:, :, None, None], x + eps, x - eps).clamp(0, 1), best)
 
 
 def window(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
