@@ -190,7 +190,7 @@ class Purifier(Configured, PreprocessorPyTorch):
         autograd = backward is None and self.card.gradient in ("exact", "approximate")
         version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(wanted and autograd), autocast(x.device, self._precision):
-            value = self.purify(x, noise)
+            value = self.purify(x if wanted and autograd else x.detach(), noise)  # elsewhere it sees what it sees when it is scored
         if version is not None and x._version != version:
             raise BrokenPurifier(f"{type(self).__name__}: purify wrote into its input, which others share; let it work on a copy")
         if value.shape != x.shape:
@@ -246,6 +246,17 @@ class Purifier(Configured, PreprocessorPyTorch):
     def as_module(self) -> nn.Module:
         """For use without ART: torch.nn.Sequential(purifier.as_module(), model)."""
         return _Module(self)
+
+
+FINAL = [
+    *(name for name, value in vars(Purifier).items() if getattr(value, "__final__", False)),
+    *("_adapted", "_check_input", "_deployed", "_one_cut", "_replay", "as_module", "estimate_gradient"),
+]
+
+
+def overridden(p: Purifier) -> list[str]:
+    """The final methods that it has of its own. Python does not refuse them; through its own `purified` an attacker may be shown anything."""
+    return [name for name in FINAL if getattr(type(p), name) is not getattr(Purifier, name) or name in vars(p)]
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

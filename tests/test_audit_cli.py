@@ -2,6 +2,7 @@
 
 import json
 
+import audit_toys
 import masked
 import pytest
 from click.testing import CliRunner
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 import defend
 from defend.benchmarks.stats import holm
 from defend.cli import main
-from defend.errors import BadParameter
+from defend.errors import BadParameter, BrokenPurifier
 
 WORDS = ["--dataset", "digits", "--classifier", "convnet", "--budget", "quick", "--split", "val"]
 
@@ -20,7 +21,7 @@ def masked_plugin(tmp_path, install):
     folder = tmp_path / "masked-0.1.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: masked\nVersion: 0.1\n")
-    (folder / "entry_points.txt").write_text("[defend.defenses]\nfalsely-exact = masked:FalselyExact\n")
+    (folder / "entry_points.txt").write_text("[defend.defenses]\nfalsely-exact = masked:FalselyExact\nrecalls = audit_toys:Recalls\n")
     install(tmp_path)
 
 
@@ -60,10 +61,28 @@ def test_an_unreliable_one():
     assert all(any(line.startswith(f"- {name}: ") for line in lines) for name in ("Square", "transfer"))
 
 
+@pytest.mark.usefixtures("masked_plugin")
+def test_a_memory_outside_of_the_object_shows_in_a_fresh_process():
+    """Clean images and points near them it purifies as a fresh one does; the attacks' images it has never seen."""
+    done = run("recalls", "-n", "32")
+    assert done.exit_code == 3 and len(audit_toys.MEMORY) == 3, done.output
+    assert any(line.startswith("- fresh process: ") for line in done.stdout.splitlines()), done.output
+
+
+def test_what_the_audit_says_of_itself_nobody_else_can_say():
+    report = defend.audit(audit_toys.Excused(), "digits", "convnet", "quick", n=16, split="val")
+    assert report.verdict == "unreliable" and any("declared gradient" in r and "LeftOut: nothing to do" in r for r in report.reasons)
+
+
+def test_a_purifier_with_final_methods_of_its_own_is_refused():
+    with pytest.raises(BrokenPurifier, match="Double: has its own purified, which all purifiers share"):
+        defend.audit(audit_toys.Double(), "digits", "convnet", "quick", n=16, split="val")
+
+
 def test_an_object():
     report = defend.audit(masked.Blur(), "digits", "convnet", "quick", n=16, split="val")
     assert report.verdict == "no sign of masking" and report.about["defense"] == "Blur:weight=1.0"
-    assert report.about["lowest_accuracy"] <= report.about["declared_accuracy"] <= report.about["clean_accuracy"]
+    assert report.about["lowest_accuracy"] <= report.about["declared_accuracy"] < 0.5 < report.about["clean_accuracy"]
 
 
 WRONG = {

@@ -69,6 +69,14 @@ def test_what_is_masked_on_a_part_of_the_images_is_seen_together(share, turns, n
     assert [c.name for c in settle([checked(r, ran(r, scene)) for r in fought]) if c.turns] == turns
 
 
+@pytest.mark.parametrize(("sigma", "steps", "copies"), [(0, 90, 1), (1e-6, 90, 1), (0.3, 30, 3)])
+def test_noise_that_decides_nothing_buys_no_shorter_search(sigma, steps, copies):
+    """The same queries go into steps: whoever adds a millionth would else be asked a tenth as long."""
+    scene = scene_of(defend.load(f"gaussian:sigma={sigma}"))
+    scene.plan = replace(scene.plan, queries=30, eot=3)
+    assert rivals._search(scene) == (steps, copies)
+
+
 def test_both_arms_of_a_difference_see_the_same_draw():
     """Where they are the same image, nothing differs, whatever the purifier draws."""
     scene = scene_of(defend.load("gaussian:sigma=0.3"))

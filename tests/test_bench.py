@@ -12,16 +12,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Undefined, digits, network
+from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Startled, Undefined, digits, network
 
 import defend
+from defend import Chain
 from defend.benchmarks import read_unit
 from defend.benchmarks.flags import NOTHING_DRAWN
 from defend.benchmarks.parts import code_sha256, held_by, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.units import path_of
 from defend.benchmarks.watch import Watch
-from defend.errors import BadParameter, DefendError
+from defend.errors import BadParameter, BrokenPurifier, DefendError
 from defend.noise import Noise
 from defend.target import Target
 
@@ -269,6 +270,20 @@ def test_gradients_are_looked_at_on_the_grid_and_off_it(purifier, seen):
     x, y = digits().rows("val", 0, 24)
     watch = Watch(Target(network(), purifier(), Noise.of(0, torch.arange(24))), x, y, defend.load("fgsm", "attack"))
     assert (watch.seen["zero_gradients"], watch.seen["undefined_gradients"]) == seen
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_what_is_attacked_is_what_is_scored(noise):
+    """One that looks whether a gradient is asked for fails, with noise or without; one that rounds otherwise does not."""
+    x, y = digits().rows("val", 0, 24)
+    random = (defend.load("gaussian:sigma=0.05"),) if noise else ()
+
+    def watched(purifier):
+        Watch(Target(network(), Chain(members=(*random, purifier)), Noise.of(0, torch.arange(24)), eot=3), x, y, defend.load("fgsm", "attack"))
+
+    watched(Rough())
+    with pytest.raises(BrokenPurifier, match="of 24 images get another label where a gradient is asked for"):
+        watched(Startled())
 
 
 @pytest.mark.usefixtures("plugin")

@@ -32,7 +32,7 @@ SIGNS = {
         "the declared gradient alone was attacked",
     ),
     "no EOT": (
-        lambda: [r | {"stochastic": True} for r in complete()],
+        lambda: [r | {"stochastic": True, "all_draws_correct": 0.0} for r in complete()],
         "randomised, and attacked without EOT",
     ),
     "black box": (
@@ -63,6 +63,10 @@ SIGNS = {
         "the declared gradient vanishes or is undefined on 1.1 % of the images",
     ),
     "not random": (lambda: [r | {"flags": [NOTHING_DRAWN]} for r in complete()], "its card says stochastic=True, and nothing was drawn"),
+    "noise that decides nothing": (
+        lambda: [r | {"stochastic": True, "eot": 20} for r in complete()],
+        "its card says stochastic=True, and no draw decides anything",
+    ),
     "dead": (
         lambda: [r | {"flags": [zero_gradient(11, 1000)]} if r["gradient"] == "declared" else r for r in complete()],
         "the declared gradient vanishes or is undefined on 1.1 % of the images",

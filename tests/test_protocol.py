@@ -105,6 +105,11 @@ def test_every_norm_of_the_claim_is_run(parts, monkeypatch):
     assert {c.eps.value for c in cells if c.norm == "L2"} == {0.5}
 
 
+def test_a_claim_in_one_norm_alone_is_asked_for_any_image_too(parts, monkeypatch):
+    monkeypatch.setattr(type(parts.data), "card", replace(parts.data.card, claim={"L2": 0.5}))
+    assert {c.gradient for c in ladder(parts) if c.eps.value == 1 and c.norm == "Linf"} == set(GRADIENTS)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_targeted_dlr_needs_four_classes(classes):
     assert not any("dlr" in step.attack for step in ladder_1("Linf", False, classes))

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from made_runs import DECLARED, IDENTITY, cell, complete, keep
 
+from defend.benchmarks.flags import unconverged
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
@@ -28,6 +30,12 @@ def test_the_ladder_is_bold_where_it_may_be_claimed_and_says_that_images_come_ag
     assert "n = 1,000 (575 distinct" in text and "**<= 1.0** (0.5 to 1.8)" in text and text.rstrip().endswith("| claim: ladder-1 |")
     (lacking,), _ = page.of(keep(tmp_path, complete()[1:]))
     assert "**" not in page.line(lacking) and "no claim (missing: oblivious APGD-CE" in page.line(lacking)
+
+
+def test_a_level_that_still_fell_is_at_most_that(tmp_path):
+    page, still = script("ladder_page"), {"knowledge": "query", "attack": "square", "flags": [unconverged(0.01)]}
+    (made,), _ = page.of(keep(tmp_path, [cell(tmp_path, [1, 1, 0], **still), cell(tmp_path, [1, 0, 0], knowledge="oblivious")]))
+    assert (made["query"], made["oblivious"]) == ("<= 66.7", "33.3")
 
 
 def test_a_level_of_the_ladder_is_the_worst_of_each_image(tmp_path):

@@ -83,8 +83,9 @@ def _of_protocol(row: _Row, skipped: list[str]) -> Iterator[Cell]:
         raise BadParameter(f"protocol {suite.protocol}: the data set {suite.dataset} has no claim eps; give --attack and --eps instead")
     if parts.data.classes < TARGETED_DLR:
         skipped.append(f"skipped targeted APGD-DLR: it needs {TARGETED_DLR} classes, {suite.dataset} has {parts.data.classes}")
+    first = "Linf" if "Linf" in claim else next(iter(claim))
     for norm, eps in claim.items():
-        for step in ladder_1(norm, row.purifier.card.stochastic, parts.data.classes):
+        for step in ladder_1(norm, row.purifier.card.stochastic, parts.data.classes, norm == first):
             views, notes = _at_level(row, parts.attack(str(take_eps(step.attack)[0])), step.attack, step.knowledge, GRADIENTS)
             skipped.extend(notes)
             yield from (_cell(row, step.attack, step.eps or Eps.of(eps), v, EOT, suite.protocol) for v in views)

@@ -19,10 +19,10 @@ from defend.benchmarks.digest import sha256_of
 from defend.chain import Chain, members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset
-from defend.errors import BadParameter
-from defend.learned import Learned
+from defend.errors import BadParameter, BrokenPurifier
+from defend.learned import Frozen, Learned
 from defend.load import dataset_name, load
-from defend.purifier import Purifier
+from defend.purifier import Purifier, overridden
 from defend.registry import REGISTRY
 from defend.weights import sha256
 
@@ -72,9 +72,17 @@ class Parts:
 
     def _ready(self, made: Any, kind: Any, spec: str) -> Any:
         if kind != "attack":
+            check_final(made)
             check_trained(made, spec)
             made.run_as(self.precision, self.layout)
         return made
+
+
+def check_final(component: Any) -> None:
+    """Raises BrokenPurifier: attacks and scores would meet what it makes of them."""
+    for member in {component, *members_of(component)}:
+        if isinstance(member, Purifier) and (own := overridden(member)):
+            raise BrokenPurifier(f"{type(member).__name__}: has its own {', '.join(own)}, which all purifiers share: write purify alone")
 
 
 def check_trained(component: Any, spec: str) -> None:
@@ -94,7 +102,7 @@ def identity_of(component: Any, kind: Any) -> Any:
     return {
         "component": REGISTRY.component(kind, type(component)),
         "settings": settings,
-        "weights": sorted(getattr(component, "weights_sha256", {}).values()),
+        "weights": [digest for _, digest in sorted(getattr(component, "weights_sha256", {}).items())],  # by their roles
         **({"held": held} if held else {}),
     }
 
@@ -102,10 +110,9 @@ def identity_of(component: Any, kind: Any) -> Any:
 def held_by(component: Any) -> str:
     """The hash of what no setting shows and no header of weights: tensors, arrays and networks among its attributes, and files that its
     settings name. A model trained anew into the same file is another purifier. "" where there is nothing of the kind."""
-    if isinstance(component, Learned):
-        return ""
-    files = [Path(v) for v in component.settings.values() if isinstance(v, str) and Path(v).is_file()]
-    tensors = list(_tensors(vars(component)))
+    learned = isinstance(component, Learned)  # its network is known by its file
+    files = [Path(v) for k, v in component.settings.items() if isinstance(v, str) and not (learned and k == "weights") and Path(v).is_file()]
+    tensors = list(_tensors({k: v for k, v in vars(component).items() if not (learned and isinstance(v, Frozen))}))
     return hashlib.sha256((sha256_of(*tensors) + "".join(map(sha256, files))).encode()).hexdigest() if tensors or files else ""
 
 

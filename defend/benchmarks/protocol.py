@@ -21,13 +21,13 @@ class Step:
     eps: Eps | None = None  # None: the claim eps
 
 
-def ladder_1(norm: str, stochastic: bool, classes: int) -> list[Step]:
-    """In the order in which the table prints them."""
+def ladder_1(norm: str, stochastic: bool, classes: int, unbounded: bool = True) -> list[Step]:
+    """In the order in which the table prints them. unbounded: with PGD to any image at all, once for all norms."""
     with_norm = "" if norm == "Linf" else f"norm={norm},"
     apgd, pgd = f"apgd:loss=ce,{with_norm}steps=100", f"pgd:{with_norm}steps=40"
     targeted = [Step(f"apgd:loss=dlr-targeted,{with_norm}steps=100", "adaptive")] if classes >= TARGETED_DLR else []
     pgd_eot = [Step(f"pgd:{with_norm}steps=200", "adaptive")] if stochastic else []
     blind = [Step(attack, level) for attack in (apgd, pgd) for level in ("oblivious", "transfer")]
     square = f"square:{with_norm}queries={1000 if stochastic else 5000}"  # a stochastic one is measured over EOT draws at each query
-    unbounded = [Step("pgd:random_start=false,steps=40", "adaptive", UNBOUNDED)] if norm == "Linf" else []  # speaks for every norm
-    return [*blind, Step(apgd, "adaptive"), *targeted, *pgd_eot, Step(square, "query"), *unbounded]
+    anywhere = [Step("pgd:random_start=false,steps=40", "adaptive", UNBOUNDED)] if unbounded else []
+    return [*blind, Step(apgd, "adaptive"), *targeted, *pgd_eot, Step(square, "query"), *anywhere]

@@ -39,6 +39,14 @@ def check_word(purifier: Purifier, first: Tensor, second: Tensor) -> None:
         raise BrokenPurifier(f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ")
 
 
+def check_watched(purifier: Purifier, watched: Tensor, alone: Tensor) -> None:
+    """Logits of the same images on the same draws, with a gradient and without. Raises BrokenPurifier where more than one image in twenty
+    gets another label: what is attacked is not what is scored. A few may round otherwise."""
+    moved = int((watched.argmax(1) != alone.argmax(1)).sum())
+    if moved > max(1, len(alone) // 20):
+        raise BrokenPurifier(f"{type(purifier).__name__}: {moved} of {len(alone)} images get another label where a gradient is asked for; let purify not look")
+
+
 def same(first: Tensor, second: Tensor) -> bool:
     """Logits, but for rounding."""
     return torch.allclose(first, second, atol=1e-3)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack
-from defend.benchmarks.scoring import check_finite, check_word
+from defend.benchmarks.scoring import check_finite, check_watched, check_word
 from defend.losses import cross_entropy
 from defend.target import Target
 
@@ -33,9 +33,16 @@ class Watch:
     def _slopes(self) -> dict[str, int]:
         """On the grid of 256 levels, and half a step off it, where attacks climb. The sign of NaN is 0: such a pixel just stands still."""
         off = (self.x + (self.target.noise.fork("off the grid").uniform(self.x) - 0.5) / 255).clamp(0, 1)
-        slopes = torch.stack([self.target.again().gradient(z, self.y, cross_entropy)[0].flatten(1) for z in (self.x, off)])
+        found = [self.target.again().gradient(z, self.y, cross_entropy) for z in (self.x, off)]
+        check_watched(self.target.purifier, found[0][2], self._answers())
+        slopes = torch.stack([slope.flatten(1) for slope, _, _ in found])
         dead, wild = (slopes == 0).all(2).any(0), ~slopes.isfinite().all(2).all(0)
         return {"zero_gradients": int(dead.sum()), "undefined_gradients": int(wild.sum())}
+
+    def _answers(self) -> Tensor:
+        """Mean logits over the draws that a gradient takes, without one."""
+        target = self.target.again()
+        return torch.stack([target.logits(self.x.clone()) for _ in range(1 if target.deterministic else target.eot)]).mean(0)
 
     def _loss(self, x: Tensor) -> float:
         return float(cross_entropy(self.target.again().logits(x.clone()), self.y).double().sum())

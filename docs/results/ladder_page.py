@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.benchmarks.records import read_records
+from defend.benchmarks.stats import holm
 from defend.benchmarks.suite import Eps
 from defend.benchmarks.tables.build import table
 from defend.benchmarks.tables.claims import EVERY_GRADIENT
@@ -39,7 +40,8 @@ def main() -> None:
     listed = list({(section(r), r["defense"]): r for r in listed}.values())  # of one that is in several runs the last counts, as in a report
     listed = [r for r in listed if r["defense"] == "none" or r["n"] == max(other["n"] for other in listed if of_one(other) == of_one(r))]
     write("ladder.csv", COLUMNS, listed)
-    write("ladder_pairs.csv", PAIRS, pairs)
+    adjusted = holm([p["p"] for p in pairs])
+    write("ladder_pairs.csv", PAIRS, [pair | {"p_holm": p} for pair, p in zip(pairs, adjusted, strict=True)])  # over all that are listed there
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2])
     print(f"wrote {len(listed)} rows")
@@ -79,7 +81,7 @@ def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
 def lowest(records: list[Record], read: Reader) -> str:
     """The worst case of each image over these attacks."""
     found = worst_over(records, read)[0] if records else None
-    return "" if found is None or found.accuracy is None else ("<= " if found.bound else "") + percent(found.accuracy)
+    return "" if found is None or found.accuracy is None else found.at_most + percent(found.accuracy)
 
 
 def lines(listed: list[dict[str, Any]]) -> Iterator[str]:

@@ -19,7 +19,8 @@ Weight = Literal["attack", "required", "sign"]
 
 
 class LeftOut(Exception):
-    """Raised by a check that has nothing to do here: not run, on purpose, and held against nobody."""
+    """Raised by a check that has nothing to do here: not run, on purpose, and held against nobody. Only the audit's own word counts: a
+    purifier that raises it has failed."""
 
 
 class NotTried(LeftOut):

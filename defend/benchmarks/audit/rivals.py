@@ -84,9 +84,10 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
 
 def _queries(scene: Scene, attempts: Callable[[Scene], Iterator[Attempt]]) -> str:
     """How it was run, where that needs saying: an attack without gradients has far fewer steps before a stochastic purifier, each over several draws."""
-    plan, draws = scene.plan, 2 * scene.plan.eot if scene.stochastic else 1  # Square measures incumbent and candidate anew
+    plan = scene.plan
     if attempts is _square:
-        return f", in {plan.queries} steps, {draws * plan.queries} queries an image"
+        steps, copies = _search(scene)
+        return f", in {steps} steps, {steps * (2 * copies if scene.stochastic else 1)} queries an image"  # incumbent and candidate are measured anew
     if attempts is _transfer and any(len(_ways(scene, *pipeline)) > 1 for pipeline in scene.surrogates):
         return ", past a surrogate's purifier too: its own gradient is zero"
     if attempts is _spsa:
@@ -131,7 +132,15 @@ def _spsa(scene: Scene) -> Iterator[Attempt]:
 
 
 def _square(scene: Scene) -> Iterator[Attempt]:
-    return through(scene, (f"square:queries={scene.plan.queries}",))
+    steps, copies = _search(scene)
+    yield lambda rows: scene.attack(f"square:queries={steps}", scene.target(rows, eot=copies), rows)
+
+
+def _search(scene: Scene) -> tuple[int, int]:
+    """Steps, and draws that each is measured over: the same number of queries goes into steps where noise decides nothing, lest it be drawn
+    for that alone."""
+    plan = scene.plan
+    return (plan.queries * plan.eot, 1) if scene.steady else (plan.queries, plan.eot)
 
 
 def _oblivious(scene: Scene) -> Iterator[Attempt]:

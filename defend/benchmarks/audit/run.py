@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from traceback import walk_tb
 from typing import Any
 
 import torch
 
 from defend.benchmarks.audit import active, declared, gradients, indicators, rivals, state
-from defend.benchmarks.audit.model import Check, Report, Rule, Seen, checked, settle, verdict_of
+from defend.benchmarks.audit.model import Check, LeftOut, Report, Rule, Seen, checked, settle, verdict_of
 from defend.benchmarks.audit.rounds import together
 from defend.benchmarks.audit.scene import Scene, frame
 from defend.benchmarks.audit.stage import Pipeline, set_stage
@@ -98,11 +99,17 @@ def rules_of(scene: Scene, seen: Mapping[str, Seen | Exception]) -> tuple[list[R
 
 
 def _once(run: Callable[[], Any]) -> Any:
-    """What it gives, or why it gives nothing: a plugin may raise anything."""
+    """What it gives, or why it gives nothing: a plugin may raise anything, the audit's own LeftOut too."""
     try:
         return run()
     except Exception as e:
-        return e
+        return RuntimeError(f"{type(e).__name__}: {e}") if isinstance(e, LeftOut) and not _of_the_audit(e) else e
+
+
+def _of_the_audit(e: BaseException) -> bool:
+    """Was it raised here, and not by what is audited?"""
+    *_, (frame, _) = walk_tb(e.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith(__package__ or "defend")
 
 
 def _numbers(scene: Scene, found: declared.Declared | Exception) -> dict[str, Any]:

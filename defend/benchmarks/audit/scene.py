@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defend.benchmarks.audit.plan import Plan
+from defend.benchmarks.audit.thresholds import THRESHOLDS
 from defend.benchmarks.parts import Parts
-from defend.benchmarks.scoring import judged, purified
+from defend.benchmarks.scoring import SELECT, judged, purified
 from defend.benchmarks.tables.outcomes import Bits
 from defend.benchmarks.units import Frame
 from defend.load import load
@@ -95,6 +96,14 @@ class Scene:
         x_adv: Tensor = load(spec, "attack").run(target, x.clone(), y.clone(), eps, self.root.take(rows).fork(f"start {spec}"))
         check_attacked(x_adv, x, eps, NORM, spec)
         return x_adv.detach()
+
+    @cached_property
+    def steady(self) -> bool:
+        """Does its noise, if any, decide nothing? Then a search needs no averages."""
+        if not self.stochastic:
+            return True
+        draws = [self.outcomes(x, self.some, "steady", SELECT) for x in (self.x[self.some], self.points)]
+        return all(float((d.min(1) < d.max(1)).mean()) <= THRESHOLDS["state"].value for d in draws)
 
     @cached_property
     def clean(self) -> Floats:

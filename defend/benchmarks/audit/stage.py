@@ -17,7 +17,7 @@ from defend.benchmarks.audit.plan import plan_of
 from defend.benchmarks.audit.scene import LAYOUT, NORM, PRECISION, Bench, Scene
 from defend.benchmarks.cells import check_shape
 from defend.benchmarks.imitation import check_cache
-from defend.benchmarks.parts import Parts, check_trained
+from defend.benchmarks.parts import Parts, check_final, check_trained
 from defend.benchmarks.suite import component, one_eps, too_wide
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
@@ -82,6 +82,7 @@ def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
     found = load(component(what, kind), kind, dataset_name(data), device) if isinstance(what, str) else what
     if getattr(found, "seed", None) is not None:
         raise BadParameter(f"{type(found).__name__}: seed={found.seed} says how a purifier runs, and an audit gives each image noise of its own: leave it out")
+    check_final(found)
     if isinstance(what, str):
         check_trained(found, what)
         found.run_as(PRECISION, LAYOUT)

@@ -34,7 +34,9 @@ def rules(declared: Callable[[], Declared]) -> list[Rule]:
         "company": ("Is an image purified alone as it is in a batch, and in any order?", "Let no image depend on its neighbours", _company),
         "watched": ("Does it do the same when a gradient is asked for?", "The attacker is shown another purifier than the one that is scored", _watched),
         "before and after": ("Does it do the same after the attacks as before?", "It remembers what it has seen: remove the state", _after),
-        "fresh process": ("Does a fresh one do the same?", "It depends on what else has run: remove the state", _fresh),
+        "fresh process": (
+            "Does a fresh one do the same, with the attacks' images too?", "It depends on what else has run: remove the state", lambda s: _fresh(s, declared()),
+        ),
     }  # fmt: skip
     made = [
         Rule(name=name, question=question, weight="required", threshold=share, source=_SOURCE, advice=advice, run=run)
@@ -129,10 +131,11 @@ def remember(scene: Scene) -> None:
     scene.before = [scene.purified(x, scene.nth(scene.some, "state")) for x in _seen(scene)]
 
 
-def _fresh(scene: Scene) -> Seen:
-    """In another order, so that a memory of places shows too."""
+def _fresh(scene: Scene, declared: Declared) -> Seen:
+    """In another order, so that a memory of places shows too. Each set of images in a process of its own: attacked ones, whose clean ones
+    it never saw, tell a memory of what was shown before."""
     worst, order = 0.0, torch.arange(len(scene.some) - 1, -1, -1, device=scene.x.device)
-    for x in _seen(scene):
+    for x in (*_seen(scene), *(made[scene.some] for made in declared.best.made[-1:])):
         noise = scene.nth(scene.some, "state")
         worst = max(worst, moved(scene.purified(x, noise)[order], scene.twin(x[order], order, "state")))
     return _judged(worst, f", against {scene.twin_is}")

@@ -40,7 +40,10 @@ def without_eot(seen: Seen) -> str:
 def false_randomness(seen: Seen) -> str:
     """As deterministic it would have been asked more and attacked for longer. One that draws on some images alone draws in some cell."""
     sound = [r for r in seen.records if r["error"] is None]
-    return "its card says stochastic=True, and nothing was drawn" if sound and all(NOTHING_DRAWN in r["flags"] for r in sound) else ""
+    if sound and all(NOTHING_DRAWN in r["flags"] for r in sound):
+        return "its card says stochastic=True, and nothing was drawn"
+    steady = sound and all(r["stochastic"] and r["all_draws_correct"] == r["robust_accuracy"] for r in sound)
+    return "its card says stochastic=True, and no draw decides anything" if steady else ""
 
 
 def black_box_wins(seen: Seen) -> str:
