@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import defend
 from defend.benchmarks.stats import holm
 from defend.cli import main
-from defend.errors import BadParameter, BrokenPurifier
+from defend.errors import BadParameter, BrokenPurifier, UnknownName
 
 WORDS = ["--dataset", "digits", "--classifier", "convnet", "--budget", "quick", "--split", "val"]
 
@@ -108,6 +108,12 @@ def test_noise_of_its_own_is_refused(spec):
     """With one seed for all its life, what is deployed is another defense than the one that an audit would judge."""
     with pytest.raises(BadParameter, match="says how a purifier runs"):
         defend.audit(spec, "digits", "convnet", "quick", n=16, split="val")
+
+
+def test_one_surrogate_needs_no_list():
+    """A text is a sequence of letters, too."""
+    with pytest.raises(UnknownName, match="unknown classifier 'nowhere'"):
+        defend.audit("none", "digits", "convnet", "quick", n=16, split="val", surrogates="nowhere")
 
 
 class Raises(masked.Blur):

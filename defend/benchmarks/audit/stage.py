@@ -68,9 +68,9 @@ def set_stage(
 
 
 def _others(given: Sequence[str | Pipeline], bench: Bench | None) -> tuple[Sequence[str | Pipeline], str]:
-    """(the pipelines to transfer from, why there is none). Those given, else the bench's default."""
+    """(the pipelines to transfer from, why there is none). Those given, or the only one; else the bench's default."""
     if given:
-        return given, ""
+        return ([given] if isinstance(given, str) else given), ""
     if bench is None:
         return (), "no other pipeline was given (--surrogate C or DEFENSE+C)"
     found, why = default_surrogate(bench.parts, bench.classifier, bench.defense)
