@@ -9,7 +9,6 @@ import sys
 import textwrap
 import time
 
-import numpy as np
 import pytest
 import torch
 from audit_toys import AliveOnTheGrid, RightAtFirst, Rough, Startled, Undefined, digits, network
@@ -18,11 +17,10 @@ import defend
 from defend import Chain
 from defend.benchmarks import read_unit
 from defend.benchmarks.flags import NOTHING_DRAWN
-from defend.benchmarks.parts import code_sha256, held_by, identity_of
 from defend.benchmarks.records import read_records
 from defend.benchmarks.units import path_of
 from defend.benchmarks.watch import Watch
-from defend.errors import BadParameter, BrokenPurifier, DefendError
+from defend.errors import BadParameter, BrokenPurifier
 from defend.noise import Noise
 from defend.target import Target
 
@@ -235,28 +233,6 @@ def test_a_model_trained_anew_into_the_same_file_is_another(tmp_path):
     assert accuracy[0] == accuracy[2] > 0.9 and accuracy[1] < 0.3
 
 
-HELD = {
-    "a tensor": lambda v: torch.tensor([v]),
-    "in bfloat16": lambda v: torch.tensor([v], dtype=torch.bfloat16),
-    "an array in a list": lambda v: {"deep": [np.array([v])]},
-    "a network": lambda v: torch.nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False).apply(lambda m: m.weight.fill_(v)),
-}
-
-
-@pytest.mark.parametrize("what", HELD)
-def test_what_a_component_holds_is_in_its_identity(what):
-    """Not what it was given as settings, nor what a header of weights says."""
-
-    def hashed(value):
-        made = defend.load("bitdepth")
-        assert held_by(made) == ""
-        object.__setattr__(made, "model", value)
-        return held_by(made)
-
-    first, other, again = (hashed(HELD[what](v)) for v in (1.0, 2.0, 2.0))
-    assert first != other == again
-
-
 def test_noise_that_changes_nothing_is_said(tmp_path):
     """A card that says stochastic=True is asked fewer queries: where that is not so, no claim stands."""
     wanted = SMALL | {"defenses": ["gaussian:sigma=0", "gaussian:sigma=0.01"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "draws": 2}
@@ -306,38 +282,6 @@ def test_records_that_cannot_be_gone_on_with_are_said_before_anything_is_compute
 def test_a_worker_that_dies_fails_what_it_had_in_hand(tmp_path):
     records = defend.bench(SMALL | {"defenses": ["misbehaves:how=dies"], "knowledge": ["bpda"], "eps": "0.1", "n": 32}, out=tmp_path, workers=2)
     assert [("worker" in r["error"] and "died" in r["error"]) for r in records] == [True]
-
-
-@pytest.mark.usefixtures("plugin")
-def test_settings_called_weights_and_code_are_in_the_key():
-    """Only a learned component's `weights` is a name for what is hashed; a package's files are hashed wherever they lie."""
-
-    class Window(defend.Purifier):
-        """Not learned."""
-
-        card = defend.Card(paper="none: test", gradient="exact", stochastic=False)
-        weights: str = "flat"
-
-        def purify(self, x, noise):
-            return x
-
-    assert identity_of(Window(weights="flat"), "defense") != identity_of(Window(weights="peaked"), "defense")
-    assert code_sha256("defend_bitcut") != code_sha256("defend")
-    with pytest.raises(DefendError, match=r"no \.py files"):
-        code_sha256("math")
-
-
-def test_code_of_a_package_without_init_is_hashed(tmp_path, monkeypatch):
-    (tmp_path / "bare_package").mkdir()
-    file = tmp_path / "bare_package" / "part.py"
-    monkeypatch.syspath_prepend(str(tmp_path))
-    seen = set()
-    for text in ("x = 1", "x = 2"):
-        file.write_text(text)
-        code_sha256.cache_clear()
-        seen.add(code_sha256("bare_package"))
-    code_sha256.cache_clear()
-    assert len(seen) == 2
 
 
 def test_another_precision_is_another_record(tmp_path):

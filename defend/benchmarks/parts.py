@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from defend.errors import BadParameter, BrokenPurifier
 from defend.learned import Frozen, Learned
 from defend.load import dataset_name, load
 from defend.purifier import Purifier, overridden
-from defend.registry import REGISTRY
+from defend.registry import GROUPS, HOME, REGISTRY
 from defend.weights import sha256
 
 _BY_VERSION = {"torch", "art"}  # in the key by their versions
@@ -135,6 +137,22 @@ def packages_of(component: Any) -> set[str]:
         return set().union(*(packages_of(m) for m in component.members))
     tops = {base.__module__.partition(".")[0] for base in type(component).__mro__}
     return tops - _BY_VERSION - sys.stdlib_module_names
+
+
+@cache
+def libraries_of(package: str) -> dict[str, str]:
+    """What the distribution of a plugin's package says that it needs, with the versions that are here: their code computes, and is not hashed."""
+    dists = {e.dist for kind in GROUPS for e in REGISTRY.entries(kind) if e.package == package and e.dist not in (HOME, "unknown")}
+    named = [re.match(r"[\w.-]+", line) for dist in sorted(dists) for line in requires(dist) or []]
+    found = {m[0].lower() for m in named if m} - {HOME, "torch"}
+    return {name: there for name in sorted(found) if (there := _version(name))}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # an extra that is not installed
+        return ""
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 from defend.benchmarks.cell import Cell, Pipeline
 from defend.benchmarks.digest import canonical, key_of, sha256_of
 from defend.benchmarks.imitation import identity_of_imitation
-from defend.benchmarks.parts import Parts, code_sha256, identity_of, packages_of
+from defend.benchmarks.parts import Parts, code_sha256, identity_of, libraries_of, packages_of
 from defend.files import write
 
 _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "torchvision")  # their code computes, and is not hashed
@@ -57,9 +57,14 @@ def key_parts(cell: Cell, start: int, stop: int, data_sha256: str, parts: Parts,
         "scored": _pipeline(cell.scored, parts),
         "attack": identity_of(attack, "attack"), "eps": cell.eps.value, "norm": cell.norm,
         "seed": cell.seed, "draws": cell.draws, "eot": cell.eot,
-        **vars(frame), "torch": str(torch.__version__), "libraries": {name: version(name) for name in _LIBRARIES},
+        **vars(frame), "torch": str(torch.__version__), "libraries": _versions(packages),
         "code": {p: code_sha256(p) for p in sorted(packages)},
     }  # fmt: skip
+
+
+def _versions(packages: set[str]) -> dict[str, str]:
+    needed = {name: there for p in packages for name, there in libraries_of(p).items()}
+    return {name: version(name) for name in _LIBRARIES} | needed
 
 
 def _pipeline(p: Pipeline, parts: Parts) -> dict[str, Any]:
