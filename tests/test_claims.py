@@ -304,12 +304,16 @@ def test_queries_are_noted_and_printed(tmp_path):
     assert is_unconverged(r["flags"])  # a hundred queries are too few
 
 
-def test_a_randomised_purifier_without_eot_is_flagged(tmp_path):
-    suite = REAL | {"defenses": ["gaussian"], "attacks": ["fgsm"], "knowledge": "adaptive", "gradients": ["declared"]}
+WITHOUT_EOT = {"adaptive": {"attacks": ["fgsm"], "gradients": ["declared"]}, "query": {"attacks": ["square:queries=3"]}}
+
+
+@pytest.mark.parametrize("knowledge", WITHOUT_EOT)
+def test_a_randomised_purifier_without_eot_is_flagged(tmp_path, knowledge):
+    suite = REAL | {"defenses": ["gaussian"], "knowledge": knowledge} | WITHOUT_EOT[knowledge]
     (one,) = defend.bench(suite | {"eot": 1}, out=tmp_path, workers=1)
     (two,) = defend.bench(suite | {"eot": 2}, out=tmp_path, workers=1)
-    assert any(f.startswith("no EOT") for f in one["flags"]) and not two["flags"]
-    assert "randomised, and attacked without EOT" in claim_of([one]) and "without EOT" not in claim_of([two])
+    assert any(f.startswith("no EOT") for f in one["flags"]) and not any(f.startswith("no EOT") for f in two["flags"])
+    assert ("randomised, and attacked without EOT" in claim_of([one])) == (knowledge == "adaptive") and "without EOT" not in claim_of([two])
 
 
 def test_what_is_no_number_is_null_with_a_reason(tmp_path, monkeypatch):

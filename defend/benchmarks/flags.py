@@ -37,9 +37,11 @@ def _of_costs(costs: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
 
 
 def _of_settings(cell: Cell, parts: Parts) -> list[str]:
-    white = cell.knowledge == "adaptive" and parts.attack(cell.bare_attack).card.access == "gradient"
-    without_eot = white and cell.eot == 1 and parts.defense(cell.defense).card.stochastic
-    return ["no EOT: a stochastic defense, attacked through the gradient of one draw"] if without_eot else []
+    if cell.eot > 1 or is_control(cell.bare_attack) or not parts.defense(cell.defense).card.stochastic:
+        return []
+    ways = {("adaptive", "gradient"): "attacked through the gradient of one draw", ("query", "scores"): "searched by the scores of single draws"}
+    way = ways.get((cell.knowledge, parts.attack(cell.bare_attack).card.access))
+    return [f"no EOT: a stochastic defense, {way}"] if way else []
 
 
 def unconverged(fell: float) -> str:
