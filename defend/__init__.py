@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from defend.attack import Attack as Attack
     from defend.attack import AttackCard as AttackCard
+    from defend.audit import audit as audit
     from defend.benchmarks import bench as bench
-    from defend.benchmarks.audit import audit as audit
     from defend.chain import Chain as Chain
     from defend.classifier import Classifier as Classifier
     from defend.classifier import ClassifierCard as ClassifierCard

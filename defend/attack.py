@@ -52,7 +52,9 @@ class Attack(Configured):
         Never the clean image where the attack failed: what is scored may be another pipeline than the target.
         """
 
-    def sweep(self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise) -> Iterator[Tensor]:
+    def sweep(
+        self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise
+    ) -> Iterator[Tensor]:
         """One x_adv for each eps, each as if it had been asked for alone. Override it where eps can share work.
 
         After each, `target.counts` says what that eps costs by itself.

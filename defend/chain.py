@@ -18,14 +18,19 @@ class Chain(Purifier):
 
     def validate(self) -> None:
         self.require(len(self.members) >= 1, "members", "at least one purifier")
-        self.require(len(self.card.channels) >= 1, "members", "purifiers that share a number of channels")
+        self.require(
+            len(self.card.channels) >= 1, "members", "purifiers that share a number of channels"
+        )
 
     @property
     def card(self) -> Card:  # type: ignore[override]
         cards = [m.card for m in self.members]
         return Card(
             paper="none: a chain of " + ", ".join(type(m).__name__ for m in self.members),
-            gradient=next((g for g in ("exact", "identity") if {c.gradient for c in cards} == {g}), "approximate"),
+            gradient=next(
+                (g for g in ("exact", "identity") if {c.gradient for c in cards} == {g}),
+                "approximate",
+            ),
             stochastic=any(c.stochastic for c in cards),
             channels=tuple(sorted(set.intersection(*(set(c.channels) for c in cards)))),
         )

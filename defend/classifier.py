@@ -54,7 +54,9 @@ class Classifier(Learned):
         arrange(self.network, layout)
 
     def example(self, n: int = 6) -> Tensor:
-        return torch.rand(n, self.channels, self.size, self.size, generator=torch.Generator().manual_seed(7))
+        return torch.rand(
+            n, self.channels, self.size, self.size, generator=torch.Generator().manual_seed(7)
+        )
 
     def check_fits(self, channels: int, size: int, classes: int, dataset: str) -> None:
         """Raises Mismatch where the data set is of another shape."""

@@ -28,7 +28,9 @@ class DatasetCard:
     source: str  # paper or address, as "arXiv:...", "doi:..." or "none: <reason>"
     licence: str
     claim: Mapping[str, float]  # norm -> the eps of a claim, {} where there is none
-    distinct: Mapping[Split, int] = field(default_factory=dict)  # split -> how many come before what they show comes again; left out: all
+    distinct: Mapping[Split, int] = field(
+        default_factory=dict
+    )  # split -> how many come before what they show comes again; left out: all
 
 
 def data_root(root: str | None = None) -> Path:
@@ -80,7 +82,9 @@ class Dataset(Configured):
             raise BadParameter(f"split {split!r}: expected {', '.join(SPLITS)}")
         there = self.count(split)
         if not 0 <= start <= stop <= there:
-            raise BadParameter(f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, which has {there}; give --n {there} or fewer")
+            raise BadParameter(
+                f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, which has {there}; give --n {there} or fewer"
+            )
         return self._rows(split, start, stop)
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor] | None:
@@ -101,7 +105,10 @@ class ArrayDataset(Dataset):
         kept = self.__dict__.setdefault("_arrays", {})
         if split not in kept:
             x, y = self.arrays(split)
-            kept[split] = torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64))
+            kept[split] = (
+                torch.from_numpy(np.ascontiguousarray(x)),
+                torch.from_numpy(y.astype(np.int64)),
+            )
         return cast(tuple[Tensor, Tensor], kept[split])
 
     def count(self, split: Split) -> int:
@@ -114,5 +121,8 @@ class ArrayDataset(Dataset):
 
 def held_out(x: np.ndarray, share: float) -> np.ndarray:
     """Which training images belong to `val`: bool (n,), by the hash of the pixels, so that copies of an image stay together."""
-    first = [int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=4).digest(), "big") for image in x]
+    first = [
+        int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=4).digest(), "big")
+        for image in x
+    ]
     return np.array(first, np.int64) < share * 2**32

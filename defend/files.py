@@ -22,7 +22,9 @@ def cache_folder() -> Path:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A name to write to; what was written is synced and renamed to `path`, so that a file that exists is complete."""
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")  # two processes may write the same file
+    part = path.with_name(
+        f"{path.name}.{os.getpid()}{PART}"
+    )  # two processes may write the same file
     try:
         yield part
         with part.open("rb+") as f:
@@ -47,7 +49,9 @@ def writable(folder: Path, option: str = "--out", make: bool = True) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise BadParameter(f"{option} {folder}: cannot be written: {e.strerror}. Give another place with {option}.") from None
+        raise BadParameter(
+            f"{option} {folder}: cannot be written: {e.strerror}. Give another place with {option}."
+        ) from None
     return folder
 
 
@@ -59,8 +63,15 @@ def checkout(under: str = ".") -> tuple[str, bool] | None:
         return None
     git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no", "--", under], capture_output=True, text=True, check=True).stdout
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", "--", under],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head, bool(changed.strip())

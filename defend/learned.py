@@ -23,7 +23,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def arrange(net: nn.Module, layout: str) -> None:
     """Parameters in "contiguous" or "channels_last" order: convolutions follow their weights."""
-    net.to(memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format)  # type: ignore[call-overload]
+    net.to(
+        memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    )  # type: ignore[call-overload]
 
 
 def folded(net: nn.Module, example: torch.Tensor) -> nn.Module:
@@ -37,7 +39,10 @@ def folded(net: nn.Module, example: torch.Tensor) -> nn.Module:
     try:
         made = _fold(fx.symbolic_trace(copy.deepcopy(net)))
         ours, wanted = (_logits_and_slope(m, example) for m in (made, net))
-        same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max())) for a, b in zip(ours, wanted, strict=True))
+        same = all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+            for a, b in zip(ours, wanted, strict=True)
+        )
     except Exception:  # whatever stands in the forward of a stranger's network
         return net
     return made if same and _norms(made) < _norms(net) else net
@@ -57,10 +62,21 @@ def _norms(net: nn.Module) -> int:
 def _fold(traced: fx.GraphModule) -> fx.GraphModule:
     of = dict(traced.named_modules())
     called = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
-    for node in [n for n in traced.graph.nodes if n.op == "call_module" and isinstance(of[n.target], nn.BatchNorm2d)]:
+    for node in [
+        n
+        for n in traced.graph.nodes
+        if n.op == "call_module" and isinstance(of[n.target], nn.BatchNorm2d)
+    ]:
         conv = node.args[0]
-        if conv.op == "call_module" and isinstance(of[conv.target], nn.Conv2d) and called[conv.target] == len(conv.users) == 1:
-            traced.set_submodule(conv.target, fuse_conv_bn_eval(of[conv.target], of[node.target]).requires_grad_(False))
+        if (
+            conv.op == "call_module"
+            and isinstance(of[conv.target], nn.Conv2d)
+            and called[conv.target] == len(conv.users) == 1
+        ):
+            traced.set_submodule(
+                conv.target,
+                fuse_conv_bn_eval(of[conv.target], of[node.target]).requires_grad_(False),
+            )
             node.replace_all_uses_with(conv)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()
@@ -146,7 +162,9 @@ class Learned(Configured):
             try:
                 net.load_state_dict(store.load(self.file.path))
             except RuntimeError as e:
-                raise BadWeights(f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {one_line(e)[:200]}") from None
+                raise BadWeights(
+                    f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {one_line(e)[:200]}"
+                ) from None
         return Frozen(net)
 
     @property

@@ -37,7 +37,13 @@ def load(
     """
     if not isinstance(spec, str | Spec | tuple):
         raise BadParameter(f"load({spec!r}): expected a spec, as 'jpeg:quality=60'")
-    specs = (spec,) if isinstance(spec, Spec) else parse(spec) if isinstance(spec, str) and kind == "defense" else spec
+    specs = (
+        (spec,)
+        if isinstance(spec, Spec)
+        else parse(spec)
+        if isinstance(spec, str) and kind == "defense"
+        else spec
+    )
     if isinstance(specs, str):
         specs = (parse_single(specs, kind),)
     if kind in ("attack", "dataset"):
@@ -47,7 +53,10 @@ def load(
         classifier = REGISTRY.of_spec(kind, specs[0], **_shape(kind, specs[0], dataset), **more)
         classifier.move(where)
         return classifier
-    members: list[Purifier] = [REGISTRY.of_spec(kind, s, **_shape(kind, s, dataset), **(more if len(specs) == 1 else {})) for s in specs]
+    members: list[Purifier] = [
+        REGISTRY.of_spec(kind, s, **_shape(kind, s, dataset), **(more if len(specs) == 1 else {}))
+        for s in specs
+    ]
     whole = members[0] if len(members) == 1 else Chain(members=tuple(members), **more)
     whole.move(where)
     return whole
@@ -61,7 +70,11 @@ def _shape(kind: Kind, spec: Spec, dataset: str | Dataset | None) -> dict[str, A
     if "weights" in fields and "dataset" in fields and dataset is not None:
         out["dataset"] = dataset if isinstance(dataset, str) else dataset_name(dataset)
         if given.get("weights") == "untrained" and isinstance(dataset, Dataset):
-            out |= {k: getattr(dataset, k) for k in ("channels", "size", "classes") if k in fields and k not in given}
+            out |= {
+                k: getattr(dataset, k)
+                for k in ("channels", "size", "classes")
+                if k in fields and k not in given
+            }
     return out
 
 

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from defend.errors import BadParameter
 
-CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4}  # that a loss compares, by the name that attacks give it
+CLASSES = {
+    "ce": 2,
+    "dlr": 3,
+    "dlr-targeted": 4,
+}  # that a loss compares, by the name that attacks give it
 TINY = 1e-12  # the guard of arXiv:2003.01690; avoids 0 / 0 where the highest logits are equal
 
 
@@ -56,4 +60,6 @@ def difference(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _need(loss: str, logits: Tensor) -> None:
     if logits.shape[1] < CLASSES[loss]:
-        raise BadParameter(f"loss={loss} compares the {CLASSES[loss]} highest logits, and this classifier has {logits.shape[1]} classes: use loss=ce")
+        raise BadParameter(
+            f"loss={loss} compares the {CLASSES[loss]} highest logits, and this classifier has {logits.shape[1]} classes: use loss=ce"
+        )

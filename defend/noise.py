@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as int64
-_LOW = [2**64 - 1 >> k for k in range(64)]  # `>>` on int64 keeps the sign: mask with _LOW[k] after a shift by k
+_LOW = [
+    2**64 - 1 >> k for k in range(64)
+]  # `>>` on int64 keeps the sign: mask with _LOW[k] after a shift by k
 
 
 def _wrap(n: int) -> int:
@@ -24,7 +26,11 @@ def _wrap(n: int) -> int:
 
 def _mix_(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)):
+    for shift, factor in (
+        (30, 0xBF58476D1CE4E5B9 - 2**64),
+        (27, 0x94D049BB133111EB - 2**64),
+        (31, 1),
+    ):
         z ^= (z >> shift).bitwise_and_(_LOW[shift])
         z *= factor
     return z
@@ -44,7 +50,12 @@ class Noise:
 
     def fork(self, name: str) -> Noise:
         """Independent streams for the same images. The same name gives the same streams: number the steps of a loop."""
-        return Noise(_mix_(self._key + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)))
+        return Noise(
+            _mix_(
+                self._key
+                + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little", signed=True)
+            )
+        )
 
     def nth(self, number: Tensor) -> Noise:
         """number: int64 (b, n): n independent streams for each image, those of one image together."""
@@ -56,7 +67,9 @@ class Noise:
 
     def copies(self, n: int) -> Noise:
         """n independent streams for each image, those of one image together: for restarts."""
-        return self.fork("copies").nth(torch.arange(n, device=self._key.device).expand(len(self), n))
+        return self.fork("copies").nth(
+            torch.arange(n, device=self._key.device).expand(len(self), n)
+        )
 
     def again(self) -> Noise:
         """The same streams from where this object began: for a surrogate, or for a pass that is computed twice."""
@@ -87,12 +100,24 @@ class Noise:
         n, wide = math.prod(like.shape[1:]), torch.promote_types(like.dtype, torch.float32)
         bits = self._bits((n + 1) // 2)
         halves = torch.cat([bits >> 8, bits >> 40], 1).bitwise_and_(2**24 - 1)[:, :n]
-        return halves.to(wide).mul_(2.0**-24).to(like.dtype).clamp_(max=1 - torch.finfo(like.dtype).eps / 2).reshape(like.shape)
+        return (
+            halves.to(wide)
+            .mul_(2.0**-24)
+            .to(like.dtype)
+            .clamp_(max=1 - torch.finfo(like.dtype).eps / 2)
+            .reshape(like.shape)
+        )
 
     def normal(self, like: Tensor) -> Tensor:
         """N(0, 1) in the shape and dtype of `like` (b, ...), by Box and Muller's transform."""
         n, wide = math.prod(like.shape[1:]), torch.promote_types(like.dtype, torch.float32)
         bits = self._bits((n + 1) // 2)
-        radius = ((bits >> 32) & (2**32 - 1)).add_(1).to(wide).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        radius = (
+            ((bits >> 32) & (2**32 - 1)).add_(1).to(wide).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+        )
         angle = (bits & (2**32 - 1)).to(wide).mul_(2 * math.pi * 2.0**-32)
-        return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n].reshape(like.shape).to(like.dtype)
+        return (
+            torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :n]
+            .reshape(like.shape)
+            .to(like.dtype)
+        )

@@ -25,7 +25,7 @@ def norm_of(d: Tensor, norm: str) -> Tensor:
     raise BadParameter(f"norm {norm!r}: expected one of {', '.join(NORMS)}")
 
 
-def column(v: Tensor, like: Tensor) -> Tensor:
+def per_image(v: Tensor, like: Tensor) -> Tensor:
     """v (b,) for a product with `like` (b, c, h, w)."""
     return v.view(-1, *[1] * (like.ndim - 1))
 
@@ -40,7 +40,7 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
         return torch.min(torch.max(x_adv, (x - eps).clamp(min=0)), (x + eps).clamp(max=1))
     d = x_adv - x
     room = torch.where(d > 0, 1 - x, x)  # how far each pixel may go
-    return (x + d * column(_stretch(d.flatten(1), room.flatten(1), eps), d)).clamp(0, 1)
+    return (x + d * per_image(_stretch(d.flatten(1), room.flatten(1), eps), d)).clamp(0, 1)
 
 
 def _stretch(d: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -54,7 +54,9 @@ def _stretch(d: Tensor, room: Tensor, eps: float) -> Tensor:
         free = t2 * slope < ceiling
         rest = eps**2 - torch.where(free, 0, ceiling).sum(1, keepdim=True)
         steep = torch.where(free, slope, 0).sum(1, keepdim=True)
-        t2 = torch.where(steep > 0, (rest.clamp(min=0) / steep).clamp(max=1), t2)  # every pixel at the box: farther is nowhere
+        t2 = torch.where(
+            steep > 0, (rest.clamp(min=0) / steep).clamp(max=1), t2
+        )  # every pixel at the box: farther is nowhere
     return t2.sqrt().flatten()
 
 
@@ -63,8 +65,10 @@ def steepest(g: Tensor, norm: str) -> Tensor:
     if norm == "Linf":
         return g.sign()
     tiny = torch.finfo(g.dtype).tiny
-    g = g / column(norm_of(g, "Linf").clamp(min=tiny), g)  # squares of gradients below 1e-19 underflow in float32
-    return g / column(norm_of(g, norm).clamp(min=tiny), g)
+    g = g / per_image(
+        norm_of(g, "Linf").clamp(min=tiny), g
+    )  # squares of gradients below 1e-19 underflow in float32
+    return g / per_image(norm_of(g, norm).clamp(min=tiny), g)
 
 
 def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
@@ -74,7 +78,7 @@ def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
         return low + (high - low) * noise.uniform(x)
     direction = steepest(noise.normal(x), norm)
     radius = noise.uniform(x.flatten(1)[:, :1]).flatten() ** (1 / max(1, x.flatten(1).shape[1]))
-    return (x + eps * column(radius, x) * direction).clamp(0, 1)
+    return (x + eps * per_image(radius, x) * direction).clamp(0, 1)
 
 
 def signs(x: Tensor, noise: Noise) -> Tensor:
@@ -90,11 +94,15 @@ def tolerance(eps: float, norm: str) -> float:
 def check_attacked(x_adv: Tensor, x: Tensor, eps: float, norm: str, name: str) -> None:
     """Raises BrokenAttack when x_adv has another shape or dtype, is not finite, leaves the box, or (in float64) the ball."""
     if (x_adv.shape, x_adv.dtype, x_adv.device) != (x.shape, x.dtype, x.device):
-        raise BrokenAttack(f"{name}: returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}")
+        raise BrokenAttack(
+            f"{name}: returned {x_adv.dtype} {tuple(x_adv.shape)} for {x.dtype} {tuple(x.shape)}"
+        )
     if not x_adv.isfinite().all():
         raise BrokenAttack(f"{name}: returned images that are not finite")
     if x_adv.numel() and (x_adv.min() < 0 or x_adv.max() > 1):
-        raise BrokenAttack(f"{name}: left the box [0, 1]: min {x_adv.min():.6g}, max {x_adv.max():.6g}")
+        raise BrokenAttack(
+            f"{name}: left the box [0, 1]: min {x_adv.min():.6g}, max {x_adv.max():.6g}"
+        )
     worst = norm_of(x_adv.double() - x.double(), norm).max().item() if len(x) else 0.0
     if worst > eps + tolerance(eps, norm):
         raise BrokenAttack(f"{name}: left the {norm} ball: eps {eps:.6g}, measured {worst:.6g}")

@@ -78,7 +78,9 @@ def as_device(device: str | torch.device) -> torch.device:
         raise BadParameter(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
     there = torch.cuda.device_count() if wanted.type == "cuda" else 1
     if wanted.type not in ("cpu", "cuda") or (wanted.index or 0) >= there:
-        raise BadParameter(f"device {device!r} is not there: this machine has cpu{''.join(f', cuda:{i}' for i in range(torch.cuda.device_count()))}")
+        raise BadParameter(
+            f"device {device!r} is not there: this machine has cpu{''.join(f', cuda:{i}' for i in range(torch.cuda.device_count()))}"
+        )
     return wanted
 
 
@@ -91,10 +93,17 @@ class Purifier(Configured, PreprocessorPyTorch):
     _runtime = frozenset({"seed", "max_batch", "device", "clip_values", "channels_first"})
 
     # How it runs, not what it computes: in no setting, record or key.
-    seed: int | None = None  # None: fresh entropy at every call, as deployed; an integer: the same noise at every call
+    seed: int | None = (
+        None  # None: fresh entropy at every call, as deployed; an integer: the same noise at every call
+    )
     max_batch: int = 256  # ART hands predict() the whole array at once; we cut it here
-    device: str | torch.device = "cpu"  # where `forward` and numpy calls purify; replaces ART's device_type
-    clip_values: tuple[float, float] = (0.0, 1.0)  # the caller's range of pixels, scaled to [0, 1] and back
+    device: str | torch.device = (
+        "cpu"  # where `forward` and numpy calls purify; replaces ART's device_type
+    )
+    clip_values: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # the caller's range of pixels, scaled to [0, 1] and back
     channels_first: bool = True  # the caller's layout: (b, c, h, w), or (b, h, w, c)
 
     def __post_init__(self) -> None:
@@ -102,8 +111,14 @@ class Purifier(Configured, PreprocessorPyTorch):
         PreprocessorPyTorch.__init__(self, is_fitted=True, apply_fit=False, apply_predict=True)
         self.device = self._device = as_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
-        self.require(isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2, "clip_values", "(low, high)")
-        self.require(self.clip_values[0] < self.clip_values[1], "clip_values", "(low, high) with low < high")
+        self.require(
+            isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2,
+            "clip_values",
+            "(low, high)",
+        )
+        self.require(
+            self.clip_values[0] < self.clip_values[1], "clip_values", "(low, high) with low < high"
+        )
         self.validate()
 
     _precision = "float32"
@@ -116,11 +131,15 @@ class Purifier(Configured, PreprocessorPyTorch):
 
     def surrogate(self, x: Tensor, noise: Noise) -> Tensor:
         """A differentiable stand-in, needed only when card.gradient is "surrogate". Its noise is that of the purification."""
-        raise NotImplementedError(f"{type(self).__name__} claims gradient='surrogate' but has no surrogate()")
+        raise NotImplementedError(
+            f"{type(self).__name__} claims gradient='surrogate' but has no surrogate()"
+        )
 
     def example(self, n: int = 6) -> Tensor:
         """A legal batch, for the conformance kit."""
-        return torch.rand(n, max(self.card.channels), 16, 16, generator=torch.Generator().manual_seed(7))
+        return torch.rand(
+            n, max(self.card.channels), 16, 16, generator=torch.Generator().manual_seed(7)
+        )
 
     # What everyone else calls.
 
@@ -150,7 +169,9 @@ class Purifier(Configured, PreprocessorPyTorch):
             arrange(net, layout)
 
     @final
-    def purified(self, x: Tensor, noise: Noise | None = None, backward: Backward | None = None) -> Tensor:
+    def purified(
+        self, x: Tensor, noise: Noise | None = None, backward: Backward | None = None
+    ) -> Tensor:
         """x (b, c, h, w) in [0, 1] purified, at most max_batch at a time. Without `noise`, as deployed.
 
         Gradients are the declared ones, or those of `backward`: `identity`, or a network fitted to imitate this purifier.
@@ -160,22 +181,39 @@ class Purifier(Configured, PreprocessorPyTorch):
             return x
         noise = self._deployed(len(x), x.device) if noise is None else noise
         cuts = list(zip(x.split(self.max_batch), noise.split(self.max_batch), strict=True))
-        if len(cuts) > 1 and torch.is_grad_enabled() and x.requires_grad:  # computed again in the backward pass: one cut's graph at a time
-            return torch.cat([checkpoint(self._replay, *cut, backward, use_reentrant=False, preserve_rng_state=False) for cut in cuts])
+        if (
+            len(cuts) > 1 and torch.is_grad_enabled() and x.requires_grad
+        ):  # computed again in the backward pass: one cut's graph at a time
+            return torch.cat(
+                [
+                    checkpoint(
+                        self._replay, *cut, backward, use_reentrant=False, preserve_rng_state=False
+                    )
+                    for cut in cuts
+                ]
+            )
         return torch.cat([self._one_cut(*cut, backward) for cut in cuts])
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or not x.is_floating_point():
-            raise BadParameter(f"{type(self).__name__}: expected a float (b, c, h, w) batch, got {x.dtype} {tuple(x.shape)}")
+            raise BadParameter(
+                f"{type(self).__name__}: expected a float (b, c, h, w) batch, got {x.dtype} {tuple(x.shape)}"
+            )
         if x.shape[1] not in self.card.channels:
             wanted = " or ".join(map(str, self.card.channels))
-            raise Mismatch(f"{type(self).__name__}: takes images of {wanted} channels, got {x.shape[1]} in {tuple(x.shape)}")
+            raise Mismatch(
+                f"{type(self).__name__}: takes images of {wanted} channels, got {x.shape[1]} in {tuple(x.shape)}"
+            )
 
     def _check_range(self, x: np.ndarray) -> None:
         """Raises BadParameter for values that are no numbers; warns of a range that is not the caller's."""
-        low, high = (float(x.min()), float(x.max())) if x.size and x.dtype.kind == "f" else self.clip_values
+        low, high = (
+            (float(x.min()), float(x.max())) if x.size and x.dtype.kind == "f" else self.clip_values
+        )
         if not np.isfinite([low, high]).all():
-            raise BadParameter(f"{type(self).__name__}: expected finite pixels, got {low:g} to {high:g}")
+            raise BadParameter(
+                f"{type(self).__name__}: expected finite pixels, got {low:g} to {high:g}"
+            )
         slack = 0.01 * (self.clip_values[1] - self.clip_values[0])
         if low < self.clip_values[0] - slack or high > self.clip_values[1] + slack:
             said = f"pixels from {low:g} to {high:g}, and clip_values={tuple(self.clip_values)}: give the range that your images have"
@@ -190,11 +228,17 @@ class Purifier(Configured, PreprocessorPyTorch):
         autograd = backward is None and self.card.gradient in ("exact", "approximate")
         version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(wanted and autograd), autocast(x.device, self._precision):
-            value = self.purify(x if wanted and autograd else x.detach(), noise)  # elsewhere it sees what it sees when it is scored
+            value = self.purify(
+                x if wanted and autograd else x.detach(), noise
+            )  # elsewhere it sees what it sees when it is scored
         if version is not None and x._version != version:
-            raise BrokenPurifier(f"{type(self).__name__}: purify wrote into its input, which others share; let it work on a copy")
+            raise BrokenPurifier(
+                f"{type(self).__name__}: purify wrote into its input, which others share; let it work on a copy"
+            )
         if value.shape != x.shape:
-            raise BrokenPurifier(f"{type(self).__name__}: purify made {tuple(value.shape)} of {tuple(x.shape)}; let it keep the shape")
+            raise BrokenPurifier(
+                f"{type(self).__name__}: purify made {tuple(value.shape)} of {tuple(x.shape)}; let it keep the shape"
+            )
         value = value if self._precision == "float32" else value.to(x.dtype)
         if not wanted or autograd:
             return value
@@ -250,13 +294,25 @@ class Purifier(Configured, PreprocessorPyTorch):
 
 FINAL = [
     *(name for name, value in vars(Purifier).items() if getattr(value, "__final__", False)),
-    *("_adapted", "_check_input", "_deployed", "_one_cut", "_replay", "as_module", "estimate_gradient"),
+    *(
+        "_adapted",
+        "_check_input",
+        "_deployed",
+        "_one_cut",
+        "_replay",
+        "as_module",
+        "estimate_gradient",
+    ),
 ]
 
 
 def overridden(p: Purifier) -> list[str]:
     """The final methods that it has of its own. Python does not refuse them; through its own `purified` an attacker may be shown anything."""
-    return [name for name in FINAL if getattr(type(p), name) is not getattr(Purifier, name) or name in vars(p)]
+    return [
+        name
+        for name in FINAL
+        if getattr(type(p), name) is not getattr(Purifier, name) or name in vars(p)
+    ]
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -55,7 +55,10 @@ class Entry:
             if not callable(made):
                 raise TypeError(f"{self.target} is no class, but {type(made).__name__}")
             return made  # type: ignore[no-any-return]
-        except (Exception, SystemExit) as e:  # a plugin may raise anything at import, and may even exit; name it and go on
+        except (
+            Exception,
+            SystemExit,
+        ) as e:  # a plugin may raise anything at import, and may even exit; name it and go on
             raise BrokenPlugin(
                 f"{self.kind} '{self.name}' from {self.dist} {self.version} could not be imported "
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."
@@ -74,7 +77,12 @@ class Registry:
     def _scan(self, kind: Kind) -> list[Entry]:
         found = {
             (p.name, p.value, p.dist.name if p.dist else "unknown"): Entry(
-                kind, p.name, p.value, p.dist.name if p.dist else "unknown", p.dist.version if p.dist else "?", p
+                kind,
+                p.name,
+                p.value,
+                p.dist.name if p.dist else "unknown",
+                p.dist.version if p.dist else "?",
+                p,
             )
             for p in self._points(group=GROUPS[kind])
         }
@@ -83,12 +91,18 @@ class Registry:
     def entries(self, kind: Kind) -> list[Entry]:
         """Raises UnknownName."""
         if kind not in GROUPS:
-            raise UnknownName(f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{near(kind, GROUPS)}")
+            raise UnknownName(
+                f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{near(kind, GROUPS)}"
+            )
         return self._found[kind]
 
     def kinds_of(self, name: str) -> list[Kind]:
         """Of which kinds there is a component of this name."""
-        return [kind for kind in GROUPS if any(name in (e.name, e.full_name) for e in self.entries(kind))]
+        return [
+            kind
+            for kind in GROUPS
+            if any(name in (e.name, e.full_name) for e in self.entries(kind))
+        ]
 
     def entry(self, kind: Kind, name: str) -> Entry:
         every = self.entries(kind)
@@ -96,15 +110,25 @@ class Registry:
         hits = [e for e in hits if e.dist == HOME] or hits
         if not hits:
             elsewhere = self.kinds_of(name)
-            hint = f" It is a {elsewhere[0]}." if elsewhere else near(name, map(self.to_type, every))
-            raise UnknownName(f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(every)}.")
+            hint = (
+                f" It is a {elsewhere[0]}." if elsewhere else near(name, map(self.to_type, every))
+            )
+            raise UnknownName(
+                f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(every)}."
+            )
         if len(hits) > 1:
-            raise AmbiguousName(f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full.")
+            raise AmbiguousName(
+                f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full."
+            )
         return hits[0]
 
     def to_type(self, e: Entry) -> str:
         """Its name, in full where another package has one of that name too."""
-        return e.name if e.dist == HOME or sum(o.name == e.name for o in self._found[e.kind]) == 1 else e.full_name
+        return (
+            e.name
+            if e.dist == HOME or sum(o.name == e.name for o in self._found[e.kind]) == 1
+            else e.full_name
+        )
 
     def create(self, kind: Kind, name: str, /, **params: Any) -> Any:
         """Raises UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""
@@ -124,7 +148,9 @@ class Registry:
     def component(self, kind: Kind, cls: type) -> str:
         """The name under which a class is registered; its own name where it is not."""
         target = f"{cls.__module__}:{cls.__qualname__}"
-        return next((e.component for e in self.entries(kind) if e.target == target), cls.__qualname__)
+        return next(
+            (e.component for e in self.entries(kind) if e.target == target), cls.__qualname__
+        )
 
 
 REGISTRY = Registry()

@@ -41,10 +41,18 @@ class Target:
     backward: Backward | None = None  # None: the purifier's declared gradient
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
     scored: bool = False  # is this exactly the pipeline that will be scored?
-    access: Access = "gradient"  # what the attacker may see; of a `query` number nothing else may be true
-    counts: dict[str, int] = field(default_factory=_zeros)  # network evaluations, one for each image and copy
-    notes: dict[str, Tensor] = field(default_factory=dict)  # what an attack has to say of each image: the harness keeps it beside the outcomes
-    _drawn: Tensor = field(default=_NEW, repr=False)  # draws used by each image; every take() shares it
+    access: Access = (
+        "gradient"  # what the attacker may see; of a `query` number nothing else may be true
+    )
+    counts: dict[str, int] = field(
+        default_factory=_zeros
+    )  # network evaluations, one for each image and copy
+    notes: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # what an attack has to say of each image: the harness keeps it beside the outcomes
+    _drawn: Tensor = field(
+        default=_NEW, repr=False
+    )  # draws used by each image; every take() shares it
     _rows: Tensor = field(default=_NEW, repr=False)  # our places in it
 
     def __post_init__(self) -> None:
@@ -84,8 +92,17 @@ class Target:
         """One fresh draw of each image: (b, classes). To an attack of access "labels" the predicted class alone, as 0 and 1."""
         first = self._advance(1)
         with torch.no_grad():
-            logits = torch.cat([self._pipeline(x[at], at, first[at]) for at in self._slices(len(x), self.purifier.max_batch)])
-        return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype) if self.access == "labels" else logits
+            logits = torch.cat(
+                [
+                    self._pipeline(x[at], at, first[at])
+                    for at in self._slices(len(x), self.purifier.max_batch)
+                ]
+            )
+        return (
+            one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+            if self.access == "labels"
+            else logits
+        )
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b, classes). y: (b, ...).
@@ -99,18 +116,30 @@ class Target:
         parts = []
         for at in self._slices(len(x), max(1, self.purifier.max_batch // copies)):
             cuts = self._slices(copies, self.purifier.max_batch)
-            sums = [self._sums(x[at], y[at], loss, at, first[at] + cut.start, cut.stop - cut.start) for cut in cuts]
+            sums = [
+                self._sums(x[at], y[at], loss, at, first[at] + cut.start, cut.stop - cut.start)
+                for cut in cuts
+            ]
             parts.append([sum(column) / copies for column in zip(*sums, strict=True)])
         g, v, z = (torch.cat(column) for column in zip(*parts, strict=True))
         return g, v, z
 
-    def _sums(self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int) -> list[Tensor]:
-        with torch.inference_mode(False), torch.enable_grad():  # under a caller's no_grad all gradients would be zero, and any defense robust
+    def _sums(
+        self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int
+    ) -> list[Tensor]:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):  # under a caller's no_grad all gradients would be zero, and any defense robust
             leaf = x.detach().clone().requires_grad_()
             logits = self._pipeline(leaf, at, first, n)
             values = loss(logits, y.repeat_interleave(n, 0))
             # a purifier may be detached from its input, before a classifier whose parameters are not: then the gradient is zero, and flagged
-            slope = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0] if values.requires_grad else torch.zeros_like(leaf)
+            slope = (
+                torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0]
+                if values.requires_grad
+                else torch.zeros_like(leaf)
+            )
         self.counts["backwards"] += len(values)
         return [slope, *(t.detach().unflatten(0, (len(x), n)).sum(1) for t in (values, logits))]
 

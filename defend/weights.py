@@ -77,7 +77,9 @@ class WeightsFile:
 
 def zoo(points: Callable[..., Iterable[EntryPoint]] = entry_points) -> dict[str, ZooEntry]:
     """Every named weights file of every installed package; the first package in the alphabet keeps a name, `defend` before all."""
-    ordered = sorted(points(group=GROUP), key=lambda p: (p.value.partition(".")[0] != "defend", p.value))
+    ordered = sorted(
+        points(group=GROUP), key=lambda p: (p.value.partition(".")[0] != "defend", p.value)
+    )
     found: dict[str, ZooEntry] = {}
     for point in ordered:
         try:
@@ -85,7 +87,9 @@ def zoo(points: Callable[..., Iterable[EntryPoint]] = entry_points) -> dict[str,
         except BadWeights as e:
             if point.value.partition(".")[0] == "defend":
                 raise
-            warnings.warn(f"{e}: the weights of {point.value} are left out", stacklevel=2)  # one broken package costs its own weights alone
+            warnings.warn(
+                f"{e}: the weights of {point.value} are left out", stacklevel=2
+            )  # one broken package costs its own weights alone
             continue
         for name, entry in rows.items():
             found.setdefault(name, entry)
@@ -104,30 +108,59 @@ def _read_zoo(package: str) -> dict[str, ZooEntry]:
         return {}
     try:
         table = tomllib.loads(toml.read_text())
-        return {name: ZooEntry(**{**row, "name": name, "file": folder / row["file"], "source": package}) for name, row in table.items()}
+        return {
+            name: ZooEntry(**{**row, "name": name, "file": folder / row["file"], "source": package})
+            for name, row in table.items()
+        }
     except (OSError, ValueError, TypeError, KeyError) as e:  # ValueError: no TOML, or no text
         raise BadWeights(f"{toml}: no list of weights ({type(e).__name__}: {e})") from None
 
 
-def find(kind: str, component: str, weights: str, dataset: str | None, given: Mapping[str, Any]) -> WeightsFile:
+def find(
+    kind: str, component: str, weights: str, dataset: str | None, given: Mapping[str, Any]
+) -> WeightsFile:
     """weights: "auto", a name, or a path. `given`: the fields the user set; they choose among the defaults of "auto", and a
     contradicting one is an error. Raises BadWeights, UnknownName."""
     entries = zoo()
-    entry = _auto(entries, kind, component, dataset, given) if weights == "auto" else entries.get(weights)
+    entry = (
+        _auto(entries, kind, component, dataset, given)
+        if weights == "auto"
+        else entries.get(weights)
+    )
     if entry is not None:
-        file = WeightsFile(name=entry.name, path=entry.file, sha256=sha256(entry.file, entry.sha256), header=header(entry.file))
+        file = WeightsFile(
+            name=entry.name,
+            path=entry.file,
+            sha256=sha256(entry.file, entry.sha256),
+            header=header(entry.file),
+        )
     elif Path(weights).is_file():
-        file = WeightsFile(name=weights, path=Path(weights), sha256=sha256(Path(weights)), header=header(Path(weights)))
+        file = WeightsFile(
+            name=weights,
+            path=Path(weights),
+            sha256=sha256(Path(weights)),
+            header=header(Path(weights)),
+        )
     else:
-        mine = sorted(e.name for e in entries.values() if (e.kind, e.component) == (kind, component))
+        mine = sorted(
+            e.name for e in entries.values() if (e.kind, e.component) == (kind, component)
+        )
         close = difflib.get_close_matches(weights, mine, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise UnknownName(f"{component}: no weights named {weights!r}, nor a file of that path.{hint} There are: {', '.join(mine) or 'none'}.")
+        raise UnknownName(
+            f"{component}: no weights named {weights!r}, nor a file of that path.{hint} There are: {', '.join(mine) or 'none'}."
+        )
     _fits(file, kind, component, given)
     return file
 
 
-def _auto(entries: Mapping[str, ZooEntry], kind: str, component: str, dataset: str | None, given: Mapping[str, Any]) -> ZooEntry:
+def _auto(
+    entries: Mapping[str, ZooEntry],
+    kind: str,
+    component: str,
+    dataset: str | None,
+    given: Mapping[str, Any],
+) -> ZooEntry:
     mine = [e for e in entries.values() if (e.kind, e.component) == (kind, component)]
     here = [e for e in mine if dataset in (None, e.dataset)]
     fitting = [e for e in here if all(e.fields.get(k, v) == v for k, v in given.items())]
@@ -137,22 +170,36 @@ def _auto(entries: Mapping[str, ZooEntry], kind: str, component: str, dataset: s
     where = f" on {dataset}" if dataset else ""
     if hits:
         which = "weights=NAME" if dataset else "weights=NAME, or say which data set with --dataset"
-        raise BadWeights(f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write {which}.")
+        raise BadWeights(
+            f"{component}: weights=auto is ambiguous{where}: {', '.join(e.name for e in hits)}. Write {which}."
+        )
     asked = [f"{k}={v}" for k, v in given.items()]
     nothing = f"{component}: weights=auto finds nothing trained{', '.join([where, *asked])}"
     if alike := [e.name for e in fitting if not e.surrogate]:
-        raise BadWeights(f"{nothing} that is a default. Write weights=NAME, one of: {', '.join(alike)}.")
+        raise BadWeights(
+            f"{nothing} that is a default. Write weights=NAME, one of: {', '.join(alike)}."
+        )
     spec = ":".join([component, ",".join(asked)]) if asked else component
     train = f"Train some with `defend train {kind} {spec} --dataset {dataset or 'D'}`, or give weights=PATH."
-    raise BadWeights(f"{nothing}; weights there are{where}: {', '.join(e.name for e in here if not e.surrogate) or 'none'}. {train}")
+    raise BadWeights(
+        f"{nothing}; weights there are{where}: {', '.join(e.name for e in here if not e.surrogate) or 'none'}. {train}"
+    )
 
 
 def _fits(file: WeightsFile, kind: str, component: str, given: Mapping[str, Any]) -> None:
     h = file.header
     if (h.kind, h.component) != (kind, component):
-        raise BadWeights(f"{file.name}: holds weights of the {h.kind} '{h.component}', wanted the {kind} '{component}'")
-    if wrong := [f"{k}={h.fields[k]!r} in the file, {v!r} given" for k, v in given.items() if k in h.fields and h.fields[k] != v]:
-        raise BadWeights(f"{component}: weights {file.name} contradict the spec: {'; '.join(wrong)}. Leave the field out, or choose other weights.")
+        raise BadWeights(
+            f"{file.name}: holds weights of the {h.kind} '{h.component}', wanted the {kind} '{component}'"
+        )
+    if wrong := [
+        f"{k}={h.fields[k]!r} in the file, {v!r} given"
+        for k, v in given.items()
+        if k in h.fields and h.fields[k] != v
+    ]:
+        raise BadWeights(
+            f"{component}: weights {file.name} contradict the spec: {'; '.join(wrong)}. Leave the field out, or choose other weights."
+        )
 
 
 def sha256(path: Path, wanted: str | None = None) -> str:
@@ -161,9 +208,13 @@ def sha256(path: Path, wanted: str | None = None) -> str:
         with path.open("rb") as f:
             got = hashlib.file_digest(f, "sha256").hexdigest()
     except OSError as e:
-        raise BadWeights(f"{path}: cannot be read: {e.strerror}. Reinstall the package it ships with.") from None
+        raise BadWeights(
+            f"{path}: cannot be read: {e.strerror}. Reinstall the package it ships with."
+        ) from None
     if wanted not in (None, got):
-        raise BadWeights(f"{path}: sha256 is {got[:12]}..., its zoo.toml says {str(wanted)[:12]}...: damaged or replaced. Reinstall it.")
+        raise BadWeights(
+            f"{path}: sha256 is {got[:12]}..., its zoo.toml says {str(wanted)[:12]}...: damaged or replaced. Reinstall it."
+        )
     return got
 
 
@@ -176,8 +227,16 @@ def header(path: Path) -> Header:
                 raise ValueError("no safetensors header")
             meta = json.loads(f.read(size)).get("__metadata__", {})
         return Header(**json.loads(meta[KEY]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # the last two: JSON of another shape
-        raise BadWeights(f"{path}: not a weights file of defend ({type(e).__name__}: {e}). `defend train` writes them.") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as e:  # the last two: JSON of another shape
+        raise BadWeights(
+            f"{path}: not a weights file of defend ({type(e).__name__}: {e}). `defend train` writes them."
+        ) from None
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -197,4 +256,6 @@ def save(path: Path, tensors: Mapping[str, Tensor], head: Header) -> None:
     from safetensors.torch import save as to_bytes
 
     meta = {KEY: json.dumps({**vars(head), "fields": dict(head.fields)}, sort_keys=True)}
-    write(path, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta))  # save_file makes files only the owner can read
+    write(
+        path, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, meta)
+    )  # save_file makes files only the owner can read

@@ -12,4 +12,6 @@ records = defend.bench(
     out="runs/example",  # run again, and nothing is computed
 )
 for r in records:
-    print(f"{r['defense']:20} eps {r['eps']}  {r['knowledge']:9} by {r['gradient']:8}  clean {r['clean_accuracy']:4.0%}  robust {r['robust_accuracy']:4.0%}")
+    print(
+        f"{r['defense']:20} eps {r['eps']}  {r['knowledge']:9} by {r['gradient']:8}  clean {r['clean_accuracy']:4.0%}  robust {r['robust_accuracy']:4.0%}"
+    )

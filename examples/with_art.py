@@ -9,7 +9,9 @@ import defend
 
 digits = defend.load("digits", "dataset")
 x, y = (t.numpy() for t in digits.rows("test", 0, 100))
-model = defend.load("convnet", "classifier", "digits").network  # any torch module that gives logits for images in [0, 1]
+model = defend.load(
+    "convnet", "classifier", "digits"
+).network  # any torch module that gives logits for images in [0, 1]
 
 
 def in_art(purifier: defend.Purifier | None) -> PyTorchClassifier:
@@ -37,6 +39,10 @@ def attacked(classifier: PyTorchClassifier) -> np.ndarray:
 bare, guarded = in_art(None), in_art(defend.load("bitdepth:bits=2"))
 unaware = attacked(bare)  # the attacker does not know the purifier
 aware = attacked(guarded)  # ART differentiates through it
-print(f"clean                        bare {accuracy(bare, x):4.0%}   purified {accuracy(guarded, x):4.0%}")
-print(f"attacker without knowledge   bare {accuracy(bare, unaware):4.0%}   purified {accuracy(guarded, unaware):4.0%}")
+print(
+    f"clean                        bare {accuracy(bare, x):4.0%}   purified {accuracy(guarded, x):4.0%}"
+)
+print(
+    f"attacker without knowledge   bare {accuracy(bare, unaware):4.0%}   purified {accuracy(guarded, unaware):4.0%}"
+)
 print(f"attacker who knows all                    purified {accuracy(guarded, aware):4.0%}")

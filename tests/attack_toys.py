@@ -10,7 +10,9 @@ from defend.target import Target
 
 SHAPE = (3, 8, 8)
 INSIDE = 0.25 + 0.5 * torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0))
-EDGE = torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(1)).mul(1.4).sub(0.2).clamp(0, 1)  # two pixels in seven are black or white
+EDGE = (
+    torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(1)).mul(1.4).sub(0.2).clamp(0, 1)
+)  # two pixels in seven are black or white
 Y = torch.arange(12) % 2
 
 
@@ -25,9 +27,13 @@ def linear(classes=2, n=192):
 def curved(classes=10, n=192):
     """A small network that is far from linear."""
     generator = torch.Generator().manual_seed(2)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(n, 40), nn.Tanh(), nn.Linear(40, classes)).requires_grad_(False)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(n, 40), nn.Tanh(), nn.Linear(40, classes)
+    ).requires_grad_(False)
     for layer in (net[1], net[3]):
-        layer.weight.copy_(3 * torch.randn(layer.weight.shape, generator=generator) / layer.weight.shape[1] ** 0.5)
+        layer.weight.copy_(
+            3 * torch.randn(layer.weight.shape, generator=generator) / layer.weight.shape[1] ** 0.5
+        )
         layer.bias.copy_(-layer.weight.sum(1) / 2 if layer is net[1] else layer.bias.zero_())
     return net
 
@@ -48,7 +54,9 @@ def unit(d):
 
 def target(model=None, purifier=None, rows=None, n=12, **kw):
     rows = torch.arange(n) if rows is None else rows
-    return Target(model or linear(), purifier or NoDefense(), Noise.of(0, rows).fork("attack"), **kw)
+    return Target(
+        model or linear(), purifier or NoDefense(), Noise.of(0, rows).fork("attack"), **kw
+    )
 
 
 def start(n=12, rows=None):

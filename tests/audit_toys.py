@@ -8,11 +8,11 @@ import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.benchmarks.audit import state
-from defend.benchmarks.audit.model import LeftOut, checked, settle
-from defend.benchmarks.audit.plan import plan_of
-from defend.benchmarks.audit.run import rules_of
-from defend.benchmarks.audit.stage import set_stage
+from defend.audit import state
+from defend.audit.budget import budget_for
+from defend.audit.prepare import prepare
+from defend.audit.run import all_checks
+from defend.audit.verdict import NotApplicable, apply_holm, checked
 
 EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
 
@@ -144,12 +144,19 @@ class Recalls(Purifier):
     card = APPROXIMATE
 
     def purify(self, x, noise):
-        if len(MEMORY) < 3:  # two looks of the estimate at clean images, and what the audit asks before its attacks
+        if (
+            len(MEMORY) < 3
+        ):  # two looks of the estimate at clean images, and what the audit asks before its attacks
             MEMORY.append(x.detach().clone())
             return x.clone()
         known = torch.cat(MEMORY)
         apart = torch.cdist(x.detach().flatten(1), known.flatten(1), p=torch.inf)
-        return straight_through(x, torch.where((apart.amin(1) < 0.35).view(-1, 1, 1, 1), known[apart.argmin(1)], x.detach()))
+        return straight_through(
+            x,
+            torch.where(
+                (apart.amin(1) < 0.35).view(-1, 1, 1, 1), known[apart.argmin(1)], x.detach()
+            ),
+        )
 
 
 MEMORY = []
@@ -162,7 +169,7 @@ class Excused(Purifier):
 
     def purify(self, x, noise):
         if not pictures(x).all():
-            raise LeftOut("nothing to do")
+            raise NotApplicable("nothing to do")
         return x.clone()
 
 
@@ -175,7 +182,9 @@ class Double(Purifier):
         return x.clone()
 
     def purified(self, x, noise=None, backward=None):
-        return super().purified(x.flip(-1) if torch.is_grad_enabled() and not x.requires_grad else x, noise, backward)
+        return super().purified(
+            x.flip(-1) if torch.is_grad_enabled() and not x.requires_grad else x, noise, backward
+        )
 
 
 def hidden(family, strength):
@@ -204,32 +213,68 @@ def network_of_another():
 def scene_of(purifier, surrogates=(), eps=None, n=40):
     """n images of digits before the convnet."""
     net = defend.load("convnet", "classifier", dataset="digits")
-    return set_stage(purifier, digits(), net, "quick", n=n, split="val", eps=eps, surrogates=surrogates, seed=0, device="cpu", data_root=None)[0]
+    return prepare(
+        purifier,
+        digits(),
+        net,
+        "quick",
+        n=n,
+        split="val",
+        eps=eps,
+        surrogates=surrogates,
+        seed=0,
+        device="cpu",
+        data_root=None,
+    )[0]
 
 
 def look(name, purifier, surrogates=None, eps=None):
     """One check alone, on 40 images with few steps; "all together" after the attacks that it adds up."""
-    scene = scene_of(purifier, surrogates or ([network_of_another()] if name == "transfer" else []), eps)
-    plan = plan_of("quick", scene.stochastic, 40)
-    small = {"curve": (10, 40), "target_steps": 5, "rival": 20, "queries": 150, "active": 8, "inner": 60, "images": 128, "eot": min(plan.eot, 3), "eot_most": 6}
-    scene.plan = replace(plan, **small)
-    state.remember(scene)
-    table = rules_of(scene, {})[0]
+    context = scene_of(
+        purifier, surrogates or ([network_of_another()] if name == "transfer" else []), eps
+    )
+    plan = budget_for("quick", context.stochastic, 40)
+    small = {
+        "curve": (10, 40),
+        "target_steps": 5,
+        "rival": 20,
+        "queries": 150,
+        "active": 8,
+        "inner": 60,
+        "images": 128,
+        "eot": min(plan.eot, 3),
+        "eot_most": 6,
+    }
+    context.budget = replace(plan, **small)
+    state.remember(context)
+    table = all_checks(context, {})[0]
     rule = next(r for r in table if r.name == name)
     for other in table[: table.index(rule)] if name == "all together" else []:
-        ran(other, scene)
-    return settle([checked(rule, ran(rule, scene))])[0]
+        ran(other, context)
+    return apply_holm([checked(rule, ran(rule, context))])[0]
 
 
-def ran(rule, scene):
+def ran(rule, context):
     try:
-        return rule.run(scene)
+        return rule.run(context)
     except Exception as e:
         return e
 
 
 def small(**changes):
     """A scene of 16 images behind a spec, with few steps."""
-    scene, _ = set_stage("bitdepth:bits=3", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)
-    scene.plan = replace(scene.plan, curve=(2, 3), target_steps=2)
-    return replace(scene, **changes)
+    context, _ = prepare(
+        "bitdepth:bits=3",
+        "digits",
+        "convnet",
+        "quick",
+        n=16,
+        split="val",
+        eps=None,
+        surrogates=(),
+        seed=0,
+        device="cpu",
+        data_root=None,
+    )
+    context.budget = replace(context.budget, curve=(2, 3), target_steps=2)
+    return replace(context, **changes)

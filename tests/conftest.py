@@ -16,12 +16,20 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses too, and before torch is
 settings.register_profile("defend", deadline=None)  # no asserted times
 settings.load_profile("defend")
 
-SETS = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "lfw158")  # folders that `data` asks for where a test names none
+SETS = (
+    "MNIST",
+    "FashionMNIST",
+    "cifar-10-batches-py",
+    "lfw158",
+)  # folders that `data` asks for where a test names none
 
 
 def pytest_configure():
     if not any(p.dist and p.dist.name == "defend" for p in entry_points(group="defend.defenses")):
-        pytest.exit("defend is not installed, so its entry points are missing: run `pip install -e .` first", returncode=4)
+        pytest.exit(
+            "defend is not installed, so its entry points are missing: run `pip install -e .` first",
+            returncode=4,
+        )
 
 
 def pytest_runtest_setup(item):
@@ -59,10 +67,24 @@ def plugin_folder(tmp_path_factory):
     source = tmp_path_factory.mktemp("source") / "package"  # a copy: building leaves folders behind
     shutil.copytree(Path(__file__).parent / "plugin_package", source)
     folder = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
-    done = subprocess.run([*pip, "--target", str(folder), str(source)], capture_output=True, text=True)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--disable-pip-version-check",
+    ]
+    done = subprocess.run(
+        [*pip, "--target", str(folder), str(source)], capture_output=True, text=True
+    )
     if done.returncode:
-        pytest.fail(f"pip could not install tests/plugin_package (it builds with setuptools>=77, which `pip install -e .[test]` brings):\n{done.stderr}")
+        pytest.fail(
+            f"pip could not install tests/plugin_package (it builds with setuptools>=77, which `pip install -e .[test]` brings):\n{done.stderr}"
+        )
     return folder
 
 
@@ -79,7 +101,10 @@ def install(monkeypatch):
 
     def seen(folder):
         monkeypatch.syspath_prepend(str(folder))
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        monkeypatch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        )
         forget()
         return folder
 

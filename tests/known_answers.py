@@ -30,7 +30,12 @@ PRINTS = {
 def images():
     """Waves, an edge and noise, (2, 3, 24, 20): the same on every machine, as the noise is."""
     i, j = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
-    wave = torch.stack([(i * a + j * b).sin() for a, b in ((0.3, 0.2), (0.1, 0.5), (0.7, 0.1), (0.2, 0.9), (0.5, 0.5), (1.1, 0.3))]).view(2, 3, 24, 20)
+    wave = torch.stack(
+        [
+            (i * a + j * b).sin()
+            for a, b in ((0.3, 0.2), (0.1, 0.5), (0.7, 0.1), (0.2, 0.9), (0.5, 0.5), (1.1, 0.3))
+        ]
+    ).view(2, 3, 24, 20)
     grain = Noise.of(7, ROWS).uniform(wave)
     return (0.5 + 0.25 * wave + 0.15 * (i > 2 * j - 8) + 0.2 * (grain - 0.5)).clamp(0, 1)
 

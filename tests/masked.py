@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 import defend
 from defend import Card, Noise, Purifier, Target, identity, straight_through
-from defend.benchmarks.tables.outcomes import Outcomes, worst
 from defend.losses import cross_entropy, excess
 from defend.norms import project, random_start
+from defend.results.outcomes import Outcomes, worst
 
 PAPER = "none: made to mislead"
 
@@ -45,7 +45,12 @@ class Saturated(Purifier):
         z = x.clamp(0, 1) * 3
         low = z.detach().floor().clamp(max=2)
         ends = torch.sigmoid(torch.tensor([-0.5, 0.5], dtype=x.dtype) * self.strength).to(x.device)
-        return (low + ((torch.sigmoid(self.strength * (z - low - 0.5)) - ends[0]) / (ends[1] - ends[0])).clamp(0, 1)) / 3
+        return (
+            low
+            + (
+                (torch.sigmoid(self.strength * (z - low - 0.5)) - ends[0]) / (ends[1] - ends[0])
+            ).clamp(0, 1)
+        ) / 3
 
 
 class FalselyExact(Purifier):
@@ -122,7 +127,11 @@ class Watched(Purifier):
     strength: float = 0.5
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        return (1 - self.strength) * x + self.strength * x.flip(-1, -2) if torch.is_grad_enabled() and x.requires_grad else x
+        return (
+            (1 - self.strength) * x + self.strength * x.flip(-1, -2)
+            if torch.is_grad_enabled() and x.requires_grad
+            else x
+        )
 
 
 class CountsCalls:
@@ -159,7 +168,10 @@ class AnyPattern(Purifier):
 
 def patterned(x: Tensor, amplitude: float, which: Tensor) -> Tensor:
     """x and, for each image, the pattern of this number: which (b,)."""
-    signs = [torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(k))).sign() for k in which]
+    signs = [
+        torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(int(k))).sign()
+        for k in which
+    ]
     return (x + amplitude * torch.stack(signs).to(x.device)).clamp(0, 1)
 
 
@@ -191,7 +203,9 @@ class Optimising(Purifier):
             said = self.network(moved).argmax(1)
             for _ in range(self.steps):
                 leaf = moved.clone().requires_grad_()
-                slope = torch.autograd.grad(F.cross_entropy(self.network(leaf), said, reduction="sum"), leaf)[0]
+                slope = torch.autograd.grad(
+                    F.cross_entropy(self.network(leaf), said, reduction="sum"), leaf
+                )[0]
                 moved = moved - self.strength / self.steps * slope.sign()
         return (x + (moved - x).detach()).clamp(0, 1)
 
@@ -206,7 +220,9 @@ class ExactOnly(Purifier):
         levels = x.detach() * 255
         picture = ((levels - levels.round()).abs().flatten(1).amax(1) < 1e-4).view(-1, 1, 1, 1)
         nearest = torch.cdist(x.detach().flatten(1), self.memory.flatten(1)).argmin(1)
-        return torch.where(picture, x, (1 - self.strength) * x + self.strength * self.memory[nearest])
+        return torch.where(
+            picture, x, (1 - self.strength) * x + self.strength * self.memory[nearest]
+        )
 
 
 class Trembling(Purifier):
@@ -283,7 +299,9 @@ class Blur(Purifier):
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device) / 4
         kernel = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-        return (1 - self.weight) * x + self.weight * F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
+        return (1 - self.weight) * x + self.weight * F.conv2d(
+            F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1]
+        )
 
 
 @dataclass(frozen=True)
@@ -327,17 +345,34 @@ def make(family: str, strength: float, network: nn.Module, memory: Tensor) -> Pu
 LITTLE = 0.005  # left: no other way can widen a gap by more
 
 HONEST: dict[str, tuple[Callable[[], Purifier], int]] = {
-    **{f"bitdepth:bits={b}": (lambda b=b: defend.load(f"bitdepth:bits={b}"), b % 2) for b in range(2, 7)},
+    **{
+        f"bitdepth:bits={b}": (lambda b=b: defend.load(f"bitdepth:bits={b}"), b % 2)
+        for b in range(2, 7)
+    },
     "none": (lambda: defend.load("none"), 0),
     "blur": (Blur, 1),
     "half a blur": (lambda: Blur(weight=0.5), 0),
-    **{f"gaussian:sigma={s}": (lambda s=s: defend.load(f"gaussian:sigma={s}"), h) for s, h in ((0.05, 0), (0.1, 1), (0.2, 0))},
-    "jpeg:quality=60": (lambda: defend.load("jpeg:quality=60"), 0),  # judged until its false alarm changed "a millionth"
+    **{
+        f"gaussian:sigma={s}": (lambda s=s: defend.load(f"gaussian:sigma={s}"), h)
+        for s, h in ((0.05, 0), (0.1, 1), (0.2, 0))
+    },
+    "jpeg:quality=60": (
+        lambda: defend.load("jpeg:quality=60"),
+        0,
+    ),  # judged until its false alarm changed "a millionth"
     "median": (lambda: defend.load("median"), 0),
 }
 
 
-def best_known(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = 100, draws: int = 10) -> np.ndarray:
+def best_known(
+    purifier: Purifier,
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int = 100,
+    draws: int = 10,
+) -> np.ndarray:
     """Per image, the least share of draws in which it is right, over every way that is known here: (n,).
 
     Through the honest pipeline, past the purifier, through its own gradient, on the bare classifier: the images of each are tried as they
@@ -353,41 +388,83 @@ def best_known(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps
     tried: list[Outcomes] = []
     for k, x_adv in enumerate(_attempts(purifier, network, x, y, eps, steps)):
         select, score = both(x_adv)
-        tried.append(Outcomes(select=select, score=score, clean_select=clean_select, clean_score=clean_score, x_adv=(str(k),)))
+        tried.append(
+            Outcomes(
+                select=select,
+                score=score,
+                clean_select=clean_select,
+                clean_score=clean_score,
+                x_adv=(str(k),),
+            )
+        )
         found = worst(tried).mean(1)
         if found.mean() < LITTLE:
             break
     return found
 
 
-def _attempts(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int) -> Iterator[Tensor]:
+def _attempts(
+    purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int
+) -> Iterator[Tensor]:
     bare = defend.load("none")
-    honest = purifier.honest() if hasattr(purifier, "honest") else AnyPattern(strength=purifier.strength) if isinstance(purifier, Counting) else bare
+    honest = (
+        purifier.honest()
+        if hasattr(purifier, "honest")
+        else AnyPattern(strength=purifier.strength)
+        if isinstance(purifier, Counting)
+        else bare
+    )
     ways = [(honest, None), (bare, None), (purifier, identity), (purifier, None)]
     for number, (pipeline, backward) in enumerate(ways):
         for loss in (cross_entropy, excess):
             x_adv = _climbed(pipeline, backward, network, x, y, eps, steps, loss, number)
             yield x_adv
-            yield torch.where(x_adv > x, (x_adv * 255 + 1e-3).floor() / 255, (x_adv * 255 - 1e-3).ceil() / 255).clamp(0, 1)
+            yield torch.where(
+                x_adv > x, (x_adv * 255 + 1e-3).floor() / 255, (x_adv * 255 - 1e-3).ceil() / 255
+            ).clamp(0, 1)
             if number == 0:
                 for k in range(10):
-                    yield project(x_adv + 1e-6 * torch.randn(x.shape, generator=torch.Generator().manual_seed(k)).sign(), x, eps, "Linf")
+                    yield project(
+                        x_adv
+                        + 1e-6
+                        * torch.randn(x.shape, generator=torch.Generator().manual_seed(k)).sign(),
+                        x,
+                        eps,
+                        "Linf",
+                    )
 
 
-def _climbed(purifier: Purifier, backward: Any, network: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, loss: Any, seed: int) -> Tensor:
+def _climbed(
+    purifier: Purifier,
+    backward: Any,
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int,
+    loss: Any,
+    seed: int,
+) -> Tensor:
     """PGD with a step that halves; the last iterate: images are not dropped, for they are meant for another pipeline."""
     noise = Noise.of(seed, torch.arange(len(x)))
-    target, adv = Target(network, purifier, noise.fork("truth"), backward, eot=20), random_start(x, eps, "Linf", noise)
+    target, adv = (
+        Target(network, purifier, noise.fork("truth"), backward, eot=20),
+        random_start(x, eps, "Linf", noise),
+    )
     for k in range(steps):
         g = target.gradient(adv, y, loss)[0].nan_to_num()
         adv = project(adv + eps * 0.5 ** (1 + 4 * k / steps) * g.sign(), x, eps, "Linf")
     return adv
 
 
-def _right(purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, draws: int, seed: int) -> np.ndarray:
+def _right(
+    purifier: Purifier, network: nn.Module, x: Tensor, y: Tensor, draws: int, seed: int
+) -> np.ndarray:
     """In which draws each is right: (n, draws) of 0 and 1. Ten for whoever draws or remembers, whatever the card says."""
     noise, columns = Noise.of(seed, torch.arange(len(x))).fork("right"), []
     with torch.no_grad():
         for draw in range(draws):
-            columns.append(network(purifier.purified(x.clone(), noise.fork(str(draw)))).argmax(1) == y)
+            columns.append(
+                network(purifier.purified(x.clone(), noise.fork(str(draw)))).argmax(1) == y
+            )
     return torch.stack(columns, 1).to(torch.uint8).numpy()

@@ -5,8 +5,8 @@ import torch
 from attack_toys import EDGE, INSIDE, Y, curved, linear, predicted, start, target, unit, uphill
 from torch import nn
 
+from defend.attacks.active_set import likeliest_wrong
 from defend.attacks.apgd import APGD
-from defend.attacks.standing import likeliest_wrong
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
 from defend.losses import cross_entropy, difference, dlr, dlr_targeted, margin
@@ -28,40 +28,69 @@ def test_the_euclidean_optimum_of_a_linear_model_is_reached():
     assert torch.allclose(adv, INSIDE + 0.5 * unit(uphill(Y)), atol=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "y"), [(dlr, LABELS), (dlr_targeted, PAIRS)], ids=["dlr", "targeted"])
+@pytest.mark.parametrize(
+    ("loss", "y"), [(dlr, LABELS), (dlr_targeted, PAIRS)], ids=["dlr", "targeted"]
+)
 @pytest.mark.parametrize(("shift", "scale"), [(100.0, 1.0), (0.0, 1e-3), (-3.0, 1e4)])
 def test_dlr_does_not_change_when_logits_are_shifted_or_scaled(loss, y, shift, scale):
     z = LOGITS.double()
     assert torch.allclose(loss(scale * z + shift, y), loss(z, y), atol=1e-6)
-    assert not torch.allclose(cross_entropy(scale * z, LABELS), cross_entropy(z, LABELS), atol=1e-2) or scale == 1
+    assert (
+        not torch.allclose(cross_entropy(scale * z, LABELS), cross_entropy(z, LABELS), atol=1e-2)
+        or scale == 1
+    )
 
 
 def test_dlr_is_the_formula_of_the_paper():
-    for z, y, t, first, second in zip(LOGITS, LABELS, PAIRS[:, 1], dlr(LOGITS, LABELS), dlr_targeted(LOGITS, PAIRS), strict=True):
+    for z, y, t, first, second in zip(
+        LOGITS, LABELS, PAIRS[:, 1], dlr(LOGITS, LABELS), dlr_targeted(LOGITS, PAIRS), strict=True
+    ):
         others, top = torch.cat([z[:y], z[y + 1 :]]), z.sort(descending=True).values
         assert first == pytest.approx(float(-(z[y] - others.max()) / (top[0] - top[2])), rel=1e-5)
-        assert second == pytest.approx(float(-(z[y] - z[t]) / (top[0] - (top[2] + top[3]) / 2)), rel=1e-5)
+        assert second == pytest.approx(
+            float(-(z[y] - z[t]) / (top[0] - (top[2] + top[3]) / 2)), rel=1e-5
+        )
 
 
 def test_margin_is_negative_exactly_where_the_label_is_wrong():
     assert torch.equal(margin(LOGITS, LABELS) < 0, LOGITS.argmax(1) != LABELS)
-    others = torch.stack([difference(LOGITS, torch.stack([LABELS, (LABELS + k) % 10], 1)) for k in range(1, 10)])
+    others = torch.stack(
+        [difference(LOGITS, torch.stack([LABELS, (LABELS + k) % 10], 1)) for k in range(1, 10)]
+    )
     assert torch.equal(margin(LOGITS, LABELS), -others.amax(0))
 
 
 @pytest.mark.parametrize(("loss", "classes", "needed"), [("dlr", 2, 3), ("dlr-targeted", 3, 4)])
-def test_a_loss_that_compares_more_classes_than_there_are_is_refused_in_one_line(loss, classes, needed):
-    with pytest.raises(BadParameter, match=rf"loss={loss} compares the {needed} highest logits.*{classes} classes: use loss=ce$"):
+def test_a_loss_that_compares_more_classes_than_there_are_is_refused_in_one_line(
+    loss, classes, needed
+):
+    with pytest.raises(
+        BadParameter,
+        match=rf"loss={loss} compares the {needed} highest logits.*{classes} classes: use loss=ce$",
+    ):
         APGD(loss=loss, steps=2).run(target(linear(classes)), INSIDE, Y, 0.1, start())
     APGD(loss=loss, steps=2).run(target(linear(classes + 1)), INSIDE, Y, 0.1, start())
 
 
 def test_the_checkpoints_are_the_published_ones():
-    assert list(APGD().checkpoints) == [22, 41, 57, 70, 80, 87, 93, 99]  # section 3.1 with 100 iterations
+    assert list(APGD().checkpoints) == [
+        22,
+        41,
+        57,
+        70,
+        80,
+        87,
+        93,
+        99,
+    ]  # section 3.1 with 100 iterations
     assert list(APGD().checkpoints.values()) == [22, 19, 16, 13, 10, 7, 6, 6]
     assert list(APGD(steps=1000).checkpoints)[:3] == [220, 410, 570]
     for steps in (1, 2, 3, 10):
-        assert sum(APGD(steps=steps).checkpoints.values()) == max(APGD(steps=steps).checkpoints) <= steps
+        assert (
+            sum(APGD(steps=steps).checkpoints.values())
+            == max(APGD(steps=steps).checkpoints)
+            <= steps
+        )
 
 
 class Slide(nn.Module):
@@ -109,7 +138,12 @@ def test_the_step_is_kept_while_enough_steps_rise():
 @pytest.mark.parametrize(("falls", "halved"), [(5, False), (6, True)])
 def test_condition_one_counts_the_steps_that_rise(falls, halved):
     """22 steps to the first checkpoint: 17 rises are at least .75 * 22 = 16.5, 16 are not. The best loss rises in any case."""
-    heights = iter([0.0] + [k * 1e-2 for k in range(1, 23 - falls)] + [-1.0 - k for k in range(falls)] + [1.0] * 100)
+    heights = iter(
+        [0.0]
+        + [k * 1e-2 for k in range(1, 23 - falls)]
+        + [-1.0 - k for k in range(falls)]
+        + [1.0] * 100
+    )
     steps, _ = traced(APGD(steps=100), lambda v: 0 * v + next(heights), 0.25)
     assert (steps[21] == 1) is halved
 
@@ -139,15 +173,19 @@ def test_it_is_a_plain_loop_of_algorithm_1(norm):
     y = predicted(net, x)
     first = []
 
-    class Seen(APGD):
+    class CheckResult(APGD):
         def _begin(self, *args):
             s = super()._begin(*args)
             first.append(s.adv)
             return s
 
-    found = Seen(norm=norm, steps=40).run(target(net), x, y, eps, start())
+    found = CheckResult(norm=norm, steps=40).run(target(net), x, y, eps, start())
     for i in range(len(x)):
-        assert torch.allclose(found[i : i + 1], algorithm_1(net, x[i : i + 1], y[i : i + 1], eps, norm, 40, first[0][i : i + 1]), atol=1e-9)
+        assert torch.allclose(
+            found[i : i + 1],
+            algorithm_1(net, x[i : i + 1], y[i : i + 1], eps, norm, 40, first[0][i : i + 1]),
+            atol=1e-9,
+        )
 
 
 def algorithm_1(net, x, y, eps, norm, n, x0):
@@ -168,7 +206,11 @@ def algorithm_1(net, x, y, eps, norm, n, x0):
     best, f_best, then, kept, last = x0, fs[0], fs[0], True, 0
     for k in range(n):
         z = project(xs[-1] + eta * slope(xs[-1]), x, eps, norm)
-        new = z if k == 0 else project(xs[-1] + 0.75 * (z - xs[-1]) + 0.25 * (xs[-1] - xs[-2]), x, eps, norm)
+        new = (
+            z
+            if k == 0
+            else project(xs[-1] + 0.75 * (z - xs[-1]) + 0.25 * (xs[-1] - xs[-2]), x, eps, norm)
+        )
         xs, fs = [*xs, new], [*fs, f(new)]
         if fs[-1] > f_best:
             best, f_best = new, fs[-1]
@@ -194,7 +236,13 @@ def test_each_image_has_its_own_step_size():
     def height(v):
         return torch.stack([v[0], 0 * v[1] + next(count) * 1e-2])
 
-    Traced().run(target(Slide(height), n=2), torch.full((2, 1, 1, 1), 0.5), torch.tensor([0, 0]), 0.25, start(2))
+    Traced().run(
+        target(Slide(height), n=2),
+        torch.full((2, 1, 1, 1), 0.5),
+        torch.tensor([0, 0]),
+        0.25,
+        start(2),
+    )
     assert seen[-1].tolist() == [2 * 2.0**-8, 2]
 
 
@@ -217,14 +265,20 @@ def test_targets_side_by_side_are_the_targets_one_after_another():
     assert len(set(best.tolist())) > 1  # and it is not always the first
 
 
-@pytest.mark.parametrize("fields", [{}, {"loss": "dlr"}, {"loss": "dlr-targeted", "targets": 3}, {"restarts": 3}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"loss": "dlr"}, {"loss": "dlr-targeted", "targets": 3}, {"restarts": 3}],
+    ids=str,
+)
 @pytest.mark.parametrize("scored", [False, True])
 def test_neither_batch_nor_order_matter(fields, scored):
     net, attack = curved(), APGD(steps=20, **fields)
     y = predicted(net, INSIDE)
     whole = attack.run(target(net, scored=scored), INSIDE, y, 0.02, start())
     rows = torch.tensor([7, 2, 11])
-    some = attack.run(target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], 0.02, start(rows=rows))
+    some = attack.run(
+        target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], 0.02, start(rows=rows)
+    )
     assert torch.allclose(whole[rows], some, atol=1e-5)
 
 
@@ -251,11 +305,16 @@ def test_it_is_not_weaker_than_plain_descent_of_equal_steps():
 
     net = curved()
     y = predicted(net, INSIDE)
-    ours, plain = (margin(net(a.run(target(net), INSIDE, y, 0.02, start())), y).mean() for a in (APGD(), PGD(steps=100)))
+    ours, plain = (
+        margin(net(a.run(target(net), INSIDE, y, 0.02, start())), y).mean()
+        for a in (APGD(), PGD(steps=100))
+    )
     assert ours <= plain + 0.02
 
 
-@pytest.mark.parametrize("field", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"rho": 1.5}, {"rho": -0.1}])
+@pytest.mark.parametrize(
+    "field", [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"rho": 1.5}, {"rho": -0.1}]
+)
 def test_settings_that_cannot_work_are_refused_by_name(field):
     with pytest.raises(BadParameter, match=next(iter(field))):
         APGD(**field)

@@ -21,7 +21,9 @@ def digits():
     x, y = load_digits(return_X_y=True)
     fitted = LogisticRegression(max_iter=500).fit(x[400:] / 16, y[400:])
     layer = torch.nn.Linear(64, 10)
-    layer.weight.data, layer.bias.data = (torch.tensor(v, dtype=torch.float32) for v in (fitted.coef_, fitted.intercept_))
+    layer.weight.data, layer.bias.data = (
+        torch.tensor(v, dtype=torch.float32) for v in (fitted.coef_, fitted.intercept_)
+    )
     return (x[:150] / 16).astype(np.float32).reshape(-1, 1, 8, 8), y[:150], layer
 
 
@@ -30,7 +32,15 @@ def in_art(layer, purifier, **how):
     before = how.pop("before", ())
     model = torch.nn.Sequential(*before, torch.nn.Flatten(), layer)
     loss = torch.nn.CrossEntropyLoss()
-    return PyTorchClassifier(model=model, loss=loss, nb_classes=10, preprocessing_defences=purifier, preprocessing=None, device_type="cpu", **how)
+    return PyTorchClassifier(
+        model=model,
+        loss=loss,
+        nb_classes=10,
+        preprocessing_defences=purifier,
+        preprocessing=None,
+        device_type="cpu",
+        **how,
+    )
 
 
 def accuracy(classifier, x, y):
@@ -38,7 +48,14 @@ def accuracy(classifier, x, y):
 
 
 def attacked(classifier, x, y, steps=20, eps=EPS):
-    return ProjectedGradientDescent(classifier, eps=eps, eps_step=2.5 * eps / steps, max_iter=steps, verbose=False, batch_size=100).generate(x, y)
+    return ProjectedGradientDescent(
+        classifier,
+        eps=eps,
+        eps_step=2.5 * eps / steps,
+        max_iter=steps,
+        verbose=False,
+        batch_size=100,
+    ).generate(x, y)
 
 
 def one_hot(y):
@@ -54,7 +71,10 @@ def test_arts_gradient_is_alive_and_its_pgd_breaks_the_defense(digits, spec):
     assert np.isfinite(grad).all() and (np.abs(grad).reshape(len(x), -1).max(1) > 0).all()
     adv = attacked(classifier, x, y)
     assert np.abs(adv - x).max() < EPS + 1e-5
-    assert accuracy(classifier, adv, y) < 0.25 * accuracy(classifier, x, y) and accuracy(classifier, x, y) > 0.6
+    assert (
+        accuracy(classifier, adv, y) < 0.25 * accuracy(classifier, x, y)
+        and accuracy(classifier, x, y) > 0.6
+    )
 
 
 class AsDocumented(PreprocessorPyTorch):
@@ -75,7 +95,9 @@ def test_the_same_quantiser_as_art_documents_it_is_never_attacked(digits):
     x, y, layer = digits
     classifier = in_art(layer, AsDocumented())
     assert np.abs(classifier.loss_gradient(x, one_hot(y))).max() == 0
-    assert accuracy(classifier, FastGradientMethod(classifier, eps=EPS).generate(x, y), y) > 0.8  # while it really keeps:
+    assert (
+        accuracy(classifier, FastGradientMethod(classifier, eps=EPS).generate(x, y), y) > 0.8
+    )  # while it really keeps:
     ours = in_art(layer, defend.load("bitdepth:bits=3"))
     assert accuracy(ours, attacked(ours, x, y), y) < 0.1
 
@@ -92,7 +114,9 @@ def watch(purifier):
     return seen
 
 
-@pytest.mark.parametrize("spec", ["bitdepth:bits=3", "gaussian", "median", "bitdepth:bits=3+gaussian"])
+@pytest.mark.parametrize(
+    "spec", ["bitdepth:bits=3", "gaussian", "median", "bitdepth:bits=3+gaussian"]
+)
 def test_never_more_than_max_batch_images_are_inside_purify(digits, spec):
     x, y, layer = digits
     purifier = defend.load(spec, max_batch=64)
@@ -129,8 +153,17 @@ def test_a_callers_range_layout_and_precision(digits, spec):
     x, y, layer = digits
     plain = in_art(layer, defend.load(spec))
     purifier = defend.load(spec, clip_values=(0.0, 255.0), channels_first=False)
-    theirs = in_art(layer, purifier, before=[ToUnit()], clip_values=(0.0, 255.0), input_shape=(8, 8, 1), channels_first=False)
-    wide = (x * 256).round().transpose(0, 2, 3, 1).astype(np.float64) * (255 / 256)  # float64, as numpy makes images
+    theirs = in_art(
+        layer,
+        purifier,
+        before=[ToUnit()],
+        clip_values=(0.0, 255.0),
+        input_shape=(8, 8, 1),
+        channels_first=False,
+    )
+    wide = (x * 256).round().transpose(0, 2, 3, 1).astype(np.float64) * (
+        255 / 256
+    )  # float64, as numpy makes images
     unit = (wide / 255).transpose(0, 3, 1, 2).astype(np.float32)
     assert np.allclose(theirs.predict(wide), plain.predict(unit), atol=1e-3)
     got, want = theirs.loss_gradient(wide, one_hot(y)), plain.loss_gradient(unit, one_hot(y))
@@ -150,7 +183,9 @@ def test_pixels_of_another_range_are_said(digits):
 
 def test_deployed_noise_differs_between_calls_and_a_seed_repeats_it(digits):
     x, _, layer = digits
-    deployed, seeded = (in_art(layer, defend.load("bitdepth:bits=3+gaussian", **kw)) for kw in ({}, {"seed": 3}))
+    deployed, seeded = (
+        in_art(layer, defend.load("bitdepth:bits=3+gaussian", **kw)) for kw in ({}, {"seed": 3})
+    )
     assert not np.array_equal(deployed.predict(x), deployed.predict(x))
     assert np.array_equal(seeded.predict(x), seeded.predict(x))
 
@@ -158,7 +193,11 @@ def test_deployed_noise_differs_between_calls_and_a_seed_repeats_it(digits):
 def test_two_purifiers_are_chained_by_art_too(digits):
     x, _, layer = digits
     listed = in_art(layer, [defend.load("bitdepth:bits=3"), defend.load("median:size=2")])
-    assert np.allclose(listed.predict(x), in_art(layer, defend.load("bitdepth:bits=3+median:size=2")).predict(x), atol=1e-5)
+    assert np.allclose(
+        listed.predict(x),
+        in_art(layer, defend.load("bitdepth:bits=3+median:size=2")).predict(x),
+        atol=1e-5,
+    )
 
 
 def test_without_art(digits):
@@ -166,4 +205,6 @@ def test_without_art(digits):
     purifier = defend.load("jpeg")
     guarded = torch.nn.Sequential(purifier.as_module(), torch.nn.Flatten(), layer)
     with torch.no_grad():
-        assert np.allclose(guarded(torch.tensor(x)).numpy(), in_art(layer, purifier).predict(x), atol=1e-5)
+        assert np.allclose(
+            guarded(torch.tensor(x)).numpy(), in_art(layer, purifier).predict(x), atol=1e-5
+        )

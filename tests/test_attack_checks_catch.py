@@ -11,7 +11,10 @@ from defend.losses import cross_entropy
 from defend.norms import project, random_start
 from defend.testing import attack_checks as ac
 
-GRADIENT, SCORES, LABELS = (AttackCard(paper="arXiv:0000.00000", access=access) for access in ("gradient", "scores", "labels"))
+GRADIENT, SCORES, LABELS = (
+    AttackCard(paper="arXiv:0000.00000", access=access)
+    for access in ("gradient", "scores", "labels")
+)
 
 
 def make(run, card=GRADIENT, **extra):
@@ -20,11 +23,18 @@ def make(run, card=GRADIENT, **extra):
 
 def climb(target, x, y, eps, start=None):
     """One honest step of the fast gradient sign method."""
-    return project(x + eps * target.gradient(x if start is None else start, y, cross_entropy)[0].sign(), x, eps, "Linf")
+    return project(
+        x + eps * target.gradient(x if start is None else start, y, cross_entropy)[0].sign(),
+        x,
+        eps,
+        "Linf",
+    )
 
 
 def fast(transform):
-    return lambda self, target, x, y, eps, noise: transform(climb(target, x, y, eps), x, y, eps, target, noise)
+    return lambda self, target, x, y, eps, noise: transform(
+        climb(target, x, y, eps), x, y, eps, target, noise
+    )
 
 
 def drops_what_is_wrong(self, target, x, y, eps, noise):
@@ -61,7 +71,12 @@ def seeds_torch(adv, x, y, eps, target, noise):
 
 
 def with_company(self, target, x, y, eps, noise):
-    return project(x + eps * target.gradient(x, y, cross_entropy)[0].mean(0, keepdim=True).sign(), x, eps, "Linf")
+    return project(
+        x + eps * target.gradient(x, y, cross_entropy)[0].mean(0, keepdim=True).sign(),
+        x,
+        eps,
+        "Linf",
+    )
 
 
 def by_place(adv, x, y, eps, target, noise):
@@ -98,7 +113,11 @@ def looks_at_scores(self, target, x, y, eps, noise):
 
 
 def tuned_after_birth():
-    attack = make(lambda self, target, x, y, eps, noise: climb(target, x, y, eps * self.__dict__.get("share", 1.0)))
+    attack = make(
+        lambda self, target, x, y, eps, noise: climb(
+            target, x, y, eps * self.__dict__.get("share", 1.0)
+        )
+    )
     attack.share = 0.5  # not a field, so `settings` cannot carry it
     return attack
 
@@ -112,42 +131,87 @@ def by_position():
 
 HONEST = fast(lambda adv, *_: adv)
 BROKEN = {
-    "check_stays_in_the_ball": [lambda: make(fast(lambda adv, x, y, eps, *_: x + 1.01 * (adv - x)))],
-    "check_stays_in_the_box": [lambda: make(lambda s, target, x, y, eps, noise: x + eps), lambda: make(fast(lambda adv, *_: adv * float("nan")))],
-    "check_eps_zero_returns_the_input": [lambda: make(lambda s, target, x, y, eps, noise: (x + 1e-4).clamp(0, 1))],
-    "check_same_seed_same_result": [lambda: make(lambda s, target, x, y, eps, noise: x + eps * torch.rand_like(x))],
-    "check_leaves_the_model_alone": [lambda: make(fast(eval_mode)), lambda: make(fast(leaves_gradients))],
-    "check_leaves_input_and_global_rng_alone": [lambda: make(moves_the_input), lambda: make(fast(seeds_torch))],
-    "check_keeps_shape_dtype_and_order": [lambda: make(fast(lambda adv, *_: adv.flip(0))), lambda: make(fast(lambda adv, *_: adv.double()))],
+    "check_stays_in_the_ball": [
+        lambda: make(fast(lambda adv, x, y, eps, *_: x + 1.01 * (adv - x)))
+    ],
+    "check_stays_in_the_box": [
+        lambda: make(lambda s, target, x, y, eps, noise: x + eps),
+        lambda: make(fast(lambda adv, *_: adv * float("nan"))),
+    ],
+    "check_eps_zero_returns_the_input": [
+        lambda: make(lambda s, target, x, y, eps, noise: (x + 1e-4).clamp(0, 1))
+    ],
+    "check_same_seed_same_result": [
+        lambda: make(lambda s, target, x, y, eps, noise: x + eps * torch.rand_like(x))
+    ],
+    "check_leaves_the_model_alone": [
+        lambda: make(fast(eval_mode)),
+        lambda: make(fast(leaves_gradients)),
+    ],
+    "check_leaves_input_and_global_rng_alone": [
+        lambda: make(moves_the_input),
+        lambda: make(fast(seeds_torch)),
+    ],
+    "check_keeps_shape_dtype_and_order": [
+        lambda: make(fast(lambda adv, *_: adv.flip(0))),
+        lambda: make(fast(lambda adv, *_: adv.double())),
+    ],
     "check_batch_mates_do_not_matter": [lambda: make(with_company)],
     "check_order_does_not_matter": [lambda: make(fast(by_place))],
-    "check_breaks_an_undefended_classifier": [lambda: make(lambda s, target, x, y, eps, noise: random_start(x, eps, "Linf", noise))],
-    "check_more_eps_never_helps_the_defender": [lambda: make(lambda s, target, x, y, eps, noise: climb(target, x, y, eps if eps < 0.03 else 1e-3))],
-    "check_more_steps_never_help_the_defender": [lambda: make(steps_backwards, steps=10, __annotations__={"steps": int})],
-    "check_large_eps_drives_accuracy_to_chance": [lambda: make(lambda s, target, x, y, eps, noise: climb(target, x, y, eps if eps < 0.5 else 1e-3))],
+    "check_breaks_an_undefended_classifier": [
+        lambda: make(lambda s, target, x, y, eps, noise: random_start(x, eps, "Linf", noise))
+    ],
+    "check_more_eps_never_helps_the_defender": [
+        lambda: make(
+            lambda s, target, x, y, eps, noise: climb(target, x, y, eps if eps < 0.03 else 1e-3)
+        )
+    ],
+    "check_more_steps_never_help_the_defender": [
+        lambda: make(steps_backwards, steps=10, __annotations__={"steps": int})
+    ],
+    "check_large_eps_drives_accuracy_to_chance": [
+        lambda: make(
+            lambda s, target, x, y, eps, noise: climb(target, x, y, eps if eps < 0.5 else 1e-3)
+        )
+    ],
     "check_moves_away_from_the_label": [
         lambda: make(from_the_prediction),
         lambda: make(fast(lambda adv, x, *_: 2 * x - adv)),  # towards it
     ],
-    "check_targeted_mode_hits_the_target": [lambda: make(HONEST, targeted=False, __annotations__={"targeted": bool})],
+    "check_targeted_mode_hits_the_target": [
+        lambda: make(HONEST, targeted=False, __annotations__={"targeted": bool})
+    ],
     "check_every_image_is_attacked_to_the_end": [
         lambda: make(drops_what_is_wrong),
         lambda: make(fast(clean_where_it_failed)),
         lambda: make(drops_what_is_wrong, SCORES),
     ],
     "check_never_returns_the_clean_image": [lambda: make(fast(clean_where_it_failed))],
-    "check_counts_are_what_the_model_saw": [lambda: make(fast(behind_the_targets_back)), lambda: make(lambda s, target, x, y, eps, noise: x)],
+    "check_counts_are_what_the_model_saw": [
+        lambda: make(fast(behind_the_targets_back)),
+        lambda: make(lambda s, target, x, y, eps, noise: x),
+    ],
     "check_a_sweep_gives_what_each_eps_gives_alone": [
         lambda: make(HONEST, sweep=goes_on_from_the_last_eps),
         lambda: make(HONEST, sweep=counts_on),
         lambda: make(HONEST, sweep=lambda self, target, x, y, epsilons, noise: iter(())),
     ],
-    "check_needs_no_more_than_its_access": [lambda: make(HONEST, SCORES), lambda: make(looks_at_scores, LABELS)],
+    "check_needs_no_more_than_its_access": [
+        lambda: make(HONEST, SCORES),
+        lambda: make(looks_at_scores, LABELS),
+    ],
     "check_settings_rebuild_it": [tuned_after_birth],
-    "check_settings_are_json": [lambda: make(HONEST, shape=(1, 2), __annotations__={"shape": tuple})],
-    "check_fields_are_keyword_only_and_without_eps": [by_position, lambda: make(HONEST, eps=0.1, __annotations__={"eps": float})],
+    "check_settings_are_json": [
+        lambda: make(HONEST, shape=(1, 2), __annotations__={"shape": tuple})
+    ],
+    "check_fields_are_keyword_only_and_without_eps": [
+        by_position,
+        lambda: make(HONEST, eps=0.1, __annotations__={"eps": float}),
+    ],
     "check_refuses_an_unknown_norm": [lambda: make(HONEST, __post_init__=lambda self: None)],
-    "check_card_names_a_source": [lambda: make(HONEST, AttackCard(paper="trust me", access="gradient"))],
+    "check_card_names_a_source": [
+        lambda: make(HONEST, AttackCard(paper="trust me", access="gradient"))
+    ],
 }
 
 
@@ -155,7 +219,10 @@ def test_every_check_has_a_breaker():
     assert {c.__name__ for c in ac.attack_checks()} == set(BROKEN)
 
 
-@pytest.mark.parametrize(("name", "broken"), [pytest.param(n, b, id=f"{n}-{i}") for n, each in BROKEN.items() for i, b in enumerate(each)])
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [pytest.param(n, b, id=f"{n}-{i}") for n, each in BROKEN.items() for i, b in enumerate(each)],
+)
 def test_check_catches(name, broken):
     with pytest.raises(AssertionError):
         getattr(ac, name)(broken())

@@ -29,16 +29,19 @@ from audit_toys import (
 )
 
 import defend
-from defend.benchmarks.audit import active, rivals, spsa, state
-from defend.benchmarks.audit.declared import attack_declared
-from defend.benchmarks.audit.model import checked
-from defend.benchmarks.audit.plan import plan_of
-from defend.benchmarks.audit.rounds import Best, _worst, together
-from defend.benchmarks.audit.run import rules_of
-from defend.benchmarks.audit.scene import Scene
-from defend.benchmarks.audit.stage import set_stage
+from defend.audit import active, rivals, spsa, state
+from defend.audit.budget import budget_for
+from defend.audit.comparison import Best, _worst, together
+from defend.audit.context import Context
+from defend.audit.declared import attack_declared
+from defend.audit.prepare import prepare
+from defend.audit.run import all_checks
+from defend.audit.verdict import checked
 
-DETACHED, SOFT = hidden("detached", 1.0), partial(masked.Blur, weight=0.5)  # no gradient at all; an honest one
+DETACHED, SOFT = (
+    hidden("detached", 1.0),
+    partial(masked.Blur, weight=0.5),
+)  # no gradient at all; an honest one
 ATTACKS = (
     "identity gradient",
     "learned gradient",
@@ -100,18 +103,25 @@ def test_a_card_that_calls_a_deterministic_purifier_stochastic_is_caught():
 
 def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
     """Finite differences and the active test's points: no call sees more images than the purifier takes at once."""
-    scene, seen = small(), []
-    rows, features = scene.all, active.Features(scene.network)
+    context, seen = small(), []
+    rows, features = context.all, active.Features(context.network)
 
     def run():
-        noise = scene.root.fork("spsa")
-        found = spsa.spsa(scene.target(rows), scene.x, scene.y, 0.2, noise, 2, 3)
-        return found, active._at(scene, features, rows, "inner", 5, 0.9, corners=False)
+        noise = context.root.fork("spsa")
+        found = spsa.spsa(context.target(rows), context.x, context.y, 0.2, noise, 2, 3)
+        return found, active._at(context, features, rows, "inner", 5, 0.9, corners=False)
 
-    whole, purified = run(), type(scene.purifier).purified
-    monkeypatch.setattr(type(scene.purifier), "purified", lambda p, x, *a: seen.append(len(x)) or purified(p, x, *a))
-    monkeypatch.setattr(scene.purifier, "max_batch", 12)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(run(), whole, strict=True)) and max(seen) <= 12
+    whole, purified = run(), type(context.purifier).purified
+    monkeypatch.setattr(
+        type(context.purifier),
+        "purified",
+        lambda p, x, *a: seen.append(len(x)) or purified(p, x, *a),
+    )
+    monkeypatch.setattr(context.purifier, "max_batch", 12)
+    assert (
+        all(torch.allclose(a, b, atol=1e-5) for a, b in zip(run(), whole, strict=True))
+        and max(seen) <= 12
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -130,24 +140,36 @@ def test_few_classes_leave_targeted_dlr_out(classes):
 @pytest.mark.parametrize(
     ("left", "random", "zero", "ok", "turns"),
     [
-        (0, 60, 100, True, False), (0, 5, 100, False, False), (0, 0, 100, False, False), (0, 60, 0, False, True), (5, 60, 100, False, True),
-        (0, 5, 5, False, False), (5, 5, 5, False, True), (0, 0, 0, False, True),
+        (0, 60, 100, True, False),
+        (0, 5, 100, False, False),
+        (0, 0, 100, False, False),
+        (0, 60, 0, False, True),
+        (5, 60, 100, False, True),
+        (0, 5, 5, False, False),
+        (5, 5, 5, False, True),
+        (0, 0, 0, False, True),
     ],
-)  # fmt: skip
-def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(monkeypatch, left, random, zero, ok, turns):
+)
+def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(
+    monkeypatch, left, random, zero, ok, turns
+):
     """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
     scores = iter((np.arange(100) < k).astype(float) for k in (left, random))
-    monkeypatch.setattr(Scene, "score", lambda *_: next(scores))
-    monkeypatch.setattr(Scene, "clean", (np.arange(100) < zero).astype(float))
-    scene = small()
-    rule = next(r for r in rules_of(scene, {})[0] if r.name == "unbounded attack")
-    seen = rule.run(scene)
+    monkeypatch.setattr(Context, "score", lambda *_: next(scores))
+    monkeypatch.setattr(Context, "clean", (np.arange(100) < zero).astype(float))
+    context = small()
+    rule = next(r for r in all_checks(context, {})[0] if r.name == "unbounded attack")
+    seen = rule.run(context)
     assert (seen.ok, checked(rule, seen).turns) == (ok, turns)
 
 
 def test_the_learned_gradient_of_specs_is_the_benchs(monkeypatch):
     asked = []
-    monkeypatch.setattr(rivals, "imitation", lambda _, *specs: asked.append(specs) or SimpleNamespace(backward="kept", error=0.5))
+    monkeypatch.setattr(
+        rivals,
+        "imitation",
+        lambda _, *specs: asked.append(specs) or SimpleNamespace(backward="kept", error=0.5),
+    )
     assert rivals._imitation(small()) == ("kept", 0.5) and asked == [("convnet", "bitdepth:bits=3")]
 
 
@@ -155,7 +177,7 @@ class Draws:
     """A stochastic pipeline whose images are right with a probability, by number of the attempt (x) and of the image."""
 
     stochastic = True
-    plan = plan_of("standard", True, 400)
+    plan = budget_for("standard", True, 400)
 
     def __init__(self, right):
         self.right, self.x = right, torch.zeros(right.shape[1], 1, 1, 1)
@@ -171,8 +193,8 @@ class Draws:
 def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
     """The least of several noisy shares falls by itself, and would lead from the attack to whoever was lucky: 0.5 became 0.55 to 0.6."""
     clean, attacked = np.full(400, 0.95), np.where(np.arange(400) < 200, 0.3, 0.65)
-    scene = Draws(np.stack([clean, attacked, *[np.full(400, null)] * more]))
-    best = Best(scene, torch.arange(400))
+    context = Draws(np.stack([clean, attacked, *[np.full(400, null)] * more]))
+    best = Best(context, torch.arange(400))
     for k in range(1, 2 + more):
         best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
     assert abs(best.accuracy - attacked.mean()) < 0.02
@@ -192,9 +214,15 @@ def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
 def test_a_rival_counts_where_it_breaks_more_and_nowhere_else(rival, where, left, null):
     """The declared attack leaves .3 of the draws of one half of the images, and .7 of the other."""
     first, clean = np.arange(400) < 200, np.full(400, 0.95)
-    scene = Draws(np.stack([clean, *(np.where(first, *shares) for shares in ((0.3, 0.7), rival)), *[clean] * null]))
-    attempts = [lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)) for k in range(1, 3 + null)]
-    best = Best(scene, torch.arange(400))
+    context = Draws(
+        np.stack(
+            [clean, *(np.where(first, *shares) for shares in ((0.3, 0.7), rival)), *[clean] * null]
+        )
+    )
+    attempts = [
+        lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)) for k in range(1, 3 + null)
+    ]
+    best = Best(context, torch.arange(400))
     best.run(attempts[0])
     for attempt in attempts[1:]:
         _worst(best, ~first | (where == "everywhere"), [attempt])
@@ -202,17 +230,31 @@ def test_a_rival_counts_where_it_breaks_more_and_nowhere_else(rival, where, left
 
 
 def test_every_check_has_a_case():
-    scene, _ = set_stage(
-        defend.load("none"), digits(), "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None
-    )  # fmt: skip
-    assert [r.name for r in rules_of(scene, {})[0]] == list(CASES)
+    context, _ = prepare(
+        defend.load("none"),
+        digits(),
+        "convnet",
+        "quick",
+        n=16,
+        split="val",
+        eps=None,
+        surrogates=(),
+        seed=0,
+        device="cpu",
+        data_root=None,
+    )
+    assert [r.name for r in all_checks(context, {})[0]] == list(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_catches(name):
     seen = look(name, CASES[name][0]())
     if name == "declared gradient":  # it fails by not running
-        assert (seen.verdict, seen.turns, seen.measured) == ("not run", True, "could not run: RuntimeError: not while you look")
+        assert (seen.verdict, seen.turns, seen.measured) == (
+            "not run",
+            True,
+            "could not run: RuntimeError: not while you look",
+        )
     else:
         assert seen.verdict == "flag", seen
 
@@ -220,7 +262,9 @@ def test_it_catches(name):
 def judging():
     """(kinds of the families that judge, honest ones that judge as (kind, settings))."""
     honest_ones = [make() for make, half in masked.HONEST.values() if half == 1]
-    return tuple(f.kind for f in masked.FAMILIES.values() if f.half == 1), [(type(p), p.settings) for p in honest_ones]
+    return tuple(f.kind for f in masked.FAMILIES.values() if f.half == 1), [
+        (type(p), p.settings) for p in honest_ones
+    ]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -248,9 +292,24 @@ class Scales(torch.nn.Module):
 
 def test_an_attack_that_ends_on_a_quantisers_edges_is_no_sign_of_masking():
     """0.1 x 255 = 25.5: jpeg rounds some pixels of x + eps up and others down, so that a millionth to either side moves it."""
-    scene, _ = set_stage("jpeg", "digits-m", "lenet", "quick", n=16, split="val", eps=0.1, surrogates=(), seed=0, device="cpu", data_root=None)
-    scene = replace(scene, network=Scales())
-    ends = (scene.x + 0.1 * (scene.x.flip(-1) - 0.5).sign()).clamp(0, 1)
-    assert min(state._relabelled(scene, ends[scene.some], by) for by in (state.TINY, -state.TINY)) > 0.5
-    seen = state._millionth(scene, SimpleNamespace(best=SimpleNamespace(x_adv=ends)))
+    context, _ = prepare(
+        "jpeg",
+        "digits-m",
+        "lenet",
+        "quick",
+        n=16,
+        split="val",
+        eps=0.1,
+        surrogates=(),
+        seed=0,
+        device="cpu",
+        data_root=None,
+    )
+    context = replace(context, network=Scales())
+    ends = (context.x + 0.1 * (context.x.flip(-1) - 0.5).sign()).clamp(0, 1)
+    assert (
+        min(state._relabelled(context, ends[context.some], by) for by in (state.TINY, -state.TINY))
+        > 0.5
+    )
+    seen = state._millionth(context, SimpleNamespace(best=SimpleNamespace(x_adv=ends)))
     assert seen.ok and seen.value == 0, seen

@@ -10,11 +10,11 @@ from masked import card
 
 import defend
 from defend import Chain, Purifier
-from defend.benchmarks import imitation
-from defend.benchmarks.audit import rivals, run, spsa
-from defend.benchmarks.audit.declared import Declared, attack_declared
-from defend.benchmarks.audit.model import NotTried, checked, settle
-from defend.benchmarks.audit.stage import set_stage
+from defend.audit import rivals, run, spsa
+from defend.audit.declared import Declared, attack_declared
+from defend.audit.prepare import prepare
+from defend.audit.verdict import NotTried, apply_holm, checked
+from defend.benchmarks import bpda_network
 from defend.errors import BadParameter
 
 
@@ -42,11 +42,11 @@ class Mirrored(torch.nn.Module):
 
 def test_every_image_of_the_declared_attack_is_rounded():
     """None of its images breaks anything as it is; rounded half of them do, and hardly any oblivious one."""
-    scene = replace(scene_of(Mirroring()), network=Mirrored(), eps=0.14)
-    scene.plan = replace(scene.plan, curve=(10, 40), target_steps=5)
-    best = attack_declared(scene).best
+    context = replace(scene_of(Mirroring()), network=Mirrored(), eps=0.14)
+    context.budget = replace(context.budget, curve=(10, 40), target_steps=5)
+    best = attack_declared(context).best
     assert best.accuracy == 1 and len(best.made) == 4
-    seen = rivals._pictures(scene, best)
+    seen = rivals._pictures(context, best)
     assert seen.gap > 0.3 and seen.p < 0.001
 
 
@@ -62,31 +62,53 @@ class Unmoved(torch.nn.Module):
 def test_what_is_masked_on_a_part_of_the_images_is_seen_together(share, turns, noise):
     """Square breaks images that the smeared gradient spares, and spares as many that the other one breaks: no mean tells."""
     purifier = hidden("share of the images", share)()
-    scene = replace(scene_of(Chain(members=(defend.load("gaussian:sigma=0.02"), purifier)) if noise else purifier, eps=0.12, n=175), network=Unmoved())
+    context = replace(
+        scene_of(
+            Chain(members=(defend.load("gaussian:sigma=0.02"), purifier)) if noise else purifier,
+            eps=0.12,
+            n=175,
+        ),
+        network=Unmoved(),
+    )
     if noise:
-        scene.plan = replace(scene.plan, queries=300, curve=(20,), target_steps=5, eot=2, eot_most=2, spsa_steps=1, noises=1)
-    fought = [r for r in run.rules_of(scene, {})[0] if r.weight == "attack"]
-    assert [c.name for c in settle([checked(r, ran(r, scene)) for r in fought]) if c.turns] == turns
+        context.budget = replace(
+            context.budget,
+            queries=300,
+            curve=(20,),
+            target_steps=5,
+            eot=2,
+            eot_most=2,
+            spsa_steps=1,
+            noises=1,
+        )
+    fought = [r for r in run.all_checks(context, {})[0] if r.weight == "attack"]
+    assert [
+        c.name for c in apply_holm([checked(r, ran(r, context)) for r in fought]) if c.turns
+    ] == turns
 
 
 @pytest.mark.parametrize(("sigma", "steps", "copies"), [(0, 90, 1), (1e-6, 90, 1), (0.3, 30, 3)])
 def test_noise_that_decides_nothing_buys_no_shorter_search(sigma, steps, copies):
     """The same queries go into steps: whoever adds a millionth would else be asked a tenth as long."""
-    scene = scene_of(defend.load(f"gaussian:sigma={sigma}"))
-    scene.plan = replace(scene.plan, queries=30, eot=3)
-    assert rivals._search(scene) == (steps, copies)
+    context = scene_of(defend.load(f"gaussian:sigma={sigma}"))
+    context.budget = replace(context.budget, queries=30, eot=3)
+    assert rivals._search(context) == (steps, copies)
 
 
 def test_both_arms_of_a_difference_see_the_same_draw():
     """Where they are the same image, nothing differs, whatever the purifier draws."""
-    scene = scene_of(defend.load("gaussian:sigma=0.3"))
-    many = scene.target(scene.all).copies(3)
-    assert (spsa._slope(many, scene.x, scene.y, 0.0, scene.root.fork("u"), 3) == 0).all()
-    assert (spsa._slope(many, scene.x, scene.y, 0.1, scene.root.fork("u"), 3) != 0).any()
+    context = scene_of(defend.load("gaussian:sigma=0.3"))
+    many = context.target(context.all).copies(3)
+    assert (spsa._slope(many, context.x, context.y, 0.0, context.root.fork("u"), 3) == 0).all()
+    assert (spsa._slope(many, context.x, context.y, 0.1, context.root.fork("u"), 3) != 0).any()
 
 
 def test_a_surrogate_without_a_gradient_is_attacked_past_its_purifier():
-    seen = look("transfer", hidden("detached", 1.0)(), [(hidden("detached", 1.0)(), defend.load("convnet", "classifier", dataset="digits"))])
+    seen = look(
+        "transfer",
+        hidden("detached", 1.0)(),
+        [(hidden("detached", 1.0)(), defend.load("convnet", "classifier", dataset="digits"))],
+    )
     assert seen.turns and "its own gradient is zero" in seen.measured
 
 
@@ -95,28 +117,51 @@ def test_a_surrogate_that_can_be_attacked_in_no_way_was_not_tried():
         def forward(self, x):
             return network()(x.detach())
 
-    scene = replace(scene_of(hidden("detached", 1.0)()), surrogates=[(defend.load("none"), Deaf())])
+    context = replace(
+        scene_of(hidden("detached", 1.0)()), surrogates=[(defend.load("none"), Deaf())]
+    )
     with pytest.raises(NotTried, match="zero gradient"):
-        rivals._transfer(scene)
+        rivals._transfer(context)
 
 
-@pytest.mark.parametrize(("last", "left", "text"), [(0.1, 0.0, "0.0 %"), (0.3, 0.2, "<= 20.0 % (unconverged)"), (0.25, 0.2, "<= 20.0 % (unconverged)")])
+@pytest.mark.parametrize(
+    ("last", "left", "text"),
+    [
+        (0.1, 0.0, "0.0 %"),
+        (0.3, 0.2, "<= 20.0 % (unconverged)"),
+        (0.25, 0.2, "<= 20.0 % (unconverged)"),
+    ],
+)
 def test_a_bound_under_zero_is_left_out(last, left, text):
     assert Declared(SimpleNamespace(accuracy=left), 1.0, curve=[(10, 0.6), (40, last)]).text == text
 
 
 def test_the_learned_gradient_is_the_benchs_whatever_the_callers_threads(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setitem(imitation.RECIPE, "steps", 2)
-    monkeypatch.setattr(run, "_checks", lambda scene, _: ([], {"error": rivals._imitation(scene)[1]}))
+    monkeypatch.setitem(bpda_network.RECIPE, "steps", 2)
+    monkeypatch.setattr(
+        run, "_checks", lambda context, _: ([], {"error": rivals._imitation(context)[1]})
+    )
     monkeypatch.setattr(run, "estimate", lambda _: 0.0)
     common = {"eps": 0.2, "n": 16, "split": "val", "device": "cpu"}
     torch.set_num_threads(2)
     try:
         defend.audit("bitdepth:bits=4", "digits", "convnet", **common)
         made = [f.name for f in tmp_path.rglob("*.safetensors")]
-        wanted = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["bitdepth:bits=4"], "attacks": ["fgsm"]}
-        defend.bench(**wanted, knowledge=["adaptive"], gradients=["learned"], **common, out=tmp_path / "run", workers=1)
+        wanted = {
+            "dataset": "digits",
+            "classifiers": ["convnet"],
+            "defenses": ["bitdepth:bits=4"],
+            "attacks": ["fgsm"],
+        }
+        defend.bench(
+            **wanted,
+            knowledge=["adaptive"],
+            gradients=["learned"],
+            **common,
+            out=tmp_path / "run",
+            workers=1,
+        )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -128,10 +173,24 @@ def test_a_cache_that_cannot_be_written_is_the_users_to_mend(monkeypatch, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").touch()
     with pytest.raises(BadParameter, match=r"cannot be kept there.*XDG_CACHE_HOME"):
-        defend.audit("bitdepth:bits=4", "digits", "convnet", "standard", n=16, split="val", device="cpu")
+        defend.audit(
+            "bitdepth:bits=4", "digits", "convnet", "standard", n=16, split="val", device="cpu"
+        )
 
 
 def test_what_a_spec_names_runs_as_in_the_bench():
     """A batch norm behind a convolution is folded into it."""
-    network = set_stage("none", "digits", "convnet", "quick", n=16, split="val", eps=None, surrogates=(), seed=0, device="cpu", data_root=None)[0].network
+    network = prepare(
+        "none",
+        "digits",
+        "convnet",
+        "quick",
+        n=16,
+        split="val",
+        eps=None,
+        surrogates=(),
+        seed=0,
+        device="cpu",
+        data_root=None,
+    )[0].network
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in network.modules())

@@ -42,20 +42,33 @@ def test_fab_finds_the_nearest_wrong_point_of_a_linear_model(norm):
     least = margin(linear()(INSIDE), RIGHT) / DUAL[norm](slope)
     assert torch.allclose(distance, least, rtol=0.01) and (distance > least).all()
     direction = slope.sign() if norm == "Linf" else unit(slope)
-    assert torch.allclose(point, INSIDE + least.view(-1, 1, 1, 1) * direction, atol=0.02 * float(least.max()))
+    assert torch.allclose(
+        point, INSIDE + least.view(-1, 1, 1, 1) * direction, atol=0.02 * float(least.max())
+    )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("share", [0.1, 0.6, 0.95])
 def test_the_projection_onto_a_plane_inside_the_box_is_the_solvers(norm, share):
-    x, w = EDGE.flatten()[:48].view(8, 1, 2, 3).double(), torch.randn(8, 1, 2, 3, generator=torch.Generator().manual_seed(4)).double()
+    x, w = (
+        EDGE.flatten()[:48].view(8, 1, 2, 3).double(),
+        torch.randn(8, 1, 2, 3, generator=torch.Generator().manual_seed(4)).double(),
+    )
     w[0, 0, 0, 0] = 0
     room = torch.where(w > 0, 1 - x, x)
     rise = share * (w.abs() * room).flatten(1).sum(1)
     d = to_plane(x, w, rise, norm)
-    assert torch.allclose((w * d).flatten(1).sum(1), rise) and (x + d >= -1e-12).all() and (x + d <= 1 + 1e-12).all()
-    for image, slope, gain, own in zip(x.flatten(1).numpy(), w.flatten(1).numpy(), rise, norm_of(d, norm), strict=True):
-        assert float(own) == pytest.approx(nearest(image, slope, float(gain), norm), rel=1e-4, abs=1e-7)
+    assert (
+        torch.allclose((w * d).flatten(1).sum(1), rise)
+        and (x + d >= -1e-12).all()
+        and (x + d <= 1 + 1e-12).all()
+    )
+    for image, slope, gain, own in zip(
+        x.flatten(1).numpy(), w.flatten(1).numpy(), rise, norm_of(d, norm), strict=True
+    ):
+        assert float(own) == pytest.approx(
+            nearest(image, slope, float(gain), norm), rel=1e-4, abs=1e-7
+        )
 
 
 def nearest(x, w, rise, norm):
@@ -63,10 +76,31 @@ def nearest(x, w, rise, norm):
     sides = [(-v, 1 - v) for v in x]
     if norm == "L2":
         plane = {"type": "eq", "fun": lambda d: w @ d - rise}
-        return float(minimize(lambda d: d @ d, 0 * x, jac=lambda d: 2 * d, bounds=sides, constraints=[plane], tol=1e-14).fun) ** 0.5
+        return (
+            float(
+                minimize(
+                    lambda d: d @ d,
+                    0 * x,
+                    jac=lambda d: 2 * d,
+                    bounds=sides,
+                    constraints=[plane],
+                    tol=1e-14,
+                ).fun
+            )
+            ** 0.5
+        )
     n = len(x)  # d and t: minimise t, |d_i| <= t
     rows = [[(s if i == j else 0) for j in range(n)] + [-1] for i in range(n) for s in (1, -1)]
-    return float(linprog([0] * n + [1], A_ub=rows, b_ub=[0] * 2 * n, A_eq=[[*w, 0]], b_eq=[rise], bounds=[*sides, (0, None)]).fun)
+    return float(
+        linprog(
+            [0] * n + [1],
+            A_ub=rows,
+            b_ub=[0] * 2 * n,
+            A_eq=[[*w, 0]],
+            b_eq=[rise],
+            bounds=[*sides, (0, None)],
+        ).fun
+    )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -74,13 +108,17 @@ def test_towards_a_plane_that_the_box_does_not_meet_it_goes_as_far_as_the_box_al
     x, w = EDGE[:4].double(), uphill(Y[:4]).double()
     d = to_plane(x, w, torch.full((4,), 1e6).double(), norm)
     assert torch.equal((x + d).clamp(0, 1), (w > 0).double())
-    assert torch.equal(to_plane(x, 0 * w, torch.ones(4).double(), norm), 0 * x)  # no direction at all
+    assert torch.equal(
+        to_plane(x, 0 * w, torch.ones(4).double(), norm), 0 * x
+    )  # no direction at all
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_where_images_may_not_be_dropped_fab_follows_its_direction_to_the_border(norm):
     eps = 0.05 if norm == "Linf" else 0.4
-    adv = FAB(norm=norm, steps=10).run(target(), INSIDE, Y, eps, start())  # half of the labels are wrong
+    adv = FAB(norm=norm, steps=10).run(
+        target(), INSIDE, Y, eps, start()
+    )  # half of the labels are wrong
     best = eps * (uphill(Y).sign() if norm == "Linf" else unit(uphill(Y)))
     assert torch.allclose(adv, INSIDE + best, atol=0.02 * eps)
 
@@ -101,7 +139,9 @@ def test_of_fab_neither_batch_nor_order_matter(norm, scored):
     net, eps = curved(), {"Linf": 0.01, "L2": 0.1}[norm]
     y, rows = predicted(net, INSIDE), torch.tensor([7, 2, 11])
     whole = FAB(norm=norm, steps=15).run(target(net, scored=scored), INSIDE, y, eps, start())
-    some = FAB(norm=norm, steps=15).run(target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], eps, start(rows=rows))
+    some = FAB(norm=norm, steps=15).run(
+        target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], eps, start(rows=rows)
+    )
     assert torch.allclose(whole[rows], some, atol=1e-4 * eps + 1e-6)
 
 
@@ -119,7 +159,10 @@ def test_the_standard_version_is_the_published_composition():
     assert made["apgd-ce"][1] | apgd | {"loss": "ce"} == made["apgd-ce"][1]
     assert made["apgd-t"][1] | apgd | {"loss": "dlr-targeted", "targets": 9} == made["apgd-t"][1]
     assert made["fab-t"][1] | {"steps": 100, "targets": 9} == made["fab-t"][1]
-    assert made["square"][1] | {"queries": 5000, "p_init": 0.8, "rescale": False, "redraw": False} == made["square"][1]
+    assert (
+        made["square"][1] | {"queries": 5000, "p_init": 0.8, "rescale": False, "redraw": False}
+        == made["square"][1]
+    )
     assert {a.norm for a in AutoAttack(norm="L2").members(10).values()} == {"L2"}
 
 
@@ -139,7 +182,10 @@ def test_a_loss_that_needs_more_classes_than_there_are_is_left_out(version, clas
 
 def test_the_standard_version_refuses_a_stochastic_pipeline_and_names_the_other():
     t = target(linear(), GaussianNoise(sigma=0.1), scored=True)
-    with pytest.raises(BadParameter, match=r"^autoattack: version=standard .* stochastic: write autoattack:version=rand$"):
+    with pytest.raises(
+        BadParameter,
+        match=r"^autoattack: version=standard .* stochastic: write autoattack:version=rand$",
+    ):
         AutoAttack().run(t, INSIDE, Y, 0.1, start())
     AutoAttack(version="rand", steps=3).run(t, INSIDE, Y, 0.1, start())
 
@@ -160,11 +206,11 @@ class Partial(Attack):
 def of_parts():
     met = []
 
-    class Parts(AutoAttack):
+    class Components(AutoAttack):
         def members(self, classes):
             return {str(i): Partial(which=i, met=met) for i in range(3)}
 
-    return Parts(), met
+    return Components(), met
 
 
 @pytest.fixture
@@ -181,7 +227,11 @@ def test_each_attack_meets_only_the_images_that_still_stand(numbered):
     y[4] = 1 - y[4]  # wrong as it is: nobody needs to meet it
     adv = attack.run(target(scored=True), x, y, 0.1, start())
     everyone = set(range(30, 42)) - {34}
-    assert met == [(0, sorted(everyone)), (1, [n for n in sorted(everyone) if n % 3]), (2, [n for n in sorted(everyone) if n % 3 == 2])]
+    assert met == [
+        (0, sorted(everyone)),
+        (1, [n for n in sorted(everyone) if n % 3]),
+        (2, [n for n in sorted(everyone) if n % 3 == 2]),
+    ]
     assert (predicted(linear(), adv) != y).all()
 
 
@@ -223,7 +273,12 @@ class Confused(torch.nn.Module):
 @pytest.mark.parametrize("eps", [0.0, 0.002, 0.1])
 def test_an_image_that_falls_in_the_search_alone_is_searched_for_again(eps, numbered):
     x, y = numbered
-    full, fast = (AutoAttack(steps=5, queries=10, search=search).run(target(Confused(), scored=True), x, y, eps, start()) for search in ("scored", "bfloat16"))
+    full, fast = (
+        AutoAttack(steps=5, queries=10, search=search).run(
+            target(Confused(), scored=True), x, y, eps, start()
+        )
+        for search in ("scored", "bfloat16")
+    )
     assert torch.equal(predicted(linear(), fast), predicted(linear(), full))
     assert (predicted(linear(), fast) == y).all() == (eps == 0)
 
@@ -232,7 +287,10 @@ def test_an_image_that_falls_in_the_search_alone_is_searched_for_again(eps, numb
 def test_a_search_in_bfloat16_is_no_weaker_on_a_network_that_knows_nothing_of_it(scored):
     y = predicted(curved(), INSIDE)
     full, fast = (
-        AutoAttack(steps=20, queries=60, search=search).run(target(curved(), scored=scored), INSIDE, y, 0.004, start()) for search in ("scored", "bfloat16")
+        AutoAttack(steps=20, queries=60, search=search).run(
+            target(curved(), scored=scored), INSIDE, y, 0.004, start()
+        )
+        for search in ("scored", "bfloat16")
     )
     assert (predicted(curved(), fast) == y).sum() <= (predicted(curved(), full) == y).sum() < 12
 
@@ -253,7 +311,9 @@ def test_no_image_is_left_standing_that_a_member_fells(scored):
     adv = attack.run(target(net, scored=scored), INSIDE, y, 0.004, start())
     left = margin(net(adv), y)
     for name, member in attack.members(10).items():
-        alone = margin(net(member.run(target(net, scored=scored), INSIDE, y, 0.004, start().fork(name))), y)
+        alone = margin(
+            net(member.run(target(net, scored=scored), INSIDE, y, 0.004, start().fork(name))), y
+        )
         assert ((left < 0) | (alone > 0)).all()
         assert scored or (left <= alone + 1e-4).all()
     assert 0 < (left < 0).sum() < 12
@@ -270,7 +330,9 @@ def test_of_autoattack_neither_batch_nor_order_matter(scored):
     net, attack = curved(), AutoAttack(steps=10, queries=40)
     y, rows = predicted(net, INSIDE), torch.tensor([7, 2, 11])
     whole = attack.run(target(net, scored=scored), INSIDE, y, 0.004, start())
-    some = attack.run(target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], 0.004, start(rows=rows))
+    some = attack.run(
+        target(net, rows=rows, scored=scored), INSIDE[rows], y[rows], 0.004, start(rows=rows)
+    )
     assert torch.allclose(whole[rows], some, atol=1e-5)
 
 
@@ -306,7 +368,17 @@ def test_the_gradient_over_draws_converges_to_the_expectation_as_one_over_the_ro
     errors = []
     for k in counts:
         t = target(Sine(), GaussianNoise(sigma=sigma), n=48, eot=k)
-        errors.append(float((t.gradient(x, torch.zeros(48, dtype=torch.int64), first_logit)[0] - wanted).square().mean().sqrt()))
+        errors.append(
+            float(
+                (t.gradient(x, torch.zeros(48, dtype=torch.int64), first_logit)[0] - wanted)
+                .square()
+                .mean()
+                .sqrt()
+            )
+        )
     logs = torch.tensor(counts).log(), torch.tensor(errors).log()
-    slope = float(((logs[0] - logs[0].mean()) * (logs[1] - logs[1].mean())).sum() / (logs[0] - logs[0].mean()).square().sum())
+    slope = float(
+        ((logs[0] - logs[0].mean()) * (logs[1] - logs[1].mean())).sum()
+        / (logs[0] - logs[0].mean()).square().sum()
+    )
     assert slope == pytest.approx(-0.5, abs=0.03)

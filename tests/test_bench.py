@@ -17,11 +17,11 @@ import defend
 from defend import Chain
 from defend.benchmarks import read_unit
 from defend.benchmarks.flags import NOTHING_DRAWN
-from defend.benchmarks.records import read_records
+from defend.benchmarks.gradient_probe import GradientProbe
 from defend.benchmarks.units import path_of
-from defend.benchmarks.watch import Watch
 from defend.errors import BadParameter, BrokenPurifier
 from defend.noise import Noise
+from defend.records import read_records
 from defend.target import Target
 
 SMALL = {
@@ -89,16 +89,33 @@ def test_half_of_the_eps_computed_already(undisturbed, tmp_path):
 
 def test_a_cell_does_not_depend_on_its_company(undisturbed, tmp_path):
     alone = defend.bench(
-        SMALL | {"defenses": ["gaussian:sigma=0.1"], "eps": "0.2", "gradients": ["declared"], "knowledge": ["adaptive"]}, out=tmp_path, workers=1
+        SMALL
+        | {
+            "defenses": ["gaussian:sigma=0.1"],
+            "eps": "0.2",
+            "gradients": ["declared"],
+            "knowledge": ["adaptive"],
+        },
+        out=tmp_path,
+        workers=1,
     )
-    wanted = [r for r in undisturbed[1] if (r["defense"], r["eps"], r["knowledge"], r["gradient"]) == ("gaussian:sigma=0.1", 0.2, "adaptive", "declared")]
+    wanted = [
+        r
+        for r in undisturbed[1]
+        if (r["defense"], r["eps"], r["knowledge"], r["gradient"])
+        == ("gaussian:sigma=0.1", 0.2, "adaptive", "declared")
+    ]
     assert timeless(alone) == timeless(wanted)
 
 
 def test_spelling_is_not_in_the_key(undisturbed):
     folder, _ = undisturbed
     before = unit_files(folder)
-    records = defend.bench(SMALL | {"defenses": ["none", "gaussian:sigma=1/10"], "eps": ["1/10", "0.2"]}, out=folder, workers=1)
+    records = defend.bench(
+        SMALL | {"defenses": ["none", "gaussian:sigma=1/10"], "eps": ["1/10", "0.2"]},
+        out=folder,
+        workers=1,
+    )
     assert unit_files(folder) == before
     assert {r["defense"] for r in records} == {"none", "gaussian:sigma=1/10"}
 
@@ -108,7 +125,9 @@ def test_a_damaged_unit_is_made_again(undisturbed, damage, capfd):
     folder, records = undisturbed
     file = path_of(folder, records[-1]["units"][0])
     data = file.read_bytes()
-    file.write_bytes(data[:100] if damage == "truncated" else data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
+    file.write_bytes(
+        data[:100] if damage == "truncated" else data[:-3] + bytes([data[-3] ^ 4]) + data[-2:]
+    )
     assert read_unit(folder, records[-1]["units"][0]) is None
     assert timeless(defend.bench(SMALL, out=folder, workers=1)) == timeless(records)
     assert read_unit(folder, records[-1]["units"][0]) is not None
@@ -128,7 +147,9 @@ def test_killed_and_run_again(undisturbed, tmp_path, workers):
     rng = random.Random(workers)
     for _ in range(KILLS):
         (tmp_path / "run.json").unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         while process.poll() is None and not (tmp_path / "run.json").exists():
             time.sleep(0.05)  # importing torch and ART: nothing of ours has begun
         time.sleep(rng.uniform(0, 3 * workers))  # two workers begin by importing torch themselves
@@ -143,14 +164,20 @@ def test_what_a_killed_run_left_half_written_is_swept_but_not_what_is_being_writ
     for part in (old, new):
         part.write_bytes(b"half")
     os.utime(old, (0, 0))
-    defend.bench(SMALL | {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "n": 16}, out=tmp_path, workers=1)
+    defend.bench(
+        SMALL | {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "n": 16},
+        out=tmp_path,
+        workers=1,
+    )
     assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_oblivious_images_are_made_once_for_all_defenses(undisturbed):
     folder, records = undisturbed
     oblivious = [r for r in records if r["knowledge"] == "oblivious" and r["eps"] == 0.2]
-    hashes = [[read_unit(folder, key).header["x_adv_sha256"] for key in r["units"]] for r in oblivious]
+    hashes = [
+        [read_unit(folder, key).header["x_adv_sha256"] for key in r["units"]] for r in oblivious
+    ]
     assert len(hashes) == 2
     assert hashes[0] == hashes[1]
 
@@ -159,8 +186,17 @@ def test_units_hold_the_outcomes_of_every_draw(undisturbed):
     folder, records = undisturbed
     for r in records:
         unit = read_unit(folder, r["units"][0])
-        shapes = {name: tuple(t.shape) for name, t in unit.tensors.items() if not name.startswith("sample")}
-        draws = {"score": (16, 5), "clean_score": (16, 5), "select": (16, 10), "clean_select": (16, 10)}
+        shapes = {
+            name: tuple(t.shape)
+            for name, t in unit.tensors.items()
+            if not name.startswith("sample")
+        }
+        draws = {
+            "score": (16, 5),
+            "clean_score": (16, 5),
+            "select": (16, 10),
+            "clean_select": (16, 10),
+        }
         assert shapes == (draws if r["stochastic"] else {"score": (16, 1), "clean_score": (16, 1)})
 
 
@@ -176,7 +212,10 @@ def test_a_record_scores_what_a_plain_loop_scores(undisturbed):
     net = defend.load("convnet", "classifier", "digits").network
     x, y = data.rows("test", 0, 48)
     noisy = defend.load("gaussian:sigma=0.1")
-    draws = [noisy.purified(x, Noise.of(0, torch.arange(48)).fork("score").nth(torch.full((48, 1), k))) for k in range(5)]
+    draws = [
+        noisy.purified(x, Noise.of(0, torch.arange(48)).fork("score").nth(torch.full((48, 1), k)))
+        for k in range(5)
+    ]
     by_hand = torch.stack([net(d).argmax(1) == y for d in draws]).double().mean().item()
     clean = {r["defense"]: r["clean_accuracy"] for r in undisturbed[1]}
     assert clean["none"] == (net(x).argmax(1) == y).double().mean().item()
@@ -209,42 +248,83 @@ MISBEHAVES = {
 @pytest.mark.parametrize("how", MISBEHAVES)
 def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, how):
     """With its reason, whatever the level; what stands beside it gets the numbers it gets alone."""
-    records = defend.bench(SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}, out=tmp_path, workers=1)
-    assert all(MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None for r in records if r["defense"] != "none")
-    assert timeless([r for r in records if r["defense"] == "none"]) == timeless([r for r in undisturbed[1] if r["defense"] == "none"])
+    records = defend.bench(
+        SMALL | {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]},
+        out=tmp_path,
+        workers=1,
+    )
+    assert all(
+        MISBEHAVES[how] in r["error"] and r["robust_accuracy"] is None
+        for r in records
+        if r["defense"] != "none"
+    )
+    assert timeless([r for r in records if r["defense"] == "none"]) == timeless(
+        [r for r in undisturbed[1] if r["defense"] == "none"]
+    )
 
 
 @pytest.mark.usefixtures("plugin")
-@pytest.mark.parametrize(("once", "why"), [("false", "it gives something else for the same image and noise"), ("true", "something is drawn when it is made")])
+@pytest.mark.parametrize(
+    ("once", "why"),
+    [
+        ("false", "it gives something else for the same image and noise"),
+        ("true", "something is drawn when it is made"),
+    ],
+)
 def test_who_draws_from_elsewhere_is_told_so(tmp_path, once, why):
     """Neither remembers anything."""
-    wanted = SMALL | {"defenses": [f"careless:once={once}"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 16}
+    wanted = SMALL | {
+        "defenses": [f"careless:once={once}"],
+        "attacks": ["fgsm"],
+        "eps": "0.1",
+        "knowledge": ["oblivious"],
+        "n": 16,
+    }
     assert all(why in r["error"] for r in defend.bench(wanted, out=tmp_path, workers=1))
 
 
 @pytest.mark.usefixtures("plugin")
 def test_a_model_trained_anew_into_the_same_file_is_another(tmp_path):
-    file, wanted = tmp_path / "factor.txt", SMALL | {"attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 32}
+    file, wanted = (
+        tmp_path / "factor.txt",
+        SMALL | {"attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 32},
+    )
     accuracy = []
     for factor in ("1", "0", "1"):
         file.write_text(factor)
-        (r,) = defend.bench(wanted | {"defenses": [f'from-file:file="{file}"']}, out=tmp_path / "run", workers=1)
+        (r,) = defend.bench(
+            wanted | {"defenses": [f'from-file:file="{file}"']}, out=tmp_path / "run", workers=1
+        )
         accuracy.append(r["clean_accuracy"])
     assert accuracy[0] == accuracy[2] > 0.9 and accuracy[1] < 0.3
 
 
 def test_noise_that_changes_nothing_is_said(tmp_path):
     """A card that says stochastic=True is asked fewer queries: where that is not so, no claim stands."""
-    wanted = SMALL | {"defenses": ["gaussian:sigma=0", "gaussian:sigma=0.01"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "draws": 2}
+    wanted = SMALL | {
+        "defenses": ["gaussian:sigma=0", "gaussian:sigma=0.01"],
+        "attacks": ["fgsm"],
+        "eps": "0.1",
+        "knowledge": ["oblivious"],
+        "draws": 2,
+    }
     flags = {r["defense"]: r["flags"] for r in defend.bench(wanted, out=tmp_path, workers=1)}
     assert flags == {"gaussian:sigma=0": [NOTHING_DRAWN], "gaussian:sigma=0.01": []}
 
 
-@pytest.mark.parametrize(("purifier", "seen"), [(Undefined, (0, 24)), (RightAtFirst, (0, 0)), (AliveOnTheGrid, (24, 0)), (Rough, (0, 0))])
+@pytest.mark.parametrize(
+    ("purifier", "seen"),
+    [(Undefined, (0, 24)), (RightAtFirst, (0, 0)), (AliveOnTheGrid, (24, 0)), (Rough, (0, 0))],
+)
 def test_gradients_are_looked_at_on_the_grid_and_off_it(purifier, seen):
     """A gradient that is no number makes no step: the sign of NaN is 0."""
     x, y = digits().rows("val", 0, 24)
-    watch = Watch(Target(network(), purifier(), Noise.of(0, torch.arange(24))), x, y, defend.load("fgsm", "attack"))
+    watch = GradientProbe(
+        Target(network(), purifier(), Noise.of(0, torch.arange(24))),
+        x,
+        y,
+        defend.load("fgsm", "attack"),
+    )
     assert (watch.seen["zero_gradients"], watch.seen["undefined_gradients"]) == seen
 
 
@@ -255,19 +335,38 @@ def test_what_is_attacked_is_what_is_scored(noise):
     random = (defend.load("gaussian:sigma=0.05"),) if noise else ()
 
     def watched(purifier):
-        Watch(Target(network(), Chain(members=(*random, purifier)), Noise.of(0, torch.arange(24)), eot=3), x, y, defend.load("fgsm", "attack"))
+        GradientProbe(
+            Target(
+                network(), Chain(members=(*random, purifier)), Noise.of(0, torch.arange(24)), eot=3
+            ),
+            x,
+            y,
+            defend.load("fgsm", "attack"),
+        )
 
     watched(Rough())
-    with pytest.raises(BrokenPurifier, match="of 24 images get another label where a gradient is asked for"):
+    with pytest.raises(
+        BrokenPurifier, match="of 24 images get another label where a gradient is asked for"
+    ):
         watched(Startled())
 
 
 @pytest.mark.usefixtures("plugin")
 def test_an_attack_that_looks_where_it_may_not_fails_and_one_that_does_nothing_is_flagged(tmp_path):
-    wanted = SMALL | {"defenses": ["none"], "attacks": ["peeks", "idles", "fgsm"], "eps": "0.1", "knowledge": ["query", "oblivious"]}
-    said = {(r["attack"], r["knowledge"]): (r["error"], r["flags"]) for r in defend.bench(wanted, out=tmp_path, workers=1)}
+    wanted = SMALL | {
+        "defenses": ["none"],
+        "attacks": ["peeks", "idles", "fgsm"],
+        "eps": "0.1",
+        "knowledge": ["query", "oblivious"],
+    }
+    said = {
+        (r["attack"], r["knowledge"]): (r["error"], r["flags"])
+        for r in defend.bench(wanted, out=tmp_path, workers=1)
+    }
     assert 'its card says access="scores"' in said["peeks", "query"][0]
-    assert said["idles", "oblivious"][1] == ["nothing changed: the attack gave every image back as it was"]
+    assert said["idles", "oblivious"][1] == [
+        "nothing changed: the attack gave every image back as it was"
+    ]
     assert said["fgsm", "oblivious"] == (None, [])
 
 
@@ -280,12 +379,22 @@ def test_records_that_cannot_be_gone_on_with_are_said_before_anything_is_compute
 
 @pytest.mark.usefixtures("plugin")
 def test_a_worker_that_dies_fails_what_it_had_in_hand(tmp_path):
-    records = defend.bench(SMALL | {"defenses": ["misbehaves:how=dies"], "knowledge": ["bpda"], "eps": "0.1", "n": 32}, out=tmp_path, workers=2)
+    records = defend.bench(
+        SMALL | {"defenses": ["misbehaves:how=dies"], "knowledge": ["bpda"], "eps": "0.1", "n": 32},
+        out=tmp_path,
+        workers=2,
+    )
     assert [("worker" in r["error"] and "died" in r["error"]) for r in records] == [True]
 
 
 def test_another_precision_is_another_record(tmp_path):
-    small = SMALL | {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["bpda"], "n": 16}
+    small = SMALL | {
+        "defenses": ["none"],
+        "attacks": ["fgsm"],
+        "eps": "0.1",
+        "knowledge": ["bpda"],
+        "n": 16,
+    }
     for precision in ("float32", "bfloat16"):
         defend.bench(small, out=tmp_path, workers=1, precision=precision)
     assert [r["precision"] for r in read_records(tmp_path)] == ["float32", "bfloat16"]
@@ -296,7 +405,14 @@ def test_fgsm_on_mnist_is_reproduced_by_a_few_lines_of_torch(tmp_path):
     """Every eps of a sweep, to the image."""
     n = 1000
     records = defend.bench(
-        dataset="mnist", classifiers=["convnet"], defenses=["none"], attacks=["fgsm"], eps="0:0.3:0.1", n=n, knowledge=["oblivious"], out=tmp_path
+        dataset="mnist",
+        classifiers=["convnet"],
+        defenses=["none"],
+        attacks=["fgsm"],
+        eps="0:0.3:0.1",
+        n=n,
+        knowledge=["oblivious"],
+        out=tmp_path,
     )
     net = defend.load("convnet", "classifier", "mnist").network
     x, y = defend.load("mnist", "dataset").rows("test", 0, n)
@@ -310,5 +426,7 @@ def test_fgsm_on_mnist_is_reproduced_by_a_few_lines_of_torch(tmp_path):
 
 @pytest.mark.gpu
 def test_a_gpu_agrees_with_the_cpu(undisturbed, tmp_path):
-    for cpu, gpu in zip(undisturbed[1], defend.bench(SMALL, out=tmp_path, device="cuda"), strict=True):
+    for cpu, gpu in zip(
+        undisturbed[1], defend.bench(SMALL, out=tmp_path, device="cuda"), strict=True
+    ):
         assert abs(cpu["robust_accuracy"] - gpu["robust_accuracy"]) <= 0.5 / 48 + 0.005

@@ -3,26 +3,48 @@
 import pytest
 import torch
 
-from defend.benchmarks.cells import expand
-from defend.benchmarks.parts import Parts
+from defend.benchmarks.components import Components
+from defend.benchmarks.expand import expand
 from defend.benchmarks.suite import Eps, make_suite
 from defend.errors import DefendError
 
-SMALL = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["none", "gaussian:sigma=0.1"], "attacks": ["pgd:steps=3"], "eps": "0.1,0.2", "n": 48}
+SMALL = {
+    "dataset": "digits",
+    "classifiers": ["convnet"],
+    "defenses": ["none", "gaussian:sigma=0.1"],
+    "attacks": ["pgd:steps=3"],
+    "eps": "0.1,0.2",
+    "n": 48,
+}
 
 
 def expanded(**keys):
     suite = make_suite(SMALL | keys)
-    return expand(suite, Parts(suite.dataset, None, torch.device("cpu")))
+    return expand(suite, Components(suite.dataset, None, torch.device("cpu")))
 
 
 VIEWS = {
-    "defaults": ({}, [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")]),
+    "defaults": (
+        {},
+        [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")],
+    ),
     "bpda": ({"knowledge": "bpda"}, [("adaptive", "identity")]),
-    "one gradient": ({"gradients": ["declared"]}, [("oblivious", "declared"), ("adaptive", "declared")]),
-    "twice the same": ({"knowledge": ["bpda", "adaptive"]}, [("adaptive", "identity"), ("adaptive", "declared")]),
-    "transfer": ({"knowledge": "transfer", "surrogates": ["jpeg+convnet"]}, [("transfer", "declared")]),
-    "stops early": ({"attacks": ["art:name=DeepFool"], "eps": "0.1"}, [("adaptive", "identity"), ("adaptive", "declared")]),
+    "one gradient": (
+        {"gradients": ["declared"]},
+        [("oblivious", "declared"), ("adaptive", "declared")],
+    ),
+    "twice the same": (
+        {"knowledge": ["bpda", "adaptive"]},
+        [("adaptive", "identity"), ("adaptive", "declared")],
+    ),
+    "transfer": (
+        {"knowledge": "transfer", "surrogates": ["jpeg+convnet"]},
+        [("transfer", "declared")],
+    ),
+    "stops early": (
+        {"attacks": ["art:name=DeepFool"], "eps": "0.1"},
+        [("adaptive", "identity"), ("adaptive", "declared")],
+    ),
     "scores": ({"attacks": ["art:name=SquareAttack,access=scores,max_iter=5"]}, [("query", None)]),
 }
 
@@ -44,7 +66,11 @@ def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_err
 
 def test_oblivious_and_transfer_never_drop():
     cells, _ = expanded(knowledge=["oblivious", "adaptive", "transfer"], surrogates=["convnet"])
-    assert {c.knowledge: c.drops for c in cells} == {"oblivious": False, "transfer": False, "adaptive": True}
+    assert {c.knowledge: c.drops for c in cells} == {
+        "oblivious": False,
+        "transfer": False,
+        "adaptive": True,
+    }
 
 
 def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
@@ -53,7 +79,13 @@ def test_eps_comes_from_the_attack_then_the_suite_then_the_claim():
     assert {c.eps.value for c in expanded(eps=None)[0]} == {0.2}  # the claim eps of digits
 
 
-EPS = [(0.2, "0.2"), (8 / 255, "8/255"), (1 / 255, "1/255"), (1.0, "1"), (0.1 + 0.2, "0.3")]  # 0.2 is 51/255 too
+EPS = [
+    (0.2, "0.2"),
+    (8 / 255, "8/255"),
+    (1 / 255, "1/255"),
+    (1.0, "1"),
+    (0.1 + 0.2, "0.3"),
+]  # 0.2 is 51/255 too
 
 
 @pytest.mark.parametrize(("value", "text"), EPS)
@@ -68,9 +100,15 @@ WRONG = {
     "too many images": ({"n": 10**6}, "give --n"),
     "unknown defense": ({"defenses": ["meddian"]}, "Did you mean median"),
     "wrong parameter": ({"attacks": ["pgd:stepz=3"]}, "Did you mean step, steps?"),
-    "surrogate": ({"knowledge": ["transfer"], "surrogates": ["none+convnet"], "defenses": ["none"]}, "it is the scored pipeline itself"),
+    "surrogate": (
+        {"knowledge": ["transfer"], "surrogates": ["none+convnet"], "defenses": ["none"]},
+        "it is the scored pipeline itself",
+    ),
     "size": ({"defenses": ["split-vqvae:weights=untrained"]}, "untrained"),
-    "of another shape": ({"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]}, "takes 1x"),
+    "of another shape": (
+        {"dataset": "digits-m", "classifiers": ["convnet:weights=convnet-digits"]},
+        "takes 1x",
+    ),
 }
 
 

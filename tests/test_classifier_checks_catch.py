@@ -102,16 +102,35 @@ def changed_after_birth():
 ZEROS = torch.zeros(1, 8, 8)
 BROKEN = {
     "check_returns_logits": [after(lambda z: z.softmax(1)), after(lambda z: z.log_softmax(1))],
-    "check_shape_and_dtype": [after(lambda z: z[:, :9]), after(lambda z: z.double()), after(lambda z: z / 0)],
-    "check_takes_pixels_from_0_to_1": [before(lambda x: x.mul_(0.5)), before(lambda x: (x - 127) / 64)],
+    "check_shape_and_dtype": [
+        after(lambda z: z[:, :9]),
+        after(lambda z: z.double()),
+        after(lambda z: z / 0),
+    ],
+    "check_takes_pixels_from_0_to_1": [
+        before(lambda x: x.mul_(0.5)),
+        before(lambda x: (x - 127) / 64),
+    ],
     "check_eval_mode": [
         after(lambda z: nn.functional.dropout(z, 0.1)),
-        lambda: broken(_build=lambda s: nn.Sequential(*Tiny.build(s), nn.Dropout(0.1)).requires_grad_(False)),
+        lambda: broken(
+            _build=lambda s: nn.Sequential(*Tiny.build(s), nn.Dropout(0.1)).requires_grad_(False)
+        ),
     ],
     "check_batch_mates_do_not_matter": [before(lambda x: x - 0.1 * x.mean(0))],
-    "check_gradient_reaches_input": [before(torch.round), before(torch.detach), before(lambda x: torch.cat([x[:1], x[1:].detach()]))],
-    "check_keeps_no_gradients": [lambda: broken(_build=lambda s: Frozen(Tiny.build(s)).requires_grad_(True))],
-    "check_fits_its_data_set": [after(lambda z: z.roll(1, 1), "tiny"), after(lambda z: z[:, [1, 0, *range(2, 10)]], "tiny"), lambda: broken("tiny-elsewhere")],
+    "check_gradient_reaches_input": [
+        before(torch.round),
+        before(torch.detach),
+        before(lambda x: torch.cat([x[:1], x[1:].detach()])),
+    ],
+    "check_keeps_no_gradients": [
+        lambda: broken(_build=lambda s: Frozen(Tiny.build(s)).requires_grad_(True))
+    ],
+    "check_fits_its_data_set": [
+        after(lambda z: z.roll(1, 1), "tiny"),
+        after(lambda z: z[:, [1, 0, *range(2, 10)]], "tiny"),
+        lambda: broken("tiny-elsewhere"),
+    ],
     "check_declared_accuracy": [lambda: broken("tiny-proud"), lambda: broken("tiny-modest")],
     "check_weights_load_by_hash_and_offline": [
         lambda: broken(_adopt=takes_any_weights),
@@ -122,7 +141,10 @@ BROKEN = {
         changed_after_birth,
     ],
     "check_works_inside_art": [before(torch.round), remembers],
-    "check_moves_to_a_device_and_back": [before(lambda x: x - ZEROS), after(lambda z: z.cpu() if z.is_cuda else torch.zeros(len(z), 10))],
+    "check_moves_to_a_device_and_back": [
+        before(lambda x: x - ZEROS),
+        after(lambda z: z.cpu() if z.is_cuda else torch.zeros(len(z), 10)),
+    ],
 }
 
 
@@ -148,13 +170,27 @@ def zoo(tmp_path_factory):
     """An installed package of weights: one honest entry, and those that are not."""
     top = tmp_path_factory.mktemp("site")
     state, accuracy = trained()
-    entries = {"tiny": ("digits", accuracy), "tiny-elsewhere": ("digits-m", accuracy), "tiny-proud": ("digits", 0.9999), "tiny-modest": ("digits", 0.8)}
+    entries = {
+        "tiny": ("digits", accuracy),
+        "tiny-elsewhere": ("digits-m", accuracy),
+        "tiny-proud": ("digits", 0.9999),
+        "tiny-modest": ("digits", 0.8),
+    }
     (top / "tinyzoo").mkdir()
     (top / "tinyzoo" / "__init__.py").touch()
     rows = []
     for name, (dataset, declared) in entries.items():
         file = top / "tinyzoo" / f"{name}.safetensors"
-        head = store.Header(kind="classifier", component="Tiny", dataset=dataset, fields={}, trained_on="clean", command="none", seed=0, commit="none")
+        head = store.Header(
+            kind="classifier",
+            component="Tiny",
+            dataset=dataset,
+            fields={},
+            trained_on="clean",
+            command="none",
+            seed=0,
+            commit="none",
+        )
         store.save(file, state, head)
         rows.append(f'''
             [{name}]
@@ -171,8 +207,12 @@ def zoo(tmp_path_factory):
         ''')
     (top / "tinyzoo" / "zoo.toml").write_text("".join(rows))
     (top / "tinyzoo-1.0.dist-info").mkdir()
-    (top / "tinyzoo-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tinyzoo\nVersion: 1.0\n")
-    (top / "tinyzoo-1.0.dist-info" / "entry_points.txt").write_text("[defend.weights]\ntiny = tinyzoo\n")
+    (top / "tinyzoo-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tinyzoo\nVersion: 1.0\n"
+    )
+    (top / "tinyzoo-1.0.dist-info" / "entry_points.txt").write_text(
+        "[defend.weights]\ntiny = tinyzoo\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(top))
         yield accuracy
@@ -182,7 +222,14 @@ def test_every_check_has_a_breaker():
     assert {c.__name__ for c in cc.classifier_checks()} == set(BROKEN)
 
 
-@pytest.mark.parametrize(("name", "make"), [pytest.param(name, make, id=f"{name}-{i}") for name, makes in BROKEN.items() for i, make in enumerate(makes)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        pytest.param(name, make, id=f"{name}-{i}")
+        for name, makes in BROKEN.items()
+        for i, make in enumerate(makes)
+    ],
+)
 def test_check_catches(name, make):
     with pytest.raises(AssertionError):
         getattr(cc, name)(make())
@@ -197,7 +244,9 @@ def test_its_declared_accuracy_was_measured(zoo):
     assert 0.9 < zoo < 0.99
 
 
-@pytest.mark.parametrize("check", [cc.check_fits_its_data_set, cc.check_declared_accuracy], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "check", [cc.check_fits_its_data_set, cc.check_declared_accuracy], ids=lambda c: c.__name__
+)
 def test_untrained_weights_are_a_reason_not_a_failure(check):
     with pytest.raises(NotApplicable):
         check(Tiny(weights="untrained"))

@@ -51,7 +51,14 @@ def test_pixels_are_normalised_inside(make, fields):
     seen = []
     first = next(m for m in classifier.net.modules() if isinstance(m, nn.Conv2d))
     first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    classifier.network(torch.stack([torch.zeros(classifier.example(1)[0].shape), torch.ones(classifier.example(1)[0].shape)]))
+    classifier.network(
+        torch.stack(
+            [
+                torch.zeros(classifier.example(1)[0].shape),
+                torch.ones(classifier.example(1)[0].shape),
+            ]
+        )
+    )
     assert float(seen[0][0].amax()) < -1.5 and float(seen[0][1].amin()) > 1.5
 
 
@@ -64,7 +71,10 @@ def test_parameter_counts(make, count):
     assert sum(p.numel() for p in untrained(make).net.parameters()) == count
 
 
-@pytest.mark.parametrize(("make", "kinds", "layers"), [(ResNet20, nn.Conv2d | nn.Linear, 20), (WideResNet, nn.Conv2d, 16)])
+@pytest.mark.parametrize(
+    ("make", "kinds", "layers"),
+    [(ResNet20, nn.Conv2d | nn.Linear, 20), (WideResNet, nn.Conv2d, 16)],
+)
 def test_depth_is_the_number_in_the_name(make, kinds, layers):
     """As the papers count: 6n + 2 with the linear layer; 6N + 4 convolutions, 1x1 shortcuts among them."""
     assert sum(isinstance(m, kinds) for m in untrained(make).net.modules()) == layers
@@ -121,7 +131,12 @@ def with_statistics(classifier):
     g = torch.Generator().manual_seed(3)
     for m in classifier.net.modules():
         if isinstance(m, nn.BatchNorm2d):
-            for t, low in ((m.running_mean, -0.5), (m.running_var, 0.5), (m.weight.data, 0.5), (m.bias.data, -0.5)):
+            for t, low in (
+                (m.running_mean, -0.5),
+                (m.running_var, 0.5),
+                (m.weight.data, 0.5),
+                (m.bias.data, -0.5),
+            ):
                 t.copy_(low + torch.rand(t.shape, generator=g))
     return classifier
 
@@ -212,14 +227,22 @@ def state():
 
 
 def torchvision_spec(weights, classes=5, model=MODEL):
-    return load(f"torchvision:model={model},size=64,classes={classes},weights={json.dumps(str(weights))}", "classifier")
+    return load(
+        f"torchvision:model={model},size=64,classes={classes},weights={json.dumps(str(weights))}",
+        "classifier",
+    )
 
 
 def written(state, path):
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
-        torch.save(state if path.suffix == ".pt" else {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path)
+        torch.save(
+            state
+            if path.suffix == ".pt"
+            else {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3},
+            path,
+        )
     return path
 
 
@@ -230,7 +253,9 @@ def test_a_local_file_fills_the_network(state, suffix, tmp_path):
     plain = torchvision.models.get_model(MODEL, weights=None, num_classes=5).eval()
     plain.load_state_dict(state)
     x = classifier.example(2)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    )
     torch.testing.assert_close(classifier.network(x), plain((x - mean) / std))
     assert classifier.weights_sha256 == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
     assert classifier.trained_on == "unknown"
@@ -241,10 +266,14 @@ def test_weights_in_the_hubs_cache_are_taken_by_name(tmp_path, monkeypatch):
     full = torchvision.models.get_model(MODEL, weights=None).state_dict()
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
-    torch.save(full, folder / torchvision.models.get_model_weights(MODEL)["DEFAULT"].url.rpartition("/")[2])
+    torch.save(
+        full, folder / torchvision.models.get_model_weights(MODEL)["DEFAULT"].url.rpartition("/")[2]
+    )
     by_default = load(f"torchvision:model={MODEL},size=64", "classifier")
     by_name = torchvision_spec("IMAGENET1K_V1", classes=1000)
-    assert torch.equal(by_default.net.state_dict()["1.features.0.weight"], full["features.0.weight"])
+    assert torch.equal(
+        by_default.net.state_dict()["1.features.0.weight"], full["features.0.weight"]
+    )
     assert by_default.trained_on == "clean" and by_default.weights_sha256.keys() == {"DEFAULT"}
     assert set(by_default.weights_sha256.values()) == set(by_name.weights_sha256.values())
 
@@ -253,7 +282,10 @@ def test_without_network_the_error_names_path_and_address(tmp_path, monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for proxy in ("http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(MissingData, match=r"checkpoints.*could not be downloaded.*https://download\.pytorch\.org/.*weights=FILE"):
+    with pytest.raises(
+        MissingData,
+        match=r"checkpoints.*could not be downloaded.*https://download\.pytorch\.org/.*weights=FILE",
+    ):
         torchvision_spec("DEFAULT", classes=1000)
 
 
@@ -262,22 +294,59 @@ def test_a_file_of_defend_train_is_read_by_its_header(tmp_path):
 
     fitted = untrained(TorchvisionModel, model=MODEL, size=64, classes=5)
     fields = {k: v for k, v in fitted.settings.items() if k != "weights"}
-    head = weights.Header(kind="classifier", component="torchvision", dataset="d", fields=fields, trained_on="clean", command="defend train", seed=0, commit="")
+    head = weights.Header(
+        kind="classifier",
+        component="torchvision",
+        dataset="d",
+        fields=fields,
+        trained_on="clean",
+        command="defend train",
+        seed=0,
+        commit="",
+    )
     weights.save(tmp_path / "w.safetensors", fitted.net.state_dict(), head)
-    classifier = load(f'torchvision:weights="{tmp_path / "w.safetensors"}",model={MODEL}', "classifier")
+    classifier = load(
+        f'torchvision:weights="{tmp_path / "w.safetensors"}",model={MODEL}', "classifier"
+    )
     assert (classifier.size, classifier.classes, classifier.trained_on) == (64, 5, "clean")
     x = classifier.example(2)
     assert torch.equal(classifier.network(x), fitted.network(x))
 
 
 WRONG = {
-    "model": (lambda _: torchvision_spec("untrained", model="resnet51"), BadParameter, "Did you mean .*resnet50"),
-    "detector": (lambda _: torchvision_spec("untrained", model="fasterrcnn_resnet50_fpn"), BadParameter, "no classification model"),
+    "model": (
+        lambda _: torchvision_spec("untrained", model="resnet51"),
+        BadParameter,
+        "Did you mean .*resnet50",
+    ),
+    "detector": (
+        lambda _: torchvision_spec("untrained", model="fasterrcnn_resnet50_fpn"),
+        BadParameter,
+        "no classification model",
+    ),
     "weights": (lambda _: torchvision_spec("IMAGENET1K_V9"), BadWeights, "IMAGENET1K_V1"),
-    "classes": (lambda p: torchvision_spec(written(torchvision.models.get_model(MODEL, weights=None).state_dict(), p / "w.pt")), BadWeights, "classes="),
-    "damaged": (lambda p: torchvision_spec(damaged(p / "w.pt")), BadWeights, "not a file of tensors"),
-    "pickled code": (lambda p: torchvision_spec(pickled(p / "w.pt")), BadWeights, "not a file of tensors"),
-    "grey": (lambda _: untrained(TorchvisionModel, model=MODEL, channels=1), BadParameter, "colour"),
+    "classes": (
+        lambda p: torchvision_spec(
+            written(torchvision.models.get_model(MODEL, weights=None).state_dict(), p / "w.pt")
+        ),
+        BadWeights,
+        "classes=",
+    ),
+    "damaged": (
+        lambda p: torchvision_spec(damaged(p / "w.pt")),
+        BadWeights,
+        "not a file of tensors",
+    ),
+    "pickled code": (
+        lambda p: torchvision_spec(pickled(p / "w.pt")),
+        BadWeights,
+        "not a file of tensors",
+    ),
+    "grey": (
+        lambda _: untrained(TorchvisionModel, model=MODEL, channels=1),
+        BadParameter,
+        "colour",
+    ),
 }
 
 

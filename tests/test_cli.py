@@ -28,7 +28,9 @@ def run(args, code=0):
 
 
 def records(args, code=0):
-    return [json.loads(line) for line in run(f"bench {SMALL} --json {args}", code).stdout.splitlines()]
+    return [
+        json.loads(line) for line in run(f"bench {SMALL} --json {args}", code).stdout.splitlines()
+    ]
 
 
 # what is there
@@ -47,7 +49,19 @@ def test_help_lists_every_command():
     assert defend.__version__ in run("--version").stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["list"], ["list", "--json"], ["list", "weights"], ["bench", "--help"], ["lisst"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["list"],
+        ["list", "--json"],
+        ["list", "weights"],
+        ["bench", "--help"],
+        ["lisst"],
+    ],
+    ids=" ".join,
+)
 def test_what_answers_at_once_loads_nothing_heavy(args):
     heavy = {"torch", "art", "numpy", "pydantic"}
     code = f"import sys\nfrom defend.cli import main\ntry: main({args!r})\nexcept SystemExit: print('loaded', {heavy} & set(sys.modules))"
@@ -56,7 +70,9 @@ def test_what_answers_at_once_loads_nothing_heavy(args):
 
 
 def test_python_m_defend_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "defend", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "defend", "--help"], capture_output=True, text=True
+    )
     assert done.stdout.split() == run("--help").stdout.split()
 
 
@@ -67,7 +83,9 @@ def test_python_m_defend_is_the_command():
 def test_list_names_every_component(kind):
     names = [e.name for e in REGISTRY.entries(kind)]
     rows = [json.loads(line) for line in run(f"list {kind}s --json").stdout.splitlines()]
-    assert [r["name"] for r in rows] == names and all(r["kind"] == kind and r["package"] == "defend" and r["version"] for r in rows)
+    assert [r["name"] for r in rows] == names and all(
+        r["kind"] == kind and r["package"] == "defend" and r["version"] for r in rows
+    )
     assert [line.split()[0] for line in run(f"list {kind}").stdout.splitlines()[2:-1]] == names
 
 
@@ -77,7 +95,9 @@ NAMES = ("bitcut", "broken", "careless", "detached", "from-file", "grey", "misbe
 @pytest.mark.usefixtures("plugin")
 def test_list_shows_a_broken_plugin_beside_the_others():
     text = run("list defenses").stdout
-    assert [line.split() for line in text.splitlines() if "bitcut" in line] == [[n, "defend-bitcut", "0.1.0"] for n in NAMES]
+    assert [line.split() for line in text.splitlines() if "bitcut" in line] == [
+        [n, "defend-bitcut", "0.1.0"] for n in NAMES
+    ]
 
 
 EVERY = [(kind, e.name) for kind in GROUPS for e in REGISTRY.entries(kind)]
@@ -86,7 +106,11 @@ EVERY = [(kind, e.name) for kind in GROUPS for e in REGISTRY.entries(kind)]
 @pytest.mark.parametrize(("kind", "name"), EVERY)
 def test_show_says_what_a_component_takes(kind, name):
     facts = json.loads(run(f"show {kind} {name} --json").stdout)
-    assert facts["name"] == f"defend/{name}" and facts["about"] and facts["source"].partition(":")[0].endswith(".py")
+    assert (
+        facts["name"] == f"defend/{name}"
+        and facts["about"]
+        and facts["source"].partition(":")[0].endswith(".py")
+    )
     assert facts["card"] or name == "art"  # a function that wraps whatever ART has
     text = run(f"show {kind} {name}").stdout
     assert all(f"{field}: {what['type']}" in text for field, what in facts["fields"].items())
@@ -120,7 +144,9 @@ def done(tmp_path_factory):
 
 def test_json_is_one_record_per_line_in_the_order_of_the_options(done):
     _, got = done
-    assert [r["defense"] for r in got] == ["none"] * (len(got) // 2) + ["gaussian:sigma=0.05"] * (len(got) // 2)
+    assert [r["defense"] for r in got] == ["none"] * (len(got) // 2) + ["gaussian:sigma=0.05"] * (
+        len(got) // 2
+    )
     assert all(r["n"] == 8 and r["eps"] == 0.1 and r["error"] is None for r in got)
 
 
@@ -148,18 +174,32 @@ def test_report_prints_what_it_wrote(done):
 
 @pytest.mark.usefixtures("plugin")
 def test_a_failed_cell_is_exit_1_and_the_others_finish(tmp_path):
-    done = run(f"bench {SMALL} --json --attack leaves-the-ball --defense none --knowledge oblivious --out {tmp_path}", 1)
+    done = run(
+        f"bench {SMALL} --json --attack leaves-the-ball --defense none --knowledge oblivious --out {tmp_path}",
+        1,
+    )
     got = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {r["attack"]: r["error"] is None for r in got} == {"fgsm": True, "leaves-the-ball": False}
+    assert {r["attack"]: r["error"] is None for r in got} == {
+        "fgsm": True,
+        "leaves-the-ball": False,
+    }
     assert "failed: none, leaves-the-ball, oblivious, before convnet, eps " in done.stderr
 
 
 def test_options_replace_the_keys_of_a_suite(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text("dataset = 'digits'\nclassifiers = ['convnet']\ndefenses = ['none']\nattacks = ['fgsm']\neps = [0.1]\nn = 8\n")
+    file.write_text(
+        "dataset = 'digits'\nclassifiers = ['convnet']\ndefenses = ['none']\nattacks = ['fgsm']\neps = [0.1]\nn = 8\n"
+    )
     assert suite_keys(file, {"n": 4, "defenses": ["median"]}) == {
-        "name": "mine", "dataset": "digits", "classifiers": ["convnet"], "defenses": ["median"], "attacks": ["fgsm"], "eps": [0.1], "n": 4,
-    }  # fmt: skip
+        "name": "mine",
+        "dataset": "digits",
+        "classifiers": ["convnet"],
+        "defenses": ["median"],
+        "attacks": ["fgsm"],
+        "eps": [0.1],
+        "n": 4,
+    }
 
 
 def test_without_a_suite_options_replace_those_of_the_embedded_one():
@@ -174,16 +214,29 @@ def test_the_embedded_eps_is_for_its_own_data_and_norm(given):
     assert suite_keys(None, given | {"eps": "0.3"})["eps"] == "0.3"
 
 
-@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM)]
+)
 def test_an_interrupted_run_is_exit_130_and_goes_on_later(tmp_path, workers, number):
     """Control-C reaches the whole group of processes, workers too; a batch system's SIGTERM is heard alike."""
     what = f"--dataset digits --defense none --attack pgd:steps=5000 --eps 0.1 --n 64 --knowledge oblivious --device cpu --workers {workers} --out {tmp_path}"
     command = [sys.executable, "-m", "defend", "bench", *what.split()]
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}  # a shell's background jobs ignore it, and so would we
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
+    heard = {
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    }  # a shell's background jobs ignore it, and so would we
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **heard,
+    )
     while not (tmp_path / "run.json").exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(2)  # past the imports: Python itself ends by the signal when it lands in one that runs `exec` on text
+    time.sleep(
+        2
+    )  # past the imports: Python itself ends by the signal when it lands in one that runs `exec` on text
     os.killpg(process.pid, number)
     try:
         out, err = process.communicate(timeout=60)
@@ -210,25 +263,48 @@ def pixels(path):
 
 
 def test_purify_keeps_names_shapes_and_folders(tmp_path):
-    shapes = {"a.png": (12, 8), "b.jpg": (8, 12, 3), "deep/c.png": (8, 12, 3), "deep/d.bmp": (8, 12, 3)}
+    shapes = {
+        "a.png": (12, 8),
+        "b.jpg": (8, 12, 3),
+        "deep/c.png": (8, 12, 3),
+        "deep/d.bmp": (8, 12, 3),
+    }
     for seed, (name, shape) in enumerate(shapes.items()):
         picture(tmp_path / "in" / name, shape, seed)
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    lines = run(f"purify bitdepth:bits=2 {tmp_path}/in --out {tmp_path}/out --device cpu").stdout.splitlines()
-    assert sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/**/*.png")) == ["a.png", "b.png", "deep/c.png", "deep/d.png"]
+    lines = run(
+        f"purify bitdepth:bits=2 {tmp_path}/in --out {tmp_path}/out --device cpu"
+    ).stdout.splitlines()
+    assert sorted(str(p.relative_to(tmp_path / "out")) for p in tmp_path.glob("out/**/*.png")) == [
+        "a.png",
+        "b.png",
+        "deep/c.png",
+        "deep/d.png",
+    ]
     for line, (name, shape) in zip(lines, shapes.items(), strict=True):
-        before, after = pixels(tmp_path / "in" / name), pixels((tmp_path / "out" / name).with_suffix(".png"))
+        before, after = (
+            pixels(tmp_path / "in" / name),
+            pixels((tmp_path / "out" / name).with_suffix(".png")),
+        )
         assert after.shape == shape
         assert np.array_equal(after, np.rint(np.rint(before / 255 * 3) / 3 * 255))
         psnr = 10 * np.log10(255**2 / np.mean((after.astype(float) - before) ** 2))
-        assert line == f"{tmp_path / 'in' / name} -> {(tmp_path / 'out' / name).with_suffix('.png')}  {psnr:.2f} dB PSNR"
+        assert (
+            line
+            == f"{tmp_path / 'in' / name} -> {(tmp_path / 'out' / name).with_suffix('.png')}  {psnr:.2f} dB PSNR"
+        )
 
 
 def test_purify_takes_more_images_than_it_holds_at_once(tmp_path):
     for i in range(70):
         picture(tmp_path / "in" / f"{i:02}.png", (4, 4, 3), i)
     run(f"purify none {tmp_path}/in --out {tmp_path}/out --device cpu")
-    assert all(np.array_equal(pixels(tmp_path / "in" / f"{i:02}.png"), pixels(tmp_path / "out" / f"{i:02}.png")) for i in range(70))
+    assert all(
+        np.array_equal(
+            pixels(tmp_path / "in" / f"{i:02}.png"), pixels(tmp_path / "out" / f"{i:02}.png")
+        )
+        for i in range(70)
+    )
 
 
 def test_purify_leaves_out_what_is_no_image_and_says_so(tmp_path):
@@ -237,18 +313,30 @@ def test_purify_leaves_out_what_is_no_image_and_says_so(tmp_path):
     (tmp_path / "in" / "b.png").write_text("no image")
     done = run(f"purify none {tmp_path}/in --out {tmp_path}/out --device cpu", 2)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
-    assert len(done.stdout.splitlines()) == 2 and f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
+    assert (
+        len(done.stdout.splitlines()) == 2
+        and f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
+    )
 
 
 def test_purify_names_the_file_that_the_purifier_cannot_take(tmp_path):
     picture(tmp_path / "in" / "colour.png", (28, 28, 3))
     picture(tmp_path / "in" / "grey.png", (28, 28))
-    done = run(f"purify split-vqvae:weights=split-vqvae-mnist-quad {tmp_path}/in --out {tmp_path}/out --device cpu", 2)
+    done = run(
+        f"purify split-vqvae:weights=split-vqvae-mnist-quad {tmp_path}/in --out {tmp_path}/out --device cpu",
+        2,
+    )
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["grey.png"]
-    assert f"left out 1 of 2: {tmp_path}/in/colour.png: SplitVQVAE: takes images of 1 channels, got 3" in done.stderr
+    assert (
+        f"left out 1 of 2: {tmp_path}/in/colour.png: SplitVQVAE: takes images of 1 channels, got 3"
+        in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("mode", "becomes"), [("L", "L"), ("1", "L"), ("LA", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("CMYK", "RGB")])
+@pytest.mark.parametrize(
+    ("mode", "becomes"),
+    [("L", "L"), ("1", "L"), ("LA", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("CMYK", "RGB")],
+)
 def test_purify_reads_every_mode_of_8_bits(tmp_path, mode, becomes):
     source = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     Image.new(mode, (4, 4)).save(source)
@@ -259,7 +347,12 @@ def test_purify_reads_every_mode_of_8_bits(tmp_path, mode, becomes):
 
 def test_purify_can_be_repeated_with_a_seed_and_is_fresh_without(tmp_path):
     picture(tmp_path / "x.png", (8, 8))
-    for name, spec in {"a": "gaussian:seed=1", "b": "gaussian:seed=1", "c": "gaussian", "d": "gaussian"}.items():
+    for name, spec in {
+        "a": "gaussian:seed=1",
+        "b": "gaussian:seed=1",
+        "c": "gaussian",
+        "d": "gaussian",
+    }.items():
         run(f"purify {spec} {tmp_path}/x.png --out {tmp_path}/{name} --device cpu")
     a, b, c, d = (pixels(tmp_path / name / "x.png") for name in "abcd")
     assert np.array_equal(a, b) and not np.array_equal(c, d)
@@ -270,7 +363,11 @@ def test_purify_can_be_repeated_with_a_seed_and_is_fresh_without(tmp_path):
 
 def test_check_passes_what_is_sound():
     out = run("check gaussian:sigma=0.05").stdout
-    assert out.splitlines()[0] == "defense gaussian:sigma=0.05" and " fail" not in out and "pass" in out.splitlines()[-1]
+    assert (
+        out.splitlines()[0] == "defense gaussian:sigma=0.05"
+        and " fail" not in out
+        and "pass" in out.splitlines()[-1]
+    )
 
 
 @pytest.mark.usefixtures("plugin")

@@ -88,12 +88,23 @@ BROKEN = {
     ],
     "check_same_order_each_time": [
         lambda: broken(_rows=lends_its_memory),
-        lambda: broken(_rows=lambda s, *a: (Small._rows(s, *a)[0] + torch.rand(1) / 100, Small._rows(s, *a)[1])),
-        lambda: broken(stream=lambda _s, _split, noise: (torch.rand(len(noise), 3, 8, 8), torch.zeros(len(noise), dtype=torch.int64))),
+        lambda: broken(
+            _rows=lambda s, *a: (Small._rows(s, *a)[0] + torch.rand(1) / 100, Small._rows(s, *a)[1])
+        ),
+        lambda: broken(
+            stream=lambda _s, _split, noise: (
+                torch.rand(len(noise), 3, 8, 8),
+                torch.zeros(len(noise), dtype=torch.int64),
+            )
+        ),
     ],
     "check_first_n_are_a_prefix": [lambda: broken(_rows=shuffled)],
     "check_checksum_of_first_64": [lambda: broken(checksum="0123456789abcdef")],
-    "check_names_match_classes": [lambda: broken(names=("cat", "cat")), lambda: broken(classes=3), lambda: broken(names=("cat", ""))],
+    "check_names_match_classes": [
+        lambda: broken(names=("cat", "cat")),
+        lambda: broken(classes=3),
+        lambda: broken(names=("cat", "")),
+    ],
     "check_no_network_and_a_clear_error": [
         lambda: broken(arrays=looks_for_news),
         lambda: broken(arrays=says_nothing_useful),
@@ -116,7 +127,14 @@ def test_every_check_has_a_breaker():
     assert {c.__name__ for c in dc.dataset_checks()} == set(BROKEN)
 
 
-@pytest.mark.parametrize(("name", "make"), [pytest.param(name, make, id=f"{name}-{i}") for name, makes in BROKEN.items() for i, make in enumerate(makes)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        pytest.param(name, make, id=f"{name}-{i}")
+        for name, makes in BROKEN.items()
+        for i, make in enumerate(makes)
+    ],
+)
 def test_check_catches(name, make):
     with pytest.raises(AssertionError):
         getattr(dc, name)(make())

@@ -57,7 +57,10 @@ def test_digits_are_scikit_learns_each_once():
     y = torch.cat([everything(data, s)[1] for s in SPLITS])
     images, labels = load_digits(return_X_y=True)
     want = {(image.tobytes(), label) for image, label in zip(images.astype(np.int64), labels)}
-    got = {(image.tobytes(), label) for image, label in zip((grey(x).reshape(-1, 64) * 16 + 127) // 255, y.tolist())}
+    got = {
+        (image.tobytes(), label)
+        for image, label in zip((grey(x).reshape(-1, 64) * 16 + 127) // 255, y.tolist())
+    }
     assert got == want and len(x) == len(want) == 1797
 
 
@@ -74,7 +77,12 @@ def test_each_class_is_in_each_split(name):
 
 def bilinear(image):
     """8x8 of 0..16 to 28x28 of 0..255, in a border of two, by torch: to within one level of the data set's own integers."""
-    big = torch.nn.functional.interpolate(torch.tensor(image)[None, None] * (255 / 16), size=(28, 28), mode="bilinear", align_corners=False)
+    big = torch.nn.functional.interpolate(
+        torch.tensor(image)[None, None] * (255 / 16),
+        size=(28, 28),
+        mode="bilinear",
+        align_corners=False,
+    )
     return np.pad(big[0, 0].numpy(), 2)
 
 
@@ -103,12 +111,22 @@ def crops_with_this_border(image, photos):
 def blends(split, n=12):
     """(name, half of the photographs, split of the digits, image, label)"""
     data = load("digits-m", "dataset")
-    x, y = data.stream("train", Noise.of(5, torch.arange(n))) if split == "stream" else data.rows(split, 0, n)
+    x, y = (
+        data.stream("train", Noise.of(5, torch.arange(n)))
+        if split == "stream"
+        else data.rows(split, 0, n)
+    )
     return zip(grey(x).transpose(0, 2, 3, 1), y.tolist())
 
 
 @pytest.mark.parametrize(
-    ("split", "half", "digits"), [("train", "left", "train"), ("val", "left", "val"), ("test", "right", "test"), ("stream", "left", "train")]
+    ("split", "half", "digits"),
+    [
+        ("train", "left", "train"),
+        ("val", "left", "val"),
+        ("test", "right", "test"),
+        ("stream", "left", "train"),
+    ],
 )
 def test_digits_m_is_the_distance_of_a_crop_and_a_digit(split, half, digits):
     """|crop - digit|, for a crop of the right half and a digit of the right split and label; and for no crop of the other half."""
@@ -116,7 +134,10 @@ def test_digits_m_is_the_distance_of_a_crop_and_a_digit(split, half, digits):
     for image, label in blends(split):
         crops = list(crops_with_this_border(image, photos[half]))
         assert len(crops) == 1
-        errors = [np.abs(np.abs(crops[0] - digit[..., None]) - image).max() for digit in scaled_digits(digits, label)]
+        errors = [
+            np.abs(np.abs(crops[0] - digit[..., None]) - image).max()
+            for digit in scaled_digits(digits, label)
+        ]
         assert sum(e <= 0.51 for e in errors) == 1
         assert not list(crops_with_this_border(image, photos[other]))
 
@@ -133,7 +154,9 @@ def test_digits_m_shows_every_digit_once_before_any_twice():
 def test_a_stream_belongs_to_its_noise():
     data = load("digits-m", "dataset")
     x, y = data.stream("train", Noise.of(3, torch.arange(40)))
-    again, labels = data.stream("train", Noise.of(3, torch.arange(40)).take(torch.tensor([7, 30, 2])))
+    again, labels = data.stream(
+        "train", Noise.of(3, torch.arange(40)).take(torch.tensor([7, 30, 2]))
+    )
     assert torch.equal(again, x[[7, 30, 2]]) and torch.equal(labels, y[[7, 30, 2]])
     noise = Noise.of(4, torch.arange(400))
     images = torch.cat([data.stream("train", noise)[0], data.stream("train", noise)[0], x])
@@ -143,10 +166,14 @@ def test_a_stream_belongs_to_its_noise():
 def test_a_stream_draws_every_digit_and_both_photographs_evenly():
     data = load("digits-m", "dataset")
     n = 20000
-    u = torch.stack([Noise.of(9, torch.arange(n)).uniform(torch.empty(n, 4))[:, k] for k in range(4)])
+    u = torch.stack(
+        [Noise.of(9, torch.arange(n)).uniform(torch.empty(n, 4))[:, k] for k in range(4)]
+    )
     assert ((u.mean(1) - 0.5).abs() < 5 * (1 / 12 / n) ** 0.5).all()
     y = data.stream("train", Noise.of(9, torch.arange(n)))[1]
-    share = everything(load("digits", "dataset"), "train")[1].bincount() / load("digits", "dataset").count("train")
+    share = everything(load("digits", "dataset"), "train")[1].bincount() / load(
+        "digits", "dataset"
+    ).count("train")
     assert ((y.bincount() / n - share).abs() < 5 * (share / n) ** 0.5).all()
 
 
@@ -155,7 +182,10 @@ def test_a_stream_draws_every_digit_and_both_photographs_evenly():
 
 def idx(array):
     """The idx format: two zero bytes, 8 for unsigned bytes, the number of dimensions, the dimensions, the bytes."""
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def write_mnist(raw, train=50, test=20):
@@ -171,19 +201,32 @@ def test_idx_files_are_read_as_they_stand(tmp_path, cls, folder):
     write_mnist(tmp_path / folder / "raw")
     data = cls(root=str(tmp_path))
     x, y = everything(data, "test")
-    raw = np.frombuffer((tmp_path / folder / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8)
+    raw = np.frombuffer(
+        (tmp_path / folder / "raw" / "t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8
+    )
     assert np.array_equal(grey(x).ravel(), raw) and y.tolist() == [i % 10 for i in range(20)]
     assert data.count("train") + data.count("val") == 50
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw"), ("cifar10", "cifar-10-batches-py"), ("faces", "lfw158")]
+    ("name", "place"),
+    [
+        ("mnist", "MNIST/raw"),
+        ("fashion-mnist", "FashionMNIST/raw"),
+        ("cifar10", "cifar-10-batches-py"),
+        ("faces", "lfw158"),
+    ],
 )
 def test_missing_data_names_the_place_and_the_cure(tmp_path, name, place):
     with no_network(), pytest.raises(MissingData) as e:
         load(name, "dataset", root=str(tmp_path)).count("test")
     message = str(e.value)
-    assert str(tmp_path / place) in message and "--data-root" in message and "DEFEND_DATA" in message and "\n" not in message
+    assert (
+        str(tmp_path / place) in message
+        and "--data-root" in message
+        and "DEFEND_DATA" in message
+        and "\n" not in message
+    )
     assert not list(tmp_path.iterdir())  # a failed download leaves no empty folders behind
 
 
@@ -200,7 +243,10 @@ def test_a_truncated_file_is_called_damaged(tmp_path, length):
 
 
 @pytest.mark.data("MNIST", "FashionMNIST")
-@pytest.mark.parametrize(("name", "first"), [("mnist", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]), ("fashion-mnist", [9, 2, 1, 1, 6, 1, 4, 6, 5, 7])])
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("mnist", [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]), ("fashion-mnist", [9, 2, 1, 1, 6, 1, 4, 6, 5, 7])],
+)
 def test_test_images_keep_the_official_order(name, first):
     data = load(name, "dataset")
     assert data.count("test") == 10000 and data.rows("test", 0, 10)[1].tolist() == first
@@ -249,21 +295,39 @@ def test_one_folder_is_cut_into_three(tmp_path):
 
 def test_new_images_move_no_old_one(tmp_path):
     write_folder(tmp_path, FLAT[::2])
-    before = {s: [image.numpy().tobytes() for image in everything(ImageFolder(path=str(tmp_path), size=9), s)[0]] for s in SPLITS}
+    before = {
+        s: [
+            image.numpy().tobytes()
+            for image in everything(ImageFolder(path=str(tmp_path), size=9), s)[0]
+        ]
+        for s in SPLITS
+    }
     write_folder(tmp_path, FLAT[1::2])
     for split in SPLITS:
-        after = [image.numpy().tobytes() for image in everything(ImageFolder(path=str(tmp_path), size=9), split)[0]]
+        after = [
+            image.numpy().tobytes()
+            for image in everything(ImageFolder(path=str(tmp_path), size=9), split)[0]
+        ]
         assert [image for image in after if image in set(before[split])] == before[split]
 
 
 def test_folders_of_their_own_are_the_splits(tmp_path):
     write_folder(tmp_path, [f"{split}/{name}" for split in ("train", "test") for name in FLAT])
     data = ImageFolder(path=str(tmp_path), size=9)
-    assert data.count("test") == 180 and data.count("train") + data.count("val") == 180 and data.names == ("ant", "bee", "cat")
+    assert (
+        data.count("test") == 180
+        and data.count("train") + data.count("val") == 180
+        and data.names == ("ant", "bee", "cat")
+    )
     assert 0 < data.count("val") < 40
     write_folder(tmp_path, ["val/bee/1.png", "val/dog/1.png"])
     data = ImageFolder(path=str(tmp_path), size=9)
-    assert [data.count(s) for s in SPLITS] == [180, 2, 180] and data.names == ("ant", "bee", "cat", "dog")
+    assert [data.count(s) for s in SPLITS] == [180, 2, 180] and data.names == (
+        "ant",
+        "bee",
+        "cat",
+        "dog",
+    )
     assert sorted(everything(data, "val")[1].tolist()) == [1, 3]
 
 
@@ -298,29 +362,54 @@ def test_the_central_square_is_kept(tmp_path):
     for c in ("a", "b"):
         for i in range(20):
             write_folder(tmp_path, [f"{c}/{i}.png"])
-            Image.fromarray(wide if i % 2 else wide.transpose(1, 0, 2)).save(tmp_path / c / f"{i}.png")
+            Image.fromarray(wide if i % 2 else wide.transpose(1, 0, 2)).save(
+                tmp_path / c / f"{i}.png"
+            )
     for size in (2, 4, 9):
-        assert (grey(everything(ImageFolder(path=str(tmp_path), size=size), "train")[0]) == 200).all()
+        assert (
+            grey(everything(ImageFolder(path=str(tmp_path), size=size), "train")[0]) == 200
+        ).all()
 
 
 @pytest.mark.parametrize(("n", "m"), [(12, 4), (112, 64), (9, 9), (7, 1), (100, 33)])
 def test_shrinking_is_the_mean_over_areas(n, m):
     """Exactly the mean of blocks where they are whole; always a partition: rows sum to 1, columns to m / n."""
     w = overlaps(n, m)
-    assert np.allclose(w.sum(1), 1, atol=1e-5) and np.allclose(w.sum(0), m / n, atol=1e-5) and (w >= 0).all()
+    assert (
+        np.allclose(w.sum(1), 1, atol=1e-5)
+        and np.allclose(w.sum(0), m / n, atol=1e-5)
+        and (w >= 0).all()
+    )
     x = np.random.default_rng(0).integers(0, 256, (3, n, n), np.uint8)
     assert abs(averaged(x, m).mean() - x.mean()) < 0.5
     if n % m == 0:
-        assert np.abs(averaged(x, m) - x.reshape(3, m, n // m, m, n // m).mean((2, 4))).max() <= 0.51
+        assert (
+            np.abs(averaged(x, m) - x.reshape(3, m, n // m, m, n // m).mean((2, 4))).max() <= 0.51
+        )
 
 
-@pytest.mark.parametrize(("make", "words"), [
-    (lambda top: ImageFolder(path=str(top / "nowhere")).count("test"), "there is no folder .*nowhere"),
-    (lambda top: ImageFolder(path="here-or-there", root=str(top)).count("test"), "here-or-there or .*here-or-there"),
-    (lambda top: ImageFolder(path=str(top)).count("test"), "two or more classes"),
-    (lambda top: (write_folder(top, ["train/a/1.png", "train/b/1.png"]), ImageFolder(path=str(top)).count("test")), "there is no .*test; expected test/CLASS"),
-    (lambda top: Faces(root=str(top)).names, "there is no folder .*lfw158"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda top: ImageFolder(path=str(top / "nowhere")).count("test"),
+            "there is no folder .*nowhere",
+        ),
+        (
+            lambda top: ImageFolder(path="here-or-there", root=str(top)).count("test"),
+            "here-or-there or .*here-or-there",
+        ),
+        (lambda top: ImageFolder(path=str(top)).count("test"), "two or more classes"),
+        (
+            lambda top: (
+                write_folder(top, ["train/a/1.png", "train/b/1.png"]),
+                ImageFolder(path=str(top)).count("test"),
+            ),
+            "there is no .*test; expected test/CLASS",
+        ),
+        (lambda top: Faces(root=str(top)).names, "there is no folder .*lfw158"),
+    ],
+)
 def test_a_wrong_folder_is_one_clear_line(tmp_path, make, words):
     with pytest.raises(MissingData, match=words) as e:
         make(tmp_path)
@@ -341,7 +430,9 @@ def test_a_path_may_lie_in_the_data_root(tmp_path):
 @pytest.mark.data("lfw158")
 def test_faces_are_158_people_in_three_splits():
     data = load("faces", "dataset")
-    assert (data.channels, data.size, data.classes) == (3, 112, 158) and [data.count(s) for s in SPLITS] == [3027, 427, 859]
+    assert (data.channels, data.size, data.classes) == (3, 112, 158) and [
+        data.count(s) for s in SPLITS
+    ] == [3027, 427, 859]
     for split in SPLITS:
         assert {label for _, label in data._files(split)} == set(range(158))
     small = load("faces:size=56", "dataset").rows("test", 0, 8)[0]
@@ -360,4 +451,8 @@ def test_a_stream_is_the_same_on_a_gpu():
     data = load("digits-m", "dataset")
     x, y = data.stream("train", Noise.of(2, torch.arange(500)))
     v, w = data.stream("train", Noise.of(2, torch.arange(500, device="cuda")))
-    assert v.device.type == w.device.type == "cuda" and torch.equal(v.cpu(), x) and torch.equal(w.cpu(), y)
+    assert (
+        v.device.type == w.device.type == "cuda"
+        and torch.equal(v.cpu(), x)
+        and torch.equal(w.cpu(), y)
+    )

@@ -22,7 +22,9 @@ from defend.errors import BadParameter
 from defend.load import load
 from defend.noise import Noise
 
-PHOTOS = [torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images]  # 427 x 640
+PHOTOS = [
+    torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images
+]  # 427 x 640
 
 
 def crops(h, w):
@@ -47,7 +49,9 @@ def test_bit_depth_has_that_many_levels_and_moves_by_half_a_step(bits):
     y = BitDepth(bits=bits).purified(x)
     assert len(y.unique()) == 2**bits
     assert (y - x).abs().max() <= 0.5 / (2**bits - 1) + 1e-6
-    assert torch.equal(BitDepth(bits=8).purified(PHOTOS[0][None]), PHOTOS[0][None])  # what has 8 bits keeps them
+    assert torch.equal(
+        BitDepth(bits=8).purified(PHOTOS[0][None]), PHOTOS[0][None]
+    )  # what has 8 bits keeps them
 
 
 # Gaussian noise
@@ -56,7 +60,9 @@ def test_bit_depth_has_that_many_levels_and_moves_by_half_a_step(bits):
 def test_gaussian_noise_has_its_sigma():
     grey = torch.full((64, 1, 32, 32), 0.5)
     d = GaussianNoise(sigma=0.05).purified(grey, noise(64)) - grey
-    assert abs(d.mean()) < 4 * 0.05 / 256 and abs(d.std() - 0.05) < 4 * 0.05 / 256 / 2**0.5  # four standard errors
+    assert (
+        abs(d.mean()) < 4 * 0.05 / 256 and abs(d.std() - 0.05) < 4 * 0.05 / 256 / 2**0.5
+    )  # four standard errors
 
 
 # Median
@@ -66,12 +72,17 @@ def test_gaussian_noise_has_its_sigma():
 @pytest.mark.parametrize("shape", [(20, 17), (3, 2), (1, 1)])
 def test_median_is_scipys(size, shape):
     x = torch.rand(3, 3, *shape, generator=torch.Generator().manual_seed(size))
-    assert np.array_equal(Median(size=size).purified(x), median_filter(x.numpy(), size=(1, 1, size, size), mode="reflect"))
+    assert np.array_equal(
+        Median(size=size).purified(x),
+        median_filter(x.numpy(), size=(1, 1, size, size), mode="reflect"),
+    )
 
 
 def test_median_of_a_photograph_is_scipys():
     x = crops(64, 96)  # many equal values
-    assert np.array_equal(Median(size=3).purified(x), median_filter(x.numpy(), size=(1, 1, 3, 3), mode="reflect"))
+    assert np.array_equal(
+        Median(size=3).purified(x), median_filter(x.numpy(), size=(1, 1, 3, 3), mode="reflect")
+    )
 
 
 def test_median_gives_a_pixels_gradient_to_the_median():
@@ -86,7 +97,9 @@ def test_median_gives_a_pixels_gradient_to_the_median():
 
 def test_median_shares_the_gradient_of_ties():
     x = torch.zeros(1, 1, 9, 9)
-    x[0, 0, 3, 3:6] = 1  # above the median of the window around 4, 4; the other six pixels are the median alike
+    x[0, 0, 3, 3:6] = (
+        1  # above the median of the window around 4, 4; the other six pixels are the median alike
+    )
     g = torch.zeros_like(x)
     g[0, 0, 4, 4] = 6
     want = torch.zeros_like(x)
@@ -96,7 +109,9 @@ def test_median_shares_the_gradient_of_ties():
 
 def test_median_gradient_adds_up_where_everything_is_tied():
     x = torch.full((2, 3, 8, 8), 0.5)
-    assert torch.allclose(grads(Median(size=5), x, torch.ones_like(x)).sum((2, 3)), torch.full((2, 3), 64.0))
+    assert torch.allclose(
+        grads(Median(size=5), x, torch.ones_like(x)).sum((2, 3)), torch.full((2, 3), 64.0)
+    )
 
 
 def test_median_does_not_depend_on_its_workspace(monkeypatch):
@@ -127,8 +142,12 @@ def apart(x, quality, subsampling="4:2:0"):
 
 
 def assert_pillows(d):
-    assert (d < 2).float().mean() >= 0.99, f"{(d >= 2).float().mean():.4f} of the pixels are two levels or more away"
-    assert (d < 0.5).float().mean() >= 0.99, f"{(d >= 0.5).float().mean():.4f} of the pixels differ"  # not by luck: the arithmetic is libjpeg's
+    assert (d < 2).float().mean() >= 0.99, (
+        f"{(d >= 2).float().mean():.4f} of the pixels are two levels or more away"
+    )
+    assert (d < 0.5).float().mean() >= 0.99, (
+        f"{(d >= 0.5).float().mean():.4f} of the pixels differ"
+    )  # not by luck: the arithmetic is libjpeg's
 
 
 @pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
@@ -137,7 +156,9 @@ def test_jpeg_is_pillows(quality, subsampling):
     assert_pillows(apart(torch.stack(PHOTOS), quality, subsampling))
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (28, 28), (33, 47), (17, 8), (16, 24), (7, 9), (5, 3), (1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(32, 32), (28, 28), (33, 47), (17, 8), (16, 24), (7, 9), (5, 3), (1, 1)]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jpeg_is_pillows_at_odd_sizes(shape, channels):
     for quality in (30, 75, 95):
@@ -146,7 +167,9 @@ def test_jpeg_is_pillows_at_odd_sizes(shape, channels):
 
 @pytest.mark.data("kodak")
 def test_jpeg_is_pillows_on_kodak(data_root):
-    files = sorted(p for p in (data_root / "kodak").rglob("*") if p.suffix.lower() in (".png", ".bmp", ".webp"))[:4]
+    files = sorted(
+        p for p in (data_root / "kodak").rglob("*") if p.suffix.lower() in (".png", ".bmp", ".webp")
+    )[:4]
     for path in files:
         x = torch.tensor(np.asarray(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 255
         assert_pillows(apart(x, 75))
@@ -165,7 +188,11 @@ def test_jpeg_rounds_pixels_and_does_not_truncate_them():
     assert torch.equal(Jpeg(quality=100).purified(x), torch.full((1, 1, 8, 8), 101 / 255))
 
 
-WHOLE = {"black": torch.zeros(1, 3, 16, 16), "white": torch.ones(1, 3, 16, 16), "compressed before": Jpeg().purified(crops(16, 16))}
+WHOLE = {
+    "black": torch.zeros(1, 3, 16, 16),
+    "white": torch.ones(1, 3, 16, 16),
+    "compressed before": Jpeg().purified(crops(16, 16)),
+}
 
 
 @pytest.mark.parametrize("x", WHOLE.values(), ids=WHOLE)
@@ -193,9 +220,13 @@ def tiny():
 def test_total_variation_falls_at_every_step():
     x = crops(32, 32)
     mask = (noise(2).uniform(x) < 0.5).float()
-    values = torch.stack([tvm.objective(tvm.minimise(x, mask, 0.05, steps), x, mask, 0.05) for steps in range(12)])
+    values = torch.stack(
+        [tvm.objective(tvm.minimise(x, mask, 0.05, steps), x, mask, 0.05) for steps in range(12)]
+    )
     assert (values.diff(dim=0) <= 1e-6 * values[:-1]).all()
-    assert (values[-1] < 0.8 * values[0]).all() and (values[-2] - values[-1] < 1e-3 * values[-1]).all()  # and arrives
+    assert (values[-1] < 0.8 * values[0]).all() and (
+        values[-2] - values[-1] < 1e-3 * values[-1]
+    ).all()  # and arrives
 
 
 def test_total_variation_is_scipys():
@@ -204,7 +235,9 @@ def test_total_variation_is_scipys():
     def value(z):
         return tvm.objective(torch.tensor(z).view_as(x), x, mask, 0.05).item()
 
-    found = scipy_minimize(value, tvm.first_guess(x, mask).flatten().numpy(), method="BFGS", options={"gtol": 1e-7})
+    found = scipy_minimize(
+        value, tvm.first_guess(x, mask).flatten().numpy(), method="BFGS", options={"gtol": 1e-7}
+    )
     ours = tvm.minimise(x, mask, 0.05, 300)
     assert abs(value(ours.flatten().numpy()) - found.fun) < 1e-6 * found.fun
     assert np.abs(ours.flatten().numpy() - found.x).max() < 1e-3
@@ -212,11 +245,16 @@ def test_total_variation_is_scipys():
 
 def test_total_variation_gradient_is_that_of_the_minimiser():
     x, mask = tiny()
-    g, d = (torch.randn(x.shape, generator=torch.Generator().manual_seed(s), dtype=x.dtype) for s in (0, 1))
+    g, d = (
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(s), dtype=x.dtype)
+        for s in (0, 1)
+    )
     z = x.clone().requires_grad_()
     tvm._Minimiser.apply(z, mask, 0.05, 300).backward(g)
     h = 1e-5
-    slope = ((tvm.minimise(x + h * d, mask, 0.05, 300) - tvm.minimise(x - h * d, mask, 0.05, 300)) * g).sum() / (2 * h)
+    slope = (
+        (tvm.minimise(x + h * d, mask, 0.05, 300) - tvm.minimise(x - h * d, mask, 0.05, 300)) * g
+    ).sum() / (2 * h)
     assert abs(slope - (z.grad * d).sum()) < 1e-3 * abs(slope)
     assert (z.grad[mask == 0] == 0).all()
 
@@ -230,7 +268,11 @@ def test_total_variation_is_the_same_in_blocks_and_at_once(monkeypatch):
         out = tvm._Minimiser.apply(z, mask, 0.05, 3)
         out.backward(x.flip(0))
         solved.append(torch.stack([out.detach(), z.grad]))
-    assert len(x) > 2 and torch.allclose(solved[0], solved[2], atol=1e-6) and torch.allclose(solved[1], solved[2], atol=1e-6)
+    assert (
+        len(x) > 2
+        and torch.allclose(solved[0], solved[2], atol=1e-6)
+        and torch.allclose(solved[1], solved[2], atol=1e-6)
+    )
 
 
 @pytest.mark.parametrize("shade", [0.0, 0.3, 1.0])
@@ -242,7 +284,9 @@ def test_total_variation_leaves_a_constant_image(shade):
 def test_total_variation_never_sees_dropped_pixels():
     x, p = crops(16, 16), TotalVariation(keep=0.5)
     dropped = noise(2).uniform(x) >= 0.5
-    assert torch.equal(p.purified(x, noise(2)), p.purified(torch.where(dropped, 1 - x, x), noise(2)))
+    assert torch.equal(
+        p.purified(x, noise(2)), p.purified(torch.where(dropped, 1 - x, x), noise(2))
+    )
 
 
 def test_total_variation_denoises():
@@ -254,7 +298,11 @@ def test_total_variation_denoises():
 
 
 def test_all_pixels_kept_is_deterministic():
-    assert not TotalVariation(keep=1).card.stochastic and TotalVariation(keep=0.9).card.stochastic and TotalVariation.card.stochastic
+    assert (
+        not TotalVariation(keep=1).card.stochastic
+        and TotalVariation(keep=0.9).card.stochastic
+        and TotalVariation.card.stochastic
+    )
 
 
 # ART's own
@@ -269,14 +317,21 @@ def test_art_feature_squeezing_is_bit_depth_reduction():
 def test_art_spatial_smoothing_is_the_median_filter():
     x = crops(16, 24)
     for size in (2, 3):
-        assert torch.equal(load(f"art:name=SpatialSmoothing,window_size={size}").purified(x), Median(size=size).purified(x))
+        assert torch.equal(
+            load(f"art:name=SpatialSmoothing,window_size={size}").purified(x),
+            Median(size=size).purified(x),
+        )
 
 
 def test_art_jpeg_truncates_where_ours_rounds():
     x = crops(32, 32) + 0.4 / 255  # 0.4 of a level up: nothing that rounding would see
     theirs = load("art:name=JpegCompression,quality=75").purified(x)
     assert (theirs - Jpeg(quality=75).purified(x)).abs().max() <= 1 / 255 + 1e-6
-    assert torch.allclose(load("art:name=JpegCompression,quality=75").purified(x + 0.5 / 255), Jpeg(quality=75).purified(x), atol=1e-6)
+    assert torch.allclose(
+        load("art:name=JpegCompression,quality=75").purified(x + 0.5 / 255),
+        Jpeg(quality=75).purified(x),
+        atol=1e-6,
+    )
 
 
 def test_art_total_variation_gets_its_own_layout():
@@ -338,7 +393,11 @@ def test_art_refuses_in_one_line(spec):
 
 def test_art_settings_rebuild_it_through_the_factory_too():
     p = load("art:name=GaussianAugmentation,sigma=1/20,stochastic=true", max_batch=7)
-    assert p.settings == {"name": "GaussianAugmentation", "stochastic": True, "parameters": {"sigma": 0.05}} and p.max_batch == 7
+    assert (
+        p.settings
+        == {"name": "GaussianAugmentation", "stochastic": True, "parameters": {"sigma": 0.05}}
+        and p.max_batch == 7
+    )
     again = ArtPreprocessor(p.name, p.stochastic, **p.parameters)
     x = crops(8, 8)
     assert torch.equal(again.purified(x, noise(2)), p.purified(x, noise(2)))
@@ -356,7 +415,9 @@ OUT_OF_RANGE = {
 }
 
 
-@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in OUT_OF_RANGE.items() for field in fields])
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, fields in OUT_OF_RANGE.items() for field in fields]
+)
 def test_a_field_out_of_range_is_named(name, field):
     with pytest.raises(BadParameter, match=field.partition("=")[0]):
         load(f"{name}:{field}")

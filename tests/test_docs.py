@@ -67,17 +67,39 @@ class Reader:
             ]
             subprocess.run(pip, cwd=self.folder, check=True)
             self.install(self.site)
-            self.install(self.folder)  # before the copy, so that changes are seen, as in an editable installation
+            self.install(
+                self.folder
+            )  # before the copy, so that changes are seen, as in an editable installation
         elif tool == "pytest":
             subprocess.run(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", *args],
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "--rootdir",
+                    ".",
+                    *args,
+                ],
                 cwd=self.folder,
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
         else:
             assert tool == "defend", command
-            done = CliRunner().invoke(main, [*args, *(["--out", str(self.folder / "run"), "--workers", "1"] if args[0] == "bench" else [])])
+            done = CliRunner().invoke(
+                main,
+                [
+                    *args,
+                    *(
+                        ["--out", str(self.folder / "run"), "--workers", "1"]
+                        if args[0] == "bench"
+                        else []
+                    ),
+                ],
+            )
             assert done.exit_code == 0, f"{command}\n{done.output}"
 
 
@@ -94,7 +116,17 @@ def test_the_tutorial(reader):
 
 def test_the_plugin_of_the_readme(reader):
     reader.follow("README.md")
-    assert len([line for _, title, text in blocks("README.md") if title and title.endswith(".py") for line in text.splitlines()]) <= 25
+    assert (
+        len(
+            [
+                line
+                for _, title, text in blocks("README.md")
+                if title and title.endswith(".py")
+                for line in text.splitlines()
+            ]
+        )
+        <= 25
+    )
 
 
 def test_three_lines_with_art():
@@ -102,8 +134,17 @@ def test_three_lines_with_art():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     x = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
-    names = {"model": model, "loss": torch.nn.CrossEntropyLoss(), "input_shape": (3, 32, 32), "nb_classes": 10, "x": x, "torch": torch}
-    code = [text for language, title, text in blocks("README.md") if language == "python" and not title]
+    names = {
+        "model": model,
+        "loss": torch.nn.CrossEntropyLoss(),
+        "input_shape": (3, 32, 32),
+        "nb_classes": 10,
+        "x": x,
+        "torch": torch,
+    }
+    code = [
+        text for language, title, text in blocks("README.md") if language == "python" and not title
+    ]
     assert code
     for text in code:
         exec(compile(text, "README.md", "exec"), names)
@@ -122,7 +163,9 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_and_options_exist(page):
-    for line in re.findall(r"^\$? ?(?:\.venv/bin/)?(defend (?:[a-z]+|--)[^#\n]*)", page.read_text(), re.M):
+    for line in re.findall(
+        r"^\$? ?(?:\.venv/bin/)?(defend (?:[a-z]+|--)[^#\n]*)", page.read_text(), re.M
+    ):
         words = shlex.split(line)
         command = main.get_command(None, words[1])
         assert command, line
@@ -132,7 +175,9 @@ def test_commands_and_options_exist(page):
 
 def test_every_component_stands_in_the_readme():
     text = (ROOT / "README.md").read_text()
-    assert not [e.name for kind in GROUPS for e in REGISTRY.entries(kind) if f"`{e.name}`" not in text]
+    assert not [
+        e.name for kind in GROUPS for e in REGISTRY.entries(kind) if f"`{e.name}`" not in text
+    ]
 
 
 def test_the_changelog_knows_this_version():
@@ -143,12 +188,16 @@ def test_the_changelog_knows_this_version():
 
 def test_targets_of_make_that_are_named_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = {name for page in PAGES for name in re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text())}
+    named = {
+        name for page in PAGES for name in re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text())
+    }
     assert named <= targets and {"bench", "test"} <= named
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_run(example, tmp_path):
-    done = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout

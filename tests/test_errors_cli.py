@@ -35,7 +35,11 @@ def world(tmp_path, monkeypatch, install):
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("suite.toml", "near.toml", "file", "image.png"):
-        (tmp_path / name).write_text({"suite.toml": "= 3", "near.toml": "dataset = 'digits'\ndefences = ['none']"}.get(name, "x"))
+        (tmp_path / name).write_text(
+            {"suite.toml": "= 3", "near.toml": "dataset = 'digits'\ndefences = ['none']"}.get(
+                name, "x"
+            )
+        )
     (tmp_path / "empty").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "grey.png")
     Image.new("I;16", (8, 8)).save(tmp_path / "deep.png")
@@ -56,13 +60,27 @@ def package(folder):
     for name, dataset in (("one", STRIPES), ("two", STRIPES), ("wrong-hash", "digits")):
         path = zoo / f"{name}.safetensors"
         weights.save(path, {"w": torch.zeros(1)}, replace(HEAD, dataset=dataset))
-        row = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "kind": "classifier", "component": "convnet", "dataset": dataset}
-        row |= {"licence": "MIT", "command": "none", "seed": 0, "trained_on": "clean", "default": dataset == STRIPES}
+        row = {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "kind": "classifier",
+            "component": "convnet",
+            "dataset": dataset,
+        }
+        row |= {
+            "licence": "MIT",
+            "command": "none",
+            "seed": 0,
+            "trained_on": "clean",
+            "default": dataset == STRIPES,
+        }
         rows += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in row.items())]
     (zoo / "zoo.toml").write_text("\n".join(rows))
     (zoo / "wrong-hash.safetensors").write_bytes(b"\0" + path.read_bytes()[1:])
     weights.save(folder / "mine.safetensors", {"w": torch.zeros(1)}, HEAD)
-    weights.save(folder / "another.safetensors", {"w": torch.zeros(1)}, replace(HEAD, component="resnet20"))
+    weights.save(
+        folder / "another.safetensors", {"w": torch.zeros(1)}, replace(HEAD, component="resnet20")
+    )
     (folder / "damaged.safetensors").write_bytes((folder / "mine.safetensors").read_bytes()[:-2])
     (folder / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
 

@@ -7,14 +7,23 @@ import pytest
 import torch
 
 import defend
-from defend.benchmarks.parts import code_sha256, held_by, identity_of, libraries_of
+from defend.benchmarks.components import (
+    code_hash,
+    component_key,
+    content_hash,
+    requirement_versions,
+)
 from defend.errors import DefendError
 
 HELD = {
     "a tensor": lambda v: torch.tensor([v]),
     "in bfloat16": lambda v: torch.tensor([v], dtype=torch.bfloat16),
     "an array in a list": lambda v: {"deep": [np.array([v])]},
-    "a network": lambda v: torch.nn.Conv2d(1, 1, 1, bias=False).requires_grad_(False).apply(lambda m: m.weight.fill_(v)),
+    "a network": lambda v: (
+        torch.nn.Conv2d(1, 1, 1, bias=False)
+        .requires_grad_(False)
+        .apply(lambda m: m.weight.fill_(v))
+    ),
 }
 
 
@@ -24,9 +33,9 @@ def test_what_a_component_holds_is_in_its_identity(what):
 
     def hashed(value):
         made = defend.load("bitdepth")
-        assert held_by(made) == ""
+        assert content_hash(made) == ""
         object.__setattr__(made, "model", value)
-        return held_by(made)
+        return content_hash(made)
 
     first, other, again = (hashed(HELD[what](v)) for v in (1.0, 2.0, 2.0))
     assert first != other == again
@@ -45,10 +54,12 @@ def test_settings_called_weights_and_code_are_in_the_key():
         def purify(self, x, noise):
             return x
 
-    assert identity_of(Window(weights="flat"), "defense") != identity_of(Window(weights="peaked"), "defense")
-    assert code_sha256("defend_bitcut") != code_sha256("defend")
+    assert component_key(Window(weights="flat"), "defense") != component_key(
+        Window(weights="peaked"), "defense"
+    )
+    assert code_hash("defend_bitcut") != code_hash("defend")
     with pytest.raises(DefendError, match=r"no \.py files"):
-        code_sha256("math")
+        code_hash("math")
 
 
 @pytest.mark.usefixtures("plugin")
@@ -56,15 +67,25 @@ def test_what_a_plugin_needs_is_in_the_key_by_its_version(tmp_path, install):
     """Its own requirements alone, and of these what is here."""
     folder = tmp_path / "needy-0.1.dist-info"
     folder.mkdir()
-    lines = ["Metadata-Version: 2.1", "Name: needy", "Version: 0.1", "Requires-Dist: torch", "Requires-Dist: Click>=8", "Requires-Dist: nowhere; extra == 'x'"]
+    lines = [
+        "Metadata-Version: 2.1",
+        "Name: needy",
+        "Version: 0.1",
+        "Requires-Dist: torch",
+        "Requires-Dist: Click>=8",
+        "Requires-Dist: nowhere; extra == 'x'",
+    ]
     (folder / "METADATA").write_text("\n".join([*lines, ""]))
     (folder / "entry_points.txt").write_text("[defend.defenses]\nneedy = needy_package:Needy\n")
     install(tmp_path)
-    assert libraries_of("needy_package") == {"click": metadata.version("click")}
-    assert libraries_of("defend") == {}
+    assert requirement_versions("needy_package") == {"click": metadata.version("click")}
+    assert requirement_versions("defend") == {}
 
 
-HELD_BY_LEARNED = {"a tensor beside its network": ({"table": torch.ones(1)}, True), "its network": ({}, False)}
+HELD_BY_LEARNED = {
+    "a tensor beside its network": ({"table": torch.ones(1)}, True),
+    "its network": ({}, False),
+}
 
 
 @pytest.mark.parametrize("what", HELD_BY_LEARNED)
@@ -72,7 +93,7 @@ def test_a_learned_components_network_is_known_by_its_file_and_the_rest_by_what_
     more, held = HELD_BY_LEARNED[what]
     made = defend.load("split-vqvae", dataset="digits-m")
     vars(made).update(more)
-    assert bool(held_by(made)) == held
+    assert bool(content_hash(made)) == held
 
 
 def test_the_files_of_two_roles_cannot_be_swapped():
@@ -82,8 +103,11 @@ def test_the_files_of_two_roles_cannot_be_swapped():
         weights_sha256 = {}
 
     one, other = Pair(), Pair()
-    one.weights_sha256, other.weights_sha256 = {"coarse": "a", "fine": "b"}, {"coarse": "b", "fine": "a"}
-    assert identity_of(one, "defense") != identity_of(other, "defense")
+    one.weights_sha256, other.weights_sha256 = (
+        {"coarse": "a", "fine": "b"},
+        {"coarse": "b", "fine": "a"},
+    )
+    assert component_key(one, "defense") != component_key(other, "defense")
 
 
 def test_code_of_a_package_without_init_is_hashed(tmp_path, monkeypatch):
@@ -93,7 +117,7 @@ def test_code_of_a_package_without_init_is_hashed(tmp_path, monkeypatch):
     seen = set()
     for text in ("x = 1", "x = 2"):
         file.write_text(text)
-        code_sha256.cache_clear()
-        seen.add(code_sha256("bare_package"))
-    code_sha256.cache_clear()
+        code_hash.cache_clear()
+        seen.add(code_hash("bare_package"))
+    code_hash.cache_clear()
     assert len(seen) == 2

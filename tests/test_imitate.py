@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import defend
-from defend.benchmarks import imitation as learned
-from defend.benchmarks.imitation import _file, fit_all, identity_of_imitation, imitation
-from defend.benchmarks.parts import Parts
+from defend.benchmarks import bpda_network as learned
+from defend.benchmarks.bpda_network import _file, bpda_network, bpda_network_hash, fit_bpda_networks
+from defend.benchmarks.components import Components
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.target import Target
-from defend.training.imitate import UNet, imitator, perturbed, relative_error
+from defend.training.bpda_network import UNet, fit_bpda_network, perturbed, relative_error
 
 
 class Halve(Purifier):
@@ -47,7 +47,7 @@ def linear():
 
 @pytest.fixture(scope="module")
 def halved():
-    return imitator(Halve(), images(), steps=150)
+    return fit_bpda_network(Halve(), images(), steps=150)
 
 
 def test_it_finds_what_the_purifier_does(halved):
@@ -63,16 +63,22 @@ def test_its_gradient_stands_where_there_is_none(halved):
 
     def slope(backward):
         target = Target(net, Halve(), Noise.of(0, torch.arange(8)), backward)
-        return target.gradient(x, y, lambda z, y: nn.functional.cross_entropy(z, y, reduction="none"))[0]
+        return target.gradient(
+            x, y, lambda z, y: nn.functional.cross_entropy(z, y, reduction="none")
+        )[0]
 
     half = (x / 2).requires_grad_()
-    wanted = torch.autograd.grad(nn.functional.cross_entropy(net(half), y, reduction="sum"), half)[0] / 2
+    wanted = (
+        torch.autograd.grad(nn.functional.cross_entropy(net(half), y, reduction="sum"), half)[0] / 2
+    )
     assert not slope(None).any()
-    assert nn.functional.cosine_similarity(slope(halved[0]).flatten(1), wanted.flatten(1)).min() > 0.95
+    assert (
+        nn.functional.cosine_similarity(slope(halved[0]).flatten(1), wanted.flatten(1)).min() > 0.95
+    )
 
 
 def test_of_a_stochastic_purifier_it_is_the_mean():
-    net, error = imitator(Shake(), images(), steps=150)
+    net, error = fit_bpda_network(Shake(), images(), steps=150)
     x = images(32).flip(-1)
     assert (net(x) - x / 2).square().mean().sqrt() < 0.03 < 0.1  # far below the noise of one draw
     assert error < 0.2
@@ -80,26 +86,43 @@ def test_of_a_stochastic_purifier_it_is_the_mean():
 
 def test_it_is_the_same_for_a_seed_frozen_and_silent(halved):
     state = torch.get_rng_state()
-    again, error = imitator(Halve(), images(), steps=150)
+    again, error = fit_bpda_network(Halve(), images(), steps=150)
     assert torch.equal(torch.get_rng_state(), state)
     assert error == halved[1]
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), halved[0].parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.parameters(), halved[0].parameters(), strict=True)
+    )
     assert not again.training and not any(p.requires_grad for p in again.parameters())
-    assert imitator(Halve(), images(), steps=3, seed=1)[1] != imitator(Halve(), images(), steps=3)[1]
+    assert (
+        fit_bpda_network(Halve(), images(), steps=3, seed=1)[1]
+        != fit_bpda_network(Halve(), images(), steps=3)[1]
+    )
 
 
-@pytest.mark.parametrize(("net", "error"), [(nn.Identity(), 1.0), (Halve().purified, 0.0), (lambda x: 0.75 * x, 0.5)])
+@pytest.mark.parametrize(
+    ("net", "error"), [(nn.Identity(), 1.0), (Halve().purified, 0.0), (lambda x: 0.75 * x, 0.5)]
+)
 def test_the_error_is_relative_to_what_the_purifier_changes(net, error):
-    assert relative_error(net, Halve(), images(32), torch.zeros(32, dtype=torch.int64), None, 0.1, 0) == pytest.approx(error, abs=1e-6)
+    assert relative_error(
+        net, Halve(), images(32), torch.zeros(32, dtype=torch.int64), None, 0.1, 0
+    ) == pytest.approx(error, abs=1e-6)
 
 
 def test_it_is_fitted_on_clean_and_on_moved_images():
     x, y, net = images(40), torch.arange(40) % 3, linear()
     moved = perturbed(x, y, net, 0.1, Noise.of(0, torch.arange(40)))
     by = (moved - x).abs().flatten(1).amax(1)
-    rise = nn.functional.cross_entropy(net(moved), y, reduction="none") - nn.functional.cross_entropy(net(x), y, reduction="none")
-    assert not by[0::4].any() and (by.max() <= 0.1 + 1e-6) and all((by[k::4] > 0.05).all() for k in (1, 2, 3))
-    assert (rise[2::4] > 0).all() and (rise[3::4] > 0).all()  # noise alone does not: half of it goes down
+    rise = nn.functional.cross_entropy(
+        net(moved), y, reduction="none"
+    ) - nn.functional.cross_entropy(net(x), y, reduction="none")
+    assert (
+        not by[0::4].any()
+        and (by.max() <= 0.1 + 1e-6)
+        and all((by[k::4] > 0.05).all() for k in (1, 2, 3))
+    )
+    assert (rise[2::4] > 0).all() and (
+        rise[3::4] > 0
+    ).all()  # noise alone does not: half of it goes down
     assert not (rise[1::4] > 0).all()
 
 
@@ -123,64 +146,102 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "defend" / "learned"
 
 
-def parts():
-    return Parts("digits", None, torch.device("cpu"))
+def components():
+    return Components("digits", None, torch.device("cpu"))
 
 
 def test_it_is_fitted_once(cache):
     said = []
-    fit_all([("convnet", "median"), ("convnet", "median")], parts(), said.append)
+    fit_bpda_networks([("convnet", "median"), ("convnet", "median")], components(), said.append)
     (file,) = cache.iterdir()
-    first, before = imitation(parts(), "convnet", "median"), file.stat().st_mtime_ns
-    fit_all([("convnet", "median")], parts(), said.append)
+    first, before = bpda_network(components(), "convnet", "median"), file.stat().st_mtime_ns
+    fit_bpda_networks([("convnet", "median")], components(), said.append)
     assert len(said) == 1 and "imitate median" in said[0]
-    assert (imitation(parts(), "convnet", "median").sha256, file.stat().st_mtime_ns) == (first.sha256, before)
+    assert (bpda_network(components(), "convnet", "median").sha256, file.stat().st_mtime_ns) == (
+        first.sha256,
+        before,
+    )
     assert 0 < first.error < 2
 
 
-@pytest.mark.parametrize("other", [("convnet", "median:size=2"), ("convnet:weights=convnet-digits-again", "median")])
+@pytest.mark.parametrize(
+    "other", [("convnet", "median:size=2"), ("convnet:weights=convnet-digits-again", "median")]
+)
 def test_another_purifier_or_classifier_has_another(cache, other):
-    keys = {identity_of_imitation(parts(), *pipeline) for pipeline in (("convnet", "median"), other)}
+    keys = {
+        bpda_network_hash(components(), *pipeline) for pipeline in (("convnet", "median"), other)
+    }
     assert len(keys) == len(list(cache.iterdir())) == 2
 
 
 def test_another_claim_eps_or_code_of_the_data_has_another():
-    class Elsewhere(type(parts().data)):
+    class Elsewhere(type(components().data)):
         """The same rows, by the code of another package."""
 
         __module__ = "pytest"
 
-    here, wider, moved = parts(), parts(), parts()
-    wider.data.__class__ = type("Wider", (type(here.data),), {"card": replace(here.data.card, claim={"Linf": 0.05}), "__module__": type(here.data).__module__})
+    here, wider, moved = components(), components(), components()
+    wider.data.__class__ = type(
+        "Wider",
+        (type(here.data),),
+        {
+            "card": replace(here.data.card, claim={"Linf": 0.05}),
+            "__module__": type(here.data).__module__,
+        },
+    )
     moved.data.__class__ = Elsewhere
     assert len({_file(p, "convnet", "median") for p in (here, wider, moved)}) == 3
 
 
 def test_a_damaged_file_is_made_again(cache):
-    sha256 = imitation(parts(), "convnet", "median").sha256
+    sha256 = bpda_network(components(), "convnet", "median").sha256
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:-5])
-    assert imitation(parts(), "convnet", "median").sha256 == sha256
+    assert bpda_network(components(), "convnet", "median").sha256 == sha256
 
 
-SMALL = {"dataset": "digits", "classifiers": ["convnet"], "attacks": ["pgd:steps=3"], "eps": "0.1", "n": 32, "shard": 16, "knowledge": "adaptive"}
+SMALL = {
+    "dataset": "digits",
+    "classifiers": ["convnet"],
+    "attacks": ["pgd:steps=3"],
+    "eps": "0.1",
+    "n": 32,
+    "shard": 16,
+    "knowledge": "adaptive",
+}
 
 
-def test_a_cell_through_it_is_recorded_and_the_same_however_the_work_is_spread(tmp_path, monkeypatch):
+def test_a_cell_through_it_is_recorded_and_the_same_however_the_work_is_spread(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     suite = SMALL | {"defenses": ["none", "median"], "gradients": ["learned", "identity"]}
     one, two = (defend.bench(suite, out=tmp_path / str(k), workers=k) for k in (1, 2))
-    timeless = [[{k: v for k, v in r.items() if k not in ("seconds", "purify_images_per_second")} for r in run] for run in (one, two)]
+    timeless = [
+        [
+            {k: v for k, v in r.items() if k not in ("seconds", "purify_images_per_second")}
+            for r in run
+        ]
+        for run in (one, two)
+    ]
     assert timeless[0] == timeless[1]
-    assert len(list((tmp_path / "defend" / "learned").iterdir())) == 1  # the workers found the parent's
+    assert (
+        len(list((tmp_path / "defend" / "learned").iterdir())) == 1
+    )  # the workers found the parent's
     assert [(r["defense"], r["gradient"], r["gradient_error"] is None) for r in one] == [
-        ("none", "identity", True), ("median", "learned", False), ("median", "identity", True)
-    ]  # fmt: skip
+        ("none", "identity", True),
+        ("median", "learned", False),
+        ("median", "identity", True),
+    ]
     assert one[1]["units"] != one[2]["units"]
 
 
 @pytest.mark.usefixtures("plugin", "cache")
 def test_a_purifier_that_cannot_be_imitated_fails_those_cells_alone(tmp_path):
-    records = defend.bench(SMALL | {"defenses": ["misbehaves:how=nan", "median"], "gradients": ["learned"]}, out=tmp_path, workers=1)
+    records = defend.bench(
+        SMALL | {"defenses": ["misbehaves:how=nan", "median"], "gradients": ["learned"]},
+        out=tmp_path,
+        workers=1,
+    )
     assert records[0]["error"] and records[0]["gradient_error"] is None
     assert records[1]["error"] is None

@@ -15,7 +15,11 @@ def test_output_is_what_it_was(spec):
 
 def test_every_defense_has_a_known_answer():
     """Those that need no weights; what a network computes is as known as its weights are."""
-    plain = {e.name for e in REGISTRY.entries("defense") if e.dist == HOME and "weights" not in getattr(e.load(), "__dataclass_fields__", {})}
+    plain = {
+        e.name
+        for e in REGISTRY.entries("defense")
+        if e.dist == HOME and "weights" not in getattr(e.load(), "__dataclass_fields__", {})
+    }
     assert plain == {s.name for spec in PRINTS for s in parse(spec)}
 
 

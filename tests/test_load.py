@@ -27,7 +27,10 @@ def test_a_spec_becomes_its_component():
 
 def test_a_chain_runs_from_left_to_right():
     chain = defend.load("bitdepth:bits=1+gaussian:sigma=0.1")
-    assert isinstance(chain, Chain) and [type(m).__name__ for m in chain.members] == ["BitDepth", "GaussianNoise"]
+    assert isinstance(chain, Chain) and [type(m).__name__ for m in chain.members] == [
+        "BitDepth",
+        "GaussianNoise",
+    ]
     x, noise = torch.rand(3, 1, 8, 8), Noise.of(0, torch.arange(3))
     out = chain.purified(x, noise)
     assert torch.equal(out, (x.round() + 0.1 * noise.fork("1").normal(x)).clamp(0, 1))
@@ -37,7 +40,9 @@ def test_a_chain_runs_from_left_to_right():
 
 def test_how_it_runs_can_be_said_beside_the_spec():
     one = defend.load("gaussian", seed=3, max_batch=2, clip_values=(0, 255))
-    assert (one.seed, one.max_batch, one.clip_values) == (3, 2, (0, 255)) and one.settings == {"sigma": 0.1}
+    assert (one.seed, one.max_batch, one.clip_values) == (3, 2, (0, 255)) and one.settings == {
+        "sigma": 0.1
+    }
     chain = defend.load("none+gaussian", seed=3)
     x = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
     assert np.array_equal(chain(x)[0], chain(x)[0])
@@ -49,7 +54,12 @@ def test_an_untrained_component_takes_the_shape_of_the_data(name):
     net = defend.load("convnet:weights=untrained", "classifier", data)
     net.check_fits(data.channels, data.size, data.classes, name)
     assert net.network(data.rows("test", 0, 2)[0]).shape == (2, data.classes)
-    assert defend.load(f"convnet:weights=untrained,channels={4 - data.channels}", "classifier", data).channels == 4 - data.channels
+    assert (
+        defend.load(
+            f"convnet:weights=untrained,channels={4 - data.channels}", "classifier", data
+        ).channels
+        == 4 - data.channels
+    )
 
 
 def test_data_sets_know_their_registered_name():
@@ -57,17 +67,33 @@ def test_data_sets_know_their_registered_name():
 
 
 WRONG = {
-    "a kind": (lambda: defend.load("gaussian", "defence"), UnknownName, "unknown kind 'defence': expected defense"),
+    "a kind": (
+        lambda: defend.load("gaussian", "defence"),
+        UnknownName,
+        "unknown kind 'defence': expected defense",
+    ),
     "a name": (lambda: defend.load("gausian"), UnknownName, "Did you mean gaussian?"),
-    "a chain of attacks": (lambda: defend.load("pgd+fgsm", "attack"), BadSpec, "only defenses are chained"),
+    "a chain of attacks": (
+        lambda: defend.load("pgd+fgsm", "attack"),
+        BadSpec,
+        "only defenses are chained",
+    ),
     "no member": (lambda: defend.load(()), BadParameter, "at least one purifier"),
-    "a device": (lambda: defend.load("none", device="gpu"), BadParameter, "expected auto, cpu, cuda or cuda:N"),
+    "a device": (
+        lambda: defend.load("none", device="gpu"),
+        BadParameter,
+        "expected auto, cpu, cuda or cuda:N",
+    ),
     "a device for a classifier": (
         lambda: defend.load("convnet:weights=untrained", "classifier", device="cuda:99"),
         BadParameter,
         "device 'cuda:99' is not there",
     ),
-    "an option": (lambda: defend.load("gaussian", max_bach=3), BadParameter, "has no field 'max_bach'. Did you mean max_batch?"),
+    "an option": (
+        lambda: defend.load("gaussian", max_bach=3),
+        BadParameter,
+        "has no field 'max_bach'. Did you mean max_batch?",
+    ),
 }
 
 
@@ -85,7 +111,9 @@ def test_two_packages_with_one_name(tmp_path, install):
         info = tmp_path / f"{dist.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[defend.defenses]\nsmooth = defend.defenses.none:NoDefense\n")
+        (info / "entry_points.txt").write_text(
+            "[defend.defenses]\nsmooth = defend.defenses.none:NoDefense\n"
+        )
     install(tmp_path)
     with pytest.raises(AmbiguousName, match=r"one-pack/smooth, two-pack/smooth; write one in full"):
         defend.load("smooth")
@@ -138,13 +166,20 @@ class CardlessAttack(Attack):
 
 @pytest.mark.parametrize("kind", [Cardless, CardlessAttack])
 def test_what_has_no_card_says_what_to_write(kind):
-    with pytest.raises(BadParameter, match=r"has no card, by which it is measured: write card = (Attack)?Card\("):
+    with pytest.raises(
+        BadParameter, match=r"has no card, by which it is measured: write card = (Attack)?Card\("
+    ):
         kind()
 
 
 def test_a_card_takes_no_word_that_nobody_knows():
     """A misspelt claim would be one that no check asks for."""
-    with pytest.raises(BadParameter, match=r"Card\(gradient='exactly'\): expected exact, approximate, identity, surrogate. Did you mean exact"):
+    with pytest.raises(
+        BadParameter,
+        match=r"Card\(gradient='exactly'\): expected exact, approximate, identity, surrogate. Did you mean exact",
+    ):
         Card(paper="none: a test", gradient="exactly", stochastic=False)
-    with pytest.raises(BadParameter, match=r"AttackCard\(access='score'\): expected gradient, scores, labels"):
+    with pytest.raises(
+        BadParameter, match=r"AttackCard\(access='score'\): expected gradient, scores, labels"
+    ):
         AttackCard(paper="none: a test", access="score")

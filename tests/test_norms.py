@@ -15,7 +15,9 @@ from defend.norms import NORMS, check_attacked, norm_of, project, random_start, 
 PIXEL = st.floats(0, 1, width=32)
 ANY = st.floats(-3, 3, width=32)
 EPS = st.sampled_from([0.0, 1e-3, 0.1, 0.5, 1.0, 4.0])
-IMAGES = st.integers(1, 12).flatmap(lambda n: st.tuples(*(st.lists(kind, min_size=n, max_size=n) for kind in (PIXEL, ANY, PIXEL))))
+IMAGES = st.integers(1, 12).flatmap(
+    lambda n: st.tuples(*(st.lists(kind, min_size=n, max_size=n) for kind in (PIXEL, ANY, PIXEL)))
+)
 
 
 def batch(values):
@@ -53,11 +55,24 @@ def test_euclidean_projection_agrees_with_a_convex_solver_where_the_box_is_activ
     rng = np.random.default_rng(seed)
     x, far, eps = rng.uniform(0, 1, 6), rng.normal(0.5, 2, 6), 0.6
     x[0], far[0] = 0.02, -3.0  # the box is active here
-    ball = {"type": "ineq", "fun": lambda z: eps**2 - ((z - x) ** 2).sum(), "jac": lambda z: -2 * (z - x)}
-    solved = minimize(lambda z: ((z - far) ** 2).sum(), x, jac=lambda z: 2 * (z - far), bounds=[(0, 1)] * 6, constraints=[ball], tol=1e-14)
+    ball = {
+        "type": "ineq",
+        "fun": lambda z: eps**2 - ((z - x) ** 2).sum(),
+        "jac": lambda z: -2 * (z - x),
+    }
+    solved = minimize(
+        lambda z: ((z - far) ** 2).sum(),
+        x,
+        jac=lambda z: 2 * (z - far),
+        bounds=[(0, 1)] * 6,
+        constraints=[ball],
+        tol=1e-14,
+    )
     near = project(batch(far), batch(x), eps, "L2").flatten().numpy()
     assert np.allclose(near, solved.x, atol=1e-5)
-    assert near[0] == 0 and length(batch(near) - batch(x), "L2") == pytest.approx(eps)  # the whole budget all the same
+    assert near[0] == 0 and length(batch(near) - batch(x), "L2") == pytest.approx(
+        eps
+    )  # the whole budget all the same
 
 
 def test_euclidean_projection_spends_its_budget_in_many_dimensions_too():
@@ -70,11 +85,19 @@ def test_euclidean_projection_spends_its_budget_in_many_dimensions_too():
 @pytest.mark.parametrize("scale", [1.0, 1e-15, 1e-25, 1e-37])
 def test_the_steepest_direction_has_norm_one_however_small_the_gradient(scale):
     g = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(steepest(g * scale, "L2"), g / norm_of(g, "L2").view(-1, 1, 1, 1), atol=1e-4)
+    assert torch.allclose(
+        steepest(g * scale, "L2"), g / norm_of(g, "L2").view(-1, 1, 1, 1), atol=1e-4
+    )
     assert torch.equal(steepest(g * scale, "Linf"), g.sign())
 
 
-@pytest.mark.parametrize(("norm", "dual"), [("Linf", lambda g: g.abs().sum((1, 2, 3))), ("L2", lambda g: g.square().sum((1, 2, 3)).sqrt())])
+@pytest.mark.parametrize(
+    ("norm", "dual"),
+    [
+        ("Linf", lambda g: g.abs().sum((1, 2, 3))),
+        ("L2", lambda g: g.square().sum((1, 2, 3)).sqrt()),
+    ],
+)
 def test_the_steepest_direction_reaches_the_dual_norm(norm, dual):
     g = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     d = steepest(g, norm)
@@ -110,7 +133,12 @@ def test_starts_are_uniform_in_the_ball():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_starts_take_an_empty_batch_and_eps_zero(norm):
-    assert random_start(torch.rand(0, 3, 4, 4), 0.1, norm, Noise.of(0, torch.arange(0))).shape == (0, 3, 4, 4)
+    assert random_start(torch.rand(0, 3, 4, 4), 0.1, norm, Noise.of(0, torch.arange(0))).shape == (
+        0,
+        3,
+        4,
+        4,
+    )
     x = torch.rand(5, 3, 4, 4)
     assert torch.equal(random_start(x, 0.0, norm, Noise.of(0, torch.arange(5))), x)
 
@@ -136,7 +164,11 @@ def test_rounding_alone_is_forgiven():
     check_attacked(X + 0.1, X, 0.1, "Linf", "pgd")
     check_attacked(X + 0.1 + 2e-6, X, 0.1 + 1.2e-6, "Linf", "pgd")
     check_attacked(X[:0], X[:0], 0.1, "Linf", "pgd")
-    assert tolerance(8 / 255, "Linf") == 1e-6 and tolerance(0.5, "L2") == 1e-5 and tolerance(3.0, "L2") == pytest.approx(3e-5)
+    assert (
+        tolerance(8 / 255, "Linf") == 1e-6
+        and tolerance(0.5, "L2") == 1e-5
+        and tolerance(3.0, "L2") == pytest.approx(3e-5)
+    )
 
 
 def test_an_unknown_norm_names_the_known_ones():

@@ -13,18 +13,22 @@ from made_runs import DECLARED, IDENTITY, cell, failed, keep, printed, record
 from PIL import Image
 
 from defend.benchmarks.flags import unconverged
-from defend.benchmarks.report import write_report
-from defend.benchmarks.report.curves import plots
-from defend.benchmarks.report.strips import strips
-from defend.benchmarks.tables import table
 from defend.errors import BadParameter
+from defend.results import table
+from defend.results.report import write_report
+from defend.results.report.curves import plots
+from defend.results.report.image_examples import strips
 
 EVIL = "<script>alert(1)</script>"
 
 
 def samples(m=6, channels=3, size=28, change=0.03):
     x = torch.rand(m, channels, size, size, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    return {"sample_x": x.half(), "sample_adv": (x + change).half(), "sample_purified": (x - change).half()}
+    return {
+        "sample_x": x.half(),
+        "sample_adv": (x + change).half(),
+        "sample_purified": (x - change).half(),
+    }
 
 
 def run(folder, defenses=("none", "median"), eps=("8/255", "16/255"), **over):
@@ -32,7 +36,17 @@ def run(folder, defenses=("none", "median"), eps=("8/255", "16/255"), **over):
     rng = np.random.default_rng(0)
     levels = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
     cells = [
-        cell(folder, rng.integers(0, 2, 40), shard=32, samples=samples(), defense=d, eps=int(e.split("/")[0]) / 255, eps_text=e, **level, **over)
+        cell(
+            folder,
+            rng.integers(0, 2, 40),
+            shard=32,
+            samples=samples(),
+            defense=d,
+            eps=int(e.split("/")[0]) / 255,
+            eps_text=e,
+            **level,
+            **over,
+        )
         for d in defenses
         for e in eps
         for level in levels
@@ -73,7 +87,9 @@ def test_the_file_needs_no_network(tmp_path):
     assert "//" not in re.sub(r"base64,[^\"]*", "", text)
     seen = Tags(text)
     assert not {tag for tag, _ in seen.tags} & {"script", "link", "iframe", "object", "embed"}
-    assert all(a["src"].startswith("data:image/png;base64,") for tag, a in seen.tags if tag == "img")
+    assert all(
+        a["src"].startswith("data:image/png;base64,") for tag, a in seen.tags if tag == "img"
+    )
     assert all(a["href"].startswith("#") for _, a in seen.tags if "href" in a)
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
 
@@ -88,8 +104,21 @@ def test_inner_links_and_ids_are_sound(tmp_path):
 @pytest.mark.parametrize("eps", [("8/255", "16/255"), ("16/255",)])
 def test_every_string_of_a_plugin_is_escaped(tmp_path, eps):
     """Names, flags, errors, settings, weights, versions; in the table, the figures (curves and dots), the strips, the notes."""
-    over = {"trained_on": EVIL, "flags": [EVIL], "commit": EVIL, "device": EVIL, "versions": {EVIL: EVIL}, "weights": {EVIL: EVIL}}
-    folder, cells = run(tmp_path, defenses=(EVIL, "-->" + EVIL, "$x^$"), eps=eps, settings={"attack": {EVIL: EVIL}, "defense": [EVIL]}, **over)
+    over = {
+        "trained_on": EVIL,
+        "flags": [EVIL],
+        "commit": EVIL,
+        "device": EVIL,
+        "versions": {EVIL: EVIL},
+        "weights": {EVIL: EVIL},
+    }
+    folder, cells = run(
+        tmp_path,
+        defenses=(EVIL, "-->" + EVIL, "$x^$"),
+        eps=eps,
+        settings={"attack": {EVIL: EVIL}, "defense": [EVIL]},
+        **over,
+    )
     keep(folder, [*cells, failed(EVIL, defense=EVIL, attack="fgsm")])
     text = page(folder)
     assert "<script" not in text
@@ -106,9 +135,23 @@ def test_the_size_is_sane(tmp_path):
 
 def test_what_a_reader_must_know_is_on_the_page(tmp_path):
     folder, cells = run(tmp_path)
-    keep(folder, [*cells, failed("RuntimeError: out of memory", defense="median", **IDENTITY, eps=0.5, eps_text="0.5")])
+    keep(
+        folder,
+        [
+            *cells,
+            failed(
+                "RuntimeError: out of memory", defense="median", **IDENTITY, eps=0.5, eps_text="0.5"
+            ),
+        ],
+    )
     seen = Tags(page(folder)).text
-    for said in ("upper bound", "cover sampling alone", "no claim (missing: oblivious APGD-CE", "RuntimeError: out of memory", "13, 1 failed"):
+    for said in (
+        "upper bound",
+        "cover sampling alone",
+        "no claim (missing: oblivious APGD-CE",
+        "RuntimeError: out of memory",
+        "13, 1 failed",
+    ):
         assert said in seen, said
     for said in ("BPDA", "torch 2.11.0", "c0ffee", "steps = 20"):
         assert said in seen, said
@@ -119,7 +162,10 @@ def test_the_numbers_are_the_tables(tmp_path):
     seen = Tags(page(folder)).text
     for row in table(cells, [folder]).rows:
         for number in row.numbers.values():
-            assert f"{100 * number.accuracy:.1f}{100 * number.low:.1f}\N{EN DASH}{100 * number.high:.1f}" in seen
+            assert (
+                f"{100 * number.accuracy:.1f}{100 * number.low:.1f}\N{EN DASH}{100 * number.high:.1f}"
+                in seen
+            )
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
@@ -140,11 +186,16 @@ def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
     square = record(20, attack="square", knowledge="query", access="scores")
     write_report([keep(tmp_path, [record(100, knowledge="adaptive", gradient="declared"), square])])
     accused, other = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    assert accused["flags"] == "black box beats it: median, square, query leaves 10.0 %" and other["flags"] == ""
+    assert (
+        accused["flags"] == "black box beats it: median, square, query leaves 10.0 %"
+        and other["flags"] == ""
+    )
 
 
 def test_a_number_that_still_fell_is_a_bound_in_table_and_page(tmp_path):
-    square = record(20, attack="square", knowledge="query", access="scores", flags=[unconverged(0.02)])
+    square = record(
+        20, attack="square", knowledge="query", access="scores", flags=[unconverged(0.02)]
+    )
     for told, bound in ((square, True), (square | {"flags": []}, False)):
         page, _ = write_report([keep(tmp_path, [told])])
         assert ("≤ 10.0" in page.read_text()) is bound and ("<= 10.0" in printed([told])) is bound
@@ -153,13 +204,18 @@ def test_a_number_that_still_fell_is_a_bound_in_table_and_page(tmp_path):
 def test_damaged_records_are_said_to_be_damaged(tmp_path):
     folder, _ = run(tmp_path)
     (folder / "records.json").write_text("garbage")
-    with pytest.raises(BadParameter, match=r"could not be read, and lies there as records.json.damaged"):
+    with pytest.raises(
+        BadParameter, match=r"could not be read, and lies there as records.json.damaged"
+    ):
         write_report([folder])
 
 
 @pytest.mark.parametrize("records", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
 def test_a_list_of_something_else_is_named(tmp_path, records):
-    with pytest.raises(BadParameter, match=r"records.json: expected records of `defend bench`.* lack .*attack.*Move that file away"):
+    with pytest.raises(
+        BadParameter,
+        match=r"records.json: expected records of `defend bench`.* lack .*attack.*Move that file away",
+    ):
         write_report([keep(tmp_path, records)])
 
 
@@ -169,7 +225,10 @@ def test_a_list_of_something_else_is_named(tmp_path, records):
 def test_it_is_written_into_the_first_run_or_out(tmp_path):
     folder, _ = run(tmp_path / "run")
     assert write_report([folder]) == (folder / "report.html", folder / "results.csv")
-    assert write_report([folder], tmp_path / "new" / "place")[1] == tmp_path / "new" / "place" / "results.csv"
+    assert (
+        write_report([folder], tmp_path / "new" / "place")[1]
+        == tmp_path / "new" / "place" / "results.csv"
+    )
     assert not list(tmp_path.rglob("*.part"))
 
 
@@ -190,12 +249,16 @@ def test_only_the_given_records(tmp_path):
 
 
 def test_nothing_to_report_is_one_clear_line(tmp_path):
-    with pytest.raises(BadParameter, match=r"holds no records: expected .*records\.json; give the folder of a run"):
+    with pytest.raises(
+        BadParameter, match=r"holds no records: expected .*records\.json; give the folder of a run"
+    ):
         write_report([tmp_path])
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BadParameter, match="holds no records: the run was stopped before its end"):
         write_report([tmp_path])
-    with pytest.raises(BadParameter, match=f"it is a file; give the folder of the run, {tmp_path}$"):
+    with pytest.raises(
+        BadParameter, match=f"it is a file; give the folder of the run, {tmp_path}$"
+    ):
         write_report([tmp_path / "run.json"])
     with pytest.raises(BadParameter, match="nothing to report"):
         write_report([], records=[])
@@ -211,14 +274,21 @@ def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path):
 
 
 def test_csv_round_trip(tmp_path):
-    folder, cells = run(tmp_path, defenses=('art:name="a,b"', "median"), flags=["one", "two, three"])
+    folder, cells = run(
+        tmp_path, defenses=('art:name="a,b"', "median"), flags=["one", "two, three"]
+    )
     keep(folder, [*cells, failed("line\nbreak", attack="fgsm")])
     rows = lines_of(write_report([folder])[1])
     assert len(rows) == 13
     for row, r in zip(rows, cells):
         assert float(row["robust_accuracy"]) == r["robust_accuracy"]
         assert float(row["eps"]) == r["eps"]
-        assert (row["defense"], row["eps_text"], row["gradient"], row["flags"]) == (r["defense"], r["eps_text"], r["gradient"] or "", "one; two, three")
+        assert (row["defense"], row["eps_text"], row["gradient"], row["flags"]) == (
+            r["defense"],
+            r["eps_text"],
+            r["gradient"] or "",
+            "one; two, three",
+        )
     assert (rows[-1]["error"], rows[-1]["robust_accuracy"]) == ("line\nbreak", "")
     assert not {"settings", "units", "versions", "weights"} & rows[0].keys()
     assert {k for k, v in cells[0].items() if isinstance(v, str | int | float)} <= rows[0].keys()
@@ -253,7 +323,9 @@ def test_a_strip_shows_at_most_eight_images_and_fewer_large_ones(tmp_path):
     assert decoded(small_strip).shape[1] == 8 * 9
     assert decoded(large_strip).shape[1] == 2 * 161
     assert (small_strip.pixelated, large_strip.pixelated) == (True, False)
-    assert small_strip.width % decoded(small_strip).shape[1] == 0  # nearest neighbour by a whole factor
+    assert (
+        small_strip.width % decoded(small_strip).shape[1] == 0
+    )  # nearest neighbour by a whole factor
 
 
 def test_cells_without_something_to_see_have_no_strip(tmp_path):
@@ -280,10 +352,16 @@ def test_a_figure_for_each_attack_and_a_line_for_each_defense_and_level():
     levels = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
     records = [
         record(150 - 4 * i, attack=a, defense=d, eps=i / 50, eps_text=f"{i / 50:g}", **level)
-        for a in ("fgsm", "pgd") for d in ("none", "jpeg") for i in range(16) for level in levels
-    ]  # fmt: skip
+        for a in ("fgsm", "pgd")
+        for d in ("none", "jpeg")
+        for i in range(16)
+        for level in levels
+    ]
     made = plots(table(records).sections)
-    assert [p.title for p in made] == ["digits-m, convnet, fgsm, Linf", "digits-m, convnet, pgd, Linf"]
+    assert [p.title for p in made] == [
+        "digits-m, convnet, fgsm, Linf",
+        "digits-m, convnet, pgd, Linf",
+    ]
     colours = dict(made[0].colours)
     assert list(colours) == ["none", "jpeg"]
     assert len(set(colours.values())) == 2
@@ -301,7 +379,10 @@ def test_a_single_eps_is_a_dot_chart():
 
 def test_failed_cells_break_the_line_and_are_no_zero():
     ends = [record(150, eps=0.1, eps_text="0.1"), record(90, eps=0.3, eps_text="0.3")]
-    whole, broken = (plots(table(records).sections)[0] for records in (ends, [*ends, failed(eps=0.2, eps_text="0.2")]))
+    whole, broken = (
+        plots(table(records).sections)[0]
+        for records in (ends, [*ends, failed(eps=0.2, eps_text="0.2")])
+    )
     assert strokes(whole) == 1
     assert strokes(broken) == 2
     assert plots(table([failed()]).sections) == []

@@ -11,15 +11,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defend.errors import BadParameter, BadSpec, DefendError
-from defend.spec import Configured, Spec, canonical, coerce, of_table, parse, parse_single, read, typed, write
+from defend.spec import (
+    Configured,
+    Spec,
+    canonical,
+    coerce,
+    of_table,
+    parse,
+    parse_single,
+    read,
+    typed,
+    write,
+)
 
 fractions = st.builds(Fraction, st.integers(-(10**6), 10**6), st.integers(1, 10**6))
 floats = st.floats(allow_nan=False, allow_infinity=False)
-tricky = st.text("ab01eE+-./,:='\"\\ \n_ntruefalse", max_size=8)  # what the grammar gives a meaning to
-values = st.none() | st.booleans() | st.integers() | floats | fractions | st.text(max_size=12) | tricky
+tricky = st.text(
+    "ab01eE+-./,:='\"\\ \n_ntruefalse", max_size=8
+)  # what the grammar gives a meaning to
+values = (
+    st.none() | st.booleans() | st.integers() | floats | fractions | st.text(max_size=12) | tricky
+)
 keys = st.text(string.ascii_lowercase + "_", min_size=1, max_size=6)
 names = st.from_regex(r"\A[a-z0-9][a-z0-9/._-]{0,9}\Z")
-specs = st.builds(lambda name, params: Spec(name, tuple(sorted(params.items()))), names, st.dictionaries(keys, values, max_size=4))
+specs = st.builds(
+    lambda name, params: Spec(name, tuple(sorted(params.items()))),
+    names,
+    st.dictionaries(keys, values, max_size=4),
+)
 
 
 @settings(max_examples=300)
@@ -137,11 +156,16 @@ def test_a_field_can_be_taken_out():
 
 
 def test_tables_are_specs():
-    assert str(of_table({"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"})) == 'pgd:eps=8/255,norm=L2,steps=40,text="1"'
+    assert (
+        str(of_table({"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"}))
+        == 'pgd:eps=8/255,norm=L2,steps=40,text="1"'
+    )
 
 
 BAD_TABLES = [{}, {"name": 3}, {"name": ""}, {"name": "a+b"}, {"name": "a:x=1"}]
-BAD_TABLES += [{"name": "a", **row} for row in ({"x": [1]}, {"x": math.inf}, {"x": math.nan}, {"x y": 1})]
+BAD_TABLES += [
+    {"name": "a", **row} for row in ({"x": [1]}, {"x": math.inf}, {"x": math.nan}, {"x y": 1})
+]
 
 
 @pytest.mark.parametrize("table", BAD_TABLES, ids=str)
@@ -212,13 +236,20 @@ class Finer(Knob):
 
 
 def test_fields_and_settings():
-    assert Knob.fields() == {"steps": (int, MISSING), "rate": (float, 0.5), "tag": (str | None, None)}
+    assert Knob.fields() == {
+        "steps": (int, MISSING),
+        "rate": (float, 0.5),
+        "tag": (str | None, None),
+    }
     assert Finer(steps=2).settings == {"steps": 2, "rate": 0.25, "tag": None}
     assert typed(Knob, {"steps": 2.0, "rate": 1}, "attack 'knob'") == {"steps": 2, "rate": 1.0}
 
 
 WRONG_FIELDS = {
-    "unknown": ({"steps": 1, "rat": 2}, "attack 'knob' has no field 'rat'. Did you mean rate? It takes rate=0.5, tag=none."),
+    "unknown": (
+        {"steps": 1, "rat": 2},
+        "attack 'knob' has no field 'rat'. Did you mean rate? It takes rate=0.5, tag=none.",
+    ),
     "missing": ({}, "attack 'knob' needs steps: write knob:steps=..."),
 }
 

@@ -12,7 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from defend import weights
 from defend.chain import Chain
 from defend.defenses import vq
-from defend.defenses.corrupt import attacked, corrupted, pattern, recognised, share, slope, surrogates
+from defend.defenses.corrupt import (
+    attacked,
+    corrupted,
+    pattern,
+    recognised,
+    share,
+    slope,
+    surrogates,
+)
 from defend.defenses.split_vqvae import RestorerRecipe, SplitVQVAE, Trainee, join, split
 from defend.defenses.vq import Codec, MovingMeans, nearest, spread
 from defend.errors import BadParameter, Mismatch
@@ -20,7 +28,13 @@ from defend.noise import Noise
 from defend.training.data import Arrays
 
 SMALL = {"weights": "untrained", "codes": 20, "embedding_dim": 6, "hidden": 8}
-SHAPES = [(size, grid, c) for size in (28, 32, 64) for grid in (1, 2, 4, 7) for c in (1, 3) if size % grid == 0]
+SHAPES = [
+    (size, grid, c)
+    for size in (28, 32, 64)
+    for grid in (1, 2, 4, 7)
+    for c in (1, 3)
+    if size % grid == 0
+]
 TINY = {"size": 8, "grid": 2, **SMALL}
 
 
@@ -28,7 +42,9 @@ TINY = {"size": 8, "grid": 2, **SMALL}
 def digits():
     """Real digits: x (512, 1, 8, 8), y."""
     data = load_digits()
-    return torch.tensor(data.images[:512, None] / 16, dtype=torch.float32), torch.tensor(data.target[:512])
+    return torch.tensor(data.images[:512, None] / 16, dtype=torch.float32), torch.tensor(
+        data.target[:512]
+    )
 
 
 def noise(n, name="x"):
@@ -47,7 +63,9 @@ def test_every_grid_on_every_size(size, grid, channels):
     assert out.shape == x.shape and out.min() >= 0 and out.max() <= 1
 
 
-@pytest.mark.parametrize(("side", "codes"), [(28, 7), (14, 4), (7, 2), (4, 1), (16, 4), (1, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("side", "codes"), [(28, 7), (14, 4), (7, 2), (4, 1), (16, 4), (1, 1), (5, 2)]
+)
 def test_every_pixel_is_coded_and_decoded(side, codes):
     """A code for four by four pixels, rounded up; every input pixel matters, and no output pixel is a constant."""
     net = Codec(1, 16, 1, 6, 20)
@@ -74,7 +92,10 @@ def test_pieces_and_back(grid):
 def test_one_batch_of_quadrants_is_four_passes():
     p = SplitVQVAE(**SMALL)
     x = p.example(5)
-    passes = torch.cat([torch.cat([p.net(x[:, :, r : r + 14, c : c + 14]) for c in (0, 14)], 3) for r in (0, 14)], 2)
+    passes = torch.cat(
+        [torch.cat([p.net(x[:, :, r : r + 14, c : c + 14]) for c in (0, 14)], 3) for r in (0, 14)],
+        2,
+    )
     assert torch.allclose(p.purified(x), passes, atol=1e-6)
 
 
@@ -88,8 +109,14 @@ def test_quadrants_do_not_see_each_other():
 def test_orders_of_a_pipeline_differ():
     quad, whole = SplitVQVAE(grid=2, **SMALL), SplitVQVAE(grid=1, **SMALL)
     x = quad.example(3)
-    assert torch.allclose(Chain(members=(quad, whole)).purified(x), whole.purified(quad.purified(x)), atol=1e-6)
-    assert not torch.allclose(Chain(members=(quad, whole)).purified(x), Chain(members=(whole, quad)).purified(x), atol=1e-4)
+    assert torch.allclose(
+        Chain(members=(quad, whole)).purified(x), whole.purified(quad.purified(x)), atol=1e-6
+    )
+    assert not torch.allclose(
+        Chain(members=(quad, whole)).purified(x),
+        Chain(members=(whole, quad)).purified(x),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(("n", "k", "d"), [(1, 2, 1), (7, 3, 2), (1000, 50, 16), (3000, 1000, 64)])
@@ -97,8 +124,12 @@ def test_orders_of_a_pipeline_differ():
 def test_nearest_is_nearest(n, k, d, shift):
     """In float64 the very number that cdist gives; in float32 a code as near, to rounding, even where all vectors are far from the origin."""
     z, codes = random(n, d, seed=1) + shift, random(k, d, seed=2) + shift
-    assert torch.equal(nearest(z.double(), codes.double()), torch.cdist(z.double(), codes.double()).argmin(1))
-    excess = (z - codes[nearest(z, codes)]).double().norm(dim=1) - torch.cdist(z.double(), codes.double()).amin(1)
+    assert torch.equal(
+        nearest(z.double(), codes.double()), torch.cdist(z.double(), codes.double()).argmin(1)
+    )
+    excess = (z - codes[nearest(z, codes)]).double().norm(dim=1) - torch.cdist(
+        z.double(), codes.double()
+    ).amin(1)
     assert excess.max() < 1e-3 * (1 + shift)
 
 
@@ -117,7 +148,11 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        made = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, torch.Tensor)]
+        made = [
+            t
+            for t in (out if isinstance(out, tuple | list) else [out])
+            if isinstance(t, torch.Tensor)
+        ]
         self.bytes = max([self.bytes, *(t.untyped_storage().nbytes() for t in made)])
         return out
 
@@ -131,7 +166,10 @@ def largest(f):
 def test_search_holds_a_block_of_distances():
     """K = 1000 for 256 images of 7 x 7 codes; the vectors themselves aside, of which cdist makes no copy either."""
     z, codes = random(256 * 49, 4, seed=1), random(1000, 4, seed=2)
-    mine, theirs = largest(lambda: nearest(z, codes)), largest(lambda: torch.cdist(z, codes).argmin(1))
+    mine, theirs = (
+        largest(lambda: nearest(z, codes)),
+        largest(lambda: torch.cdist(z, codes).argmin(1)),
+    )
     assert theirs >= 256 * 49 * 1000 * 4, "the watch sees no matrix of distances"
     assert mine <= theirs / 4
     assert mine == largest(lambda: nearest(z.repeat(3, 1), codes)), "grows with the batch"
@@ -149,7 +187,10 @@ def test_search_ignores_autocast():
 def test_gradient_is_the_decoders_carried_to_the_encoder():
     """For z = E x and u = D' e(z):  d (r . sigmoid(u)) / d x = E' D (r sigmoid'(u)), as if the nearest code were z itself."""
     net = Codec(1, 4, 0, 5, 30)
-    net.encoder, net.decoder = nn.Conv2d(1, 5, 4, stride=4, bias=False), nn.ConvTranspose2d(5, 1, 4, stride=4, bias=False)
+    net.encoder, net.decoder = (
+        nn.Conv2d(1, 5, 4, stride=4, bias=False),
+        nn.ConvTranspose2d(5, 1, 4, stride=4, bias=False),
+    )
     e, d = net.encoder.weight.view(5, 16), net.decoder.weight.view(5, 16)
     x, r = random(7, 1, 4, 4, seed=3).requires_grad_(), random(7, 16, seed=4)
     out = net(x)
@@ -184,14 +225,21 @@ def test_moving_means_follow_the_equations():
         if t in (1, 2, 500):
             g = vq.DECAY**t
             assert torch.allclose(means.counts, g * first + (1 - g) * n, rtol=1e-4)
-            assert torch.allclose(codes, (g * first[:, None] * start + (1 - g) * m) / (g * first + (1 - g) * n)[:, None], atol=1e-4)
+            assert torch.allclose(
+                codes,
+                (g * first[:, None] * start + (1 - g) * m) / (g * first + (1 - g) * n)[:, None],
+                atol=1e-4,
+            )
     assert torch.allclose(codes, m / 20, atol=1e-3)
 
 
 def test_dead_codes_move_to_the_data_and_others_stay():
     """Data in two places; of four codes, two are far from both. They die after ln(DEAD / NEW) / ln(gamma) batches without a vector."""
     z = torch.cat([random(50, 2, seed=1) * 0.1 + 5, random(50, 2, seed=2) * 0.1 - 5])
-    codes, means = torch.tensor([[5.0, 5.0], [-5.0, -5.0], [90.0, 90.0], [-90.0, 90.0]]), MovingMeans(4, 2)
+    codes, means = (
+        torch.tensor([[5.0, 5.0], [-5.0, -5.0], [90.0, 90.0], [-90.0, 90.0]]),
+        MovingMeans(4, 2),
+    )
     means.sums.copy_(vq.NEW * codes)
     alone = ceil(log(vq.DEAD / vq.NEW) / log(vq.DECAY))
     for _ in range(alone - 1):
@@ -208,7 +256,9 @@ def test_dead_codes_move_to_the_data_and_others_stay():
 def test_seeding_prefers_what_is_far_and_survives_equal_vectors():
     z = torch.zeros(1000, 3)
     z[::100] = 1
-    assert 0.99 < spread(z, torch.zeros(3), 10000, noise(64)).mean() < 1, "one in a hundred is far: all draws but one in a thousand should hit it"
+    assert 0.99 < spread(z, torch.zeros(3), 10000, noise(64)).mean() < 1, (
+        "one in a hundred is far: all draws but one in a thousand should hit it"
+    )
     assert torch.equal(spread(torch.ones(10, 3), torch.ones(3), 4, noise(1)), torch.ones(4, 3))
 
 
@@ -217,14 +267,18 @@ def test_patterns_are_bounded_and_of_many_lengths():
     s = pattern(x, noise(256))
     assert s.min() >= -1 and s.max() <= 1
     neighbours = (s[..., 1:].sign() * s[..., :-1].sign()).mean((1, 2, 3))
-    assert neighbours.min() < 0.2 and neighbours.max() > 0.7, "signs are all correlated, or all independent"
+    assert neighbours.min() < 0.2 and neighbours.max() > 0.7, (
+        "signs are all correlated, or all independent"
+    )
     signs = (s.abs() > 0.99).float().mean((1, 2, 3))
     assert signs.min() < 0.4 and signs.max() > 0.95, "all patterns are signs, or none is"
 
 
 def test_half_of_the_patterns_lead_to_another_image(digits):
     x = digits[0][:256]
-    way = (pattern(x, noise(256)) * (x.roll(1, 0) - x)).mean((1, 2, 3)) / (x.roll(1, 0) - x).abs().mean((1, 2, 3))
+    way = (pattern(x, noise(256)) * (x.roll(1, 0) - x)).mean((1, 2, 3)) / (
+        x.roll(1, 0) - x
+    ).abs().mean((1, 2, 3))
     assert 0.3 < (way > 0.5).float().mean() < 0.6 and (way < 0.2).float().mean() > 0.3
 
 
@@ -240,7 +294,10 @@ def test_perturbations_stay_within_the_amplitude(digits):
 def test_large_shares_are_more_frequent():
     """Density 2 s: the mean is 2/3, and the square of a share is uniform."""
     s = share(torch.zeros(20_000, 1, 1, 1), noise(20_000)).flatten().double()
-    assert abs(s.mean() - 2 / 3) < 0.01 and (s.square().sort().values - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
+    assert (
+        abs(s.mean() - 2 / 3) < 0.01
+        and (s.square().sort().values - torch.linspace(0, 1, 20_000)).abs().max() < 0.02
+    )
 
 
 def test_what_surrogates_read_teaches_the_images_alone(digits):
@@ -248,8 +305,12 @@ def test_what_surrogates_read_teaches_the_images_alone(digits):
     nets = surrogates(1, 8, 10).train()
     kept = {k: t.clone() for k, t in nets.state_dict().items()}
     recognised(nets, x, y).backward()
-    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in nets.parameters()) and nets.training
-    assert all(torch.equal(t, kept[k]) for k, t in nets.state_dict().items()), "running statistics moved"
+    assert (
+        x.grad.abs().sum() > 0 and all(p.grad is None for p in nets.parameters()) and nets.training
+    )
+    assert all(torch.equal(t, kept[k]) for k, t in nets.state_dict().items()), (
+        "running statistics moved"
+    )
 
 
 def test_training_starts_at_the_images_brightness(digits):
@@ -270,7 +331,9 @@ def test_surrogates_are_attacked_and_left_alone(digits):
         assert net.training and all(torch.equal(t, kept[k]) for k, t in net.state_dict().items())
         assert all(p.grad is None for p in net.parameters())
         net.eval()
-        losses = [nn.functional.cross_entropy(net(x + step * g.sign()), y) for step in (-0.01, 0.0, 0.01)]
+        losses = [
+            nn.functional.cross_entropy(net(x + step * g.sign()), y) for step in (-0.01, 0.0, 0.01)
+        ]
         assert losses[0] < losses[1] < losses[2], "the slope does not lead upwards"
 
 
@@ -279,19 +342,33 @@ def test_surrogates_are_attacked_and_left_alone(digits):
     [
         ({}, "clean"),
         ({"recipe": "denoise"}, "corrupted"),
-        ({"recipe": "denoise", "perturbation": "adversarial", "amplitude": 0.25}, "adversarial(fgsm, Linf 0.25, 3 surrogates)"),
+        (
+            {"recipe": "denoise", "perturbation": "adversarial", "amplitude": 0.25},
+            "adversarial(fgsm, Linf 0.25, 3 surrogates)",
+        ),
     ],
 )
 def test_recipes_learn_to_restore(digits, recipe, trained_on):
     """Better than answering every image with the mean image, most codes in use, nothing of the training left in the network."""
     p = SplitVQVAE(**TINY | {"hidden": 16})
-    how = {"epochs": 15, "batch": 32, "lr": 1e-2, "schedule": "constant", "precision": "float32", "layout": "contiguous"}
+    how = {
+        "epochs": 15,
+        "batch": 32,
+        "lr": 1e-2,
+        "schedule": "constant",
+        "precision": "float32",
+        "layout": "contiguous",
+    }
     p.fit(*digits, val=digits, progress=False, **how, **recipe)
     x = digits[0]
     assert (p.purified(x) - x).square().mean() < 0.9 * (x.mean(0) - x).square().mean()
     assert len(nearest(vq.as_rows(p.net.encode(split(x, 2))), p.net.codebook.codes).unique()) > 10
     assert p.trained_on == trained_on
-    assert {name.partition(".")[0] for name in p.net.state_dict()} == {"encoder", "codebook", "decoder"}
+    assert {name.partition(".")[0] for name in p.net.state_dict()} == {
+        "encoder",
+        "codebook",
+        "decoder",
+    }
     assert not p.net.training and not any(q.requires_grad for q in p.net.parameters())
 
 
@@ -312,14 +389,23 @@ class Cut(Arrays):
 
 @pytest.mark.parametrize("recipe", ["paper", "denoise"])
 def test_resumed_training_is_undisturbed_training(digits, tmp_path, recipe):
-    how = {"epochs": 2, "batch": 64, "recipe": recipe, "progress": False, "precision": "float32", "layout": "contiguous"}
+    how = {
+        "epochs": 2,
+        "batch": 64,
+        "recipe": recipe,
+        "progress": False,
+        "precision": "float32",
+        "layout": "contiguous",
+    }
     how |= {"perturbation": "adversarial"} if recipe == "denoise" else {}
     whole, parts = SplitVQVAE(**TINY), SplitVQVAE(**TINY)
     whole.fit(*digits, **how)
     with pytest.raises(KeyboardInterrupt):
         parts.fit(Cut(*digits, at=640), resume=tmp_path / "r", save_every=0, **how)
     parts.fit(Cut(*digits), resume=tmp_path / "r", save_every=0, **how)
-    for (name, a), b in zip(whole.net.state_dict().items(), parts.net.state_dict().values(), strict=True):
+    for (name, a), b in zip(
+        whole.net.state_dict().items(), parts.net.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
@@ -327,7 +413,16 @@ def test_weights_bring_their_fields(digits, tmp_path):
     p = SplitVQVAE(**TINY)
     p.fit(digits[0], epochs=1, batch=64, progress=False)
     fields = {k: v for k, v in p.settings.items() if k != "weights"}
-    head = weights.Header(kind="defense", component=p.component, dataset="digits", fields=fields, trained_on=p.trained_on, command="", seed=0, commit="")
+    head = weights.Header(
+        kind="defense",
+        component=p.component,
+        dataset="digits",
+        fields=fields,
+        trained_on=p.trained_on,
+        command="",
+        seed=0,
+        commit="",
+    )
     weights.save(tmp_path / "w.safetensors", p.net.state_dict(), head)
     q = SplitVQVAE(weights=str(tmp_path / "w.safetensors"))
     assert (q.grid, q.size, q.codes, q.trained_on) == (2, 8, 20, "clean")
@@ -336,7 +431,13 @@ def test_weights_bring_their_fields(digits, tmp_path):
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"grid": 3}, "divisor of size=28"), ({"codes": 1}, ">= 2"), ({"channels": 2}, "1 or 3"), ({"blocks": -1}, ">= 0"), ({"hidden": 0}, ">= 1")],
+    [
+        ({"grid": 3}, "divisor of size=28"),
+        ({"codes": 1}, ">= 2"),
+        ({"channels": 2}, "1 or 3"),
+        ({"blocks": -1}, ">= 0"),
+        ({"hidden": 0}, ">= 1"),
+    ],
 )
 def test_fields_that_cannot_work(fields, words):
     with pytest.raises(BadParameter, match=words):
@@ -357,7 +458,10 @@ def test_other_sizes_and_missing_labels_are_errors(digits):
     [
         ({"amplitude": 0.2}, "amplitude=0.2.*recipe=denoise alone"),
         ({"perturbation": "adversarial"}, "perturbation='adversarial'.*recipe=denoise alone"),
-        ({"recipe": "denoise", "recognition": 0.5}, "recognition=0.5.*perturbation=adversarial alone"),
+        (
+            {"recipe": "denoise", "recognition": 0.5},
+            "recognition=0.5.*perturbation=adversarial alone",
+        ),
     ],
 )
 def test_an_option_that_would_count_for_nothing_is_an_error(digits, options, words):

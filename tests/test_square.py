@@ -50,12 +50,16 @@ def test_a_worse_point_is_never_accepted(norm):
     seen = incumbents(Square(norm=norm, queries=200), net)
     margins = torch.stack([margin(net(best), y) for best, _ in seen])
     assert (margins.diff(dim=0) <= 1e-5).all() and (margins[-1] < margins[0]).all()
-    assert torch.allclose(margins, torch.stack([least for _, least in seen]), atol=1e-5)  # the cached margin is the incumbent's own
+    assert torch.allclose(
+        margins, torch.stack([least for _, least in seen]), atol=1e-5
+    )  # the cached margin is the incumbent's own
 
 
 @pytest.mark.parametrize(("norm", "share"), [("Linf", 0.9), ("L2", 0.5)])
 def test_the_optimum_of_a_linear_model_is_approached(norm, share):
-    adv = Square(norm=norm, queries=1000 if norm == "Linf" else 2000).run(target(), INSIDE, Y, EPS[norm], start())
+    adv = Square(norm=norm, queries=1000 if norm == "Linf" else 2000).run(
+        target(), INSIDE, Y, EPS[norm], start()
+    )
     best = EPS[norm] * (uphill(Y).sign() if norm == "Linf" else unit(uphill(Y)))
     gained = (uphill(Y) * (adv - INSIDE)).flatten(1).sum(1) / (uphill(Y) * best).flatten(1).sum(1)
     assert (gained > share).all() and (gained < 1 + 1e-4).all()
@@ -64,7 +68,12 @@ def test_the_optimum_of_a_linear_model_is_approached(norm, share):
 @pytest.mark.parametrize("x", [INSIDE, EDGE], ids=["inside", "box"])
 def test_every_pixel_goes_as_far_as_ball_and_box_allow(x):
     adv, _, _ = run(Square(queries=100), x)
-    assert torch.minimum((adv - (x + 0.02).clamp(max=1)).abs(), (adv - (x - 0.02).clamp(min=0)).abs()).max() < 1e-6
+    assert (
+        torch.minimum(
+            (adv - (x + 0.02).clamp(max=1)).abs(), (adv - (x - 0.02).clamp(min=0)).abs()
+        ).max()
+        < 1e-6
+    )
 
 
 def test_euclidean_images_spend_all_of_eps_away_from_the_box():
@@ -76,7 +85,9 @@ def test_euclidean_images_spend_all_of_eps_away_from_the_box():
 
 def test_it_begins_with_vertical_stripes():
     first = stripes(INSIDE, 0.02, start()) - INSIDE
-    assert torch.allclose(first.abs(), torch.tensor(0.02)) and torch.allclose(first, first[:, :, :1].expand_as(first))
+    assert torch.allclose(first.abs(), torch.tensor(0.02)) and torch.allclose(
+        first, first[:, :, :1].expand_as(first)
+    )
     assert 0.4 < (first > 0).float().mean() < 0.6
 
 
@@ -91,22 +102,46 @@ def test_the_euclidean_start_is_a_grid_that_spends_eps(size):
 @pytest.mark.parametrize("s", [1, 2, 3, 7, 10])
 def test_eta_is_two_bumps_of_opposite_signs_and_norm_one(s):
     bump = eta(s, torch.device("cpu"), torch.float64)
-    assert bump.norm() == pytest.approx(1) and (bump[: s // 2] > 0).all() and (bump[s // 2 :] < 0).all()
+    assert (
+        bump.norm() == pytest.approx(1)
+        and (bump[: s // 2] > 0).all()
+        and (bump[s // 2 :] < 0).all()
+    )
 
 
 def test_eta_is_the_formula_of_section_3():
     """h1 = 4 rows, h2 = 8 columns of the upper half: sum over rings of 1 / (k + 1)^2, from the ring to the farthest."""
     upper = eta(8, torch.device("cpu"), torch.float64)[:4]
     rings = {d: sum((k + 1) ** -2 for k in range(d, 5)) for d in range(5)}
-    wanted = torch.tensor([[rings[max(abs(r - 2), abs(c - 4))] for c in range(8)] for r in range(4)])
+    wanted = torch.tensor(
+        [[rings[max(abs(r - 2), abs(c - 4))] for c in range(8)] for r in range(4)]
+    )
     assert torch.allclose(upper / upper.max(), (wanted / wanted.max()).double())
 
 
-@pytest.mark.parametrize(("i", "side"), [(0, 25), (10, 25), (11, 18), (51, 13), (201, 9), (501, 6), (1001, 4), (2001, 3), (4001, 2), (6001, 2), (8001, 1)])
+@pytest.mark.parametrize(
+    ("i", "side"),
+    [
+        (0, 25),
+        (10, 25),
+        (11, 18),
+        (51, 13),
+        (201, 9),
+        (501, 6),
+        (1001, 4),
+        (2001, 3),
+        (4001, 2),
+        (6001, 2),
+        (8001, 1),
+    ],
+)
 def test_the_schedule_is_the_published_one(i, side):
     x = torch.zeros(1, 1, 28, 28)
     assert Square(queries=10_000).side(i, x) == side == Square(rescale=False).side(i, x)
-    assert Square(queries=1000).side(i // 10 + (i % 10 > 0), x) in (side, Square(queries=10_000).side(i + 9, x))
+    assert Square(queries=1000).side(i // 10 + (i % 10 > 0), x) in (
+        side,
+        Square(queries=10_000).side(i + 9, x),
+    )
     assert Square(norm="L2", queries=10_000).side(i, x) == max(side // 2 * 2 + 1, 3)
 
 
@@ -155,7 +190,10 @@ def test_what_is_not_asked_changes_nothing(monkeypatch):
 def test_every_square_changes_something_and_none_that_did_is_redrawn():
     """Of one channel, the opposite sign; of more, each of the other choices as often."""
     x = torch.full((7000, 2, 6, 5), 0.5)
-    random, best = start(7000).uniform(torch.zeros(7000, 7)), x + 0.1  # only with both signs up nothing changes
+    random, best = (
+        start(7000).uniform(torch.zeros(7000, 7)),
+        x + 0.1,
+    )  # only with both signs up nothing changes
     plain, other = square(x, best, 0.1, 3, random), redrawn(x, best, 0.1, 3, random)
     same = (plain == best).flatten(1).all(1)
     assert 0.2 < same.double().mean() < 0.3 and torch.equal(plain[~same], other[~same])
@@ -176,8 +214,14 @@ def test_no_query_is_lost_on_what_changes_nothing():
     asked = {}
     for redraw in (True, False):
         t = target(linear())
-        asked[redraw] = Square(queries=300, redraw=redraw).run(t, INSIDE, Y, 0.02, start()), t.counts["forwards"]
-    gained = {redraw: (uphill(Y) * (adv - INSIDE)).flatten(1).sum(1).mean() for redraw, (adv, _) in asked.items()}
+        asked[redraw] = (
+            Square(queries=300, redraw=redraw).run(t, INSIDE, Y, 0.02, start()),
+            t.counts["forwards"],
+        )
+    gained = {
+        redraw: (uphill(Y) * (adv - INSIDE)).flatten(1).sum(1).mean()
+        for redraw, (adv, _) in asked.items()
+    }
     assert asked[True][1] == 12 * 300 > asked[False][1] and gained[True] > gained[False]
 
 
@@ -226,12 +270,17 @@ def test_an_image_that_may_be_dropped_costs_nothing_more(monkeypatch):
     _, honest, _ = run(Square(norm="L2", queries=120))
     _, dropping, _ = run(Square(norm="L2", queries=120), scored=True)
     after = dropping.notes["wrong_after"]
-    assert dropping.counts["forwards"] == torch.where(after < 0, 120, after).sum() < honest.counts["forwards"] == 12 * 120
+    assert (
+        dropping.counts["forwards"]
+        == torch.where(after < 0, 120, after).sum()
+        < honest.counts["forwards"]
+        == 12 * 120
+    )
 
 
 def test_no_result_depends_on_when_the_batch_is_repacked(monkeypatch):
     usual, _, _ = run(Square(queries=100), scored=True)
-    monkeypatch.setattr("defend.attacks.standing.looks_are_free", on_gpu)
+    monkeypatch.setattr("defend.attacks.active_set.looks_are_free", on_gpu)
     later, _, _ = run(Square(queries=100), scored=True)
     assert torch.allclose(usual, later, atol=1e-6)
 
@@ -249,7 +298,9 @@ def test_more_queries_never_find_less():
     net = curved()
     y = predicted(net, INSIDE)
     few, many = (run(Square(queries=q, rescale=False), net=net)[0] for q in (30, 150))
-    assert (margin(net(many), y) <= margin(net(few), y) + 1e-6).all()  # of one schedule, the first queries are the same
+    assert (
+        margin(net(many), y) <= margin(net(few), y) + 1e-6
+    ).all()  # of one schedule, the first queries are the same
 
 
 @pytest.mark.parametrize("field", [{"queries": 0}, {"p_init": 0.0}, {"p_init": 1.5}])

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, permutation_test
 
-from defend.benchmarks.stats import bootstrap, compare, difference, holm, interval, mcnemar, permutation, wilson
+from defend.stats import (
+    bootstrap,
+    compare,
+    difference,
+    holm,
+    interval,
+    mcnemar,
+    permutation,
+    wilson,
+)
 
 
 def table(both, only_a, only_b, neither):
@@ -14,7 +23,9 @@ def table(both, only_a, only_b, neither):
     return a, b
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (0, 1), (173, 200), (9999, 10_000)])
+@pytest.mark.parametrize(
+    ("right", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (0, 1), (173, 200), (9999, 10_000)]
+)
 def test_wilson_is_scipys(right, n):
     theirs = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
@@ -43,7 +54,12 @@ def test_wilson_covers(p):
 
 @pytest.mark.parametrize(
     ("kinds", "shares"),
-    [([0.05, 0.4, 0.9], [0.3, 0.3, 0.4]), ([0.0, 0.5], [0.98, 0.02]), ([1.0, 0.6], [0.97, 0.03]), ([0.0, 1.0], [0.98, 0.02])],
+    [
+        ([0.05, 0.4, 0.9], [0.3, 0.3, 0.4]),
+        ([0.0, 0.5], [0.98, 0.02]),
+        ([1.0, 0.6], [0.97, 0.03]),
+        ([0.0, 1.0], [0.98, 0.02]),
+    ],
 )
 def test_bootstrap_covers(kinds, shares):
     """Images of several kinds, 20 draws each, in the middle and at the ends: 95 % of 400 intervals hold the true mean, up to 3
@@ -51,7 +67,9 @@ def test_bootstrap_covers(kinds, shares):
     rng, runs = np.random.default_rng(0), 400
     truth, hits = np.dot(kinds, shares), 0
     for run in range(runs):
-        low, high = bootstrap(rng.binomial(20, rng.choice(kinds, 100, p=shares)) / 20, seed=run, resamples=1000)
+        low, high = bootstrap(
+            rng.binomial(20, rng.choice(kinds, 100, p=shares)) / 20, seed=run, resamples=1000
+        )
         hits += low <= truth <= high
     assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs) < hits / runs <= 0.995
 
@@ -61,7 +79,9 @@ def test_bootstrap_is_resampling_of_images():
     rng = np.random.default_rng(1)
     shares = rng.binomial(20, rng.uniform(size=300)) / 20
     means = np.append(shares, (0, 1))[rng.integers(0, 302, (20_000, 302))].mean(1)
-    assert bootstrap(shares, seed=3, resamples=20_000) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.002)
+    assert bootstrap(shares, seed=3, resamples=20_000) == pytest.approx(
+        np.quantile(means, [0.025, 0.975]), abs=0.002
+    )
 
 
 def test_bootstrap_on_one_draw_agrees_with_wilson_away_from_the_ends():
@@ -112,7 +132,13 @@ def test_permutation_is_scipys(shift):
     rng = np.random.default_rng(7)
     base = rng.uniform(size=80)
     a, b = (rng.binomial(20, np.clip(p, 0, 1)) / 20 for p in (base + shift, base))
-    theirs = permutation_test((a, b), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0))
+    theirs = permutation_test(
+        (a, b),
+        lambda x, y: np.mean(x - y),
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=np.random.default_rng(0),
+    )
     assert permutation(a, b, resamples=20_000) == pytest.approx(theirs.pvalue, abs=0.015)
 
 
@@ -125,7 +151,9 @@ def test_permutation_keeps_its_level():
     """No difference: 5 % of 400 tests are below .05, up to 3 standard errors."""
     rng, runs = np.random.default_rng(2), 400
     draws = rng.binomial(10, np.repeat(rng.uniform(size=(runs, 60, 1)), 2, axis=2)) / 10
-    rejected = np.mean([permutation(d[:, 0], d[:, 1], seed=i, resamples=999) < 0.05 for i, d in enumerate(draws)])
+    rejected = np.mean(
+        [permutation(d[:, 0], d[:, 1], seed=i, resamples=999) < 0.05 for i, d in enumerate(draws)]
+    )
     assert abs(rejected - 0.05) < 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
@@ -146,7 +174,9 @@ def test_difference_is_newcombes_published_example():
     assert difference(*table(36, 12, 2, 0)) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
 
 
-@pytest.mark.parametrize("cells", [(0.5, 0.2, 0.1, 0.2), (0.05, 0.02, 0.02, 0.91), (0.3, 0.3, 0.3, 0.1)])
+@pytest.mark.parametrize(
+    "cells", [(0.5, 0.2, 0.1, 0.2), (0.05, 0.02, 0.02, 0.91), (0.3, 0.3, 0.3, 0.1)]
+)
 def test_difference_of_proportions_covers(cells):
     rng, runs = np.random.default_rng(3), 600
     truth = cells[1] - cells[2]
@@ -159,7 +189,12 @@ def test_difference_of_shares_covers():
     rng, runs = np.random.default_rng(4), 400
     p = rng.uniform(0.2, 0.7, (runs, 120))
     a, b = rng.binomial(20, p + 0.1) / 20, rng.binomial(20, p) / 20
-    hits = np.mean([low <= 0.1 <= high for _, low, high in (difference(x, y, resamples=1000) for x, y in zip(a, b))])
+    hits = np.mean(
+        [
+            low <= 0.1 <= high
+            for _, low, high in (difference(x, y, resamples=1000) for x, y in zip(a, b))
+        ]
+    )
     assert abs(hits - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
 
 
@@ -171,13 +206,19 @@ def test_shares_are_told_from_right_and_wrong_no_oftener_than_promised(n, p):
     draws = (rng.random((runs, n, 20)) < rng.beta(1, 1 / p - 1, (runs, n, 1))).astype(float)
     found = [compare(a, b) for a, b in zip(right, draws)]
     most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
-    assert np.mean([c.p < 0.05 for c in found]) < most and np.mean([not c.low <= 0 <= c.high for c in found]) < most
+    assert (
+        np.mean([c.p < 0.05 for c in found]) < most
+        and np.mean([not c.low <= 0 <= c.high for c in found]) < most
+    )
 
 
 def test_a_p_value_is_no_surer_than_its_interval():
     rng = np.random.default_rng(6)
     for shift in (0.0, 0.1, 0.2, 0.3):
-        a, b = rng.binomial(1, 0.5, (60, 1)), rng.binomial(20, np.clip(0.5 - shift, 0, 1), 60)[:, None] > np.arange(20)
+        a, b = (
+            rng.binomial(1, 0.5, (60, 1)),
+            rng.binomial(20, np.clip(0.5 - shift, 0, 1), 60)[:, None] > np.arange(20),
+        )
         c = compare(a, b)
         assert c.p > 0.05 - 1e-3 or not c.low <= 0 <= c.high
 

@@ -30,7 +30,13 @@ def test_a_range_holds_both_ends_and_every_step_exactly():
 
 
 def test_eps_keeps_its_spelling():
-    assert [e.text for e in parse_eps(["8/255", 0.1, "0:0.04:0.02"])] == ["8/255", "0.1", "0", "0.02", "0.04"]
+    assert [e.text for e in parse_eps(["8/255", 0.1, "0:0.04:0.02"])] == [
+        "8/255",
+        "0.1",
+        "0",
+        "0.02",
+        "0.04",
+    ]
 
 
 def test_eps_is_taken_out_of_an_attack():
@@ -52,7 +58,12 @@ def test_singulars_single_values_and_tables():
 
 
 def test_knowledge_all_is_every_level():
-    assert make_suite(BASE | {"knowledge": "all"}).knowledge == ("oblivious", "transfer", "query", "adaptive")
+    assert make_suite(BASE | {"knowledge": "all"}).knowledge == (
+        "oblivious",
+        "transfer",
+        "query",
+        "adaptive",
+    )
 
 
 WRONG = {
@@ -70,13 +81,28 @@ WRONG = {
     "n as text": ({"n": "12"}, "n '12': expected a whole number"),
     "knowledge": ({"knowledge": "oblivous"}, "Did you mean oblivious"),
     "gradient": ({"gradients": ["learnt"]}, "expected declared or identity"),
-    "protocol": ({"protocol": "ladder-2"}, "protocol 'ladder-2': expected ladder-1. Did you mean ladder-1?"),
-    "eps of a protocol": ({"protocol": "ladder-1", "attack": None, "eps": "0.1"}, "protocol ladder-1 decides eps"),
-    "few draws of a protocol": ({"protocol": "ladder-1", "draws": 19}, "protocol ladder-1 scores by 20 draws or more, not 19: leave draws out"),
+    "protocol": (
+        {"protocol": "ladder-2"},
+        "protocol 'ladder-2': expected ladder-1. Did you mean ladder-1?",
+    ),
+    "eps of a protocol": (
+        {"protocol": "ladder-1", "attack": None, "eps": "0.1"},
+        "protocol ladder-1 decides eps",
+    ),
+    "few draws of a protocol": (
+        {"protocol": "ladder-1", "draws": 19},
+        "protocol ladder-1 scores by 20 draws or more, not 19: leave draws out",
+    ),
     "precision": ({"precision": "fp8"}, "precision"),
     "seed in a spec": ({"defense": "gaussian:seed=1"}, "seed= says how a purifier runs"),
-    "gradients of nobody": ({"knowledge": "oblivious", "gradients": ["learned"]}, "attacks at oblivious choose none; add knowledge adaptive"),
-    "untrained": ({"classifier": "convnet:weights=untrained"}, "weights=untrained measures nothing"),
+    "gradients of nobody": (
+        {"knowledge": "oblivious", "gradients": ["learned"]},
+        "attacks at oblivious choose none; add knowledge adaptive",
+    ),
+    "untrained": (
+        {"classifier": "convnet:weights=untrained"},
+        "weights=untrained measures nothing",
+    ),
     "chain of attacks": ({"attack": "fgsm+pgd"}, "only defenses are chained"),
     "component": ({"defense": 3}, "defense 3: expected name:key=value"),
     "table without a name": ({"defense": {"bits": 3}}, 'needs name = "..."'),
@@ -111,7 +137,13 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a = [", "not TOML"), (None, "cannot be read: No such file or directory. Give a file, or the name of one that ships: embedded, split_vqvae")],
+    [
+        ("a = [", "not TOML"),
+        (
+            None,
+            "cannot be read: No such file or directory. Give a file, or the name of one that ships: embedded, split_vqvae",
+        ),
+    ],
 )
 def test_unreadable_suite_files(tmp_path, text, message):
     file = tmp_path / "s.toml"

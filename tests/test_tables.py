@@ -7,9 +7,9 @@ import pytest
 from made_runs import DECLARED, IDENTITY, LEARNED, cell, failed, printed, record
 from rich.console import Console
 
-from defend.benchmarks.stats import bootstrap, wilson
-from defend.benchmarks.tables import print_table, table
-from defend.benchmarks.tables.outcomes import Outcomes, distinct, read_outcomes, worst
+from defend.results import print_table, table
+from defend.results.outcomes import Outcomes, distinct, read_outcomes, worst
+from defend.stats import bootstrap, wilson
 
 
 def bits(*rows):
@@ -34,8 +34,12 @@ def test_worst_of_deterministic_is_right_only_where_right_under_all():
 def stochastic(score, select, name="x", clean_score=1, clean_select=1):
     score, select = np.array(score, np.uint8), np.array(select, np.uint8)
     return Outcomes(
-        score=score, select=select, clean_score=np.full_like(score, clean_score), clean_select=np.full_like(select, clean_select), x_adv=(name,)
-    )  # fmt: skip
+        score=score,
+        select=select,
+        clean_score=np.full_like(score, clean_score),
+        clean_select=np.full_like(select, clean_select),
+        x_adv=(name,),
+    )
 
 
 def test_worst_of_stochastic_is_chosen_on_select_and_read_off_on_score():
@@ -54,7 +58,9 @@ def test_the_clean_image_is_a_candidate():
 
 def test_ties_on_select_go_to_the_candidate_that_is_stronger_overall():
     weak = stochastic(score=[[1, 1], [1, 1], [1, 1]], select=[[1, 1], [0, 1], [1, 1]], name="weak")
-    strong = stochastic(score=[[0, 1], [0, 0], [0, 0]], select=[[1, 1], [0, 0], [0, 0]], name="strong")
+    strong = stochastic(
+        score=[[0, 1], [0, 0], [0, 0]], select=[[1, 1], [0, 0], [0, 0]], name="strong"
+    )
     assert worst([weak, strong])[0].tolist() == worst([strong, weak])[0].tolist() == [0, 1]
 
 
@@ -67,7 +73,16 @@ def test_reading_off_on_other_draws_keeps_null_attacks_from_winning():
         return (rng.uniform(size=(4000, k)) < p).astype(np.uint8)
 
     clean_score, clean_select = draw(20), draw(10)
-    null = [Outcomes(score=draw(20), select=draw(10), clean_score=clean_score, clean_select=clean_select, x_adv=(str(i),)) for i in range(10)]
+    null = [
+        Outcomes(
+            score=draw(20),
+            select=draw(10),
+            clean_score=clean_score,
+            clean_select=clean_select,
+            x_adv=(str(i),),
+        )
+        for i in range(10)
+    ]
     assert worst(null).mean() == pytest.approx(p.mean(), abs=0.01)
     naive = np.minimum.reduce([o.score.mean(1) for o in null]).mean()
     assert naive < p.mean() - 0.1
@@ -107,15 +122,33 @@ def test_levels_stand_side_by_side(tmp_path):
     ]
     numbers = one_row(records, [tmp_path]).numbers
     got = {c: n.accuracy for c, n in numbers.items()}
-    assert got == {"clean": 1.0, "oblivious": 0.75, "identity": 0.5, "declared": 0.5, "learned": 1.0, "worst": 0.25, "transfer": 0.75}
+    assert got == {
+        "clean": 1.0,
+        "oblivious": 0.75,
+        "identity": 0.5,
+        "declared": 0.5,
+        "learned": 1.0,
+        "worst": 0.25,
+        "transfer": 0.75,
+    }
     assert (numbers["worst"].low, numbers["worst"].high) == wilson(1, 4)
-    assert table(records).sections[0].columns == ("clean", "oblivious", "identity", "declared", "learned", "worst", "transfer")
+    assert table(records).sections[0].columns == (
+        "clean",
+        "oblivious",
+        "identity",
+        "declared",
+        "learned",
+        "worst",
+        "transfer",
+    )
 
 
 def test_worst_of_a_stochastic_row_has_a_bootstrap_interval(tmp_path):
     rng = np.random.default_rng(0)
     score, select = rng.integers(0, 2, (2, 30, 20)), rng.integers(0, 2, (2, 30, 10))
-    records = [cell(tmp_path, score[i], select=select[i], **g) for i, g in enumerate((IDENTITY, DECLARED))]
+    records = [
+        cell(tmp_path, score[i], select=select[i], **g) for i, g in enumerate((IDENTITY, DECLARED))
+    ]
     number = one_row(records, [tmp_path]).numbers["worst"]
     expected = worst([read_outcomes(r, [tmp_path]) for r in records])
     assert number.accuracy == pytest.approx(expected.mean())
@@ -123,7 +156,10 @@ def test_worst_of_a_stochastic_row_has_a_bootstrap_interval(tmp_path):
 
 
 def test_several_surrogates_give_their_worst_per_image(tmp_path):
-    records = [cell(tmp_path, s, knowledge="transfer", surrogate=f"jpeg+{i}") for i, s in enumerate(([1, 0, 1], [0, 1, 1]))]
+    records = [
+        cell(tmp_path, s, knowledge="transfer", surrogate=f"jpeg+{i}")
+        for i, s in enumerate(([1, 0, 1], [0, 1, 1]))
+    ]
     assert one_row(records, [tmp_path]).numbers["transfer"].accuracy == pytest.approx(1 / 3)
 
 
@@ -136,7 +172,10 @@ def test_without_units_the_worst_case_is_a_bound(tmp_path):
     assert not one_row(real, [tmp_path]).numbers["worst"].bound
 
 
-@pytest.mark.parametrize(("gradient", "said"), [("declared", "declared only"), ("identity", "BPDA only"), ("learned", "learned only")])
+@pytest.mark.parametrize(
+    ("gradient", "said"),
+    [("declared", "declared only"), ("identity", "BPDA only"), ("learned", "learned only")],
+)
 def test_a_single_gradient_is_named(gradient, said):
     records = [record(50, knowledge="adaptive", gradient=gradient)]
     assert one_row(records).numbers["worst"].note == said
@@ -152,32 +191,61 @@ def test_two_gradients_with_the_same_images_are_one(tmp_path):
 
 def test_at_eps_0_no_gradient_is_doubted(tmp_path):
     """Every gradient gives the clean image there, and "declared only" would stand beside a BPDA cell that was run."""
-    clean = [cell(tmp_path, [1, 0], x_adv="clean", eps=0.0, eps_text="0", **g) for g in (IDENTITY, DECLARED)]
+    clean = [
+        cell(tmp_path, [1, 0], x_adv="clean", eps=0.0, eps_text="0", **g)
+        for g in (IDENTITY, DECLARED)
+    ]
     assert one_row(clean, [tmp_path]).numbers["worst"].note == ""
     assert one_row(clean[1:], [tmp_path]).numbers["worst"].note == ""
 
 
 def test_without_a_purifier_there_is_no_gradient_to_doubt():
     assert one_row([record(50, defense="none", **DECLARED)]).numbers["worst"].note == ""
-    assert one_row([record(50, knowledge="adaptive", gradient=None, access="scores")]).numbers["worst"].note == ""
+    assert (
+        one_row([record(50, knowledge="adaptive", gradient=None, access="scores")])
+        .numbers["worst"]
+        .note
+        == ""
+    )
 
 
 def test_eps_in_the_spec_and_eps_of_the_suite_make_one_series():
-    records = [record(50, attack="pgd:eps=8/255", eps=8 / 255, eps_text="8/255"), record(20, attack="pgd")]
-    assert [(row.attack, row.eps_text) for row in table(records[::-1]).rows] == [("pgd", "8/255"), ("pgd", "16/255")]
+    records = [
+        record(50, attack="pgd:eps=8/255", eps=8 / 255, eps_text="8/255"),
+        record(20, attack="pgd"),
+    ]
+    assert [(row.attack, row.eps_text) for row in table(records[::-1]).rows] == [
+        ("pgd", "8/255"),
+        ("pgd", "16/255"),
+    ]
 
 
 def test_other_images_are_another_section():
-    records = [record(50), record(50, seed=1), record(90, n=100), record(50, classifier="resnet20"), record(50, norm="L2")]
+    records = [
+        record(50),
+        record(50, seed=1),
+        record(90, n=100),
+        record(50, classifier="resnet20"),
+        record(50, norm="L2"),
+    ]
     model = table(records)
     assert [(s.classifier, s.norm, s.n, s.seed) for s in model.sections] == [
-        ("convnet", "Linf", 200, 0), ("convnet", "Linf", 200, 1), ("convnet", "Linf", 100, 0), ("resnet20", "Linf", 200, 0), ("convnet", "L2", 200, 0)
-    ]  # fmt: skip
+        ("convnet", "Linf", 200, 0),
+        ("convnet", "Linf", 200, 1),
+        ("convnet", "Linf", 100, 0),
+        ("resnet20", "Linf", 200, 0),
+        ("convnet", "L2", 200, 0),
+    ]
     assert model.sections[0].title == "digits-m | convnet | Linf | n = 200 of test | seed 0"
 
 
 def test_costs_are_those_of_the_dearest_cell():
-    row = one_row([record(50, forwards=20.0, backwards=20.0), record(9, forwards=400.0, backwards=400.0, **DECLARED)])
+    row = one_row(
+        [
+            record(50, forwards=20.0, backwards=20.0),
+            record(9, forwards=400.0, backwards=400.0, **DECLARED),
+        ]
+    )
     assert (row.forwards, row.backwards) == (400.0, 400.0)
     assert "400+400" in printed([record(9, forwards=400.0, backwards=400.0)], width=200)
     assert "1.5k+12k" in printed([record(9, forwards=1500.0, backwards=12_000.0)], width=200)
@@ -187,7 +255,11 @@ def test_costs_are_those_of_the_dearest_cell():
 
 
 def test_a_failed_cell_says_so_and_the_rest_stands():
-    records = [record(100), failed("RuntimeError: out of memory", **IDENTITY), record(50, **DECLARED)]
+    records = [
+        record(100),
+        failed("RuntimeError: out of memory", **IDENTITY),
+        record(50, **DECLARED),
+    ]
     numbers = one_row(records).numbers
     assert numbers["identity"].accuracy is None
     assert numbers["identity"].failed == "RuntimeError: out of memory"
@@ -205,7 +277,9 @@ def test_a_row_of_failures_alone_is_printed():
 
 def test_flags_mark_the_number_and_are_listed_once_for_a_series():
     flags = ["zero gradient: 3 of 200 images"]
-    records = [record(50, eps=e / 255, eps_text=f"{e}/255", flags=flags, **DECLARED) for e in (4, 8)]
+    records = [
+        record(50, eps=e / 255, eps_text=f"{e}/255", flags=flags, **DECLARED) for e in (4, 8)
+    ]
     text = printed(records, width=200)
     assert text.count("!25.0") == 4  # declared and worst, two eps
     assert text.count("zero gradient") == 1
@@ -258,13 +332,22 @@ def test_bpda_heads_the_identity_column():
 
 
 def test_trained_on_has_a_column_when_any_row_has_it():
-    records = [record(50), record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)")]
+    records = [
+        record(50),
+        record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)"),
+    ]
     assert "trained on" not in printed(records[:1], width=200)
-    assert all("trained on" in printed(records, width=w) and "adversarial(fgsm," in printed(records, width=w) for w in (80, 200))
+    assert all(
+        "trained on" in printed(records, width=w)
+        and "adversarial(fgsm," in printed(records, width=w)
+        for w in (80, 200)
+    )
 
 
 def test_markup_in_a_name_is_text():
-    assert "art:name=[red]x[/red]" in printed([record(50, defense="art:name=[red]x[/red]")], width=200)
+    assert "art:name=[red]x[/red]" in printed(
+        [record(50, defense="art:name=[red]x[/red]")], width=200
+    )
 
 
 def test_what_must_be_said_is_said():

@@ -64,12 +64,24 @@ def test_adversarial_training_is_harder_to_attack():
     y = torch.arange(200) % 2
     x = torch.full((200, 1, 6, 6), 0.5)
     x[:, :, :3] += (0.03 * (2 * y - 1)).view(-1, 1, 1, 1)  # weak, in many pixels
-    strong = torch.where(torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.9, 2 * y - 1, 1 - 2 * y)
+    strong = torch.where(
+        torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.9, 2 * y - 1, 1 - 2 * y
+    )
     x[:, :, 4:, 2:4] += 0.3 * strong.view(-1, 1, 1, 1)
     held = {}
     for eps in (0.0, 0.1):
         classifier = ConvNet(weights="untrained", width=4, channels=1, size=6, classes=2)
-        classifier.fit(x, y, epochs=6, batch=20, lr=0.05, precision="float32", adversarial=eps, adversarial_steps=3, progress=False)
+        classifier.fit(
+            x,
+            y,
+            epochs=6,
+            batch=20,
+            lr=0.05,
+            precision="float32",
+            adversarial=eps,
+            adversarial_steps=3,
+            progress=False,
+        )
         x_adv = perturb.pgd(classifier.net, x, y, 0.1, "Linf", 10, noise_of(200))
         held[eps] = float((classifier.net(x_adv).argmax(1) == y).float().mean())
     assert held[0.1] > held[0.0] + 0.3
@@ -81,12 +93,35 @@ def run(*args):
 
 def test_the_command_writes_a_file_that_loads(tmp_path):
     out = tmp_path / "c.safetensors"
-    result = run("convnet:width=4", "--dataset", "digits", "--out", out, "-o", "epochs=2", "-o", "lr=0.05", "--seed", 3, "--device", "cpu")
+    result = run(
+        "convnet:width=4",
+        "--dataset",
+        "digits",
+        "--out",
+        out,
+        "-o",
+        "epochs=2",
+        "-o",
+        "lr=0.05",
+        "--seed",
+        3,
+        "--device",
+        "cpu",
+    )
     assert result.exit_code == 0 and "wrote" in result.output
     head = weights.header(out)
-    assert (head.kind, head.component, head.dataset, head.trained_on, head.seed) == ("classifier", "convnet", "digits", "clean", 3)
+    assert (head.kind, head.component, head.dataset, head.trained_on, head.seed) == (
+        "classifier",
+        "convnet",
+        "digits",
+        "clean",
+        3,
+    )
     assert head.fields == {"channels": 1, "size": 8, "classes": 10, "width": 4}
-    assert head.command == "defend train classifier convnet:width=4 --dataset digits --out c.safetensors -o epochs=2 -o lr=0.05 -o seed=3"
+    assert (
+        head.command
+        == "defend train classifier convnet:width=4 --dataset digits --out c.safetensors -o epochs=2 -o lr=0.05 -o seed=3"
+    )
     classifier = load(f'convnet:weights="{out}"', "classifier")
     assert classifier.width == 4 and classifier.trained_on == "clean"
     x, y = load("digits", "dataset").rows("val", 0, 100)
@@ -96,7 +131,19 @@ def test_the_command_writes_a_file_that_loads(tmp_path):
 
 def test_an_interrupted_command_goes_on(tmp_path, monkeypatch):
     """The same file to the bit; what is killed is the loss, what remains is what the process wrote."""
-    args = ["convnet:width=2", "--dataset", "digits", "-o", "epochs=2", "-o", "batch=256", "-o", "precision=float32", "-o", "layout=contiguous"]
+    args = [
+        "convnet:width=2",
+        "--dataset",
+        "digits",
+        "-o",
+        "epochs=2",
+        "-o",
+        "batch=256",
+        "-o",
+        "precision=float32",
+        "-o",
+        "layout=contiguous",
+    ]
     whole, pieces = tmp_path / "a" / "w", tmp_path / "b" / "w"
     run(*args, "--out", whole)
     with monkeypatch.context() as m:
@@ -117,7 +164,10 @@ ERRORS = {
     "nothing to learn": (["jpeg", "--dataset", "digits"], "nothing to learn"),
     "unknown": (["convnot", "--dataset", "digits"], "convnet"),
     "weights given": (["convnet:weights=auto", "--dataset", "digits"], "leave weights=auto out"),
-    "option without value": (["convnet", "--dataset", "digits", "-o", "epochs"], "expected KEY=VALUE"),
+    "option without value": (
+        ["convnet", "--dataset", "digits", "-o", "epochs"],
+        "expected KEY=VALUE",
+    ),
     "option twice": (["convnet", "--dataset", "digits", "-o", "lr=1", "-o", "lr=2"], "given twice"),
     "option unknown": (["convnet", "--dataset", "digits", "-o", "epoch=1"], "Did you mean epochs"),
     "two seeds": (["convnet", "--dataset", "digits", "-o", "seed=1", "--seed", "2"], "contradicts"),

@@ -29,7 +29,13 @@ def net():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+            nn.Conv2d(2, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(4, 3),
         ).requires_grad_(False)
 
 
@@ -76,7 +82,9 @@ def score(net):
 @pytest.mark.parametrize("data", ["arrays", "stream"])
 def test_a_killed_run_resumes_to_the_bit(options, data, tmp_path):
     source = Arrays(*bright()) if data == "arrays" else Stream(lambda noise: drawn(noise), 50)
-    recipe = Recipe(**{"epochs": 3, "batch": 16, "precision": "float32", "layout": "channels_last", **options})
+    recipe = Recipe(
+        **{"epochs": 3, "batch": 16, "precision": "float32", "layout": "channels_last", **options}
+    )
     whole, pieces = net(), net()
     train(whole, source, smoothed, recipe, score, progress=False)
     path, loss = tmp_path / "run.resume", killed_at({4, 7})
@@ -100,9 +108,15 @@ def test_the_measured_plan_survives_in_the_file(tmp_path):
     run = Run(net().requires_grad_(True), Arrays(*bright()), smoothed, recipe, CPU, None, path)
     run.plan = type(run.plan)("bfloat16", "channels_last")
     run._save()
-    assert Run(net().requires_grad_(True), Arrays(*bright()), smoothed, recipe, CPU, None, path).plan == run.plan
+    assert (
+        Run(net().requires_grad_(True), Arrays(*bright()), smoothed, recipe, CPU, None, path).plan
+        == run.plan
+    )
     with safe_open(path, "pt") as f:
-        assert json.loads(f.metadata()["defend.resume"])["plan"] == {"precision": "bfloat16", "layout": "channels_last"}
+        assert json.loads(f.metadata()["defend.resume"])["plan"] == {
+            "precision": "bfloat16",
+            "layout": "channels_last",
+        }
 
 
 CHANGES = {
@@ -113,11 +127,29 @@ CHANGES = {
 
 @pytest.mark.parametrize(("changed", "seed", "message"), CHANGES.values(), ids=CHANGES)
 def test_a_file_of_another_run_is_refused(changed, seed, message, tmp_path):
-    path, recipe = tmp_path / "r", {"epochs": 3, "batch": 16, "precision": "float32", "layout": "contiguous"}
+    path, recipe = (
+        tmp_path / "r",
+        {"epochs": 3, "batch": 16, "precision": "float32", "layout": "contiguous"},
+    )
     with pytest.raises(Killed):
-        train(net(), Arrays(*bright()), killed_at({2}), Recipe(**recipe), resume=path, save_every=0, progress=False)
+        train(
+            net(),
+            Arrays(*bright()),
+            killed_at({2}),
+            Recipe(**recipe),
+            resume=path,
+            save_every=0,
+            progress=False,
+        )
     with pytest.raises(BadParameter, match=message):
-        train(net(), Arrays(*bright(seed=seed)), smoothed, Recipe(**recipe | changed), resume=path, progress=False)
+        train(
+            net(),
+            Arrays(*bright(seed=seed)),
+            smoothed,
+            Recipe(**recipe | changed),
+            resume=path,
+            progress=False,
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"no", b"\x08\0\0\0\0\0\0\0{}      "])
@@ -135,9 +167,17 @@ def test_training_learns_and_leaves_the_network_frozen():
     x, y = bright(300)
     fitted = net()
     before = F.cross_entropy(fitted.eval()(x), y)
-    train(fitted, Arrays(x, y), smoothed, Recipe(epochs=10, batch=30, lr=0.3, precision="float32"), progress=False)
+    train(
+        fitted,
+        Arrays(x, y),
+        smoothed,
+        Recipe(epochs=10, batch=30, lr=0.3, precision="float32"),
+        progress=False,
+    )
     assert F.cross_entropy(fitted(x), y) < 0.5 * before
-    assert not fitted.training and not any(p.requires_grad or p.grad is not None for p in fitted.parameters())
+    assert not fitted.training and not any(
+        p.requires_grad or p.grad is not None for p in fitted.parameters()
+    )
 
 
 def test_it_leaves_the_global_generator_alone():
@@ -149,20 +189,49 @@ def test_it_leaves_the_global_generator_alone():
 
 def test_one_step_is_that_of_plain_sgd():
     x, y = bright(16)
-    fitted, plain = nn.Sequential(nn.Flatten(), nn.Linear(72, 3)), nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
+    fitted, plain = (
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
+    )
     plain.load_state_dict(fitted.state_dict())
-    recipe = Recipe(epochs=1, batch=16, lr=0.1, schedule="constant", momentum=0.0, weight_decay=0.01, precision="float32", layout="contiguous")
+    recipe = Recipe(
+        epochs=1,
+        batch=16,
+        lr=0.1,
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=0.01,
+        precision="float32",
+        layout="contiguous",
+    )
     train(fitted, Arrays(x, y), lambda n, x, y, _: F.cross_entropy(n(x), y), recipe, progress=False)
     g_w, g_b = torch.autograd.grad(F.cross_entropy(plain(x), y), [plain[1].weight, plain[1].bias])
-    torch.testing.assert_close(fitted[1].weight, plain[1].weight - 0.1 * (g_w + 0.01 * plain[1].weight))
+    torch.testing.assert_close(
+        fitted[1].weight, plain[1].weight - 0.1 * (g_w + 0.01 * plain[1].weight)
+    )
     torch.testing.assert_close(fitted[1].bias, plain[1].bias - 0.1 * g_b)  # biases do not decay
 
 
 def test_a_step_is_no_longer_than_the_clip_allows():
     fitted = nn.Sequential(nn.Flatten(), nn.Linear(72, 3))
     before = torch.cat([p.detach().flatten().clone() for p in fitted.parameters()])
-    recipe = Recipe(epochs=1, batch=16, lr=1.0, schedule="constant", momentum=0.0, weight_decay=0.0, clip=0.01, precision="float32")
-    train(fitted, Arrays(*bright(16)), lambda n, x, y, _: 100 * F.cross_entropy(n(x), y), recipe, progress=False)
+    recipe = Recipe(
+        epochs=1,
+        batch=16,
+        lr=1.0,
+        schedule="constant",
+        momentum=0.0,
+        weight_decay=0.0,
+        clip=0.01,
+        precision="float32",
+    )
+    train(
+        fitted,
+        Arrays(*bright(16)),
+        lambda n, x, y, _: 100 * F.cross_entropy(n(x), y),
+        recipe,
+        progress=False,
+    )
     after = torch.cat([p.flatten() for p in fitted.parameters()])
     assert float((after - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
@@ -170,7 +239,15 @@ def test_a_step_is_no_longer_than_the_clip_allows():
 def test_divergence_is_an_error_and_no_file(tmp_path):
     path = tmp_path / "r"
     with pytest.raises(BadParameter, match="lower lr"):
-        train(net(), Arrays(*bright()), lambda n, x, *_: n(x).sum() * math.inf, Recipe(epochs=1), resume=path, save_every=0, progress=False)
+        train(
+            net(),
+            Arrays(*bright()),
+            lambda n, x, *_: n(x).sum() * math.inf,
+            Recipe(epochs=1),
+            resume=path,
+            save_every=0,
+            progress=False,
+        )
     assert not path.exists()
 
 
@@ -182,7 +259,14 @@ def test_keep_best_keeps_the_epoch_that_scored_best():
         return next(scores)
 
     fitted = net()
-    train(fitted, Arrays(*bright(48)), smoothed, Recipe(epochs=3, batch=16, keep="best"), scripted, progress=False)
+    train(
+        fitted,
+        Arrays(*bright(48)),
+        smoothed,
+        Recipe(epochs=3, batch=16, keep="best"),
+        scripted,
+        progress=False,
+    )
     assert same(fitted.state_dict(), seen[1]) and not same(seen[1], seen[2])
     with pytest.raises(BadParameter, match="keep=best needs validation"):
         train(net(), Arrays(*bright(48)), smoothed, Recipe(keep="best"), progress=False)
@@ -194,7 +278,9 @@ def test_keep_best_keeps_the_epoch_that_scored_best():
 @pytest.mark.parametrize(("steps", "warmup"), [(10, 0.3), (100, 0.25), (1000, 0.05)])
 def test_one_cycle_is_that_of_torch(steps, warmup):
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.4, total_steps=steps, pct_start=warmup)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 0.4, total_steps=steps, pct_start=warmup
+    )
     for step in range(steps):
         assert one_cycle(step, steps, 0.4, warmup) == pytest.approx(theirs.get_last_lr()[0])
         optimiser.step()
@@ -222,7 +308,9 @@ def test_the_average_of_a_constant_and_of_a_ramp():
         average.update(module, t)
         expected = d(t) * expected + (1 - d(t)) * t
     assert average.net.weight.item() == pytest.approx(expected, rel=1e-5)
-    assert average.net.weight.item() == pytest.approx(29 - 1, abs=1e-3)  # a ramp of slope 1 is followed d / (1 - d) behind
+    assert average.net.weight.item() == pytest.approx(
+        29 - 1, abs=1e-3
+    )  # a ramp of slope 1 is followed d / (1 - d) behind
 
 
 def test_the_average_follows_running_statistics_and_counters():
@@ -230,7 +318,9 @@ def test_the_average_follows_running_statistics_and_counters():
     average = Average(module, decay=0.9)
     module.train()(torch.randn(8, 2, 3, 3))
     average.update(module, 1000)
-    torch.testing.assert_close(average.net.running_var, 0.9 * torch.ones(2) + 0.1 * module.running_var)
+    torch.testing.assert_close(
+        average.net.running_var, 0.9 * torch.ones(2) + 0.1 * module.running_var
+    )
     assert average.net.num_batches_tracked == module.num_batches_tracked == 1
 
 
@@ -239,7 +329,9 @@ def test_the_average_follows_running_statistics_and_counters():
 
 def test_every_epoch_is_another_permutation():
     n = 10
-    rows = torch.cat([places(at, 4, n, seed=0) for at in range(0, 40, 4)])  # batches straddle epochs
+    rows = torch.cat(
+        [places(at, 4, n, seed=0) for at in range(0, 40, 4)]
+    )  # batches straddle epochs
     epochs = rows.view(-1, n)
     assert all(torch.equal(e.sort().values, torch.arange(n)) for e in epochs)
     assert len({tuple(e.tolist()) for e in epochs}) == len(epochs)
@@ -248,7 +340,11 @@ def test_every_epoch_is_another_permutation():
 
 def test_uint8_and_float_arrays_give_the_same_batches():
     x = torch.randint(0, 256, (9, 1, 3, 3), dtype=torch.uint8)
-    for a, b in zip(Arrays(x, torch.arange(9)).batch(3, 5, 0), Arrays(x.float().div(255), torch.arange(9)).batch(3, 5, 0), strict=True):
+    for a, b in zip(
+        Arrays(x, torch.arange(9)).batch(3, 5, 0),
+        Arrays(x.float().div(255), torch.arange(9)).batch(3, 5, 0),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -261,16 +357,23 @@ def test_a_crop_is_a_shift_over_black_and_perhaps_a_mirror():
     hits = (candidates == cropped).flatten(2).all(2)
     assert hits.any(0).all()
     assert hits.any(1).all()  # each of the 50 turns up: (49 / 50)^400 is 3e-4 for one
-    assert torch.equal(cropped[:7], crop(x[:7], 2, noise_of(7), flip=True))  # an image's crop knows nothing of its company
+    assert torch.equal(
+        cropped[:7], crop(x[:7], 2, noise_of(7), flip=True)
+    )  # an image's crop knows nothing of its company
     assert not torch.equal(cropped, crop(x, 2, noise_of(400, seed=1), flip=True))
     assert torch.equal(crop(x, 0, noise_of(400)), x)
 
 
 def test_a_data_set_without_an_end_becomes_a_stream():
-    stream, arrays = training_source(load("digits-m", "dataset")), training_source(load("digits", "dataset"))
+    stream, arrays = (
+        training_source(load("digits-m", "dataset")),
+        training_source(load("digits", "dataset")),
+    )
     assert isinstance(stream, Stream) and isinstance(arrays, Arrays)
     x, y = stream.batch(0, 8, seed=0)
-    assert torch.equal(stream.batch(4, 4, seed=0)[0], x[4:])  # image k of the run, however it is asked for
+    assert torch.equal(
+        stream.batch(4, 4, seed=0)[0], x[4:]
+    )  # image k of the run, however it is asked for
     assert x.shape == (8, 3, 32, 32) and y.shape == (8,)
     assert not torch.equal(stream.batch(stream.epoch, 8, seed=0)[0], x)  # fresh at every epoch
 
@@ -284,7 +387,9 @@ def test_perturbations_have_the_size_they_say():
     assert torch.allclose(signs.abs(), torch.tensor(0.2)) and abs(signs.mean()) < 0.02
     assert perturb.gaussian(x, 0.05, noise_of(20)).sub(x).std() == pytest.approx(0.05, rel=0.05)
     each = torch.linspace(0, 0.3, 20).view(-1, 1, 1, 1)
-    torch.testing.assert_close(norm_of(perturb.random_signs(x, each, noise_of(20)) - x, "Linf"), each.flatten())
+    torch.testing.assert_close(
+        norm_of(perturb.random_signs(x, each, noise_of(20)) - x, "Linf"), each.flatten()
+    )
     white = perturb.random_signs(torch.ones(2, 1, 4, 4), 0.3, noise_of(2))
     assert white.max() <= 1 and white.min() >= 0
 
@@ -299,14 +404,20 @@ def test_pgd_reaches_the_corner_of_the_ball_on_a_linear_model(norm):
     found = perturb.pgd(linear, x, y, eps, norm, 40, noise_of(5)) - x
     gain = (found * w).sum((1, 2, 3)) / (best * w).sum()
     assert float(norm_of(found, norm).max()) <= eps + 1e-9
-    assert float(gain.min()) > (1 - 1e-9 if norm == "Linf" else 0.95)  # L2: the random start's share fades as exp(-2.5), a cosine is above .95 then
+    assert float(gain.min()) > (
+        1 - 1e-9 if norm == "Linf" else 0.95
+    )  # L2: the random start's share fades as exp(-2.5), a cosine is above .95 then
 
 
 def test_pgd_leaves_mode_gradients_and_running_statistics_alone():
     module = net().train().requires_grad_(True)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     perturb.pgd(module, *bright(8), 0.1, "Linf", 3, noise_of(8))
-    assert module.training and same(before, module.state_dict()) and all(p.grad is None for p in module.parameters())
+    assert (
+        module.training
+        and same(before, module.state_dict())
+        and all(p.grad is None for p in module.parameters())
+    )
 
 
 # How good it is.
@@ -332,7 +443,9 @@ def test_a_gpu_trains_and_resumes(tmp_path):
     path, fitted, x, y = tmp_path / "r", net().cuda(), *bright(300)
     recipe = Recipe(epochs=10, batch=30, lr=0.3, ema=0.9)
     with pytest.raises(Killed):
-        train(fitted, Arrays(x, y), killed_at({60}), recipe, resume=path, save_every=0, progress=False)
+        train(
+            fitted, Arrays(x, y), killed_at({60}), recipe, resume=path, save_every=0, progress=False
+        )
     fitted = net().cuda()
     train(fitted, Arrays(x, y), smoothed, recipe, resume=path, progress=False)
     assert accuracy(fitted, x, y) > 0.9

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from defend.benchmarks.digest import key_of
 from defend.benchmarks.units import path_of, ranges, read_unit, write_unit
+from defend.hashing import cache_key
 
 MADE_OF = {"eps": 0.1, "range": [0, 4]}
-KEY = key_of(MADE_OF)
-TENSORS = {"score": torch.tensor([[1], [0], [1], [1]], dtype=torch.uint8), "sample_x": torch.rand(2, 1, 4, 4).half()}
+KEY = cache_key(MADE_OF)
+TENSORS = {
+    "score": torch.tensor([[1], [0], [1], [1]], dtype=torch.uint8),
+    "sample_x": torch.rand(2, 1, 4, 4).half(),
+}
 HEADER = {"made_of": MADE_OF, "costs": {"seconds": 1.5}}
 
 
@@ -64,11 +67,14 @@ def test_every_flipped_bit_of_a_file_is_found_or_harmless(tmp_path):
     for at in range(0, len(data), 7):
         file.write_bytes(flip(data, at))
         unit = read_unit(tmp_path, KEY)
-        assert unit is None or (unit.header == HEADER and all(torch.equal(unit.tensors[n], t) for n, t in TENSORS.items()))
+        assert unit is None or (
+            unit.header == HEADER
+            and all(torch.equal(unit.tensors[n], t) for n, t in TENSORS.items())
+        )
 
 
 def test_a_unit_under_another_name_is_no_unit(tmp_path):
-    other = key_of({"eps": 0.2})
+    other = cache_key({"eps": 0.2})
     write_unit(tmp_path, other, TENSORS, HEADER)
     assert read_unit(tmp_path, other) is None
 
@@ -79,4 +85,8 @@ def test_ranges_cover_n_once():
 
 
 def test_keys_do_not_depend_on_the_order_of_the_fields():
-    assert key_of({"a": 1, "b": 2.0}) == key_of({"b": 2.0, "a": 1}) != key_of({"a": 1, "b": 2.5})
+    assert (
+        cache_key({"a": 1, "b": 2.0})
+        == cache_key({"b": 2.0, "a": 1})
+        != cache_key({"a": 1, "b": 2.5})
+    )

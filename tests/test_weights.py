@@ -15,7 +15,14 @@ from defend.weights import Header
 
 NET = {"scale": torch.tensor([2.0]), "codes": torch.linspace(0, 1, 7, dtype=torch.float16)}
 HEAD = Header(
-    kind="defense", component="vq", dataset="mnist", fields={"codes": 300, "grid": 2}, trained_on="clean", command="defend train vq", seed=0, commit="abc"
+    kind="defense",
+    component="vq",
+    dataset="mnist",
+    fields={"codes": 300, "grid": 2},
+    trained_on="clean",
+    command="defend train vq",
+    seed=0,
+    commit="abc",
 )
 
 
@@ -27,9 +34,19 @@ def saved(path, **changes):
 def toml(path, **row):
     """A zoo.toml's table for a file beside it."""
     head = weights.header(path)
-    row = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "licence": "MIT", "fields": dict(head.fields)} | row
-    row |= {k: getattr(head, k) for k in ("kind", "component", "dataset", "trained_on", "command", "seed")}
-    lines = [f"{k} = {json.dumps(v)}" for k, v in row.items() if k != "fields"] + [f"fields.{k} = {json.dumps(v)}" for k, v in row["fields"].items()]
+    row = {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "licence": "MIT",
+        "fields": dict(head.fields),
+    } | row
+    row |= {
+        k: getattr(head, k)
+        for k in ("kind", "component", "dataset", "trained_on", "command", "seed")
+    }
+    lines = [f"{k} = {json.dumps(v)}" for k, v in row.items() if k != "fields"] + [
+        f"fields.{k} = {json.dumps(v)}" for k, v in row["fields"].items()
+    ]
     return "\n".join([f"[{path.stem}]", *lines, ""])
 
 
@@ -41,8 +58,13 @@ def zoo(tmp_path, install):
         folder, info = tmp_path / package, tmp_path / f"{package}-1.0.dist-info"
         for f in (folder, info):
             f.mkdir()
-        (folder / "__init__.py").write_text("raise ImportError('a zoo is found without importing its package')")
-        text = "".join(toml(saved(folder / f"{name}.safetensors", **head), **row) for name, (head, row) in files.items())
+        (folder / "__init__.py").write_text(
+            "raise ImportError('a zoo is found without importing its package')"
+        )
+        text = "".join(
+            toml(saved(folder / f"{name}.safetensors", **head), **row)
+            for name, (head, row) in files.items()
+        )
         (folder / "zoo.toml").write_text(text)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(f"[defend.weights]\nzoo = {package}\n")
@@ -63,21 +85,30 @@ def test_save_then_load(tmp_path):
     path = saved(tmp_path / "a.safetensors")
     got = weights.load(path)
     assert weights.header(path) == HEAD
-    assert got["codes"].dtype == torch.float32 and all(torch.equal(got[k], v.float()) for k, v in NET.items())
+    assert got["codes"].dtype == torch.float32 and all(
+        torch.equal(got[k], v.float()) for k, v in NET.items()
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_the_header_is_read_without_torch(tmp_path):
     path = saved(tmp_path / "a.safetensors")
     code = "import sys, pathlib; from defend import weights; print(weights.header(pathlib.Path(sys.argv[1])).component, {'torch', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["vq", "set()"]
 
 
 def test_a_strangers_zoo_is_found_without_importing_it(zoo):
     folder = zoo(quad=({}, DEFAULT))
     entry = weights.zoo()["quad"]
-    assert (entry.source, entry.file, entry.default, entry.fields) == ("zoo_of_a_stranger", folder / "quad.safetensors", True, {"codes": 300, "grid": 2})
+    assert (entry.source, entry.file, entry.default, entry.fields) == (
+        "zoo_of_a_stranger",
+        folder / "quad.safetensors",
+        True,
+        {"codes": 300, "grid": 2},
+    )
     assert find().name == find("quad").name == "quad"
     assert find("quad").sha256 == entry.sha256
     assert "zoo_of_a_stranger" not in sys.modules
@@ -105,7 +136,10 @@ def test_auto_takes_the_default_of_component_data_set_and_fields(zoo):
             "vq: weights=auto finds nothing trained on mnist, codes=5; weights there are on mnist: quad, whole, big. "
             "Train some with `defend train defense vq:codes=5 --dataset mnist`",
         ),
-        ({"codes": 9}, "finds nothing trained on mnist, codes=9 that is a default. Write weights=NAME, one of: big."),
+        (
+            {"codes": 9},
+            "finds nothing trained on mnist, codes=9 that is a default. Write weights=NAME, one of: big.",
+        ),
         (
             {"dataset": "svhn"},
             "vq: weights=auto finds nothing trained on svhn; weights there are on svhn: none. Train some with `defend train defense vq --dataset svhn`",
@@ -128,7 +162,10 @@ def test_auto_that_finds_none_or_several_lists_them(zoo, given, message):
 
 def test_an_unknown_name_suggests(zoo):
     zoo(quad=({}, DEFAULT))
-    with pytest.raises(UnknownName, match=r"vq: no weights named 'quat', nor a file of that path\. Did you mean quad\? There are: quad\."):
+    with pytest.raises(
+        UnknownName,
+        match=r"vq: no weights named 'quat', nor a file of that path\. Did you mean quad\? There are: quad\.",
+    ):
         find("quat")
 
 
@@ -140,14 +177,20 @@ def test_a_path_needs_no_zoo(tmp_path):
 
 def test_a_contradicting_field_is_an_error(tmp_path):
     path = saved(tmp_path / "mine.safetensors")
-    with pytest.raises(BadWeights, match=r"contradict the spec: codes=300 in the file, 500 given\. Leave the field out"):
+    with pytest.raises(
+        BadWeights,
+        match=r"contradict the spec: codes=300 in the file, 500 given\. Leave the field out",
+    ):
         find(str(path), codes=500, grid=2)
 
 
 @pytest.mark.parametrize("changes", [{"component": "vae"}, {"kind": "classifier"}], ids=str)
 def test_anothers_weights_are_refused(tmp_path, changes):
     path = saved(tmp_path / "mine.safetensors", **changes)
-    with pytest.raises(BadWeights, match=r"holds weights of the (defense 'vae'|classifier 'vq'), wanted the defense 'vq'"):
+    with pytest.raises(
+        BadWeights,
+        match=r"holds weights of the (defense 'vae'|classifier 'vq'), wanted the defense 'vq'",
+    ):
         find(str(path))
 
 
@@ -203,13 +246,18 @@ def test_a_file_cut_short_is_refused_when_it_is_loaded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[quad]\nfile = 3", "[quad]\nfoo = 1", "quad = 1", "[quad", "\xff"], ids=["a row short", "a field", "no table", "no TOML", "no text"]
+    "text",
+    ["[quad]\nfile = 3", "[quad]\nfoo = 1", "quad = 1", "[quad", "\xff"],
+    ids=["a row short", "a field", "no table", "no TOML", "no text"],
 )
 def test_one_broken_zoo_costs_its_own_weights_alone(zoo, text):
     zoo(quad=({}, DEFAULT))
     broken = zoo("zoo_that_is_broken")
     (broken / "zoo.toml").write_bytes(text.encode("latin-1"))
-    with pytest.warns(UserWarning, match=r"zoo_that_is_broken.zoo\.toml: no list of weights .*the weights of zoo_that_is_broken are left out"):
+    with pytest.warns(
+        UserWarning,
+        match=r"zoo_that_is_broken.zoo\.toml: no list of weights .*the weights of zoo_that_is_broken are left out",
+    ):
         found = weights.zoo()
     assert found["quad"].source == "zoo_of_a_stranger"
 
@@ -219,9 +267,9 @@ def test_what_ships_is_whole():
     for entry in weights.zoo().values():
         assert weights.sha256(entry.file, entry.sha256)
         head = weights.header(entry.file)
-        assert [getattr(entry, k) for k in ("kind", "component", "dataset", "trained_on", "seed")] == [
-            getattr(head, k) for k in ("kind", "component", "dataset", "trained_on", "seed")
-        ]
+        assert [
+            getattr(entry, k) for k in ("kind", "component", "dataset", "trained_on", "seed")
+        ] == [getattr(head, k) for k in ("kind", "component", "dataset", "trained_on", "seed")]
         assert {k: head.fields[k] for k in entry.fields} == dict(entry.fields)
         assert entry.file.stat().st_size == entry.size
         assert entry.licence and entry.command and entry.measured

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.standing import Rows, likeliest_wrong, while_standing, worst
+from defend.attacks.active_set import Rows, likeliest_wrong, while_standing, worst
 from defend.losses import CLASSES, cross_entropy, dlr, dlr_targeted
 from defend.noise import Noise
-from defend.norms import column, norm_of, project, steepest
+from defend.norms import norm_of, per_image, project, steepest
 from defend.target import Loss, Target
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
@@ -55,7 +55,9 @@ class APGD(Attack):
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
     steps: int = 100
     restarts: int = 1
-    targets: int = 9  # for loss=dlr-targeted: the likeliest wrong classes at x; fewer, where there are fewer
+    targets: int = (
+        9  # for loss=dlr-targeted: the likeliest wrong classes at x; fewer, where there are fewer
+    )
     rho: float = 0.75  # the share of steps that should rise
 
     def validate(self) -> None:
@@ -65,12 +67,21 @@ class APGD(Attack):
         self.require(0 <= self.rho <= 1, "rho", "0 to 1, a share of steps")
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
-        return f"loss={self.loss} needs {CLASSES[self.loss]} classes, and there are {classes}" if classes < CLASSES[self.loss] else ""
+        return (
+            f"loss={self.loss} needs {CLASSES[self.loss]} classes, and there are {classes}"
+            if classes < CLASSES[self.loss]
+            else ""
+        )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         labels = self._labels(target, x, y)  # (b, n) or (b, n, 2)
         n = labels.shape[1]
-        target, noise, x, y = target.copies(n), noise.copies(n), x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
+        target, noise, x, y = (
+            target.copies(n),
+            noise.copies(n),
+            x.repeat_interleave(n, 0),
+            y.repeat_interleave(n, 0),
+        )
         climb = self._begin(target, x, labels.flatten(0, 1), y, eps, noise)
         climb = while_standing(climb, partial(self._step, eps=eps), range(self.steps), n)
         return worst(target, climb.best, y, n)
@@ -81,13 +92,32 @@ class APGD(Attack):
         classes = likeliest_wrong(target, x, y, self.targets).repeat(1, self.restarts)
         return torch.stack([y[:, None].expand_as(classes), classes], 2)
 
-    def _begin(self, target: Target, x: Tensor, labels: Tensor, y: Tensor, eps: float, noise: Noise) -> Climb:
+    def _begin(
+        self, target: Target, x: Tensor, labels: Tensor, y: Tensor, eps: float, noise: Noise
+    ) -> Climb:
         """From a random point of norm eps, as the published code does."""
         d = 2 * noise.uniform(x) - 1 if self.norm == "Linf" else noise.normal(x)
-        adv = (x + eps * d / column(norm_of(d, self.norm), x)).clamp(0, 1)
+        adv = (x + eps * d / per_image(norm_of(d, self.norm), x)).clamp(0, 1)
         g, f, logits = target.gradient(adv, labels, LOSSES[self.loss])
         step, never = torch.full_like(f, 2 * eps), torch.zeros_like(y, dtype=torch.bool)
-        return Climb(target, logits.argmax(1) != y, x, y, labels, adv, adv, g, f, adv, g, f, step, torch.zeros_like(y), f, never)
+        return Climb(
+            target,
+            logits.argmax(1) != y,
+            x,
+            y,
+            labels,
+            adv,
+            adv,
+            g,
+            f,
+            adv,
+            g,
+            f,
+            step,
+            torch.zeros_like(y),
+            f,
+            never,
+        )
 
     def _step(self, s: Climb, k: int, eps: float) -> None:
         s.adv, s.before = self._moved(s, eps, 0.75 if k else 1.0), s.adv
@@ -102,7 +132,7 @@ class APGD(Attack):
             self._check(s, since)
 
     def _moved(self, s: Climb, eps: float, a: float) -> Tensor:
-        z = project(s.adv + column(s.step, s.x) * steepest(s.g, self.norm), s.x, eps, self.norm)
+        z = project(s.adv + per_image(s.step, s.x) * steepest(s.g, self.norm), s.x, eps, self.norm)
         return project(s.adv + a * (z - s.adv) + (1 - a) * (s.adv - s.before), s.x, eps, self.norm)
 
     def _check(self, s: Climb, since: int) -> None:
@@ -125,4 +155,4 @@ class APGD(Attack):
 
 
 def _where(mask: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.where(column(mask, a), a, b) for a, b in zip(new, old, strict=True))
+    return tuple(torch.where(per_image(mask, a), a, b) for a, b in zip(new, old, strict=True))

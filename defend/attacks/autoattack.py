@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.standing import mean_margin
+from defend.attacks.active_set import mean_margin
 from defend.errors import BadParameter
 from defend.learned import Lowered
 from defend.losses import CLASSES, margin
 from defend.noise import Noise
-from defend.norms import column
+from defend.norms import per_image
 from defend.registry import REGISTRY
 from defend.target import Target
 
@@ -42,7 +42,9 @@ class AutoAttack(Attack):
     steps: int = 100  # of apgd and fab. With other steps, queries or targets it is a cheaper or dearer relative of AutoAttack
     queries: int = 5000  # of square
     targets: int = 9
-    search: Literal["scored", "bfloat16"] = "scored"  # how the classifier computes meanwhile: as it is scored
+    search: Literal["scored", "bfloat16"] = (
+        "scored"  # how the classifier computes meanwhile: as it is scored
+    )
 
     def validate(self) -> None:
         for field in ("steps", "queries", "targets"):
@@ -50,7 +52,11 @@ class AutoAttack(Attack):
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
         refused = stochastic and self.version == "standard"
-        return "version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand" if refused else ""
+        return (
+            "version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand"
+            if refused
+            else ""
+        )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         logits = target.logits(x)
@@ -59,19 +65,27 @@ class AutoAttack(Attack):
         worst, least = x, torch.full_like(y, torch.inf, dtype=x.dtype)
         standing = logits.argmax(1) == y
         for name, attack in self.members(logits.shape[1]).items():
-            rows = standing.nonzero()[:, 0] if target.may_drop else torch.arange(len(x), device=x.device)
+            rows = (
+                standing.nonzero()[:, 0]
+                if target.may_drop
+                else torch.arange(len(x), device=x.device)
+            )
             if not len(rows):
                 break
-            adv = self._searched(attack, target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name))
+            adv = self._searched(
+                attack, target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name)
+            )
             left, wrong = _judged(target.take(rows), adv, y[rows])
             lower = wrong | (left < least[rows])
-            worst = worst.index_copy(0, rows, torch.where(column(lower, x), adv, worst[rows]))
+            worst = worst.index_copy(0, rows, torch.where(per_image(lower, x), adv, worst[rows]))
             least = least.index_copy(0, rows, torch.minimum(left, least[rows]))
             standing = standing.index_copy(0, rows, standing[rows] & ~wrong)
         target.notes.pop("wrong_after", None)  # of square, for the images that it met
         return worst
 
-    def _searched(self, attack: Attack, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+    def _searched(
+        self, attack: Attack, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise
+    ) -> Tensor:
         if self.search == "scored":
             return attack.run(target, x, y, eps, noise)
         fast = replace(target, classifier=Lowered(target.classifier))
@@ -81,16 +95,41 @@ class AutoAttack(Attack):
         logits = fast.logits(adv)
         fell = margin(logits, y) < NEARLY * logits.abs().amax(1)
         again = (fell & ~_judged(target, adv, y)[1]).nonzero()[:, 0]
-        return adv.index_copy(0, again, attack.run(target.take(again), x[again], y[again], eps, noise.take(again))) if len(again) else adv
+        return (
+            adv.index_copy(
+                0, again, attack.run(target.take(again), x[again], y[again], eps, noise.take(again))
+            )
+            if len(again)
+            else adv
+        )
 
     def members(self, classes: int) -> dict[str, Attack]:
         """Attacks by a name for their noise, in the published order."""
         ce = self._made("apgd", loss="ce", steps=self.steps)
         if self.version == "rand":
-            return {"apgd-ce": ce} | ({"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)} if classes >= CLASSES["dlr"] else {})
-        targeted = {"apgd-t": self._made("apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets)} if classes >= CLASSES["dlr-targeted"] else {}
+            return {"apgd-ce": ce} | (
+                {"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)}
+                if classes >= CLASSES["dlr"]
+                else {}
+            )
+        targeted = (
+            {
+                "apgd-t": self._made(
+                    "apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets
+                )
+            }
+            if classes >= CLASSES["dlr-targeted"]
+            else {}
+        )
         fab = self._made("fab", steps=self.steps, targets=self.targets)
-        return {"apgd-ce": ce} | targeted | {"fab-t": fab, "square": self._made("square", queries=self.queries, rescale=False, redraw=False)}
+        return (
+            {"apgd-ce": ce}
+            | targeted
+            | {
+                "fab-t": fab,
+                "square": self._made("square", queries=self.queries, rescale=False, redraw=False),
+            }
+        )
 
     def _made(self, name: str, **fields: object) -> Attack:
         made: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)

@@ -21,7 +21,9 @@ class FGSM(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         return self._step(x, self._direction(target, x, y), eps)
 
-    def sweep(self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise) -> Iterator[Tensor]:
+    def sweep(
+        self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise
+    ) -> Iterator[Tensor]:
         """One gradient serves every eps; the counts still say what each would have cost alone."""
         target = target.again()
         direction = self._direction(target, x, y)

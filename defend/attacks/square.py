@@ -10,13 +10,23 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.standing import Rows, looks_are_free, mean_margin, while_standing
+from defend.attacks.active_set import Rows, looks_are_free, mean_margin, while_standing
 from defend.losses import margin
 from defend.noise import Noise
-from defend.norms import column, signs
+from defend.norms import per_image, signs
 from defend.target import Target
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of p, after these of 10,000 queries: as in the published code
+HALVINGS = (
+    10,
+    50,
+    200,
+    500,
+    1000,
+    2000,
+    4000,
+    6000,
+    8000,
+)  # of p, after these of 10,000 queries: as in the published code
 BLOCK = 50  # steps whose random numbers are drawn at once
 
 
@@ -50,7 +60,9 @@ class Square(Attack):
     card = AttackCard(paper="arXiv:1912.00049", access="scores", norms=("Linf", "L2"))
     queries: int = 5000  # the start is the first; of a stochastic target: steps
     p_init: float = 0.8  # the share of the pixels in the first squares
-    rescale: bool = True  # false: p as if there were 10,000 queries; AutoAttack runs its 5,000 like that
+    rescale: bool = (
+        True  # false: p as if there were 10,000 queries; AutoAttack runs its 5,000 like that
+    )
     redraw: bool = True  # L-inf; false: squares may change nothing
 
     def validate(self) -> None:
@@ -60,7 +72,17 @@ class Square(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         first = stripes(x, eps, noise) if self.norm == "Linf" else bumps(x, eps, noise)
         least = mean_margin(target, first, y)
-        search = Search(target, least < 0, x, y, first, least, torch.where(least < 0, 1, -1), noise, x.new_empty(len(x), 0))
+        search = Search(
+            target,
+            least < 0,
+            x,
+            y,
+            first,
+            least,
+            torch.where(least < 0, 1, -1),
+            noise,
+            x.new_empty(len(x), 0),
+        )
         search = while_standing(search, partial(self._step, eps=eps), range(1, self.queries))
         target.note("wrong_after", search.wrong_after)
         return search.best
@@ -69,12 +91,17 @@ class Square(Attack):
         """Query k + 1."""
         at = (k - 1) % BLOCK
         if at == 0:
-            s.random = s.noise.fork(f"steps from {k}").uniform(s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1]))
+            s.random = s.noise.fork(f"steps from {k}").uniform(
+                s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1])
+            )
         change = window if self.norm == "L2" else redrawn if self.redraw else square
         candidate = change(s.x, s.best, eps, self.side(k - 1, s.x), s.random[:, at])
         asked, least = self._compared(s, candidate)
         better = (asked < least) & ~s.left_alone()
-        s.best, s.least = torch.where(column(better, s.x), candidate, s.best), torch.where(better, asked, least)
+        s.best, s.least = (
+            torch.where(per_image(better, s.x), candidate, s.best),
+            torch.where(better, asked, least),
+        )
         s.fallen = s.least < 0
         s.wrong_after = torch.where(s.fallen & (s.wrong_after < 0), k + 1, s.wrong_after)
 
@@ -90,7 +117,11 @@ class Square(Attack):
         new = (candidate != s.best).flatten(1).any(1).nonzero()[:, 0]
         if len(new) == len(candidate):
             return margin(s.target.logits(candidate), s.y)
-        return s.least.index_copy(0, new, margin(s.target.take(new).logits(candidate[new]), s.y[new])) if len(new) else s.least
+        return (
+            s.least.index_copy(0, new, margin(s.target.take(new).logits(candidate[new]), s.y[new]))
+            if len(new)
+            else s.least
+        )
 
     def side(self, i: int, x: Tensor) -> int:
         """Pixels. i: steps before this one. L2 windows are odd and of 3 pixels or more, where the image is."""
@@ -129,7 +160,9 @@ def some_of(c: int, u: Tensor) -> Tensor:
 
 def _painted(x: Tensor, best: Tensor, eps: float, inside: Tensor, up: Tensor) -> Tensor:
     """inside: bool (b, 1, h, w). up: bool (b, c)."""
-    return torch.where(inside, torch.where(up[:, :, None, None], x + eps, x - eps).clamp(0, 1), best)
+    return torch.where(
+        inside, torch.where(up[:, :, None, None], x + eps, x - eps).clamp(0, 1), best
+    )
 
 
 def window(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tensor:
@@ -139,13 +172,17 @@ def window(x: Tensor, best: Tensor, eps: float, s: int, random: Tensor) -> Tenso
     into, out = inside.split(1, 1)
     bump = eta(s, x.device, x.dtype)
     r, c, turned = r[:, 0, :, None], c[:, 0, None], random[:, 4, None, None] < 0.5
-    bump = bump[torch.where(turned, c, r), torch.where(turned, r, c)][:, None]  # (b, 1, h, w), right inside window 1
+    bump = bump[torch.where(turned, c, r), torch.where(turned, r, c)][
+        :, None
+    ]  # (b, 1, h, w), right inside window 1
     sign = torch.where(random[:, 5:, None, None] < 0.5, 1.0, -1.0)
     mixed = torch.where(into, sign * bump + _unit(torch.where(into, nu, 0), (-2, -1)), 0)
     energy = nu.square()
     spent = torch.where(into | out, energy, 0).sum((-2, -1), keepdim=True)  # (b, c, 1, 1)
     unspent = (eps**2 - energy.sum((1, 2, 3), keepdim=True)).clamp(min=0) / x.shape[1]
-    nu = torch.where(into, _unit(mixed, (-2, -1)) * (spent + unspent).sqrt(), torch.where(out, 0, nu))
+    nu = torch.where(
+        into, _unit(mixed, (-2, -1)) * (spent + unspent).sqrt(), torch.where(out, 0, nu)
+    )
     return (x + eps * _unit(nu, (1, 2, 3))).clamp(0, 1)
 
 
@@ -157,7 +194,9 @@ def bumps(x: Tensor, eps: float, noise: Noise) -> Tensor:
     ups = signs(x.new_empty(b, c, rows, columns), noise)
     turned = noise.uniform(x.new_empty(b, 1, rows, columns)) < 0.5
     bump = eta(s, x.device, x.dtype)
-    grid = torch.where(_each(turned, s), bump.T.repeat(rows, columns), bump.repeat(rows, columns)) * _each(ups, s)
+    grid = torch.where(
+        _each(turned, s), bump.T.repeat(rows, columns), bump.repeat(rows, columns)
+    ) * _each(ups, s)
     nu, top, left = torch.zeros_like(x), (h - rows * s) // 2, (w - columns * s) // 2
     nu[:, :, top : top + rows * s, left : left + columns * s] = grid
     return (x + eps * _unit(nu, (1, 2, 3))).clamp(0, 1)

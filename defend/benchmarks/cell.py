@@ -23,10 +23,16 @@ class Pipeline:
     def of(cls, text: str, gradient: str | None = None) -> Pipeline:
         """From "C" or "DEFENSE+C", as a surrogate is written. Raises BadSpec."""
         *defenses, classifier = parse(text)
-        return cls(classifier=str(classifier), defense="+".join(map(str, defenses)) or NO_DEFENSE, gradient=gradient)
+        return cls(
+            classifier=str(classifier),
+            defense="+".join(map(str, defenses)) or NO_DEFENSE,
+            gradient=gradient,
+        )
 
 
-def attacked_by(knowledge: str, classifier: str, defense: str, gradient: str | None, surrogate: str | None) -> Pipeline:
+def attacked_by(
+    knowledge: str, classifier: str, defense: str, gradient: str | None, surrogate: str | None
+) -> Pipeline:
     """What an attacker of this knowledge attacks, where the two specs are what is scored."""
     if knowledge == "oblivious":
         return Pipeline(classifier=classifier, gradient=gradient)
@@ -61,7 +67,9 @@ class Cell:
     @property
     def attacked(self) -> Pipeline:
         """What the attacker attacks, as far as its knowledge goes."""
-        return attacked_by(self.knowledge, self.classifier, self.defense, self.gradient, self.surrogate)
+        return attacked_by(
+            self.knowledge, self.classifier, self.defense, self.gradient, self.surrogate
+        )
 
     @property
     def drops(self) -> bool:

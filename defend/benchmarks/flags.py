@@ -7,20 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from defend.benchmarks.cell import Cell
+from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
-from defend.benchmarks.parts import Parts
 
 UNCONVERGED = "unconverged"
 NOTHING_DRAWN = "nothing drawn: the card says stochastic=True, and no draw changed a pixel"
 _USELESS = re.compile(r"(?:zero|undefined) gradient: (\d+) of (\d+) images")
 
 
-def flags(cell: Cell, parts: Parts, costs: Sequence[Mapping[str, Any]], fell: float) -> list[str]:
+def flags(
+    cell: Cell, components: Components, costs: Sequence[Mapping[str, Any]], fell: float
+) -> list[str]:
     """costs: of the cell's units. fell: by how much accuracy fell in the last fifth of the queries, in [0, 1]."""
     seen = [] if is_control(cell.bare_attack) else _of_costs(costs, cell)
-    stochastic = parts.defense(cell.defense).card.stochastic
+    stochastic = components.defense(cell.defense).card.stochastic
     idle = stochastic and not any(c.get("drew", True) for c in costs)
-    return [*seen, *([unconverged(fell)] if fell else []), *([NOTHING_DRAWN] if idle else []), *_of_settings(cell, parts)]
+    return [
+        *seen,
+        *([unconverged(fell)] if fell else []),
+        *([NOTHING_DRAWN] if idle else []),
+        *_of_settings(cell, components),
+    ]
 
 
 def _of_costs(costs: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
@@ -36,11 +43,18 @@ def _of_costs(costs: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
     return found
 
 
-def _of_settings(cell: Cell, parts: Parts) -> list[str]:
-    if cell.eot > 1 or is_control(cell.bare_attack) or not parts.defense(cell.defense).card.stochastic:
+def _of_settings(cell: Cell, components: Components) -> list[str]:
+    if (
+        cell.eot > 1
+        or is_control(cell.bare_attack)
+        or not components.defense(cell.defense).card.stochastic
+    ):
         return []
-    ways = {("adaptive", "gradient"): "attacked through the gradient of one draw", ("query", "scores"): "searched by the scores of single draws"}
-    way = ways.get((cell.knowledge, parts.attack(cell.bare_attack).card.access))
+    ways = {
+        ("adaptive", "gradient"): "attacked through the gradient of one draw",
+        ("query", "scores"): "searched by the scores of single draws",
+    }
+    way = ways.get((cell.knowledge, components.attack(cell.bare_attack).card.access))
     return [f"no EOT: a stochastic defense, {way}"] if way else []
 
 

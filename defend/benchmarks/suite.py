@@ -20,11 +20,22 @@ Gradient = Literal["declared", "identity", "learned"]
 LEVELS: tuple[Level, ...] = ("oblivious", "transfer", "query", "adaptive")
 GRADIENTS: tuple[Gradient, ...] = ("declared", "identity", "learned")
 PROTOCOLS = ("ladder-1",)
-_SINGULAR = {"classifier": "classifiers", "defense": "defenses", "attack": "attacks", "gradient": "gradients", "surrogate": "surrogates"}
+_SINGULAR = {
+    "classifier": "classifiers",
+    "defense": "defenses",
+    "attack": "attacks",
+    "gradient": "gradients",
+    "surrogate": "surrogates",
+}
 _LISTS = ("classifiers", "defenses", "attacks", "knowledge", "gradients", "surrogates")
 DRAWS = 20  # by which a stochastic purifier is scored; a protocol asks for no fewer
 MANY_EPS = 1000  # a range of more is a slip of the pen
-_RUNTIME = ("seed", "device", "clip_values", "channels_first")  # how a purifier runs: not for a spec in a bench
+_RUNTIME = (
+    "seed",
+    "device",
+    "clip_values",
+    "channels_first",
+)  # how a purifier runs: not for a spec in a bench
 
 
 class Eps(BaseModel):
@@ -38,7 +49,9 @@ class Eps(BaseModel):
     def of(cls, value: float) -> Eps:
         """As a paper would write it: 0.3, or 8/255."""
         short, levels = f"{value:.6g}", round(value * 255)
-        return cls(text=f"{levels}/255" if float(short) != value == levels / 255 else short, value=value)
+        return cls(
+            text=f"{levels}/255" if float(short) != value == levels / 255 else short, value=value
+        )
 
 
 class Suite(BaseModel):
@@ -80,15 +93,23 @@ class Suite(BaseModel):
     def _whole_protocol(self) -> Suite:
         if self.protocol is None and not self.attacks:
             raise BadParameter("attacks: expected at least one attack, or protocol = 'ladder-1'")
-        decided = [key for key in ("knowledge", "gradients", "eps", "eot") if getattr(self, key) is not None]
+        decided = [
+            key
+            for key in ("knowledge", "gradients", "eps", "eot")
+            if getattr(self, key) is not None
+        ]
         if self.protocol and not self.attacks and decided:
-            raise BadParameter(f"protocol {self.protocol} decides {', '.join(decided)}: leave it out, or give the attack that it is meant for")
+            raise BadParameter(
+                f"protocol {self.protocol} decides {', '.join(decided)}: leave it out, or give the attack that it is meant for"
+            )
         if self.gradients and self.knowledge and "adaptive" not in self.knowledge:
             raise BadParameter(
                 f"gradients {', '.join(self.gradients)}: attacks at {', '.join(self.knowledge)} choose none; add knowledge adaptive, or leave it out"
             )
         if self.protocol and self.draws < DRAWS:
-            raise BadParameter(f"protocol {self.protocol} scores by {DRAWS} draws or more, not {self.draws}: leave draws out")
+            raise BadParameter(
+                f"protocol {self.protocol} scores by {DRAWS} draws or more, not {self.draws}: leave draws out"
+            )
         return self
 
     @model_validator(mode="before")
@@ -98,7 +119,9 @@ class Suite(BaseModel):
         plural = {_SINGULAR.get(k, k): v for k, v in keys.items() if v is not None}
         for key in plural:
             if key not in cls.model_fields:
-                raise BadParameter(f"a suite has no key {key!r}.{near(key, cls.model_fields)} It takes {', '.join(cls.model_fields)}.")
+                raise BadParameter(
+                    f"a suite has no key {key!r}.{near(key, cls.model_fields)} It takes {', '.join(cls.model_fields)}."
+                )
         for key in _LISTS:
             if key in plural and not isinstance(plural[key], list | tuple):
                 plural[key] = (plural[key],)
@@ -108,7 +131,9 @@ class Suite(BaseModel):
     @classmethod
     def _name(cls, value: str) -> str:
         if not value or value.startswith(".") or any(c in value for c in "/\\\0"):
-            raise BadParameter(f"name {value!r}: expected the name of a folder below runs/, without / or a leading dot")
+            raise BadParameter(
+                f"name {value!r}: expected the name of a folder below runs/, without / or a leading dot"
+            )
         return value
 
     @field_validator("dataset", mode="before")
@@ -128,7 +153,9 @@ class Suite(BaseModel):
         known = (*LEVELS, "bpda", "all")
         for value in values:
             if value not in known:
-                raise BadParameter(f"knowledge {value!r}: expected {', '.join(known)}.{near(str(value), known)}")
+                raise BadParameter(
+                    f"knowledge {value!r}: expected {', '.join(known)}.{near(str(value), known)}"
+                )
         return LEVELS if "all" in values else tuple(dict.fromkeys(values))
 
     @field_validator("gradients", mode="before")
@@ -136,7 +163,9 @@ class Suite(BaseModel):
     def _gradients(cls, values: Any) -> Any:
         for value in values:
             if value not in GRADIENTS:
-                raise BadParameter(f"gradient {value!r}: expected {' or '.join(GRADIENTS)}.{near(str(value), GRADIENTS)}")
+                raise BadParameter(
+                    f"gradient {value!r}: expected {' or '.join(GRADIENTS)}.{near(str(value), GRADIENTS)}"
+                )
         return tuple(dict.fromkeys(values))
 
     @field_validator("eps", mode="before")
@@ -155,7 +184,9 @@ class Suite(BaseModel):
     @classmethod
     def _protocol(cls, value: Any) -> Any:
         if value not in (None, *PROTOCOLS):
-            raise BadParameter(f"protocol {value!r}: expected {' or '.join(PROTOCOLS)}.{near(str(value), PROTOCOLS)}")
+            raise BadParameter(
+                f"protocol {value!r}: expected {' or '.join(PROTOCOLS)}.{near(str(value), PROTOCOLS)}"
+            )
         return value
 
 
@@ -164,25 +195,38 @@ def make_suite(keys: Mapping[str, Any]) -> Suite:
     try:
         return Suite(**keys)
     except ValidationError as e:
-        first = min(e.errors(), key=lambda error: error["type"] == "missing")  # what is there and wrong, before what is not there
+        first = min(
+            e.errors(), key=lambda error: error["type"] == "missing"
+        )  # what is there and wrong, before what is not there
         if isinstance(ours := first.get("ctx", {}).get("error"), DefendError):
             raise ours from None
         where = ".".join(str(p) for p in first["loc"]) or "suite"
         got = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        hint = "; a suite names a dataset, classifiers, defenses and attacks or a protocol" if first["type"] == "missing" else ""
-        raise BadParameter(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}{hint}") from None
+        hint = (
+            "; a suite names a dataset, classifiers, defenses and attacks or a protocol"
+            if first["type"] == "missing"
+            else ""
+        )
+        raise BadParameter(
+            f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}{hint}"
+        ) from None
 
 
 def load_suite(path: str | Path | None = None) -> dict[str, Any]:
     """The keys of a suite file, or of a suite that ships, by its name; of the embedded one where none is given. Raises BadParameter."""
-    shipped = {suite.name.removesuffix(".toml"): suite for suite in files("defend.benchmarks").joinpath("suites").iterdir()}
+    shipped = {
+        suite.name.removesuffix(".toml"): suite
+        for suite in files("defend.benchmarks").joinpath("suites").iterdir()
+    }
     if path is None or (str(path) in shipped and not Path(path).exists()):
         return tomllib.loads(shipped[str(path or "embedded")].read_text())
     file = Path(path)
     try:
         keys = tomllib.loads(file.read_text())
     except OSError as e:
-        raise BadParameter(f"suite {file}: cannot be read: {e.strerror}. Give a file, or the name of one that ships: {', '.join(sorted(shipped))}") from None
+        raise BadParameter(
+            f"suite {file}: cannot be read: {e.strerror}. Give a file, or the name of one that ships: {', '.join(sorted(shipped))}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise BadParameter(f"suite {file}: not TOML: {e}") from None
     return {"name": file.stem} | keys
@@ -191,16 +235,24 @@ def load_suite(path: str | Path | None = None) -> dict[str, Any]:
 def component(value: Any, kind: str) -> str:
     """A spec as typed, or as a table writes it. Refused: fields that say how a purifier runs, and weights that nothing trained."""
     if not isinstance(value, str | Mapping):
-        raise BadParameter(f'{kind} {value!r}: expected name:key=value,... or a table with name = "..."')
+        raise BadParameter(
+            f'{kind} {value!r}: expected name:key=value,... or a table with name = "..."'
+        )
     text = value if isinstance(value, str) else str(of_table(dict(value)))
-    specs = (parse_single(text, kind),) if kind in ("classifier", "attack", "dataset") else parse(text)
+    specs = (
+        (parse_single(text, kind),) if kind in ("classifier", "attack", "dataset") else parse(text)
+    )
     for spec in specs:
         of = ("classifier" if spec is specs[-1] else "defense") if kind == "surrogate" else kind
         for key, _ in spec.params:
             if of == "defense" and key in _RUNTIME:
-                raise BadParameter(f"{kind} {text!r}: {key}= says how a purifier runs, not what it is: leave it out (--seed and --device are options)")
+                raise BadParameter(
+                    f"{kind} {text!r}: {key}= says how a purifier runs, not what it is: leave it out (--seed and --device are options)"
+                )
             if (key, "untrained") in spec.params and key == "weights":
-                raise BadParameter(f"{of} {text!r}: weights=untrained measures nothing; train it with `defend train {of} {spec.name}` or name its weights")
+                raise BadParameter(
+                    f"{of} {text!r}: weights=untrained measures nothing; train it with `defend train {of} {spec.name}` or name its weights"
+                )
     return text
 
 
@@ -214,7 +266,13 @@ def parse_eps(value: Any) -> tuple[Eps, ...]:
     found: list[Eps] = []
     for item in items:
         for part in str(item).split(",") if isinstance(item, str) else [item]:
-            found += [part] if isinstance(part, Eps) else _eps_range(part) if isinstance(part, str) and ":" in part else [one_eps(part)]
+            found += (
+                [part]
+                if isinstance(part, Eps)
+                else _eps_range(part)
+                if isinstance(part, str) and ":" in part
+                else [one_eps(part)]
+            )
     if not found:
         raise BadParameter("eps: expected at least one number, as 8/255 or 0:0.3:0.02")
     return tuple({e.value: e for e in found}.values())
@@ -222,8 +280,14 @@ def parse_eps(value: Any) -> tuple[Eps, ...]:
 
 def one_eps(item: Any) -> Eps:
     value = read(item) if isinstance(item, str) else item
-    if isinstance(value, bool) or not isinstance(value, int | float | Fraction) or not math.isfinite(value):
-        raise BadParameter(f"eps {item!r}: expected a number >= 0, as 0.1, 8/255, a list 0,8/255 or a range 0:0.3:0.02")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | Fraction)
+        or not math.isfinite(value)
+    ):
+        raise BadParameter(
+            f"eps {item!r}: expected a number >= 0, as 0.1, 8/255, a list 0,8/255 or a range 0:0.3:0.02"
+        )
     if value < 0:
         raise BadParameter(f"eps {item}: expected a number >= 0")
     return Eps(text=str(item).strip(), value=float(value))
@@ -231,18 +295,18 @@ def one_eps(item: Any) -> Eps:
 
 def _eps_range(text: str) -> list[Eps]:
     """start:stop:step, both ends included, in exact arithmetic."""
-    parts = text.split(":")
-    if len(parts) != 3:
+    components = text.split(":")
+    if len(components) != 3:
         raise BadParameter(f"eps {text!r}: a range is start:stop:step, as 0:0.3:0.02")
-    for part in parts:
+    for part in components:
         one_eps(part)
-    start, stop, step = (Fraction(p.strip()) for p in parts)
+    start, stop, step = (Fraction(p.strip()) for p in components)
     if step <= 0 or stop < start:
         raise BadParameter(f"eps {text!r}: expected start <= stop and step > 0")
     if (stop - start) / step >= MANY_EPS:
         raise BadParameter(f"eps {text!r}: more than {MANY_EPS} values; give a larger step")
     values = [start + i * step for i in range(int((stop - start) / step) + 1)]
-    decimal = not any("/" in p for p in parts)
+    decimal = not any("/" in p for p in components)
     return [Eps(text=f"{float(v):g}" if decimal else str(v), value=float(v)) for v in values]
 
 
@@ -250,4 +314,6 @@ def take_eps(text: str) -> tuple[Spec, Eps | None]:
     """An attack's spec without its eps, which is no field of an attack."""
     spec, value = parse_single(text, "attack").without("eps")
     given = dict(parse_single(text, "attack").params)
-    return spec, one_eps(value if not isinstance(value, Fraction) else str(value)) if "eps" in given else None
+    return spec, one_eps(
+        value if not isinstance(value, Fraction) else str(value)
+    ) if "eps" in given else None

@@ -34,4 +34,8 @@ class ConvNet(Classifier):
 
 
 def layer(c_in: int, c_out: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
+    return (
+        nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(inplace=True),
+    )

@@ -19,7 +19,11 @@ class ResNet20(Classifier):
     fit = fit_classifier
 
     def build(self) -> nn.Module:
-        stages = [Block(WIDTHS[max(0, s - (b == 0))], w, stride=1 + (s > 0 and b == 0)) for s, w in enumerate(WIDTHS) for b in range(BLOCKS)]
+        stages = [
+            Block(WIDTHS[max(0, s - (b == 0))], w, stride=1 + (s > 0 and b == 0))
+            for s, w in enumerate(WIDTHS)
+            for b in range(BLOCKS)
+        ]
         net = nn.Sequential(
             Normalise((0.5,) * self.channels, (0.25,) * self.channels),
             conv(self.channels, WIDTHS[0]),
@@ -53,7 +57,9 @@ class Block(nn.Module):
         """(b, c, h, w) -> (b, c + added, h / stride, w / stride)."""
         if not self.added:
             return x
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added // 2))
+        return F.pad(
+            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.added // 2, self.added // 2)
+        )
 
 
 def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:

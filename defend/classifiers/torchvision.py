@@ -20,7 +20,10 @@ from defend.errors import BadParameter, BadWeights, MissingData, near, one_line
 from defend.learned import Frozen
 from defend.training.recipes import fit_classifier
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as torchvision's weights expect
+MEAN, STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of ImageNet, as torchvision's weights expect
 PATIENCE = 10.0  # seconds without a byte until the hub counts as unreachable
 
 
@@ -30,7 +33,10 @@ class TorchvisionModel(Classifier):
     Images must come in the size that the weights expect: nothing is resized here.
     """
 
-    card = ClassifierCard(paper="none: whatever torchvision.models holds", licence="BSD-3-Clause; weights have licences of their own")
+    card = ClassifierCard(
+        paper="none: whatever torchvision.models holds",
+        licence="BSD-3-Clause; weights have licences of their own",
+    )
     fit = fit_classifier
     model: str = "resnet50"  # a classification model of torchvision.models
     weights: str = "DEFAULT"
@@ -52,13 +58,17 @@ class TorchvisionModel(Classifier):
         names = [*torchvision.models.get_model_weights(self.model).__members__]
         self.foreign: store.WeightsFile | None = None
         if self.weights in ("DEFAULT", *names):
-            self.foreign = third_party(self.weights, hub_file(self.model, self.weights), "imagenet", "clean")
+            self.foreign = third_party(
+                self.weights, hub_file(self.model, self.weights), "imagenet", "clean"
+            )
         elif Path(self.weights).is_file() and not is_ours(Path(self.weights)):
             self.foreign = third_party(self.weights, Path(self.weights), "unknown", "unknown")
         elif self.weights in ("auto", "untrained", *store.zoo()) or Path(self.weights).is_file():
             super()._adopt()
         else:
-            raise BadWeights(f"torchvision: {self.model} has no weights {self.weights!r}, nor is there such a file. There are: {', '.join(names)}, untrained.")
+            raise BadWeights(
+                f"torchvision: {self.model} has no weights {self.weights!r}, nor is there such a file. There are: {', '.join(names)}, untrained."
+            )
         self.file = None if self.foreign else self.file
 
     def _build(self) -> Frozen:
@@ -71,7 +81,9 @@ def check_model(name: str) -> None:
     """Raises BadParameter, with near names."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise BadParameter(f"torchvision: no classification model {name!r}.{near(name, known)} It has {len(known)}, from {known[0]} to {known[-1]}.")
+        raise BadParameter(
+            f"torchvision: no classification model {name!r}.{near(name, known)} It has {len(known)}, from {known[0]} to {known[-1]}."
+        )
 
 
 def hub_file(model: str, weights: str) -> Path:
@@ -84,7 +96,9 @@ def hub_file(model: str, weights: str) -> Path:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             socket.setdefaulttimeout(PATIENCE)
-            torch.hub.download_url_to_file(url, str(path), prefix and prefix.group(1), progress=False)
+            torch.hub.download_url_to_file(
+                url, str(path), prefix and prefix.group(1), progress=False
+            )
         except (OSError, RuntimeError) as e:
             raise MissingData(
                 f"torchvision: weights {weights} of {model} are not in {path}, and could not be downloaded ({type(e).__name__}: {e}). "
@@ -97,7 +111,14 @@ def hub_file(model: str, weights: str) -> Path:
 
 def third_party(name: str, path: Path, dataset: str, trained_on: str) -> store.WeightsFile:
     header = store.Header(
-        kind="classifier", component="torchvision", dataset=dataset, fields={}, trained_on=trained_on, command="none: not trained here", seed=0, commit=""
+        kind="classifier",
+        component="torchvision",
+        dataset=dataset,
+        fields={},
+        trained_on=trained_on,
+        command="none: not trained here",
+        seed=0,
+        commit="",
     )
     return store.WeightsFile(name=name, path=path, sha256=store.sha256(path), header=header)
 
@@ -116,7 +137,9 @@ def fill(net: nn.Module, file: store.WeightsFile) -> None:
     try:
         net.load_state_dict(read_state(file.path))
     except RuntimeError as e:
-        raise BadWeights(f"{file.name}: does not fit this model: {one_line(e)[:200]}. Check model= and classes=.") from None
+        raise BadWeights(
+            f"{file.name}: does not fit this model: {one_line(e)[:200]}. Check model= and classes=."
+        ) from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -126,6 +149,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
-        return {name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}  # module.: DataParallel's mark
-    except (OSError, RuntimeError, EOFError, ValueError, AttributeError, SafetensorError, UnpicklingError) as e:
-        raise BadWeights(f"{path}: not a file of tensors alone ({type(e).__name__}: {str(e).splitlines()[0]})") from None
+        return {
+            name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)
+        }  # module.: DataParallel's mark
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        AttributeError,
+        SafetensorError,
+        UnpicklingError,
+    ) as e:
+        raise BadWeights(
+            f"{path}: not a file of tensors alone ({type(e).__name__}: {str(e).splitlines()[0]})"
+        ) from None

@@ -21,7 +21,11 @@ class WideResNet(Classifier):
 
     def build(self) -> nn.Module:
         before = (16, *WIDTHS)
-        groups = [Block(before[g] if b == 0 else w, w, stride=1 + (g > 0 and b == 0)) for g, w in enumerate(WIDTHS) for b in range(BLOCKS)]
+        groups = [
+            Block(before[g] if b == 0 else w, w, stride=1 + (g > 0 and b == 0))
+            for g, w in enumerate(WIDTHS)
+            for b in range(BLOCKS)
+        ]
         net = nn.Sequential(
             Normalise((0.5,) * self.channels, (0.25,) * self.channels),
             nn.Conv2d(self.channels, 16, 3, padding=1, bias=False),
@@ -43,8 +47,14 @@ class Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(c_out), nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn1, self.conv1 = (
+            nn.BatchNorm2d(c_in),
+            nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False),
+        )
+        self.bn2, self.conv2 = (
+            nn.BatchNorm2d(c_out),
+            nn.Conv2d(c_out, c_out, 3, padding=1, bias=False),
+        )
         self.project = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,6 +19,10 @@ main = LazyGroup(
     name="defend",
     help="Adversarial purifiers as ART preprocessors, and benchmarks whose numbers survive an attacker who knows them.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    params=[click.Option(["--debug"], is_flag=True, envvar="DEFEND_DEBUG", help="Show the traceback of an error.")],
+    params=[
+        click.Option(
+            ["--debug"], is_flag=True, envvar="DEFEND_DEBUG", help="Show the traceback of an error."
+        )
+    ],
 )
 click.version_option(__version__, prog_name="defend")(main)

@@ -15,7 +15,11 @@ _STYLES = {"pass": "green", "fail": "bold red"}
 @click.command("check")
 @click.argument("words", nargs=-1, metavar="[KIND] NAME")
 @click.option("--dataset", metavar="NAME", help="What weights=auto looks for.")
-@click.option("--data-root", metavar="DIR", help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.")
+@click.option(
+    "--data-root",
+    metavar="DIR",
+    help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.",
+)
 def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) -> None:
     """Run the conformance kit on a defense, attack, classifier or data set; NAME may carry fields, as bitdepth:bits=2."""
     kind, spec = component(words, "defend check [KIND] NAME")
@@ -38,9 +42,16 @@ def print_results(title: str, results: Sequence[tuple[str, str, str]]) -> None:
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, status, message in results:
-        table.add_row(Text(status, style=_STYLES.get(status, "dim")), name.removeprefix("check_").replace("_", " "), message)
+        table.add_row(
+            Text(status, style=_STYLES.get(status, "dim")),
+            name.removeprefix("check_").replace("_", " "),
+            message,
+        )
     out = console()
     out.print(title, style="bold")
     out.print(table)
-    counts = {status: sum(s == status for _, s, _ in results) for status in dict.fromkeys(s for _, s, _ in results)}
+    counts = {
+        status: sum(s == status for _, s, _ in results)
+        for status in dict.fromkeys(s for _, s, _ in results)
+    }
     out.print(", ".join(f"{n} {status}" for status, n in counts.items()))

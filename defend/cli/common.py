@@ -20,7 +20,13 @@ def console(stderr: bool = False) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else 1000, highlight=False, markup=False, soft_wrap=not stream.isatty())
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else 1000,
+        highlight=False,
+        markup=False,
+        soft_wrap=not stream.isatty(),
+    )
 
 
 def component(words: tuple[str, ...], usage: str) -> tuple[Kind, str]:
@@ -28,15 +34,21 @@ def component(words: tuple[str, ...], usage: str) -> tuple[Kind, str]:
     if len(words) == 2:
         return kind_of(words[0]), words[1]
     if len(words) != 1:
-        raise BadParameter(f"expected [KIND] NAME, got {' '.join(words) or 'nothing'}: write `{usage}`")
+        raise BadParameter(
+            f"expected [KIND] NAME, got {' '.join(words) or 'nothing'}: write `{usage}`"
+        )
     name = parse(words[0])[0].name
     kinds = REGISTRY.kinds_of(name)
     if not kinds:
         known = [e.name for kind in GROUPS for e in REGISTRY.entries(kind)]
-        raise UnknownName(f"unknown component '{name}'.{near(name, known)} `defend list` shows all {len(known)}.")
+        raise UnknownName(
+            f"unknown component '{name}'.{near(name, known)} `defend list` shows all {len(known)}."
+        )
     if len(kinds) > 1:
         say = usage.replace("[KIND] NAME", f"{kinds[0]} {words[0]}")
-        raise AmbiguousName(f"'{name}' names a component of several kinds: {', '.join(kinds)}. Say which: `{say}`.")
+        raise AmbiguousName(
+            f"'{name}' names a component of several kinds: {', '.join(kinds)}. Say which: `{say}`."
+        )
     return kinds[0], words[0]
 
 
@@ -44,5 +56,7 @@ def kind_of(word: str) -> Kind:
     """The kind of "defense" and of "defenses". Raises UnknownName."""
     kind = PLURALS.get(word, word)
     if kind not in GROUPS:
-        raise UnknownName(f"unknown kind '{word}': expected {', '.join(GROUPS)}.{near(word, GROUPS)}")
+        raise UnknownName(
+            f"unknown kind '{word}': expected {', '.join(GROUPS)}.{near(word, GROUPS)}"
+        )
     return kind

@@ -37,9 +37,13 @@ class LazyGroup(click.Group):
         found = vars(import_module(f"defend.cli.{cmd_name}")).values()
         return next(c for c in found if isinstance(c, click.Command) and c.name == cmd_name)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self._summaries and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}.{near(args[0], self._summaries)} `defend --help` lists them.")
+            raise click.UsageError(
+                f"no command {args[0]!r}.{near(args[0], self._summaries)} `defend --help` lists them."
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -86,7 +90,9 @@ def _help_alone(ctx: click.Context, /, **_: Any) -> None:
 
 def _one_line(e: click.ClickException) -> str:
     path = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "defend"
-    hint = f" `{path} --help` says what it takes." if isinstance(e, click.UsageError) and e.ctx else ""
+    hint = (
+        f" `{path} --help` says what it takes." if isinstance(e, click.UsageError) and e.ctx else ""
+    )
     text = one_line(e.format_message())
     return text + hint
 

@@ -40,7 +40,16 @@ def rows(kind: str) -> list[dict[str, Any]]:
     if kind == "weights":
         return [_weights_row(w) for w in weights.zoo().values()]
     one: Kind = PLURALS[kind]
-    return [{"kind": one, "name": REGISTRY.to_type(e), "package": e.dist, "version": e.version, "target": e.target} for e in REGISTRY.entries(one)]
+    return [
+        {
+            "kind": one,
+            "name": REGISTRY.to_type(e),
+            "package": e.dist,
+            "version": e.version,
+            "target": e.target,
+        }
+        for e in REGISTRY.entries(one)
+    ]
 
 
 def _weights_row(w: weights.ZooEntry) -> dict[str, Any]:
@@ -53,7 +62,13 @@ def show(tables: dict[str, list[dict[str, Any]]]) -> None:
 
     out = console()
     for kind, found in tables.items():
-        table = Table(title=f"{kind} ({len(found)})", title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=f"{kind} ({len(found)})",
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+        )
         columns = [c for c in (found[0] if found else ()) if c not in ("kind", "target")]
         for column in columns:
             table.add_column(column, overflow="fold")
@@ -64,4 +79,6 @@ def show(tables: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _text(value: Any) -> str:
-    return {True: "yes", False: ""}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return (
+        {True: "yes", False: ""}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    )

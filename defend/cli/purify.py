@@ -25,11 +25,21 @@ AT_ONCE = 64  # images held in memory together
 
 @click.command("purify")
 @click.argument("spec")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="PNG files of the same names; folders keep their structure.")
+@click.argument(
+    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="PNG files of the same names; folders keep their structure.",
+)
 @click.option("--dataset", metavar="NAME", help="What weights=auto looks for.")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
-def purify(spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, device: str) -> None:
+def purify(
+    spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, device: str
+) -> None:
     """Purify images with SPEC and say how much each one changed. Transparency is dropped; the inputs are never overwritten."""
     jobs = plan(inputs, out)
     from defend.load import load, pick_device
@@ -38,21 +48,31 @@ def purify(spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, 
     writable(out)
     unread: list[str] = []
     for source, target, psnr in run(purifier, jobs, unread):
-        console().print(f"{source} -> {target}  {f'{psnr:.2f} dB PSNR' if psnr < inf else 'unchanged'}")
+        console().print(
+            f"{source} -> {target}  {f'{psnr:.2f} dB PSNR' if psnr < inf else 'unchanged'}"
+        )
     if unread:
         raise BadParameter(f"left out {len(unread)} of {len(jobs)}: " + "; ".join(unread))
 
 
 def plan(inputs: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
     """(source, target) for each image, no target an input or the target of another. Raises BadParameter."""
-    jobs = [(source, out / relative.with_suffix(".png")) for path in inputs for source, relative in _images(path)]
+    jobs = [
+        (source, out / relative.with_suffix(".png"))
+        for path in inputs
+        for source, relative in _images(path)
+    ]
     sources = {source.resolve() for source, _ in jobs}
     taken: dict[Path, Path] = {}
     for source, target in jobs:
         if target.resolve() in sources:
-            raise BadParameter(f"--out {out}: {target} would overwrite an input. Give another folder.")
+            raise BadParameter(
+                f"--out {out}: {target} would overwrite an input. Give another folder."
+            )
         if target in taken:
-            raise BadParameter(f"{source} and {taken[target]} would both become {target}. Purify them into folders of their own.")
+            raise BadParameter(
+                f"{source} and {taken[target]} would both become {target}. Purify them into folders of their own."
+            )
         taken[target] = source
     return jobs
 
@@ -65,11 +85,15 @@ def _images(path: Path) -> list[tuple[Path, Path]]:
         raise BadParameter(f"{path}: no such image or folder")
     found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not found:
-        raise BadParameter(f"{path}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})")
+        raise BadParameter(
+            f"{path}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})"
+        )
     return [(p, p.relative_to(path)) for p in found]
 
 
-def run(purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]) -> Iterator[tuple[Path, Path, float]]:
+def run(
+    purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]
+) -> Iterator[tuple[Path, Path, float]]:
     """Neighbours of one shape go through the purifier together. Yields source, target and the PSNR between them in dB.
 
     unread: gets a line for each file that is no image, or none for this purifier; the others go on.
@@ -91,7 +115,9 @@ def run(purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]) ->
                 yield source, target, _psnr(before, after)
 
 
-def _readable(jobs: list[tuple[Path, Path]], unread: list[str]) -> Iterator[tuple[Path, Path, Tensor]]:
+def _readable(
+    jobs: list[tuple[Path, Path]], unread: list[str]
+) -> Iterator[tuple[Path, Path, Tensor]]:
     for source, target in jobs:
         try:
             yield source, target, _read(source)
@@ -109,7 +135,9 @@ def _read(path: Path) -> Tensor:
         with Image.open(path) as file:
             image: Any = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
-                raise BadParameter(f"{path}: more than 8 bits per channel ({image.mode}); convert it to 8 bits")
+                raise BadParameter(
+                    f"{path}: more than 8 bits per channel ({image.mode}); convert it to 8 bits"
+                )
             array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
     except (OSError, UnidentifiedImageError) as e:
         raise BadParameter(f"{path}: no image that can be read: {e}") from None

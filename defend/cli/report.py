@@ -8,10 +8,12 @@ import click
 
 
 @click.command("report")
-@click.argument("run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR...")
+@click.argument(
+    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR..."
+)
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Write report.html and results.csv into the first RUN_DIR, from the records of all."""
-    from defend.benchmarks.report import write_report
+    from defend.results.report import write_report
 
     for path in write_report(list(run_dirs)):
         click.echo(path)

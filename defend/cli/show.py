@@ -25,7 +25,9 @@ def show(words: tuple[str, ...], as_json: bool) -> None:
         facts = describe_weights(words[1])
     else:
         kind, spec = component(words, "defend show [KIND] NAME")
-        facts = describe(REGISTRY.entry(kind, parse(spec)[0].name), dict(parse_single(spec, kind).params))
+        facts = describe(
+            REGISTRY.entry(kind, parse(spec)[0].name), dict(parse_single(spec, kind).params)
+        )
     if as_json:
         click.echo(json.dumps(facts, default=str))
     else:
@@ -43,25 +45,41 @@ def describe(entry: Entry, given: dict[str, Any] | None = None) -> dict[str, Any
         "about": inspect.cleandoc(made.__doc__ or ""),
         "package": f"{entry.dist} {entry.version}",
         "source": _file(made),
-        "card": dataclasses.asdict(card) if dataclasses.is_dataclass(card) and not isinstance(card, type) else {},
-        "fields": {name: {**field, **({"default": write(values[name])} if name in values else {})} for name, field in fields(made).items()},
-        "weights": {w.name: _line(w) for w in weights.zoo().values() if (w.kind, w.component) == (entry.kind, entry.component)},
+        "card": dataclasses.asdict(card)
+        if dataclasses.is_dataclass(card) and not isinstance(card, type)
+        else {},
+        "fields": {
+            name: {**field, **({"default": write(values[name])} if name in values else {})}
+            for name, field in fields(made).items()
+        },
+        "weights": {
+            w.name: _line(w)
+            for w in weights.zoo().values()
+            if (w.kind, w.component) == (entry.kind, entry.component)
+        },
     }
 
 
 def fields(made: Any) -> dict[str, dict[str, str]]:
     """name -> type and default, as one writes them in a spec."""
     if isinstance(made, type) and issubclass(made, Configured):
-        return {name: {"type": _type(hint), "default": _default(default)} for name, (hint, default) in made.fields().items()}
+        return {
+            name: {"type": _type(hint), "default": _default(default)}
+            for name, (hint, default) in made.fields().items()
+        }
     parameters = inspect.signature(made).parameters.values()
-    return {p.name: {"type": _type(p.annotation), "default": _default(p.default)} for p in parameters}
+    return {
+        p.name: {"type": _type(p.annotation), "default": _default(p.default)} for p in parameters
+    }
 
 
 def describe_weights(name: str) -> dict[str, Any]:
     """Raises UnknownName."""
     zoo = weights.zoo()
     if name not in zoo:
-        raise UnknownName(f"unknown weights '{name}'.{near(name, zoo)} `defend list weights` shows all {len(zoo)}.")
+        raise UnknownName(
+            f"unknown weights '{name}'.{near(name, zoo)} `defend list weights` shows all {len(zoo)}."
+        )
     row = {f.name: getattr(zoo[name], f.name) for f in dataclasses.fields(zoo[name])}
     return {"kind": "weights", "name": row.pop("name"), **row}
 
@@ -86,7 +104,11 @@ def _lines(value: Any) -> list[str]:
 
 def _one(value: Any) -> str:
     if isinstance(value, dict) and set(value) == {"type", "default"}:
-        return f"{value['type']} = {value['default']}" if value["default"] else f"{value['type']} (must be given)"
+        return (
+            f"{value['type']} = {value['default']}"
+            if value["default"]
+            else f"{value['type']} (must be given)"
+        )
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -107,7 +129,11 @@ def _file(made: Any) -> str:
 
 
 def _type(hint: Any) -> str:
-    return "any" if hint is inspect.Parameter.empty else inspect.formatannotation(hint).replace("typing.", "")
+    return (
+        "any"
+        if hint is inspect.Parameter.empty
+        else inspect.formatannotation(hint).replace("typing.", "")
+    )
 
 
 def _default(default: Any) -> str:

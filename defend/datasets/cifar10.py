@@ -24,11 +24,26 @@ class Cifar10(ArrayDataset):
     )
     channels = 3
     size = 32
-    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    names = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         root = data_root(self.root)
-        source = fetched(lambda download: Source(root, train=split != "test", download=download), root / "cifar-10-batches-py", "CIFAR10")
+        source = fetched(
+            lambda download: Source(root, train=split != "test", download=download),
+            root / "cifar-10-batches-py",
+            "CIFAR10",
+        )
         x, y = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2)), np.array(source.targets)
         if split == "test":
             return x, y

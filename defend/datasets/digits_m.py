@@ -18,7 +18,11 @@ from defend.datasets import uci
 from defend.noise import Noise
 
 SIZE, INNER = 32, 28
-COPIES: dict[Split, int] = {"train": 8, "val": 6, "test": 2}  # fixed backgrounds for each digit; enough that every split passes 1,000
+COPIES: dict[Split, int] = {
+    "train": 8,
+    "val": 6,
+    "test": 2,
+}  # fixed backgrounds for each digit; enough that every split passes 1,000
 
 
 class DigitsM(ArrayDataset):
@@ -39,8 +43,18 @@ class DigitsM(ArrayDataset):
         """Every digit once, then every digit once more: the first n images share no digit for as long as possible."""
         digits, labels = enlarged(split)
         copies = COPIES[split]
-        choices = torch.tensor(np.array([_choice(d.numpy().tobytes() + bytes([copy])) for copy in range(copies) for d in digits]))
-        return blend(crops(split, choices), digits.repeat(copies, 1, 1)).numpy(), np.tile(labels.numpy(), copies)
+        choices = torch.tensor(
+            np.array(
+                [
+                    _choice(d.numpy().tobytes() + bytes([copy]))
+                    for copy in range(copies)
+                    for d in digits
+                ]
+            )
+        )
+        return blend(crops(split, choices), digits.repeat(copies, 1, 1)).numpy(), np.tile(
+            labels.numpy(), copies
+        )
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor]:
         """x (b, 3, 32, 32), y (b,) on the device of the noise: digits of the split at random, each before a fresh crop."""
@@ -56,13 +70,19 @@ def enlarged(split: Split) -> tuple[Tensor, Tensor]:
     x, y = uci.digits(split)
     w = _bilinear(x.shape[-1], INNER)
     top = 4 * INNER**2 * uci.TOP  # what a full stroke gives after both weightings
-    scaled = (w @ x.astype(np.int64) @ w.T * 510 + top) // (2 * top)  # the nearest of 0..255, in integers
-    return torch.from_numpy(np.pad(scaled, [(0, 0), *[((SIZE - INNER) // 2,) * 2] * 2]).astype(np.uint8)), torch.from_numpy(y)
+    scaled = (w @ x.astype(np.int64) @ w.T * 510 + top) // (
+        2 * top
+    )  # the nearest of 0..255, in integers
+    return torch.from_numpy(
+        np.pad(scaled, [(0, 0), *[((SIZE - INNER) // 2,) * 2] * 2]).astype(np.uint8)
+    ), torch.from_numpy(y)
 
 
 def _bilinear(n: int, m: int) -> np.ndarray:
     """Weights (m, n) in units of 1 / 2m that stretch n samples to m; half-pixel centres, the border repeated."""
-    at = np.clip(n * (2 * np.arange(m) + 1) - m, 0, 2 * m * (n - 1))  # position of sample i, in units of 1 / 2m
+    at = np.clip(
+        n * (2 * np.arange(m) + 1) - m, 0, 2 * m * (n - 1)
+    )  # position of sample i, in units of 1 / 2m
     w = np.zeros((m, n + 1), np.int64)
     w[np.arange(m), at // (2 * m)] = 2 * m - at % (2 * m)
     w[np.arange(m), at // (2 * m) + 1] = at % (2 * m)
@@ -74,21 +94,34 @@ def photographs(split: Split) -> Tensor:
     """uint8 (2, h, w / 2, 3): the left halves for training and validation, the right halves for test."""
     photos = np.stack(load_sample_images().images)
     half = photos.shape[2] // 2
-    return torch.from_numpy(np.ascontiguousarray(photos[:, :, half:] if split == "test" else photos[:, :, :half]))
+    return torch.from_numpy(
+        np.ascontiguousarray(photos[:, :, half:] if split == "test" else photos[:, :, :half])
+    )
 
 
 def crops(split: Split, choice: Tensor) -> Tensor:
     """choice (b, 3) in [0, 1): photograph, top, left. uint8 (b, 32, 32, 3)."""
     photos = photographs(split).to(choice.device)
-    ends = torch.tensor([photos.shape[0], photos.shape[1] - SIZE + 1, photos.shape[2] - SIZE + 1], device=choice.device)
+    ends = torch.tensor(
+        [photos.shape[0], photos.shape[1] - SIZE + 1, photos.shape[2] - SIZE + 1],
+        device=choice.device,
+    )
     photo, top, left = (choice * ends).long().unbind(1)
     steps = torch.arange(SIZE, device=choice.device)
-    return photos[photo[:, None, None], (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]]
+    return photos[
+        photo[:, None, None], (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]
+    ]
 
 
 def blend(crop: Tensor, digit: Tensor) -> Tensor:
     """|crop - digit| in each channel: uint8 (b, h, w, 3) and (b, h, w) -> (b, 3, h, w)."""
-    return (crop.short() - digit.short()[..., None]).abs().to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+    return (
+        (crop.short() - digit.short()[..., None])
+        .abs()
+        .to(torch.uint8)
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def _choice(data: bytes) -> list[float]:

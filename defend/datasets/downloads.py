@@ -13,7 +13,15 @@ from defend.errors import MissingData
 
 T = TypeVar("T")
 PATIENCE = 10.0  # seconds without a byte until a mirror counts as unreachable; torchvision itself would wait for ever
-FAILURES = (AssertionError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)  # what its readers raise on damaged files
+FAILURES = (
+    AssertionError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # what its readers raise on damaged files
 
 
 def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:

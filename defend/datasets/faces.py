@@ -13,7 +13,9 @@ class Faces(FolderDataset):
     """The 158 people of LFW with ten or more pictures, aligned, RGB: who of them is it? Every person is in all three splits."""
 
     card = DatasetCard(
-        source="https://vis-www.cs.umass.edu/lfw/", licence="research on face recognition; the photographs belong to their owners", claim={"Linf": 4 / 255}
+        source="https://vis-www.cs.umass.edu/lfw/",
+        licence="research on face recognition; the photographs belong to their owners",
+        claim={"Linf": 4 / 255},
     )
     size: int = 112  # height and width, in pixels; smaller ones are averaged down by area
 

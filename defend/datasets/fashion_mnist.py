@@ -17,12 +17,27 @@ class FashionMNIST(ArrayDataset):
     card = DatasetCard(source="arXiv:1708.07747", licence="MIT", claim={"Linf": 0.1})
     channels = 1
     size = 28
-    names = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    names = (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    )
     checksum = "21c725a5709acaa1"  # of the first 64 test images and labels
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         root = data_root(self.root)
-        source = fetched(lambda download: Source(root, train=split != "test", download=download), root / "FashionMNIST" / "raw", "FashionMNIST")
+        source = fetched(
+            lambda download: Source(root, train=split != "test", download=download),
+            root / "FashionMNIST" / "raw",
+            "FashionMNIST",
+        )
         x, y = source.data.numpy()[:, None], source.targets.numpy()
         if split == "test":
             return x, y

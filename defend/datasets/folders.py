@@ -16,7 +16,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader, find_cla
 from defend.dataset import SPLITS, Dataset, Split
 from defend.errors import MissingData
 
-EDGES: dict[Split, tuple[float, float]] = {"test": (0, 0.2), "val": (0.2, 0.3), "train": (0.3, 1)}  # of the hash's range, one folder
+EDGES: dict[Split, tuple[float, float]] = {
+    "test": (0, 0.2),
+    "val": (0.2, 0.3),
+    "train": (0.3, 1),
+}  # of the hash's range, one folder
 VAL = 0.1  # of train, where only train and test have folders of their own
 
 
@@ -37,10 +41,16 @@ class FolderDataset(Dataset):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        tops = [self.folder / s for s in SPLITS if (self.folder / s).is_dir()] if self._splits else [self.folder]
+        tops = (
+            [self.folder / s for s in SPLITS if (self.folder / s).is_dir()]
+            if self._splits
+            else [self.folder]
+        )
         found = sorted({name for top in tops for name in classes_in(top)})
         if len(found) < 2:
-            raise MissingData(f"{self.folder}: expected a folder of images for each of two or more classes, or train, val and test with such folders in each")
+            raise MissingData(
+                f"{self.folder}: expected a folder of images for each of two or more classes, or train, val and test with such folders in each"
+            )
         return tuple(found)
 
     @cached_property
@@ -57,7 +67,9 @@ class FolderDataset(Dataset):
         x = np.empty((len(files), self.channels, self.size, self.size), np.uint8)
         for i, (file, _) in enumerate(files):
             x[i] = pixels(file, self.size, self.channels)
-        return torch.from_numpy(x).float().div_(255), torch.tensor([label for _, label in files], dtype=torch.int64)
+        return torch.from_numpy(x).float().div_(255), torch.tensor(
+            [label for _, label in files], dtype=torch.int64
+        )
 
     def _files(self, split: Split) -> list[tuple[Path, int]]:
         """Paths with their labels; the folder is read once."""
@@ -69,12 +81,18 @@ class FolderDataset(Dataset):
     def _list(self, split: Split) -> list[tuple[Path, int]]:
         own = self.folder / split
         if self._splits and own.is_dir():
-            low, high = (VAL, 1.0) if split == "train" and not (self.folder / "val").is_dir() else (0.0, 1.0)
+            low, high = (
+                (VAL, 1.0)
+                if split == "train" and not (self.folder / "val").is_dir()
+                else (0.0, 1.0)
+            )
             return listed(own, self.names, low, high)
         if self._splits and split == "val":
             return listed(self.folder / "train", self.names, 0.0, VAL)
         if self._splits:
-            raise MissingData(f"{type(self).__name__}: there is no {own}; expected {split}/CLASS/*.png there")
+            raise MissingData(
+                f"{type(self).__name__}: there is no {own}; expected {split}/CLASS/*.png there"
+            )
         return listed(self.folder, self.names, *EDGES[split])
 
 
@@ -89,8 +107,15 @@ def classes_in(folder: Path) -> list[str]:
 
 def listed(top: Path, names: tuple[str, ...], low: float, high: float) -> list[tuple[Path, int]]:
     """The images of top/CLASS whose hash of the relative path is in [low, high), in the order of that hash."""
-    found = make_dataset(str(top), {name: i for i, name in enumerate(names) if (top / name).is_dir()}, IMG_EXTENSIONS, allow_empty=True)
-    placed = sorted((place_of(Path(file).relative_to(top).as_posix()), file, label) for file, label in found)
+    found = make_dataset(
+        str(top),
+        {name: i for i, name in enumerate(names) if (top / name).is_dir()},
+        IMG_EXTENSIONS,
+        allow_empty=True,
+    )
+    placed = sorted(
+        (place_of(Path(file).relative_to(top).as_posix()), file, label) for file, label in found
+    )
     return [(Path(file), label) for place, file, label in placed if low <= place < high]
 
 
@@ -104,7 +129,9 @@ def pixels(file: Path, size: int, channels: int) -> np.ndarray:
     try:
         image: Image.Image = default_loader(str(file)).convert("L" if channels == 1 else "RGB")
     except OSError as e:
-        raise MissingData(f"{file}: cannot be read as an image ({type(e).__name__}); remove it or copy it anew") from None
+        raise MissingData(
+            f"{file}: cannot be read as an image ({type(e).__name__}); remove it or copy it anew"
+        ) from None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))

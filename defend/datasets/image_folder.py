@@ -18,9 +18,14 @@ class ImageFolder(FolderDataset):
     @property
     def folder(self) -> Path:
         given = Path(self.path).expanduser()
-        places = [given, data_root(self.root) / given]  # joined to an absolute path, the root falls away
+        places = [
+            given,
+            data_root(self.root) / given,
+        ]  # joined to an absolute path, the root falls away
         found = next((p for p in places if p.is_dir()), None)
         if found is None:
             where = " or ".join(dict.fromkeys(str(p.absolute()) for p in places))
-            raise MissingData(f"image-folder:path={self.path}: there is no folder {where}. Write image-folder:path=FOLDER with FOLDER/CLASS/*.png in it")
+            raise MissingData(
+                f"image-folder:path={self.path}: there is no folder {where}. Write image-folder:path=FOLDER with FOLDER/CLASS/*.png in it"
+            )
         return found

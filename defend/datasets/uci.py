@@ -12,7 +12,11 @@ from defend.dataset import Split
 
 SOURCE = "doi:10.24432/C50P49"  # Alpaydin, Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository
 TOP = 16  # grey levels 0..16
-EDGES: dict[Split, tuple[float, float]] = {"test": (0, 0.3), "val": (0.3, 0.4), "train": (0.4, 1)}  # of the hash's range
+EDGES: dict[Split, tuple[float, float]] = {
+    "test": (0, 0.3),
+    "val": (0.3, 0.4),
+    "train": (0.4, 1),
+}  # of the hash's range
 
 
 @cache

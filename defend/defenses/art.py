@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from art.defences import preprocessor as shelf
-from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch, PreprocessorTensorFlowV2
+from art.defences.preprocessor.preprocessor import (
+    Preprocessor,
+    PreprocessorPyTorch,
+    PreprocessorTensorFlowV2,
+)
 from torch import Tensor
 
 from defend.errors import BadParameter, near, one_line
@@ -24,7 +28,9 @@ from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.spec import coerce
 
-OURS = frozenset({"clip_values", "channels_first", "augmentation", "apply_fit", "apply_predict", "device_type"})  # said here, not in a spec
+OURS = frozenset(
+    {"clip_values", "channels_first", "augmentation", "apply_fit", "apply_predict", "device_type"}
+)  # said here, not in a spec
 SIDE = 32  # pixels of the images on which a preprocessor is tried
 
 
@@ -34,8 +40,14 @@ def ArtPreprocessor(name: str, stochastic: bool = False, **parameters: Any) -> A
     stochastic: does it draw random numbers? To be said, and tried: BadParameter where it is not so.
     """
     runtime = {key: parameters.pop(key) for key in Purifier._runtime & parameters.keys()}
-    plain = {key: float(value) if isinstance(value, Fraction) else value for key, value in parameters.items()}
-    said = {"name": coerce(name, str, "art: name"), "stochastic": coerce(stochastic, bool, "art: stochastic")}
+    plain = {
+        key: float(value) if isinstance(value, Fraction) else value
+        for key, value in parameters.items()
+    }
+    said = {
+        "name": coerce(name, str, "art: name"),
+        "stochastic": coerce(stochastic, bool, "art: stochastic"),
+    }
     return ArtPurifier(**said, parameters=plain, **runtime)
 
 
@@ -50,18 +62,31 @@ class ArtPurifier(Purifier):
         cls = find(self.name)
         takes = inspect.signature(cls).parameters
         check_parameters(self.name, takes, self.parameters)
-        given = {"clip_values": (0.0, 1.0), "channels_first": True, "augmentation": False, "device_type": "cpu"}
+        given = {
+            "clip_values": (0.0, 1.0),
+            "channels_first": True,
+            "augmentation": False,
+            "device_type": "cpu",
+        }
         try:
-            self._inner: Preprocessor = cls(**self.parameters, **{key: value for key, value in given.items() if key in takes})
+            self._inner: Preprocessor = cls(
+                **self.parameters, **{key: value for key, value in given.items() if key in takes}
+            )
         except (TypeError, ValueError, ImportError) as e:
             raise BadParameter(f"art: {self.name}: {first_line(e)}") from None
-        self._channels_last = "channels_first" not in takes  # ART's own layout, for all that do not ask
+        self._channels_last = (
+            "channels_first" not in takes
+        )  # ART's own layout, for all that do not ask
         self._try()
 
     @property
     def card(self) -> Card:  # type: ignore[override]
         native = isinstance(self._inner, PreprocessorPyTorch)
-        return Card(paper="arXiv:1807.01069", gradient="approximate" if native else "identity", stochastic=self.stochastic)
+        return Card(
+            paper="arXiv:1807.01069",
+            gradient="approximate" if native else "identity",
+            stochastic=self.stochastic,
+        )
 
     def example(self, n: int = 6) -> Tensor:
         return torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
@@ -83,7 +108,9 @@ class ArtPurifier(Purifier):
             self._inner._device = x.device  # ART fixes it when the object is made
             out: Tensor = self._inner.forward(laid.float())[0]
         else:
-            out = torch.from_numpy(np.asarray(self._inner(laid.detach().float().cpu().numpy().copy())[0], np.float32)).to(x.device)
+            out = torch.from_numpy(
+                np.asarray(self._inner(laid.detach().float().cpu().numpy().copy())[0], np.float32)
+            ).to(x.device)
         out = out.permute(0, 3, 1, 2) if self._channels_last else out
         return out.to(x.dtype).clamp(0, 1)
 
@@ -101,19 +128,37 @@ class ArtPurifier(Purifier):
     def _try_once(self, x: Tensor) -> Tensor:
         try:
             out = self._run(x)
-        except Exception as e:  # whatever ART or the libraries behind it raise, it cannot purify images
-            raise BadParameter(f"art: {self.name} does not take a batch of images without labels: {first_line(e)}") from None
+        except (
+            Exception
+        ) as e:  # whatever ART or the libraries behind it raise, it cannot purify images
+            raise BadParameter(
+                f"art: {self.name} does not take a batch of images without labels: {first_line(e)}"
+            ) from None
         if out.shape != x.shape:
-            raise BadParameter(f"art: {self.name} turns images {tuple(x.shape)} into {tuple(out.shape)}; a purifier keeps the shape")
+            raise BadParameter(
+                f"art: {self.name} turns images {tuple(x.shape)} into {tuple(out.shape)}; a purifier keeps the shape"
+            )
         return out
 
 
 def find(name: str) -> type[Preprocessor]:
     """ART's class. Raises BadParameter."""
-    there = {key: value for key, value in vars(shelf).items() if inspect.isclass(value) and issubclass(value, Preprocessor)}
-    usable = sorted(key for key, value in there.items() if not issubclass(value, PreprocessorTensorFlowV2) and not inspect.isabstract(value))
+    there = {
+        key: value
+        for key, value in vars(shelf).items()
+        if inspect.isclass(value) and issubclass(value, Preprocessor)
+    }
+    usable = sorted(
+        key
+        for key, value in there.items()
+        if not issubclass(value, PreprocessorTensorFlowV2) and not inspect.isabstract(value)
+    )
     if name not in usable:
-        why = f"{name} is abstract, or written for TensorFlow" if name in there else f"ART has no preprocessor {name!r}"
+        why = (
+            f"{name} is abstract, or written for TensorFlow"
+            if name in there
+            else f"ART has no preprocessor {name!r}"
+        )
         raise BadParameter(f"art: {why}.{near(name, usable)} There are {', '.join(usable)}.")
     return there[name]
 
@@ -121,9 +166,15 @@ def find(name: str) -> type[Preprocessor]:
 def check_parameters(name: str, takes: Any, given: dict[str, Any]) -> None:
     own = [key for key in takes if key not in OURS]
     if bad := [key for key in given if key not in own]:
-        raise BadParameter(f"art: {name} has no parameter {bad[0]!r} of its own.{near(bad[0], own)} It takes {', '.join(own) or 'none'}.")
-    if missing := [key for key in own if takes[key].default is inspect.Parameter.empty and key not in given]:
-        raise BadParameter(f"art: {name} needs {', '.join(missing)}: write art:name={name},{missing[0]}=...")
+        raise BadParameter(
+            f"art: {name} has no parameter {bad[0]!r} of its own.{near(bad[0], own)} It takes {', '.join(own) or 'none'}."
+        )
+    if missing := [
+        key for key in own if takes[key].default is inspect.Parameter.empty and key not in given
+    ]:
+        raise BadParameter(
+            f"art: {name} needs {', '.join(missing)}: write art:name={name},{missing[0]}=..."
+        )
 
 
 def first_line(e: Exception) -> str:

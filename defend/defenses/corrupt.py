@@ -32,7 +32,10 @@ def share(x: Tensor, noise: Noise) -> Tensor:
 def pattern(x: Tensor, noise: Noise) -> Tensor:
     """Patterns in [-1, 1] for images x (b, c, h, w), each image's own mixture: of random fields of several lengths and, in half of the
     images, of the way to the next image of the batch; from smooth to signs."""
-    field = sum((random_field(x, length, noise) * column(x, noise) ** 3 for length in LENGTHS), torch.zeros_like(x))
+    field = sum(
+        (random_field(x, length, noise) * column(x, noise) ** 3 for length in LENGTHS),
+        torch.zeros_like(x),
+    )
     field = field / field.std((1, 2, 3), keepdim=True, correction=0).clamp(min=1e-6)
     towards = (2 * column(x, noise) - 1).clamp(min=0) * 8 * (x.roll(1, 0) - x)
     return ((field + towards) * SHARPEST ** column(x, noise)).clamp(-1, 1)
@@ -42,7 +45,11 @@ def random_field(x: Tensor, length: int, noise: Noise) -> Tensor:
     """Normal noise that varies over `length` pixels: (b, c, h, w)."""
     b, c, h, w = x.shape
     coarse = noise.normal(x.new_empty(b, c, -(-h // length), -(-w // length)))
-    return coarse if length == 1 else F.interpolate(coarse, (h, w), mode="bilinear", align_corners=False)
+    return (
+        coarse
+        if length == 1
+        else F.interpolate(coarse, (h, w), mode="bilinear", align_corners=False)
+    )
 
 
 def corrupted(x: Tensor, amplitude: float, noise: Noise) -> Tensor:
@@ -75,7 +82,10 @@ def slope(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def recognised(nets: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
     """The networks' mean cross entropy on images x, for x to learn from and the networks not to."""
     nets.eval()
-    logits = [functional_call(net, {name: p.detach() for name, p in net.named_parameters()}, (x,)) for net in nets]
+    logits = [
+        functional_call(net, {name: p.detach() for name, p in net.named_parameters()}, (x,))
+        for net in nets
+    ]
     nets.train()
     return torch.stack([F.cross_entropy(z.float(), y) for z in logits]).mean()
 
@@ -83,13 +93,24 @@ def recognised(nets: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
 def surrogates(channels: int, size: int, classes: int) -> nn.ModuleList:
     """Three small classifiers of different families: strided 5x5 convolutions, dense layers, pooled 3x3 convolutions with norms."""
     cells = (-(-size // 4)) ** 2
-    strides = (m for a, b in pairwise((channels, 16, 32)) for m in (nn.Conv2d(a, b, 5, stride=2, padding=2), nn.ReLU()))
+    strides = (
+        m
+        for a, b in pairwise((channels, 16, 32))
+        for m in (nn.Conv2d(a, b, 5, stride=2, padding=2), nn.ReLU())
+    )
     strided = nn.Sequential(*strides, nn.Flatten(), nn.Linear(32 * cells, classes))
-    dense = nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, 128), nn.ReLU(), nn.Linear(128, classes))
+    dense = nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * size**2, 128), nn.ReLU(), nn.Linear(128, classes)
+    )
     pools = (m for a, b in pairwise((channels, 16, 32, 64)) for m in pooling(a, b))
     pooled = nn.Sequential(*pools, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
     return nn.ModuleList([strided, dense, pooled])
 
 
 def pooling(c_in: int, c_out: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)
+    return (
+        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(),
+        nn.MaxPool2d(2, ceil_mode=True),
+    )

@@ -70,13 +70,17 @@ def constant(table: list[list[int]], like: Tensor) -> Tensor:
 
 def dct_matrix(like: Tensor) -> Tensor:
     """8192 sqrt(8) times the orthonormal DCT-II (8, 8), as the integers of `islow` add up to. Even rows are even, odd rows odd."""
-    return constant([row + [(-1) ** k * v for v in reversed(row)] for k, row in enumerate(ISLOW)], like)
+    return constant(
+        [row + [(-1) ** k * v for v in reversed(row)] for k, row in enumerate(ISLOW)], like
+    )
 
 
 def steps(base: list[list[int]], quality: int, like: Tensor) -> Tensor:
     """The quantiser's steps (8, 8) at a quality of 1..100: the Independent JPEG Group's scaling."""
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-    return constant([[min(max((v * scale + 50) // 100, 1), 255) for v in row] for row in base], like)
+    return constant(
+        [[min(max((v * scale + 50) // 100, 1), 255) for v in row] for row in base], like
+    )
 
 
 def pad(x: Tensor, down: int, right: int) -> Tensor:
@@ -88,7 +92,9 @@ def coded(x: Tensor, step: Tensor) -> Tensor:
     h, w = x.shape[2:]
     x = pad(x, -h % 8, -w % 8)
     d = dct_matrix(x)
-    blocks = (x - 128).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (b, c, h/8, w/8, 8, 8)
+    blocks = (
+        (x - 128).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+    )  # (b, c, h/8, w/8, 8, 8)
     rows = integer(blocks @ d.T / 2**11)
     z = quantised(integer(d @ rows / 2**15) / (8 * step)) * step
     columns = integer(d.T @ z / 2**11)
@@ -98,7 +104,9 @@ def coded(x: Tensor, step: Tensor) -> Tensor:
 
 def halved(x: Tensor) -> Tensor:
     """Means of 2 x 2 pixels. Halves are rounded down in even columns and up in odd ones, so that no shade is favoured."""
-    x = pad(x, x.shape[2] % 2, -x.shape[3] % 16)  # to whole blocks on the right, where libjpeg pads before it halves
+    x = pad(
+        x, x.shape[2] % 2, -x.shape[3] % 16
+    )  # to whole blocks on the right, where libjpeg pads before it halves
     bias = torch.tensor([1, 2], dtype=x.dtype, device=x.device).repeat(x.shape[3] // 4)
     mean = F.avg_pool2d(x, 2)
     return straight_through(mean, ((4 * mean + bias) / 4).floor())

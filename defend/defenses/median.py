@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 
-WORKSPACE = 2**22  # numbers in one copy of the images that are being filtered; a window needs size^2 / 2 copies
+WORKSPACE = (
+    2**22
+)  # numbers in one copy of the images that are being filtered; a window needs size^2 / 2 copies
 
 
 class Median(Purifier):
@@ -31,7 +33,9 @@ class Median(Purifier):
         self.require(1 <= self.size <= 15, "size", "1..15")
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        wide = x[:, :, mirrored(x.shape[2], self.size, x.device)][:, :, :, mirrored(x.shape[3], self.size, x.device)]
+        wide = x[:, :, mirrored(x.shape[2], self.size, x.device)][
+            :, :, :, mirrored(x.shape[3], self.size, x.device)
+        ]
         medians: Tensor = _Median.apply(wide, self.size)  # type: ignore[no-untyped-call]
         assert medians.shape == x.shape
         return medians

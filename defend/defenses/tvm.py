@@ -25,7 +25,9 @@ from defend.purifier import Card, Purifier
 
 BETA = 0.01  # in units of the [0, 1] pixel range: two to three of 255 grey levels
 INNER = 5  # conjugate gradient steps for each linear problem
-BLOCK = 2**16  # values that a CPU solves at once: the ten or so vectors of the solver stay in its cache, twice as fast as a thousand images at once
+BLOCK = (
+    2**16
+)  # values that a CPU solves at once: the ten or so vectors of the solver stay in its cache, twice as fast as a thousand images at once
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -80,7 +82,9 @@ def first_guess(x: Tensor, mask: Tensor) -> Tensor:
     kept = mask * x
     mean = kept.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True).clamp(min=1)
     near, many = (F.avg_pool2d(t, 5, stride=1, padding=2) for t in (kept, mask))
-    return kept + (1 - mask) * (near + 1e-4 * mean) / (many + 1e-4)  # 1e-4: far less than one pixel of 25
+    return kept + (1 - mask) * (near + 1e-4 * mean) / (
+        many + 1e-4
+    )  # 1e-4: far less than one pixel of 25
 
 
 def differences(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +94,12 @@ def differences(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def adjoint(down: Tensor, right: Tensor) -> Tensor:
     """D^T p, for p that is zero where Dz is."""
-    return F.pad(down[:, :, :-1], (0, 0, 1, 0)) - down + F.pad(right[:, :, :, :-1], (1, 0, 0, 0)) - right
+    return (
+        F.pad(down[:, :, :-1], (0, 0, 1, 0))
+        - down
+        + F.pad(right[:, :, :, :-1], (1, 0, 0, 0))
+        - right
+    )
 
 
 def steepness(down: Tensor, right: Tensor) -> Tensor:
@@ -100,17 +109,26 @@ def steepness(down: Tensor, right: Tensor) -> Tensor:
 def self_weights(d: Tensor) -> Tensor:
     """The diagonal of D^T d D."""
     down, right = F.pad(d[:, :, :-1], (0, 0, 0, 1)), F.pad(d[:, :, :, :-1], (0, 1, 0, 0))
-    return F.pad(down[:, :, :-1], (0, 0, 1, 0)) + down + F.pad(right[:, :, :, :-1], (1, 0, 0, 0)) + right
+    return (
+        F.pad(down[:, :, :-1], (0, 0, 1, 0))
+        + down
+        + F.pad(right[:, :, :, :-1], (1, 0, 0, 0))
+        + right
+    )
 
 
-def conjugate_gradients(apply: Operator, b: Tensor, z: Tensor, diagonal: Tensor, steps: int) -> Tensor:
+def conjugate_gradients(
+    apply: Operator, b: Tensor, z: Tensor, diagonal: Tensor, steps: int
+) -> Tensor:
     """`apply`(z) = b from z, for each image by itself, preconditioned by the diagonal."""
     r = b - apply(z)
     direction = r / diagonal
     size = dot(r, direction)
     for _ in range(steps):
         pushed = apply(direction)
-        length = size / dot(direction, pushed).clamp(min=1e-30)  # 1e-30: solved to the last digit, nothing left to divide
+        length = size / dot(direction, pushed).clamp(
+            min=1e-30
+        )  # 1e-30: solved to the last digit, nothing left to divide
         z, r = z + length * direction, r - length * pushed
         before, size = size, dot(r, r / diagonal)
         direction = r / diagonal + size / before.clamp(min=1e-30) * direction
@@ -144,7 +162,11 @@ def implicit(z: Tensor, mask: Tensor, grad: Tensor, weight: float, steps: int) -
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same few images of each: every image is solved by itself, however many there are."""
     first = tensors[0]
-    images = max(1, BLOCK // first[0].numel()) if first.device.type == "cpu" and len(first) else max(1, len(first))
+    images = (
+        max(1, BLOCK // first[0].numel())
+        if first.device.type == "cpu" and len(first)
+        else max(1, len(first))
+    )
     return zip(*(t.split(images) for t in tensors), strict=True)
 
 
@@ -160,5 +182,7 @@ class _Minimiser(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         z, mask = ctx.saved_tensors
-        pushed = [implicit(at, m, g, ctx.weight, INNER * ctx.steps) for at, m, g in blocks(z, mask, grad)]
+        pushed = [
+            implicit(at, m, g, ctx.weight, INNER * ctx.steps) for at, m, g in blocks(z, mask, grad)
+        ]
         return mask * torch.cat(pushed), None, None, None

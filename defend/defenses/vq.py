@@ -26,13 +26,18 @@ def nearest(z: Tensor, codes: Tensor) -> Tensor:
     |z - e|^2 / 2 without |z|^2 / 2, which all codes share, for a block of z at a time: memory grows with n alone.
     """
     rows = max(1, BLOCK // len(codes))
-    scores, found = z.new_empty(min(rows, len(z)), len(codes)), torch.empty(len(z), dtype=torch.int64, device=z.device)
+    scores, found = (
+        z.new_empty(min(rows, len(z)), len(codes)),
+        torch.empty(len(z), dtype=torch.int64, device=z.device),
+    )
     with torch.autocast(z.device.type, enabled=False):  # bfloat16 would choose other codes
         half = codes.square().sum(1) / 2
         for start in range(0, len(z), rows):
             part = z[start : start + rows]
             torch.addmm(half, part, codes.T, alpha=-1, out=scores[: len(part)])
-            found[start : start + rows] = scores[: len(part)].min(1).indices  # argmin took longer on a CPU when measured
+            found[start : start + rows] = (
+                scores[: len(part)].min(1).indices
+            )  # argmin took longer on a CPU when measured
     return found
 
 
@@ -104,7 +109,9 @@ def spread(z: Tensor, known: Tensor, k: int, noise: Noise) -> Tensor:
     Drawn evenly, most would be the one vector that stands for empty background. noise: of any length, at least 1.
     """
     squares = (z - known).double().square().sum(1)
-    ends = (squares + squares.mean() / 1000 + torch.finfo(torch.float64).tiny).cumsum(0)  # > 0 where all z are `known`
+    ends = (squares + squares.mean() / 1000 + torch.finfo(torch.float64).tiny).cumsum(
+        0
+    )  # > 0 where all z are `known`
     u = noise.uniform(ends.new_empty(len(noise), -(-k // len(noise)))).flatten()[:k]
     return z[torch.searchsorted(ends, u * ends[-1], right=True).clamp(max=len(z) - 1)]
 
@@ -130,8 +137,12 @@ class Codec(nn.Module):
             nn.Conv2d(dim, hidden, 1),
             *(Residual(hidden, (1, 3)) for _ in range(blocks)),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, 4 * hidden, 1),  # with the shuffle, a transposed convolution of kernel 2 and stride 2: its windows
-            nn.PixelShuffle(2),  # do not overlap, so nothing is summed; backward takes half the time on a CPU
+            nn.Conv2d(
+                hidden, 4 * hidden, 1
+            ),  # with the shuffle, a transposed convolution of kernel 2 and stride 2: its windows
+            nn.PixelShuffle(
+                2
+            ),  # do not overlap, so nothing is summed; backward takes half the time on a CPU
             nn.ReLU(inplace=True),
             nn.ConvTranspose2d(hidden, channels, 3, stride=2, padding=1, output_padding=1),
         )
@@ -156,7 +167,9 @@ class Residual(nn.Module):
     def __init__(self, hidden: int, kernels: tuple[int, int]) -> None:
         super().__init__()
         first, second = (nn.Conv2d(hidden, hidden, k, padding=k // 2) for k in kernels)
-        self.branch = nn.Sequential(nn.ReLU(), first, nn.ReLU(inplace=True), second)  # the first may not write into h
+        self.branch = nn.Sequential(
+            nn.ReLU(), first, nn.ReLU(inplace=True), second
+        )  # the first may not write into h
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = h + self.branch(h)

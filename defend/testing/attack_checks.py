@@ -25,7 +25,10 @@ from defend.testing.rng import global_states
 from defend.testing.runner import Check, NotApplicable
 
 N = 8
-EPS = {"Linf": 0.05, "L2": 0.4}  # moves the margin of every image by three standard deviations, without meeting the box
+EPS = {
+    "Linf": 0.05,
+    "L2": 0.4,
+}  # moves the margin of every image by three standard deviations, without meeting the box
 ROWS = torch.arange(N)
 
 
@@ -47,14 +50,24 @@ class Jitter(Purifier):
         return x + 0.02 * noise.normal(x)
 
 
-SETTINGS: tuple[tuple[type[Purifier], bool], ...] = ((Clear, False), (Clear, True), (Jitter, True))  # purifier; is it scored?
+SETTINGS: tuple[tuple[type[Purifier], bool], ...] = (
+    (Clear, False),
+    (Clear, True),
+    (Jitter, True),
+)  # purifier; is it scored?
 
 
 def settings_of(attack: Attack) -> tuple[tuple[type[Purifier], bool], ...]:
     """Those it takes: an attack may refuse stochastic pipelines, in one clear line."""
     one = ROWS[:1]
     try:
-        attacked(rebuilt(attack), images()[:1], half_wrong(images()[:1]), target(Jitter, True, rows=one), rows=one)
+        attacked(
+            rebuilt(attack),
+            images()[:1],
+            half_wrong(images()[:1]),
+            target(Jitter, True, rows=one),
+            rows=one,
+        )
     except BadParameter:
         return SETTINGS[:2]
     return SETTINGS
@@ -62,7 +75,9 @@ def settings_of(attack: Attack) -> tuple[tuple[type[Purifier], bool], ...]:
 
 def linear(classes: int = 2) -> nn.Sequential:
     """Logits W (x - 1/2): centred on the images, so that margins are of both signs."""
-    layer = nn.utils.skip_init(nn.Linear, 192, classes).requires_grad_(False)  # as it is, its creation moves the global random state
+    layer = nn.utils.skip_init(nn.Linear, 192, classes).requires_grad_(
+        False
+    )  # as it is, its creation moves the global random state
     layer.weight.copy_(torch.randn(classes, 192, generator=torch.Generator().manual_seed(1)) / 2)
     layer.bias.copy_(-layer.weight.sum(1) / 2)
     return nn.Sequential(nn.Flatten(), layer)
@@ -89,12 +104,32 @@ def half_wrong(x: Tensor, classes: int = 2) -> Tensor:
     return (predicted(x, classes) + torch.arange(len(x)) % 2) % classes
 
 
-def target(purifier: type[Purifier] = Clear, scored: bool = False, model: nn.Module | None = None, rows: Tensor = ROWS) -> Target:
-    return Target(model or linear(), purifier(), Noise.of(5, rows).fork("attack"), eot=2, scored=scored)
+def target(
+    purifier: type[Purifier] = Clear,
+    scored: bool = False,
+    model: nn.Module | None = None,
+    rows: Tensor = ROWS,
+) -> Target:
+    return Target(
+        model or linear(), purifier(), Noise.of(5, rows).fork("attack"), eot=2, scored=scored
+    )
 
 
-def attacked(attack: Attack, x: Tensor, y: Tensor, t: Target | None = None, eps: float | None = None, rows: Tensor = ROWS) -> Tensor:
-    return attack.run(t or target(rows=rows), x, y, EPS[attack.norm] if eps is None else eps, Noise.of(6, rows).fork("start"))
+def attacked(
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    t: Target | None = None,
+    eps: float | None = None,
+    rows: Tensor = ROWS,
+) -> Tensor:
+    return attack.run(
+        t or target(rows=rows),
+        x,
+        y,
+        EPS[attack.norm] if eps is None else eps,
+        Noise.of(6, rows).fork("start"),
+    )
 
 
 def rebuilt(attack: Attack, **changed: Any) -> Attack:
@@ -121,38 +156,54 @@ def check_stays_in_the_ball(attack: Attack) -> None:
     for x in (images(), edges()):
         for eps in (1e-3, EPS[attack.norm], 10 * EPS[attack.norm]):
             for purifier, scored in SETTINGS[:2]:
-                d = attacked(attack, x, half_wrong(x), target(purifier, scored), eps).double() - x.double()
+                d = (
+                    attacked(attack, x, half_wrong(x), target(purifier, scored), eps).double()
+                    - x.double()
+                )
                 worst = norm_of(d, attack.norm).max().item()
-                assert worst <= eps + tolerance(eps, attack.norm), f"left the {attack.norm} ball: eps {eps}, measured {worst:.6g}"
+                assert worst <= eps + tolerance(eps, attack.norm), (
+                    f"left the {attack.norm} ball: eps {eps}, measured {worst:.6g}"
+                )
 
 
 def check_stays_in_the_box(attack: Attack) -> None:
     for eps in (EPS[attack.norm], 10 * EPS[attack.norm]):
         adv = attacked(attack, edges(), half_wrong(edges()), eps=eps)
         assert adv.isfinite().all(), "a pixel that is not finite"
-        assert adv.min() >= 0 and adv.max() <= 1, f"left [0, 1]: min {adv.min():.6g}, max {adv.max():.6g}"
+        assert adv.min() >= 0 and adv.max() <= 1, (
+            f"left [0, 1]: min {adv.min():.6g}, max {adv.max():.6g}"
+        )
 
 
 def check_eps_zero_returns_the_input(attack: Attack) -> None:
     for x in (images(), edges()):
-        assert torch.equal(attacked(attack, x, half_wrong(x), eps=0.0), x), "eps 0 changed the images"
+        assert torch.equal(attacked(attack, x, half_wrong(x), eps=0.0), x), (
+            "eps 0 changed the images"
+        )
 
 
 def check_same_seed_same_result(attack: Attack) -> None:
     x, y = images(), half_wrong(images())
     for purifier, scored in settings_of(attack):
         once, again = (attacked(attack, x, y, target(purifier, scored)) for _ in range(2))
-        assert torch.equal(once, again), "same seed, different result: randomness not drawn from `noise` and the target"
+        assert torch.equal(once, again), (
+            "same seed, different result: randomness not drawn from `noise` and the target"
+        )
 
 
 def check_leaves_the_model_alone(attack: Attack) -> None:
     def state() -> list[Any]:
-        return [[m.training for m in model.modules()], [(p.requires_grad, p.grad, p.tolist()) for p in model.parameters()]]
+        return [
+            [m.training for m in model.modules()],
+            [(p.requires_grad, p.grad, p.tolist()) for p in model.parameters()],
+        ]
 
     model = nn.Sequential(linear().requires_grad_(True), nn.Dropout(0)).train()
     before = state()
     attacked(attack, images(), half_wrong(images()), target(model=model))
-    assert state() == before, "changed the model's mode, its parameters, their gradients or requires_grad"
+    assert state() == before, (
+        "changed the model's mode, its parameters, their gradients or requires_grad"
+    )
 
 
 def check_leaves_input_and_global_rng_alone(attack: Attack) -> None:
@@ -160,31 +211,48 @@ def check_leaves_input_and_global_rng_alone(attack: Attack) -> None:
     kept, before = (x.clone(), y.clone()), global_states()
     attacked(attack, x, y)
     assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]), "wrote into its input"
-    assert global_states() == before, "moved the global random state of torch, numpy or random; draw from `noise`"
+    assert global_states() == before, (
+        "moved the global random state of torch, numpy or random; draw from `noise`"
+    )
 
 
 def check_keeps_shape_dtype_and_order(attack: Attack) -> None:
     for n in (1, N):
-        x = images()[:n] + torch.linspace(-0.2, 0.2, n).view(-1, 1, 1, 1)  # each image is nearest to its own
+        x = images()[:n] + torch.linspace(-0.2, 0.2, n).view(
+            -1, 1, 1, 1
+        )  # each image is nearest to its own
         adv = attacked(attack, x, half_wrong(x), rows=ROWS[:n])
-        assert (adv.shape, adv.dtype, adv.device) == (x.shape, x.dtype, x.device), f"{x.dtype} {tuple(x.shape)} -> {adv.dtype} {tuple(adv.shape)}"
-        assert torch.equal(torch.cdist(adv.flatten(1), x.flatten(1)).argmin(1), ROWS[:n]), "the images came back in another order"
+        assert (adv.shape, adv.dtype, adv.device) == (x.shape, x.dtype, x.device), (
+            f"{x.dtype} {tuple(x.shape)} -> {adv.dtype} {tuple(adv.shape)}"
+        )
+        assert torch.equal(torch.cdist(adv.flatten(1), x.flatten(1)).argmin(1), ROWS[:n]), (
+            "the images came back in another order"
+        )
 
 
 def check_batch_mates_do_not_matter(attack: Attack) -> None:
     x, y = _per_image(attack), half_wrong(images())
     some = torch.stack([(y == label).nonzero()[-1] for label in (0, 1)])  # one image of each label
     for purifier, scored in settings_of(attack):
-        alone = [attacked(attack, x[at], y[at], target(purifier, scored, rows=at), rows=at) for at in some]
+        alone = [
+            attacked(attack, x[at], y[at], target(purifier, scored, rows=at), rows=at)
+            for at in some
+        ]
         together = attacked(attack, x, y, target(purifier, scored))
-        assert torch.allclose(together[some.flatten()], torch.cat(alone), atol=1e-5), "an image's result, or its noise, depends on its batch mates"
+        assert torch.allclose(together[some.flatten()], torch.cat(alone), atol=1e-5), (
+            "an image's result, or its noise, depends on its batch mates"
+        )
 
 
 def check_order_does_not_matter(attack: Attack) -> None:
     x, y, other = _per_image(attack), half_wrong(images()), ROWS.flip(0).roll(5)
     for purifier, scored in settings_of(attack):
-        moved = attacked(attack, x[other], y[other], target(purifier, scored, rows=other), rows=other)
-        assert torch.allclose(attacked(attack, x, y, target(purifier, scored))[other], moved, atol=1e-5), "permuting the batch changed more than the order"
+        moved = attacked(
+            attack, x[other], y[other], target(purifier, scored, rows=other), rows=other
+        )
+        assert torch.allclose(
+            attacked(attack, x, y, target(purifier, scored))[other], moved, atol=1e-5
+        ), "permuting the batch changed more than the order"
 
 
 def _per_image(attack: Attack) -> Tensor:
@@ -197,24 +265,39 @@ def check_breaks_an_undefended_classifier(attack: Attack) -> None:
     x, y = images(), predicted(images())
     for scored in (False, True):
         left = accuracy(attacked(attack, x, y, target(scored=scored)), y)
-        assert left <= 0.7, f"{left:.0%} of the images of a linear classifier are left right, at an eps that could break all"
+        assert left <= 0.7, (
+            f"{left:.0%} of the images of a linear classifier are left right, at an eps that could break all"
+        )
 
 
 def check_more_eps_never_helps_the_defender(attack: Attack) -> None:
     x, y = images(), predicted(images())
-    left = [accuracy(attacked(attack, x, y, eps=EPS[attack.norm] * share), y) for share in (0.1, 0.4, 1)]
-    slack = 0.0 if attack.card.access == "gradient" else 1.5 / N  # a random search may lose an image
-    assert left[0] + slack >= left[1] and left[1] + slack >= left[2], f"accuracy rose with eps: {left}"
+    left = [
+        accuracy(attacked(attack, x, y, eps=EPS[attack.norm] * share), y) for share in (0.1, 0.4, 1)
+    ]
+    slack = (
+        0.0 if attack.card.access == "gradient" else 1.5 / N
+    )  # a random search may lose an image
+    assert left[0] + slack >= left[1] and left[1] + slack >= left[2], (
+        f"accuracy rose with eps: {left}"
+    )
 
 
 def check_more_steps_never_help_the_defender(attack: Attack) -> None:
     """Beyond noise: a tenth of the loss."""
-    counter = next((name for name in ("steps", "max_iter", "queries") if name in attack.fields()), None)
+    counter = next(
+        (name for name in ("steps", "max_iter", "queries") if name in attack.fields()), None
+    )
     if counter is None:
         raise NotApplicable("it has no steps, max_iter or queries")
     x, y = images(), predicted(images())
-    few, many = (F.cross_entropy(linear()(attacked(rebuilt(attack, **{counter: n}), x, y)), y).item() for n in (3, 12))
-    assert many >= 0.9 * few, f"{counter}=12 reaches a loss of {many:.3f}, {counter}=3 one of {few:.3f}"
+    few, many = (
+        F.cross_entropy(linear()(attacked(rebuilt(attack, **{counter: n}), x, y)), y).item()
+        for n in (3, 12)
+    )
+    assert many >= 0.9 * few, (
+        f"{counter}=12 reaches a loss of {many:.3f}, {counter}=3 one of {few:.3f}"
+    )
 
 
 def check_large_eps_drives_accuracy_to_chance(attack: Attack) -> None:
@@ -227,17 +310,26 @@ def check_moves_away_from_the_label(attack: Attack) -> None:
     """Three classes. Not towards it, as if it were a target; and from the label given, not from the predicted class."""
     x, model = images(), linear(3)
     y = predicted(x, 3) if attack.card.access == "labels" else half_wrong(x, 3)
-    before, after = (F.cross_entropy(model(z), y, reduction="none") for z in (x, attacked(attack, x, y, target(model=model))))
+    before, after = (
+        F.cross_entropy(model(z), y, reduction="none")
+        for z in (x, attacked(attack, x, y, target(model=model)))
+    )
     rose = (after > before).float().mean().item()
-    assert rose >= (1 if attack.card.access == "gradient" else 0.7), f"the loss of the given label rose for {rose:.0%} of the images only"
+    assert rose >= (1 if attack.card.access == "gradient" else 0.7), (
+        f"the loss of the given label rose for {rose:.0%} of the images only"
+    )
 
 
 def check_targeted_mode_hits_the_target(attack: Attack) -> None:
     if "targeted" not in attack.fields():
         raise NotApplicable("it has no targeted mode")
     x, wanted = images(), (predicted(images(), 3) + 1) % 3
-    hit = accuracy(attacked(rebuilt(attack, targeted=True), x, wanted, target(model=linear(3))), wanted, 3)
-    assert hit > 0.5, f"targeted=True reaches the target class for {hit:.0%} of the images: chance is 33 %"
+    hit = accuracy(
+        attacked(rebuilt(attack, targeted=True), x, wanted, target(model=linear(3))), wanted, 3
+    )
+    assert hit > 0.5, (
+        f"targeted=True reaches the target class for {hit:.0%} of the images: chance is 33 %"
+    )
 
 
 def check_every_image_is_attacked_to_the_end(attack: Attack) -> None:
@@ -248,13 +340,22 @@ def check_every_image_is_attacked_to_the_end(attack: Attack) -> None:
     if attack.card.access == "labels":
         raise NotApplicable("it sees labels alone and ends on a boundary by design")
     x, y = images(), half_wrong(images())
-    for (purifier, scored), eps in product([s for s in settings_of(attack) if s != SETTINGS[1]], (EPS[attack.norm] / 10, EPS[attack.norm])):
+    for (purifier, scored), eps in product(
+        [s for s in settings_of(attack) if s != SETTINGS[1]],
+        (EPS[attack.norm] / 10, EPS[attack.norm]),
+    ):
         assert not target(purifier, scored).may_drop, "the check itself is wrong"
-        reached = gain(attacked(attack, x, y, target(purifier, scored), eps), x, y) / most(attack.norm, eps)
+        reached = gain(attacked(attack, x, y, target(purifier, scored), eps), x, y) / most(
+            attack.norm, eps
+        )
         right, wrong = reached[::2], reached[1::2]
         if attack.card.access == "gradient":
-            assert reached.min() > 0.95, f"an image went {reached.min():.0%} of the way to the optimum (worst wrong one {wrong.min():.0%}): was it dropped?"
-        lost = purifier is Jitter and right.mean() < 0.2  # a search without gradients has nothing to tell apart in the noise
+            assert reached.min() > 0.95, (
+                f"an image went {reached.min():.0%} of the way to the optimum (worst wrong one {wrong.min():.0%}): was it dropped?"
+            )
+        lost = (
+            purifier is Jitter and right.mean() < 0.2
+        )  # a search without gradients has nothing to tell apart in the noise
         seen = f"wrong images go {wrong.mean():.0%} of the way to the optimum, right ones {right.mean():.0%}"
         assert lost or wrong.mean() > 0.5 * right.mean(), f"{seen}: dropped"
 
@@ -263,7 +364,9 @@ def check_never_returns_the_clean_image(attack: Attack) -> None:
     """At an eps that breaks next to nothing: what is scored may be another pipeline than the target."""
     x, y, eps = images(), predicted(images()), EPS[attack.norm] / 50
     for scored in (False, True):
-        still = (attacked(attack, x, y, target(scored=scored), eps) == x).flatten(1).all(1).sum().item()
+        still = (
+            (attacked(attack, x, y, target(scored=scored), eps) == x).flatten(1).all(1).sum().item()
+        )
         assert still == 0, f"gave {still} of {N} clean images back where it failed"
 
 
@@ -285,20 +388,33 @@ def check_counts_are_what_the_model_saw(attack: Attack) -> None:
         model = _Counting()
         t = target(purifier, scored, model)
         attacked(attack, images(), half_wrong(images()), t)
-        assert t.counts == model.seen, f"counted {t.counts}, the model saw {model.seen}: ask the target, not its parts"
+        assert t.counts == model.seen, (
+            f"counted {t.counts}, the model saw {model.seen}: ask the target, not its parts"
+        )
         assert model.seen["forwards"] > 0, "never looked at the model"
 
 
 def check_a_sweep_gives_what_each_eps_gives_alone(attack: Attack) -> None:
-    x, y, some = images(), half_wrong(images()), [EPS[attack.norm] * share for share in (0.3, 1, 0.6)]
+    x, y, some = (
+        images(),
+        half_wrong(images()),
+        [EPS[attack.norm] * share for share in (0.3, 1, 0.6)],
+    )
     for purifier, scored in settings_of(attack):
         t = target(purifier, scored)
-        swept = [(adv.clone(), dict(t.counts)) for adv in attack.sweep(t, x, y, some, Noise.of(6, ROWS).fork("start"))]
+        swept = [
+            (adv.clone(), dict(t.counts))
+            for adv in attack.sweep(t, x, y, some, Noise.of(6, ROWS).fork("start"))
+        ]
         assert len(swept) == len(some), f"{len(swept)} results for {len(some)} eps"
         for eps, (adv, counts) in zip(some, swept, strict=True):
             t = target(purifier, scored)
-            assert torch.equal(adv, attacked(attack, x, y, t, eps)), f"eps {eps:.3g} in a sweep is not eps {eps:.3g} alone"
-            assert counts == t.counts, f"eps {eps:.3g}: counts {counts} in a sweep, {t.counts} alone"
+            assert torch.equal(adv, attacked(attack, x, y, t, eps)), (
+                f"eps {eps:.3g} in a sweep is not eps {eps:.3g} alone"
+            )
+            assert counts == t.counts, (
+                f"eps {eps:.3g}: counts {counts} in a sweep, {t.counts} alone"
+            )
 
 
 class _Opaque(torch.autograd.Function):
@@ -328,28 +444,42 @@ def check_needs_no_more_than_its_access(attack: Attack) -> None:
     if attack.card.access == "gradient":
         raise NotApplicable("its access is gradient")
     x, y = images(), predicted(images())
-    adv = attacked(attack, x, y, target(model=_Veiled(hard=False)))  # raises where a gradient is taken
+    adv = attacked(
+        attack, x, y, target(model=_Veiled(hard=False))
+    )  # raises where a gradient is taken
     if attack.card.access == "labels":
-        assert torch.equal(adv, attacked(attack, x, y, target(model=_Veiled(hard=True)))), "its card says labels; the scores change its result"
+        assert torch.equal(adv, attacked(attack, x, y, target(model=_Veiled(hard=True)))), (
+            "its card says labels; the scores change its result"
+        )
 
 
 def check_settings_rebuild_it(attack: Attack) -> None:
     again, x, y = rebuilt(attack), images(), half_wrong(images())
-    assert again.settings == attack.settings and torch.equal(attacked(again, x, y), attacked(attack, x, y)), "type(a)(**a.settings) is not a"
+    assert again.settings == attack.settings and torch.equal(
+        attacked(again, x, y), attacked(attack, x, y)
+    ), "type(a)(**a.settings) is not a"
 
 
 def check_settings_are_json(attack: Attack) -> None:
-    assert json.loads(json.dumps(attack.settings)) == attack.settings, "settings must survive JSON: they go into the benchmark record"
+    assert json.loads(json.dumps(attack.settings)) == attack.settings, (
+        "settings must survive JSON: they go into the benchmark record"
+    )
 
 
 def check_fields_are_keyword_only_and_without_eps(attack: Attack) -> None:
-    by_place = [p.name for p in inspect.signature(type(attack)).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    by_place = [
+        p.name
+        for p in inspect.signature(type(attack)).parameters.values()
+        if p.kind is not p.KEYWORD_ONLY
+    ]
     assert not by_place, f"fields that can be given by place: {by_place}"
     assert "eps" not in attack.fields(), "eps is no field: it comes with each call"
 
 
 def check_refuses_an_unknown_norm(attack: Attack) -> None:
-    assert set(attack.card.norms) <= set(EPS), f"the card names the norms {attack.card.norms}, known are {', '.join(EPS)}"
+    assert set(attack.card.norms) <= set(EPS), (
+        f"the card names the norms {attack.card.norms}, known are {', '.join(EPS)}"
+    )
     try:
         rebuilt(attack, norm="L7")
     except ValueError as e:
@@ -361,7 +491,9 @@ def check_refuses_an_unknown_norm(attack: Attack) -> None:
 
 def check_card_names_a_source(attack: Attack) -> None:
     ok = attack.card.paper.startswith(("arXiv:", "doi:", "none: "))
-    assert ok and (type(attack).__doc__ or "").strip(), "card.paper must be arXiv:, doi: or 'none: why', and the class needs a docstring"
+    assert ok and (type(attack).__doc__ or "").strip(), (
+        "card.paper must be arXiv:, doi: or 'none: why', and the class needs a docstring"
+    )
 
 
 def attack_checks() -> Iterator[Check]:

@@ -75,11 +75,15 @@ def data_of(c: Classifier) -> Dataset:
     try:
         spec = parse_single(file.header.dataset, "dataset")
         fields = getattr(REGISTRY.entry("dataset", spec.name).load(), "__dataclass_fields__", {})
-        more: dict[str, Any] = {"size": c.size} if "size" in fields.keys() - dict(spec.params).keys() else {}
+        more: dict[str, Any] = (
+            {"size": c.size} if "size" in fields.keys() - dict(spec.params).keys() else {}
+        )
         data: Dataset = load(spec, "dataset", **more)
         data.count("test")
     except DefendError as e:
-        raise NotApplicable(f"weights {file.name} name the data set {file.header.dataset!r}: {e}") from None
+        raise NotApplicable(
+            f"weights {file.name} name the data set {file.header.dataset!r}: {e}"
+        ) from None
     return data
 
 
@@ -91,21 +95,35 @@ def predicted(c: Classifier, data: Dataset, split: Split) -> tuple[Tensor, Tenso
 
 def in_art(c: Classifier, preprocessor: Any) -> PyTorchClassifier:
     loss, shape = torch.nn.CrossEntropyLoss(), (c.channels, c.size, c.size)
-    return PyTorchClassifier(c.network, loss, shape, c.classes, clip_values=(0.0, 1.0), preprocessing_defences=preprocessor, device_type="cpu")
+    return PyTorchClassifier(
+        c.network,
+        loss,
+        shape,
+        c.classes,
+        clip_values=(0.0, 1.0),
+        preprocessing_defences=preprocessor,
+        device_type="cpu",
+    )
 
 
 def check_returns_logits(c: Classifier) -> None:
     """Not probabilities, nor their logarithms: attacks on losses of logits fail silently there."""
     z = logits(c, varied(c))
     probabilities = bool((z >= 0).all()) and torch.allclose(z.sum(1), torch.ones(len(z)), atol=1e-4)
-    assert not probabilities, "returns probabilities: every row is positive and sums to 1; leave the softmax out"
-    assert not torch.allclose(z.logsumexp(1), torch.zeros(len(z)), atol=1e-4), "returns log-probabilities; leave the log-softmax out"
+    assert not probabilities, (
+        "returns probabilities: every row is positive and sums to 1; leave the softmax out"
+    )
+    assert not torch.allclose(z.logsumexp(1), torch.zeros(len(z)), atol=1e-4), (
+        "returns log-probabilities; leave the log-softmax out"
+    )
 
 
 def check_shape_and_dtype(c: Classifier) -> None:
     x = varied(c)
     z = logits(c, x)
-    assert (z.shape, z.dtype) == ((len(x), c.classes), torch.float32), f"{tuple(x.shape)} -> {z.dtype} {tuple(z.shape)}, wanted float32 ({len(x)}, {c.classes})"
+    assert (z.shape, z.dtype) == ((len(x), c.classes), torch.float32), (
+        f"{tuple(x.shape)} -> {z.dtype} {tuple(z.shape)}, wanted float32 ({len(x)}, {c.classes})"
+    )
     assert z.isfinite().all(), "NaN or inf on random, black, white, checkerboard or one-hot images"
 
 
@@ -116,19 +134,27 @@ def check_takes_pixels_from_0_to_1(c: Classifier) -> None:
     z = logits(c, x)
     assert torch.equal(x, kept), "wrote into its input: normalise a copy"
     moved, size = (z - z.mean(0)).abs().max().item(), z.abs().max().item()
-    assert moved > 0.01 * size, f"between black, white and random images the logits move by {moved:.2g} of {size:.2g}: made for pixels from 0 to 255?"
+    assert moved > 0.01 * size, (
+        f"between black, white and random images the logits move by {moved:.2g} of {size:.2g}: made for pixels from 0 to 255?"
+    )
 
 
 def check_eval_mode(c: Classifier) -> None:
     c.network.train()
-    assert not any(m.training for m in c.network.modules()), "train() puts it into training mode: dropout and batch statistics come back"
-    assert torch.equal(logits(c, c.example()), logits(c, c.example())), "two calls disagree: something is random, or remembers"
+    assert not any(m.training for m in c.network.modules()), (
+        "train() puts it into training mode: dropout and batch statistics come back"
+    )
+    assert torch.equal(logits(c, c.example()), logits(c, c.example())), (
+        "two calls disagree: something is random, or remembers"
+    )
 
 
 def check_batch_mates_do_not_matter(c: Classifier) -> None:
     x = varied(c)
     alone = torch.cat([logits(c, x[i : i + 1]) for i in range(len(x))])
-    assert torch.allclose(logits(c, x), alone, rtol=1e-4, atol=1e-4), "an image's logits depend on its batch mates"
+    assert torch.allclose(logits(c, x), alone, rtol=1e-4, atol=1e-4), (
+        "an image's logits depend on its batch mates"
+    )
 
 
 def check_gradient_reaches_input(c: Classifier) -> None:
@@ -136,13 +162,19 @@ def check_gradient_reaches_input(c: Classifier) -> None:
     assert value.requires_grad, "no gradient at all: the logits are detached from the image"
     (g,) = torch.autograd.grad(value, x)
     dead = int((g.flatten(1).abs().sum(1) == 0).sum())
-    assert g.isfinite().all() and not dead, f"the gradient is not finite, or zero for {dead} of {len(x)} images: attacks would fail for free"
+    assert g.isfinite().all() and not dead, (
+        f"the gradient is not finite, or zero for {dead} of {len(x)} images: attacks would fail for free"
+    )
 
 
 def check_keeps_no_gradients(c: Classifier) -> None:
     slope(c, c.example())[0].backward()
-    kept = [name for name, p in c.network.named_parameters() if p.requires_grad or p.grad is not None]
-    assert not kept, f"{len(kept)} parameters take gradients, {kept[0]} first: freeze them, attacks differentiate the image alone"
+    kept = [
+        name for name, p in c.network.named_parameters() if p.requires_grad or p.grad is not None
+    ]
+    assert not kept, (
+        f"{len(kept)} parameters take gradients, {kept[0]} first: freeze them, attacks differentiate the image alone"
+    )
 
 
 def check_fits_its_data_set(c: Classifier) -> None:
@@ -157,7 +189,9 @@ def check_fits_its_data_set(c: Classifier) -> None:
         called = got[y == label].bincount(minlength=data.classes)
         most, n = int(called.argmax()), int(called.sum())
         wrong = most != label and n >= 5 and called[most] > n / 2
-        assert not wrong, f"{called[most]} of {n} images of {data.names[label]} are called {data.names[most]}"
+        assert not wrong, (
+            f"{called[most]} of {n} images of {data.names[label]} are called {data.names[most]}"
+        )
 
 
 def check_declared_accuracy(c: Classifier) -> None:
@@ -169,7 +203,9 @@ def check_declared_accuracy(c: Classifier) -> None:
     got, y = predicted(c, data_of(c), "test")
     right = int((got == y).sum())
     p = binomtest(right, len(y), declared).pvalue
-    assert p > RARE, f"{right} of {len(y)} test images are right, {declared:.4f} is declared: p = {p:.1g}"
+    assert p > RARE, (
+        f"{right} of {len(y)} test images are right, {declared:.4f} is declared: p = {p:.1g}"
+    )
 
 
 def check_weights_load_by_hash_and_offline(c: Classifier) -> None:
@@ -177,16 +213,26 @@ def check_weights_load_by_hash_and_offline(c: Classifier) -> None:
         try:
             again = rebuilt(c, {})
         except Exception as e:
-            raise AssertionError(f"it cannot be built again from its settings, without a network: {type(e).__name__}: {e}") from e
-        assert torch.equal(logits(again, c.example()), logits(c, c.example())), "built again from its settings, it is another network"
-        assert NOWHERE in refusal(c, NOWHERE), f"the error for unknown weights must name them: {refusal(c, NOWHERE)}"
+            raise AssertionError(
+                f"it cannot be built again from its settings, without a network: {type(e).__name__}: {e}"
+            ) from e
+        assert torch.equal(logits(again, c.example()), logits(c, c.example())), (
+            "built again from its settings, it is another network"
+        )
+        assert NOWHERE in refusal(c, NOWHERE), (
+            f"the error for unknown weights must name them: {refusal(c, NOWHERE)}"
+        )
         if c.file is None:
             return
-        assert c.file.sha256 == store.sha256(c.file.path), "the sha256 it reports is not that of the file"
+        assert c.file.sha256 == store.sha256(c.file.path), (
+            "the sha256 it reports is not that of the file"
+        )
         with tempfile.TemporaryDirectory() as folder:
             cut = Path(folder, "cut.safetensors")
             cut.write_bytes(c.file.path.read_bytes()[:-1])
-            assert str(cut) in refusal(c, str(cut)), f"the error for a damaged file must name it: {refusal(c, str(cut))}"
+            assert str(cut) in refusal(c, str(cut)), (
+                f"the error for a damaged file must name it: {refusal(c, str(cut))}"
+            )
 
 
 def rebuilt(c: Classifier, changes: dict[str, Any]) -> Classifier:
@@ -199,20 +245,37 @@ def refusal(c: Classifier, weights: str) -> str:
     except DefendError as e:
         return str(e)
     except Exception as e:
-        raise AssertionError(f"weights={weights}: {type(e).__name__} instead of an error of defend: {e}") from e
+        raise AssertionError(
+            f"weights={weights}: {type(e).__name__} instead of an error of defend: {e}"
+        ) from e
     raise AssertionError(f"weights={weights}: was built all the same")
 
 
 def check_works_inside_art(c: Classifier) -> None:
     """Without a preprocessor, behind a numpy one and behind a PyTorch one: ART takes another path for each."""
     x = c.example().numpy()
-    least = np.eye(c.classes, dtype=np.float32)[logits(c, c.example()).argmin(1)]  # no loss saturates there
-    for preprocessor in (None, SpatialSmoothing(window_size=3, channels_first=True, clip_values=(0.0, 1.0)), Dimmed()):
-        art, name = in_art(c, preprocessor), type(preprocessor).__name__ if preprocessor else "no preprocessor"
+    least = np.eye(c.classes, dtype=np.float32)[
+        logits(c, c.example()).argmin(1)
+    ]  # no loss saturates there
+    for preprocessor in (
+        None,
+        SpatialSmoothing(window_size=3, channels_first=True, clip_values=(0.0, 1.0)),
+        Dimmed(),
+    ):
+        art, name = (
+            in_art(c, preprocessor),
+            type(preprocessor).__name__ if preprocessor else "no preprocessor",
+        )
         seen = x if preprocessor is None else preprocessor(x)[0]
-        assert np.allclose(art.predict(x), logits(c, torch.from_numpy(seen)), rtol=1e-4, atol=1e-4), f"ART's predict behind {name} disagrees with the network"
+        assert np.allclose(
+            art.predict(x), logits(c, torch.from_numpy(seen)), rtol=1e-4, atol=1e-4
+        ), f"ART's predict behind {name} disagrees with the network"
         g = art.loss_gradient(x, least)
-        assert g.shape == x.shape and np.isfinite(g).all() and np.abs(g).reshape(len(x), -1).sum(1).all(), f"ART's gradient behind {name} is zero or not finite"
+        assert (
+            g.shape == x.shape
+            and np.isfinite(g).all()
+            and np.abs(g).reshape(len(x), -1).sum(1).all()
+        ), f"ART's gradient behind {name} is zero or not finite"
 
 
 def check_moves_to_a_device_and_back(c: Classifier) -> None:
@@ -224,12 +287,18 @@ def check_moves_to_a_device_and_back(c: Classifier) -> None:
     except NotImplementedError as e:  # it looks at values, and the device without memory has none
         raise NotApplicable(f"there is no GPU, and {e}") from None
     except RuntimeError as e:
-        raise AssertionError(f"on {device}: {e}. Register tensors as buffers or parameters") from None
-    assert (moved.device.type, moved.shape) == (device, before.shape), f"on {device}: logits {tuple(moved.shape)} on {moved.device}"
+        raise AssertionError(
+            f"on {device}: {e}. Register tensors as buffers or parameters"
+        ) from None
+    assert (moved.device.type, moved.shape) == (device, before.shape), (
+        f"on {device}: logits {tuple(moved.shape)} on {moved.device}"
+    )
     if device == "cuda":
         c.move(device)
     c.move("cpu")
-    assert torch.equal(logits(c, c.example()), before), "moved to another device and back, it gives other logits"
+    assert torch.equal(logits(c, c.example()), before), (
+        "moved to another device and back, it gives other logits"
+    )
 
 
 def classifier_checks() -> Iterator[Check]:

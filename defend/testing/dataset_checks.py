@@ -24,7 +24,9 @@ from defend.noise import Noise
 from defend.testing.runner import Check, NotApplicable
 
 N = 64
-BUDGET = 2 * 10**8  # pixels of a split that are hashed: all of CIFAR-10's training images, 5,000 of 112x112
+BUDGET = (
+    2 * 10**8
+)  # pixels of a split that are hashed: all of CIFAR-10's training images, 5,000 of 112x112
 
 
 def first(d: Dataset, split: Split, n: int = N) -> tuple[Tensor, Tensor]:
@@ -71,7 +73,10 @@ def no_network() -> Iterator[list[str]]:
         tried.append(str(next((a for a in args if isinstance(a, str | tuple)), "?")))
         raise OSError("the network is off in this check")
 
-    with patch.object(socket, "getaddrinfo", refuse), patch.object(socket.socket, "connect", refuse):
+    with (
+        patch.object(socket, "getaddrinfo", refuse),
+        patch.object(socket.socket, "connect", refuse),
+    ):
         yield tried
 
 
@@ -79,15 +84,23 @@ def check_images_are_float_in_0_1(d: Dataset) -> None:
     for split, x, _ in batches(d):
         assert len(x), f"{split} is empty"
         assert x.dtype == torch.float32, f"{split}: images are {x.dtype}, not float32"
-        assert x.shape[1:] == (d.channels, d.size, d.size), f"{split}: images of {tuple(x.shape[1:])} for {d.channels} channels of {d.size}x{d.size}"
-        assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1, f"{split}: pixels from {x.min():.4g} to {x.max():.4g}"
+        assert x.shape[1:] == (d.channels, d.size, d.size), (
+            f"{split}: images of {tuple(x.shape[1:])} for {d.channels} channels of {d.size}x{d.size}"
+        )
+        assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1, (
+            f"{split}: pixels from {x.min():.4g} to {x.max():.4g}"
+        )
         assert x.max() > 1 / 8, f"{split}: no pixel above {x.max():.4g}: divided by 255 twice?"
 
 
 def check_labels_are_classes(d: Dataset) -> None:
     for split, x, y in batches(d):
-        assert y.dtype == torch.int64 and y.shape == (len(x),), f"{split}: labels {y.dtype} {tuple(y.shape)} for {len(x)} images"
-        assert y.min() >= 0 and y.max() < d.classes, f"{split}: labels from {y.min()} to {y.max()} of {d.classes} classes"
+        assert y.dtype == torch.int64 and y.shape == (len(x),), (
+            f"{split}: labels {y.dtype} {tuple(y.shape)} for {len(x)} images"
+        )
+        assert y.min() >= 0 and y.max() < d.classes, (
+            f"{split}: labels from {y.min()} to {y.max()} of {d.classes} classes"
+        )
 
 
 def check_same_order_each_time(d: Dataset) -> None:
@@ -101,15 +114,21 @@ def check_same_order_each_time(d: Dataset) -> None:
             torch.manual_seed(1)
             assert same(first(d, split), kept), f"{split}: two calls for the same images differ"
             assert same(first(again, split), kept), f"{split}: a fresh instance gives other images"
-    assert same(d.stream("train", streams(0)), d.stream("train", streams(0))), "the same noise streams other images"
+    assert same(d.stream("train", streams(0)), d.stream("train", streams(0))), (
+        "the same noise streams other images"
+    )
 
 
 def check_first_n_are_a_prefix(d: Dataset) -> None:
     for split in SPLITS:
         x, y = first(d, split)
         n, k = len(x), len(x) // 3
-        assert same(d.rows(split, 0, k), (x[:k], y[:k])), f"{split}: the first {k} are not the beginning of the first {n}"
-        assert same(d.rows(split, k, n), (x[k:], y[k:])), f"{split}: images {k} to {n} differ when asked for alone"
+        assert same(d.rows(split, 0, k), (x[:k], y[:k])), (
+            f"{split}: the first {k} are not the beginning of the first {n}"
+        )
+        assert same(d.rows(split, k, n), (x[k:], y[k:])), (
+            f"{split}: images {k} to {n} differ when asked for alone"
+        )
 
 
 def check_checksum_of_first_64(d: Dataset) -> None:
@@ -118,19 +137,25 @@ def check_checksum_of_first_64(d: Dataset) -> None:
     if not wanted:
         raise NotApplicable(f"{type(d).__name__} declares no checksum")
     got = checksum_of(d)
-    assert got == wanted, f"the first {N} test images and labels have the checksum {got}, declared is {wanted}: other data, or another order"
+    assert got == wanted, (
+        f"the first {N} test images and labels have the checksum {got}, declared is {wanted}: other data, or another order"
+    )
 
 
 def checksum_of(d: Dataset) -> str:
     """sha256 of the first 64 test images, as bytes 0..255, and of their labels: its first 16 hex digits."""
     x, y = first(d, "test")
-    return hashlib.sha256((x * 255).round().to(torch.uint8).numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(
+        (x * 255).round().to(torch.uint8).numpy().tobytes() + y.numpy().tobytes()
+    ).hexdigest()[:16]
 
 
 def check_names_match_classes(d: Dataset) -> None:
     there(d, "test")
     assert len(d.names) == d.classes, f"{len(d.names)} names for {d.classes} classes"
-    assert all(isinstance(n, str) and n for n in d.names) and len(set(d.names)) == d.classes, f"names must be different, not empty: {d.names[:10]}"
+    assert all(isinstance(n, str) and n for n in d.names) and len(set(d.names)) == d.classes, (
+        f"names must be different, not empty: {d.names[:10]}"
+    )
 
 
 def check_no_network_and_a_clear_error(d: Dataset) -> None:
@@ -138,7 +163,9 @@ def check_no_network_and_a_clear_error(d: Dataset) -> None:
     with tempfile.TemporaryDirectory() as empty, no_network() as tried:
         message = error_without_data(d, empty)
         assert message or not tried, f"embedded data asked the network for {tried[0]}"
-        assert not message or (empty in message and "\n" not in message), f"without data, the error must be one line that names {empty}: {message}"
+        assert not message or (empty in message and "\n" not in message), (
+            f"without data, the error must be one line that names {empty}: {message}"
+        )
         tried.clear()
         for split in SPLITS:
             first(d, split, 1)
@@ -160,7 +187,9 @@ def check_more_than_there_is_an_error(d: Dataset) -> None:
     n = there(d, "test")
     for start, stop in ((0, n + 1), (n, n + 1), (-1, 1), (2, 1)):
         message = refusal(d, start, stop)
-        assert str(n) in message, f"images {start} to {stop}: the error must say that there are {n}: {message}"
+        assert str(n) in message, (
+            f"images {start} to {stop}: the error must say that there are {n}: {message}"
+        )
 
 
 def refusal(d: Dataset, start: int, stop: int) -> str:
@@ -168,7 +197,9 @@ def refusal(d: Dataset, start: int, stop: int) -> str:
         x, _ = d.rows("test", start, stop)
     except BadParameter as e:
         return str(e)
-    raise AssertionError(f"images {start} to {stop} of test: got a batch of {len(x)} instead of an error")
+    raise AssertionError(
+        f"images {start} to {stop} of test: got a batch of {len(x)} instead of an error"
+    )
 
 
 def check_splits_share_no_image(d: Dataset) -> None:
@@ -187,10 +218,18 @@ def hashes(d: Dataset, split: Split, n: int, step: int = 500) -> Iterator[bytes]
 
 
 def check_card_names_source_and_licence(d: Dataset) -> None:
-    assert d.card.source.startswith(("arXiv:", "doi:", "https://", "none: ")), f"card.source {d.card.source!r}: expected arXiv:, doi:, https:// or 'none: why'"
-    assert d.card.licence.strip() and (type(d).__doc__ or "").strip(), "the card must name a licence, and the class needs a docstring"
-    assert all(s in SPLITS and k > 0 for s, k in d.card.distinct.items()), f"card.distinct {dict(d.card.distinct)}: expected split -> images > 0"
-    assert all(norm in ("Linf", "L2") and eps > 0 for norm, eps in d.card.claim.items()), f"card.claim {dict(d.card.claim)}: expected norm -> eps > 0"
+    assert d.card.source.startswith(("arXiv:", "doi:", "https://", "none: ")), (
+        f"card.source {d.card.source!r}: expected arXiv:, doi:, https:// or 'none: why'"
+    )
+    assert d.card.licence.strip() and (type(d).__doc__ or "").strip(), (
+        "the card must name a licence, and the class needs a docstring"
+    )
+    assert all(s in SPLITS and k > 0 for s, k in d.card.distinct.items()), (
+        f"card.distinct {dict(d.card.distinct)}: expected split -> images > 0"
+    )
+    assert all(norm in ("Linf", "L2") and eps > 0 for norm, eps in d.card.claim.items()), (
+        f"card.claim {dict(d.card.claim)}: expected norm -> eps > 0"
+    )
 
 
 def rebuilt(d: Dataset, root: str | None) -> Dataset:

@@ -64,7 +64,9 @@ class Stream:
     device: str | torch.device = "cpu"
 
     def batch(self, start: int, size: int, seed: int) -> Batch:
-        return self.draw(Noise.of(seed, torch.arange(start, start + size, device=self.device)).fork("stream"))
+        return self.draw(
+            Noise.of(seed, torch.arange(start, start + size, device=self.device)).fork("stream")
+        )
 
     def fingerprint(self) -> str:
         return _hash(*Stream(self.draw, self.epoch).batch(0, 16, 0), torch.tensor(self.epoch))
@@ -84,7 +86,10 @@ def training_source(dataset: Dataset) -> Source:
 def places(start: int, size: int, n: int, seed: int) -> Tensor:
     """Rows (size,) for images `start`... of a run over n rows that are permuted anew at every epoch."""
     first, last = start // n, (start + size - 1) // n
-    orders = [torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(seed, epoch))) for epoch in range(first, last + 1)]
+    orders = [
+        torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(seed, epoch)))
+        for epoch in range(first, last + 1)
+    ]
     return torch.cat(orders)[start - first * n :][:size]
 
 
@@ -99,12 +104,16 @@ def crop(x: Tensor, pad: int, noise: Noise, flip: bool = False) -> Tensor:
     rows = (top[:, None] + torch.arange(h, device=x.device))[:, None, :, None]  # (b, 1, h, 1)
     columns = (left[:, None] + column)[:, None, None, :]  # (b, 1, 1, w)
     image = torch.arange(b, device=x.device).view(b, 1, 1, 1)
-    return torch.nn.functional.pad(x, (pad,) * 4)[image, torch.arange(c, device=x.device).view(1, c, 1, 1), rows, columns]
+    return torch.nn.functional.pad(x, (pad,) * 4)[
+        image, torch.arange(c, device=x.device).view(1, c, 1, 1), rows, columns
+    ]
 
 
 def _there(batch: Batch | None) -> Batch:
     if batch is None:
-        raise RuntimeError("a stream that ends: Dataset.stream returned None after it had given images")
+        raise RuntimeError(
+            "a stream that ends: Dataset.stream returned None after it had given images"
+        )
     return batch
 
 

@@ -23,7 +23,9 @@ class Plan:
     layout: str
 
 
-def measure(net: nn.Module, recipe: Recipe, loss: Callable[[nn.Module], Tensor], device: torch.device) -> Plan:
+def measure(
+    net: nn.Module, recipe: Recipe, loss: Callable[[nn.Module], Tensor], device: torch.device
+) -> Plan:
     """The fastest plan that the recipe allows, by forward and backward passes of a copy of the network."""
     precisions = ("float32", "bfloat16") if recipe.precision == "auto" else (recipe.precision,)
     layouts = ("contiguous", "channels_last") if recipe.layout == "auto" else (recipe.layout,)
@@ -35,7 +37,10 @@ def measure(net: nn.Module, recipe: Recipe, loss: Callable[[nn.Module], Tensor],
     for _ in range(TRIES + 1):  # in turns: whatever else the machine does then hits all plans alike
         for plan in plans:
             times[plan].append(_seconds(nets[plan], plan, loss, device))
-    return min(plans, key=lambda plan: min(times[plan][1:]) * (WORTH if plan.precision == "bfloat16" else 1))  # the first pass warms up
+    return min(
+        plans,
+        key=lambda plan: min(times[plan][1:]) * (WORTH if plan.precision == "bfloat16" else 1),
+    )  # the first pass warms up
 
 
 def arranged(net: nn.Module, plan: Plan) -> nn.Module:
@@ -45,7 +50,9 @@ def arranged(net: nn.Module, plan: Plan) -> nn.Module:
     return net
 
 
-def _seconds(net: nn.Module, plan: Plan, loss: Callable[[nn.Module], Tensor], device: torch.device) -> float:
+def _seconds(
+    net: nn.Module, plan: Plan, loss: Callable[[nn.Module], Tensor], device: torch.device
+) -> float:
     """Of one forward and backward pass."""
     start = time.perf_counter()
     with autocast(device, plan.precision):

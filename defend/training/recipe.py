@@ -17,16 +17,22 @@ class Recipe(Configured):
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: with Nesterov's momentum
     lr: float = 0.1  # the highest learning rate
     momentum: float = 0.9  # AdamW: beta_1
-    weight_decay: float = 5e-4  # for weights of two or more dimensions; norms and biases are left alone
+    weight_decay: float = (
+        5e-4  # for weights of two or more dimensions; norms and biases are left alone
+    )
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = 0.25  # one-cycle: the share of the steps in which the learning rate rises
     clip: float = 0.0  # the highest norm of the whole gradient; 0: none
-    ema: float = 0.0  # decay of the moving average of the weights, which is then what is kept; 0: none
+    ema: float = (
+        0.0  # decay of the moving average of the weights, which is then what is kept; 0: none
+    )
     keep: Literal["last", "best"] = "last"  # best: of the epochs, on validation images
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the fastest when measured
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: bool = False  # by torch.compile: needs a C++ compiler, and a minute before the first step
+    compile: bool = (
+        False  # by torch.compile: needs a C++ compiler, and a minute before the first step
+    )
 
     def __post_init__(self) -> None:
         self.validate()

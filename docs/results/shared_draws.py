@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from defend.benchmarks.tables import outcomes
+from defend.results import outcomes
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from test_worst import candidates, margins
@@ -61,14 +61,22 @@ def values(make: Callable[[Any], Any], shared: float, draws: int, seed: int) -> 
     margin = make(rng)
     right, some = ndtr(margin), candidates(rng, margin, shared, draws)
     bare = by("_estimated", lambda select: select.mean(2), some)
-    return right.min(0).mean(), right.mean(1).min(), bare, by("_noise", of_shares, some), float(outcomes.worst(some).mean())
+    return (
+        right.min(0).mean(),
+        right.mean(1).min(),
+        bare,
+        by("_noise", of_shares, some),
+        float(outcomes.worst(some).mean()),
+    )
 
 
 def rows(draws: int = 10) -> Iterator[str]:
     yield f"| {draws} draws | shared | truth | best single | bare shares | noise of the shares | noise of the draws |\n|---|---|---|---|---|---|---|"
     for name, make in ROWS.items():
         for shared, said in ((1.0, "all"), (0.5, "half"), (0.0, "none")):
-            means = np.mean([values(make, shared, draws, seed) for seed in range(REPETITIONS)], axis=0)
+            means = np.mean(
+                [values(make, shared, draws, seed) for seed in range(REPETITIONS)], axis=0
+            )
             yield f"| {name} | {said} | " + " | ".join(f"{100 * m:.1f}" for m in means) + " |"
 
 

@@ -16,14 +16,27 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from defend.benchmarks.records import read_records
-from defend.benchmarks.tables.outcomes import find_unit
+from defend.records import read_records
+from defend.results.outcomes import find_unit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 HERE = Path(__file__).parent
-COLUMNS = ("classifier", "defense", "trained_on", "attack", "knowledge", "gradient", "eps", "n", "clean_accuracy", "robust_accuracy", "ci_low", "ci_high")
+COLUMNS = (
+    "classifier",
+    "defense",
+    "trained_on",
+    "attack",
+    "knowledge",
+    "gradient",
+    "eps",
+    "n",
+    "clean_accuracy",
+    "robust_accuracy",
+    "ci_low",
+    "ci_high",
+)
 STYLES = {"oblivious": "-", "declared": "--", "identity": ":"}
 STRIP_EPS = 0.3
 Record = Mapping[str, Any]
@@ -34,7 +47,10 @@ def main() -> None:
     records = [r for run in runs for r in read_records(run) if r["error"] is None]
     save(records, HERE / "split_vqvae.csv")
     fgsm = [r for r in records if r["attack"] == "fgsm"]
-    curves([r for r in fgsm if r["classifier"] == fgsm[0]["classifier"]], HERE.parent / "split_vqvae_curves.png")
+    curves(
+        [r for r in fgsm if r["classifier"] == fgsm[0]["classifier"]],
+        HERE.parent / "split_vqvae_curves.png",
+    )
     strips(fgsm, runs, HERE.parent / "split_vqvae_strips.png")
 
 
@@ -59,15 +75,30 @@ def column(r: Record) -> str:
 def curves(records: list[Record], file: Path) -> None:
     """A panel for each kind of attacker that was measured along eps, at its largest n; a colour for each defense."""
     defenses = list(dict.fromkeys(r["defense"] for r in records))
-    panels = {level: largest([r for r in records if r["knowledge"] == level]) for level in ("oblivious", "adaptive")}
+    panels = {
+        level: largest([r for r in records if r["knowledge"] == level])
+        for level in ("oblivious", "adaptive")
+    }
     panels = {level: panel for level, panel in panels.items() if len({r["eps"] for r in panel}) > 1}
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 3.8), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 3.8), sharey=True, squeeze=False
+    )
     for axis, (level, panel) in zip(axes[0], panels.items(), strict=True):
         for (defense, style), series in grouped(panel).items():
             series.sort(key=lambda r: r["eps"])
             label = short(defense) if style in ("oblivious", "declared") else None
-            axis.plot([r["eps"] for r in series], [r["robust_accuracy"] for r in series], STYLES[style], color=f"C{defenses.index(defense)}", label=label)
-        axis.set_title(f"FGSM, {level}, n = {panel[0]['n']:,}" + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""), fontsize=9)
+            axis.plot(
+                [r["eps"] for r in series],
+                [r["robust_accuracy"] for r in series],
+                STYLES[style],
+                color=f"C{defenses.index(defense)}",
+                label=label,
+            )
+        axis.set_title(
+            f"FGSM, {level}, n = {panel[0]['n']:,}"
+            + (" (dashed: declared, dotted: BPDA)" if level == "adaptive" else ""),
+            fontsize=9,
+        )
         axis.set_xlabel("eps, L-inf")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(f"accuracy of {records[0]['classifier']}")
@@ -90,8 +121,18 @@ def grouped(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 
 def strips(records: list[Record], runs: list[Path], file: Path) -> None:
     """Clean, attacked, and restored by each defense, of the first classifier at one eps, oblivious."""
-    wanted = [r for r in records if r["classifier"] == records[0]["classifier"] and r["knowledge"] == "oblivious" and abs(r["eps"] - STRIP_EPS) < 1e-9]
-    units = {short(r["defense"]): find_unit(r["units"][0], runs) for r in wanted if r["defense"] != "none"}
+    wanted = [
+        r
+        for r in records
+        if r["classifier"] == records[0]["classifier"]
+        and r["knowledge"] == "oblivious"
+        and abs(r["eps"] - STRIP_EPS) < 1e-9
+    ]
+    units = {
+        short(r["defense"]): find_unit(r["units"][0], runs)
+        for r in wanted
+        if r["defense"] != "none"
+    }
     first = next(u for u in units.values() if u is not None)
     rows = {"clean": first.tensors["sample_x"], f"FGSM {STRIP_EPS}": first.tensors["sample_adv"]}
     rows |= {name: u.tensors["sample_purified"] for name, u in units.items() if u is not None}

@@ -24,7 +24,14 @@ from defend.spec import write
 
 KS = range(100, 1001, 100)
 GRIDS = {"whole": 1, "quad": 2}
-PRINTED = ("0", "0.02", "0.04", "0.26", "0.28", "0.3")  # the papers' column heads 0, 0.2, 0.4, 2.6, 2.8, 3.0 are eps x 10
+PRINTED = (
+    "0",
+    "0.02",
+    "0.04",
+    "0.26",
+    "0.28",
+    "0.3",
+)  # the papers' column heads 0, 0.2, 0.4, 2.6, 2.8, 3.0 are eps x 10
 PUBLISHED = {
     "whole": """
         .976 .971 .963 .522 .433 .346
@@ -49,13 +56,30 @@ PUBLISHED = {
         .9872 .9840 .979 .413 .323 .256
         .9873 .9845 .980 .412 .323 .250""",
 }
-COLUMNS = ("model", "codes", "classifier", "eps", "published", "measured", "difference", "ci_low", "ci_high", "n", "trained_on")
+COLUMNS = (
+    "model",
+    "codes",
+    "classifier",
+    "eps",
+    "published",
+    "measured",
+    "difference",
+    "ci_low",
+    "ci_high",
+    "n",
+    "trained_on",
+)
 
 
 def main() -> None:
     options = arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    files = {(model, k): options.out / f"{model}-{k}.safetensors" for model in GRIDS for k in KS if k in options.codes}
+    files = {
+        (model, k): options.out / f"{model}-{k}.safetensors"
+        for model in GRIDS
+        for k in KS
+        if k in options.codes
+    }
     for (model, k), file in files.items():
         if not file.exists():
             train(model, k, file, options)
@@ -78,18 +102,47 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=float, default=2, help="of each training (default: 2)")
-    parser.add_argument("--codes", type=int, nargs="+", default=list(KS), choices=KS, metavar="K", help="some of 100, 200 ... 1000 (default: all)")
+    parser.add_argument(
+        "--codes",
+        type=int,
+        nargs="+",
+        default=list(KS),
+        choices=KS,
+        metavar="K",
+        help="some of 100, 200 ... 1000 (default: all)",
+    )
     parser.add_argument("--n", type=int, default=10000, help="test images (default: all 10,000)")
-    parser.add_argument("--classifier", action="append", help="a classifier's spec; may be repeated (default: convnet)")
-    parser.add_argument("--out", type=Path, default=Path("runs/split_vqvae_sweep"), help="where models and cells lie")
-    parser.add_argument("--table", type=Path, default=Path(__file__).with_suffix(".csv"), help="what is written")
+    parser.add_argument(
+        "--classifier",
+        action="append",
+        help="a classifier's spec; may be repeated (default: convnet)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/split_vqvae_sweep"),
+        help="where models and cells lie",
+    )
+    parser.add_argument(
+        "--table", type=Path, default=Path(__file__).with_suffix(".csv"), help="what is written"
+    )
     return parser.parse_args()
 
 
 def train(model: str, codes: int, file: Path, options: argparse.Namespace) -> None:
-    words = ["split-vqvae:" + f"grid={GRIDS[model]},codes={codes}", "--dataset", "mnist", "--out", str(file), "-o", f"epochs={options.epochs:g}"]
+    words = [
+        "split-vqvae:" + f"grid={GRIDS[model]},codes={codes}",
+        "--dataset",
+        "mnist",
+        "--out",
+        str(file),
+        "-o",
+        f"epochs={options.epochs:g}",
+    ]
     print("defend train", *words, file=sys.stderr)
     subprocess.run([sys.executable, "-m", "defend", "train", *words], check=True)
 
@@ -101,7 +154,9 @@ def spec(file: Path) -> str:
 def rows(records: list[dict[str, Any]], models: dict[str, tuple[str, int]]) -> list[dict[str, Any]]:
     """One for each record; without the defense first. Raises RuntimeError where a cell failed."""
     if failed := [r for r in records if r["error"]]:
-        raise RuntimeError(f"{len(failed)} cells failed; the first: {failed[0]['defense']} at eps {failed[0]['eps']}: {failed[0]['error']}")
+        raise RuntimeError(
+            f"{len(failed)} cells failed; the first: {failed[0]['defense']} at eps {failed[0]['eps']}: {failed[0]['error']}"
+        )
     return [row(record, *models.get(record["defense"], ("none", 0))) for record in records]
 
 
@@ -117,7 +172,10 @@ def row(record: dict[str, Any], model: str, codes: int) -> dict[str, Any]:
         "measured": f"{measured:.4f}",
         "difference": "" if known is None else f"{measured - known:+.4f}",
         "trained_on": record["trained_on"] or "",
-        **{key: record[key] if key == "n" else f"{record[key]:.4f}" for key in ("ci_low", "ci_high", "n")},
+        **{
+            key: record[key] if key == "n" else f"{record[key]:.4f}"
+            for key in ("ci_low", "ci_high", "n")
+        },
     }
 
 
@@ -125,7 +183,9 @@ def published(model: str, codes: int) -> dict[str, float]:
     """eps -> accuracy, for the cells that the papers print."""
     if model not in PUBLISHED:
         return {}
-    table = [[float(cell) for cell in line.split()] for line in PUBLISHED[model].strip().splitlines()]
+    table = [
+        [float(cell) for cell in line.split()] for line in PUBLISHED[model].strip().splitlines()
+    ]
     return dict(zip(PRINTED, table[KS.index(codes)], strict=True))
 
 
@@ -139,9 +199,21 @@ def save(file: Path, table: list[dict[str, Any]]) -> None:
 
 def summary(table: list[dict[str, Any]]) -> Iterator[str]:
     """Over all K that both have: the means, and quadrants minus the whole image, paired by K, with its t interval."""
-    measured = {(r["classifier"], r["eps"], r["model"], r["codes"]): 100 * float(r["measured"]) for r in table}
+    measured = {
+        (r["classifier"], r["eps"], r["model"], r["codes"]): 100 * float(r["measured"])
+        for r in table
+    }
     for classifier, eps in dict.fromkeys((r["classifier"], r["eps"]) for r in table):
-        whole, quad = (np.array([measured[classifier, eps, model, k] for k in KS if (classifier, eps, "quad", k) in measured]) for model in GRIDS)
+        whole, quad = (
+            np.array(
+                [
+                    measured[classifier, eps, model, k]
+                    for k in KS
+                    if (classifier, eps, "quad", k) in measured
+                ]
+            )
+            for model in GRIDS
+        )
         low, high = ttest_rel(quad, whole).confidence_interval()
         means = f"whole {whole.mean():.1f}, quadrants {quad.mean():.1f}"
         yield f"{classifier}, eps {eps}: {means}, difference {(quad - whole).mean():+.2f} ({low:+.2f} to {high:+.2f})"

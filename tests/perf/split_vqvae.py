@@ -34,17 +34,23 @@ def ratio(name: str, f: Callable[[], object], g: Callable[[], object]) -> None:
     """How often the time of g is that of f: the median over turns, f and g by turns, after one of each that warms up."""
     f(), g()
     pairs = [(seconds(f), seconds(g)) for _ in range(TURNS)]
-    print(f"{name}: {median(b / a for a, b in pairs):.2f}  ({1e3 * median(a for a, _ in pairs):.1f} ms against {1e3 * median(b for _, b in pairs):.1f} ms)")
+    print(
+        f"{name}: {median(b / a for a, b in pairs):.2f}  ({1e3 * median(a for a, _ in pairs):.1f} ms against {1e3 * median(b for _, b in pairs):.1f} ms)"
+    )
 
 
 def vectors() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(VECTORS, DIM, generator=generator), torch.randn(CODES, DIM, generator=generator)
+    return torch.randn(VECTORS, DIM, generator=generator), torch.randn(
+        CODES, DIM, generator=generator
+    )
 
 
 def peak(search: str) -> float:
     """MiB that the search adds at most to a process that holds the vectors and has searched a few of them."""
-    out = subprocess.run([sys.executable, __file__, search], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, __file__, search], capture_output=True, text=True, check=True
+    )
     return float(out.stdout)
 
 
@@ -59,7 +65,11 @@ def grown(search: str) -> float:
 
 def highest() -> int:
     """KiB."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1])
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 @torch.no_grad()
@@ -70,13 +80,26 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for n in (1, 8, 64, 256):
         quarters = [x[:n, :, r : r + 14, c : c + 14].contiguous() for r in (0, 14) for c in (0, 14)]
-        ratio(f"four passes / quadrants as one batch, {n} images", partial(net, split(x[:n], 2)), lambda qs=quarters: [net(q) for q in qs])
+        ratio(
+            f"four passes / quadrants as one batch, {n} images",
+            partial(net, split(x[:n], 2)),
+            lambda qs=quarters: [net(q) for q in qs],
+        )
     for n in (64, 256):
-        ratio(f"purified / bare network with split and join, {n} images", lambda n=n: join(net(split(x[:n], 2)), 2), lambda n=n: quad.purified(x[:n]))
+        ratio(
+            f"purified / bare network with split and join, {n} images",
+            lambda n=n: join(net(split(x[:n], 2)), 2),
+            lambda n=n: quad.purified(x[:n]),
+        )
     z, codes = vectors()
-    ratio(f"cdist.argmin / nearest, time, K={CODES}, {VECTORS} vectors", *(lambda f=f: f(z, codes) for f in SEARCHES.values()))
+    ratio(
+        f"cdist.argmin / nearest, time, K={CODES}, {VECTORS} vectors",
+        *(lambda f=f: f(z, codes) for f in SEARCHES.values()),
+    )
     mine, theirs = peak("nearest"), peak("cdist")
-    print(f"cdist.argmin / nearest, peak memory: {theirs / mine:.1f}  ({mine:.1f} MiB against {theirs:.1f} MiB)")
+    print(
+        f"cdist.argmin / nearest, peak memory: {theirs / mine:.1f}  ({mine:.1f} MiB against {theirs:.1f} MiB)"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ class Misbehaves(Purifier):
     """Does what ``how`` says."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
-    how: Literal["writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers", "centres"]
+    how: Literal[
+        "writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers", "centres"
+    ]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         if self.how == "writes":
@@ -33,13 +35,17 @@ class Misbehaves(Purifier):
         if self.how == "late" and clean:
             return x
         trembled = (x + 0.3 * noise.normal(x)).clamp(0, 1)
-        return {"nan": torch.full_like(x, torch.nan), "random": trembled, "late": trembled}.get(self.how, x)
+        return {"nan": torch.full_like(x, torch.nan), "random": trembled, "late": trembled}.get(
+            self.how, x
+        )
 
     def _nearest_seen(self, x: Tensor) -> Tensor:
         """A picture near one seen before is that one: what an attack makes of it is the clean image again."""
         memory = self.__dict__.setdefault("memory", x[:0].detach().clone())
         if len(memory):
-            distance, which = torch.cdist(x.detach().flatten(1), memory.flatten(1), p=torch.inf).min(1)
+            distance, which = torch.cdist(
+                x.detach().flatten(1), memory.flatten(1), p=torch.inf
+            ).min(1)
             x = torch.where((distance < 0.25)[:, None, None, None], memory[which], x)
         self.__dict__["memory"] = torch.cat([memory, x.detach()])
         return x

@@ -20,4 +20,6 @@ class Stripes(ArrayDataset):
         wave = np.rint(127.5 + 127.5 * np.sin(phase + 2 * np.pi * np.arange(8) / period))
         y = np.arange(256) % 2
         tall = np.repeat(wave[:, :, None], 8, 2)
-        return np.where(y[:, None, None] == 0, tall, tall.transpose(0, 2, 1))[:, None].astype(np.uint8), y
+        return np.where(y[:, None, None] == 0, tall, tall.transpose(0, 2, 1))[:, None].astype(
+            np.uint8
+        ), y

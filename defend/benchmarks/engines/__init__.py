@@ -1,0 +1,1 @@
+"""Ways to spread the jobs of a run: processes of this machine."""

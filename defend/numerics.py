@@ -1,0 +1,94 @@
+"""How numbers are computed: precision, memory layout, threads, determinism; and the fastest choice."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+ROUNDS = 3  # measured rounds of each candidate, after one that warms up; the best round counts
+BFLOAT16_GAIN = 1.1  # bfloat16 rounds, so it is chosen only where it is this much faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericSettings:
+    """What decides the last bits of a result beside the code and its inputs."""
+
+    precision: str  # "float32" or "bfloat16"
+    layout: str  # "contiguous" or "channels_last"
+    threads: int
+    device: str  # its type: "cpu" or "cuda"
+
+
+def set_determinism(settings: NumericSettings) -> None:
+    """Set the threads; on a GPU also turn TF32 off and deterministic algorithms on."""
+    torch.set_num_threads(settings.threads)
+    if settings.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@contextmanager
+def numerics_applied(settings: NumericSettings) -> Iterator[None]:
+    """Apply the settings to this process, and restore the caller's own at the end."""
+    threads, deterministic = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    set_determinism(settings)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One precision with one memory layout."""
+
+    precision: str
+    layout: str
+
+
+def candidates(precision: str, layout: str) -> list[Candidate]:
+    """Return what may be chosen: "auto" allows both precisions, or both layouts."""
+    precisions = ("float32", "bfloat16") if precision == "auto" else (precision,)
+    layouts = ("contiguous", "channels_last") if layout == "auto" else (layout,)
+    return [Candidate(p, m) for p in precisions for m in layouts]
+
+
+def fastest(
+    options: Sequence[Candidate], run: Callable[[Candidate], object], device: torch.device
+) -> Candidate:
+    """Return the option for which `run`, a forward and a backward pass, takes least time.
+
+    The options take turns, so that whatever else the machine does hits all of them alike.
+    """
+    if len(options) == 1:
+        return options[0]
+    seconds: dict[Candidate, list[float]] = {option: [] for option in options}
+    for _ in range(ROUNDS + 1):
+        for option in options:
+            seconds[option].append(_time(lambda o=option: run(o), device))  # type: ignore[misc]
+
+    def cost(option: Candidate) -> float:
+        best = min(seconds[option][1:])
+        return best * BFLOAT16_GAIN if option.precision == "bfloat16" else best
+
+    return min(options, key=cost)
+
+
+def _time(run: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

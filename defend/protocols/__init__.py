@@ -1,0 +1,1 @@
+"""Versioned protocols: what is run for a claim, and what a claim needs."""

@@ -1,0 +1,114 @@
+"""The ladder of knowledge: one row for each level, with the pipeline that its attacker attacks.
+
+The levels are those of docs/protocol.md. An accuracy is always of the scored pipeline; what the
+attacker attacks depends on what he knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from defend.spec import parse
+
+Level = Literal["oblivious", "transfer", "query", "adaptive"]
+Gradient = Literal["declared", "identity", "learned"]
+NO_DEFENSE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """A classifier behind a defense, both as specs; the gradient differentiates the defense."""
+
+    classifier: str
+    defense: str = NO_DEFENSE
+    gradient: str | None = None
+
+    @classmethod
+    def parse(cls, text: str, gradient: str | None = None) -> Pipeline:
+        """Return the pipeline of "C" or "DEFENSE+C", as a surrogate is written. Raises BadSpec."""
+        *defenses, classifier = parse(text)
+        return cls(
+            classifier=str(classifier),
+            defense="+".join(map(str, defenses)) or NO_DEFENSE,
+            gradient=gradient,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatModel:
+    """What an attacker of one level attacks, sees, and may do."""
+
+    level: Level
+    attacks: Literal["bare classifier", "surrogate", "scored pipeline"]
+    access: Literal["gradient", "scores"]  # attacks that need no more run here by default
+    may_drop: bool  # the attacked pipeline is the scored one, so a broken image may be dropped
+    heading: str  # of the level's column in a table
+    meaning: str  # for the documentation of a report
+
+
+THREAT_MODELS: dict[str, ThreatModel] = {
+    model.level: model
+    for model in (
+        ThreatModel(
+            level="oblivious",
+            attacks="bare classifier",
+            access="gradient",
+            may_drop=False,  # the same images serve every defense
+            heading="oblivious",
+            meaning="knows the classifier and not the purifier",
+        ),
+        ThreatModel(
+            level="transfer",
+            attacks="surrogate",
+            access="gradient",
+            may_drop=False,
+            heading="transfer",
+            meaning="knows another classifier, or another pipeline",
+        ),
+        ThreatModel(
+            level="query",
+            attacks="scored pipeline",
+            access="scores",
+            may_drop=True,
+            heading="query",
+            meaning="sees scores or labels of the whole pipeline",
+        ),
+        ThreatModel(
+            level="adaptive",
+            attacks="scored pipeline",
+            access="gradient",
+            may_drop=True,
+            heading="adaptive",
+            meaning="knows everything, and differentiates the purifier",
+        ),
+    )
+}
+LEVELS: tuple[str, ...] = tuple(THREAT_MODELS)
+
+# How an adaptive attacker differentiates a purifier -> how tables call it. "bpda" on the command
+# line is short for adaptive through the identity.
+GRADIENT_NAMES: dict[str, str] = {
+    "declared": "declared",
+    "identity": "BPDA",
+    "learned": "learned",
+}
+GRADIENTS: tuple[Gradient, ...] = ("declared", "identity", "learned")
+
+
+def attacked_pipeline(level: str, scored: Pipeline, surrogate: str | None) -> Pipeline:
+    """Return what an attacker of this level attacks; `scored` carries the attacker's gradient."""
+    attacks = THREAT_MODELS[level].attacks
+    if attacks == "bare classifier":
+        return Pipeline(classifier=scored.classifier, gradient=scored.gradient)
+    if attacks == "surrogate":
+        assert surrogate is not None, "a transfer attack has a surrogate"
+        return Pipeline.parse(surrogate, scored.gradient)
+    return scored
+
+
+def default_levels(access: str, has_surrogates: bool) -> Sequence[str]:
+    """Return the levels at which an attack of this access runs where the suite names none."""
+    levels = ["oblivious", "adaptive"] if access == "gradient" else ["query"]
+    return [*levels, "transfer"] if has_surrogates else levels
