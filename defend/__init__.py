@@ -1,4 +1,8 @@
-"""Purifiers that are ART preprocessors, and benchmarks whose numbers survive. Names are resolved on first use: `import defend` loads no torch."""
+"""Purifiers that are ART preprocessors, and benchmarks whose numbers survive an attacker who knows
+them.
+
+The public names are resolved on first use, so that `import defend` loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,26 @@ if TYPE_CHECKING:
     from defend.dataset import ArrayDataset as ArrayDataset
     from defend.dataset import Dataset as Dataset
     from defend.dataset import DatasetCard as DatasetCard
-    from defend.load import load as load
+    from defend.gradients import identity as identity
+    from defend.gradients import straight_through as straight_through
+    from defend.loading import load as load
     from defend.noise import Noise as Noise
     from defend.purifier import Card as Card
     from defend.purifier import LearnedPurifier as LearnedPurifier
     from defend.purifier import Purifier as Purifier
-    from defend.purifier import identity as identity
-    from defend.purifier import straight_through as straight_through
     from defend.target import Target as Target
 
 _HOMES = {
     "attack": ("Attack", "AttackCard"),
+    "audit": ("audit",),
     "benchmarks": ("bench",),
-    "benchmarks.audit": ("audit",),
     "chain": ("Chain",),
     "classifier": ("Classifier", "ClassifierCard"),
     "dataset": ("ArrayDataset", "Dataset", "DatasetCard"),
-    "load": ("load",),
+    "gradients": ("identity", "straight_through"),
+    "loading": ("load",),
     "noise": ("Noise",),
-    "purifier": ("Card", "LearnedPurifier", "Purifier", "identity", "straight_through"),
+    "purifier": ("Card", "LearnedPurifier", "Purifier"),
     "target": ("Target",),
 }
 __all__ = sorted(name for names in _HOMES.values() for name in names)
@@ -42,7 +47,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"defend.{home}"), name)
+            return getattr(import_module(f"defend.{module}"), name)
     raise AttributeError(f"module 'defend' has no attribute {name!r}")

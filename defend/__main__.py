@@ -1,4 +1,4 @@
-"""python -m defend: the command line."""
+"""Run the command line: `python -m defend`."""
 
 from defend.cli import main
 

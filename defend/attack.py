@@ -11,7 +11,7 @@ from torch import Tensor
 
 from defend.noise import Noise
 from defend.norms import Norm
-from defend.spec import Configured, one_of
+from defend.spec import Configured, check_choice
 from defend.target import Access, Target
 
 
@@ -24,7 +24,7 @@ class AttackCard:
     per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call
 
     def __post_init__(self) -> None:
-        one_of(self, "access")
+        check_choice(self, "access")
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

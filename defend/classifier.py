@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.errors import Mismatch
-from defend.learned import Frozen, Learned, arrange, folded
+from defend.learned import Frozen, Learned, set_layout, fold_batch_norms
 from defend.registry import Kind
 
 
@@ -49,9 +49,9 @@ class Classifier(Learned):
 
     def run_as(self, precision: str, layout: str) -> None:
         """For many evaluations: in a precision ("float32", "bfloat16") and a layout ("contiguous", "channels_last"), batch norms folded."""
-        self.network.net = folded(self.net, self.example(2).to(next(self.net.parameters()).device))
+        self.network.net = fold_batch_norms(self.net, self.example(2).to(next(self.net.parameters()).device))
         self.network.precision = precision
-        arrange(self.network, layout)
+        set_layout(self.network, layout)
 
     def example(self, n: int = 6) -> Tensor:
         return torch.rand(

@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from defend.errors import BadParameter
-from defend.spec import Spec, parse_single, read
+from defend.spec import Spec, parse_single, read_value
 
 MAX_VALUES = 1000  # a range of more values is a typing error
 SAME_EPS = 1e-9  # two eps are equal up to this: one may be typed 8/255, the other .031372549
@@ -62,7 +62,7 @@ def _parse_item(item: Any) -> Iterator[Eps]:
 
 def parse_one_eps(item: Any) -> Eps:
     """Return the eps of one number >= 0. Raises BadParameter."""
-    value = read(item) if isinstance(item, str) else item
+    value = read_value(item) if isinstance(item, str) else item
     is_number = isinstance(value, int | float | Fraction) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise BadParameter(

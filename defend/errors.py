@@ -1,4 +1,7 @@
-"""Every error a user can cause. One class per fix; the message says what was wanted, what came, and what to type next."""
+"""The errors that a user can cause: one class per remedy.
+
+A message names what was expected, what came and what to do.
+"""
 
 from __future__ import annotations
 
@@ -7,55 +10,70 @@ from collections.abc import Iterable
 
 
 class DefendError(Exception):
-    """Base class. The command line prints these without a traceback and exits with status 2."""
+    """Base class.
+
+    The command line prints these errors without a traceback and exits with status 2.
+    """
 
 
 class UnknownName(DefendError, KeyError):
+    """A name that nothing is registered under."""
+
     __str__ = Exception.__str__  # KeyError would print the repr of the message
 
 
 class AmbiguousName(DefendError, KeyError):
+    """A name that several packages use."""
+
     __str__ = Exception.__str__
 
 
 class BrokenPlugin(DefendError, ImportError):
-    pass
+    """An installed component that cannot be imported."""
 
 
 class BadParameter(DefendError, ValueError):
-    pass
+    """A field, an option or an argument with a value that cannot work."""
 
 
 class BadSpec(DefendError, ValueError):
-    pass
+    """A spec that cannot be parsed."""
 
 
 class BadWeights(DefendError, ValueError):
-    pass
+    """Weights that are missing, damaged, ambiguous or of another component."""
 
 
 class MissingData(DefendError, FileNotFoundError):
-    pass
+    """A data set whose files are not on disk."""
 
 
 class Mismatch(DefendError, ValueError):
-    """Components that do not fit together: channels, size, classes, norms."""
+    """Components that do not fit together: other channels, size, classes or norms."""
 
 
 class BrokenAttack(DefendError, RuntimeError):
-    """An attack that left its budget, the box, or the finite numbers. Fails its unit loudly."""
+    """An attack that leaves its budget, the box or the finite numbers. The unit fails."""
 
 
 class BrokenPurifier(DefendError, RuntimeError):
-    """A purifier that writes into its input, gives no finite numbers, or is not what its card says. Fails its unit loudly."""
+    """A purifier that writes into its input, returns a wrong shape or non-finite values, or
+    contradicts its card.
+
+    The unit fails.
+    """
 
 
-def one_line(said: object) -> str:
-    """Without breaks and runs of spaces: other people's exceptions, in a message of ours."""
-    return " ".join(str(said).split())
+def one_line(text: object) -> str:
+    """Return the text on one line, without runs of spaces, so that a foreign exception fits into
+    one of our messages.
+    """
+    return " ".join(str(text).split())
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean x?", or nothing: for the end of a sentence about an unknown name."""
+def suggest_names(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean x?" for the end of an error about an unknown name, or "" if no known
+    name is close.
+    """
     close = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {', '.join(close)}?" if close else ""

@@ -1,4 +1,8 @@
-"""Files that are whole or absent, folders that can be written, and the checkout that results are labelled with. No torch."""
+"""Files that are complete or absent, folders that can be written, and the checkout that labels
+results.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,22 @@ from pathlib import Path
 
 from defend.errors import BadParameter
 
-PART = ".part"  # how names of what is being written end
+PART = ".part"  # the end of the name of a file that is being written
 
 
 def cache_folder() -> Path:
-    """The user's: XDG_CACHE_HOME/defend, else ~/.cache/defend."""
+    """Return the user's cache folder: XDG_CACHE_HOME/defend, else ~/.cache/defend."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend"
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A name to write to; what was written is synced and renamed to `path`, so that a file that exists is complete."""
-    part = path.with_name(
-        f"{path.name}.{os.getpid()}{PART}"
-    )  # two processes may write the same file
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; afterwards sync that file and rename it to `path`.
+
+    A file of the final name is therefore always complete.
+    """
+    # The process id: two processes may write the same file at a time.
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         yield part
         with part.open("rb+") as f:
@@ -34,14 +40,18 @@ def whole(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def write(path: Path, what: bytes | str) -> None:
-    """Text as UTF-8 with its line ends as they are. Raises OSError."""
-    with whole(path) as part:
-        part.write_bytes(what.encode() if isinstance(what, str) else what)
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a complete file, text as UTF-8 with its line ends unchanged. Raise OSError."""
+    with atomic_path(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def writable(folder: Path, option: str = "--out", make: bool = True) -> Path:
-    """The folder, made where it was missing unless make=False. Raises BadParameter before any work is done for nothing."""
+def ensure_writable(folder: Path, option: str = "--out", make: bool = True) -> Path:
+    """Return the folder after a trial write; create it if it is missing, unless make=False.
+
+    Raise BadParameter, before any work is done in vain. option: the command line option that names
+    the folder.
+    """
     probe = folder / f".{os.getpid()}.probe"
     try:
         if make:
@@ -57,21 +67,24 @@ def writable(folder: Path, option: str = "--out", make: bool = True) -> Path:
 
 @cache
 def checkout(under: str = ".") -> tuple[str, bool] | None:
-    """(commit, do tracked files under this path differ from it?) of the checkout that `defend` runs from; None where it is installed."""
+    """Return the commit of the git checkout that `defend` runs from, and whether tracked files
+    below `under` differ from it.
+
+    Return None if `defend` is installed, not run from a checkout, or if git does not answer.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no", "--", under],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        commit = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", under)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head, bool(changed.strip())
+    return commit, bool(changes)
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """Return what a git command prints, stripped. Raise OSError, CalledProcessError."""
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,91 +1,34 @@
-"""What learned purifiers and classifiers share: networks built from fields, filled from named weights, frozen, in eval mode."""
+"""The common part of learned purifiers and classifiers: networks built from fields, filled from named weights, and frozen."""
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
-from collections import Counter
 from typing import Any, ClassVar, dataclass_transform
 
 import torch
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import nn
 
-from defend import weights as store
 from defend.errors import BadWeights, one_line
 from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
+from defend.weights.header import WeightsFile, load_tensors
+from defend.weights.zoo import find_weights
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context for a precision: bfloat16 where that is sound, or no change for "float32"."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def arrange(net: nn.Module, layout: str) -> None:
-    """Parameters in "contiguous" or "channels_last" order: convolutions follow their weights."""
-    net.to(
-        memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    )  # type: ignore[call-overload]
-
-
-def folded(net: nn.Module, example: torch.Tensor) -> nn.Module:
-    """The same function up to rounding, in eval mode: batch norms are folded into the convolutions before them, and cost nothing more.
-
-    The network itself where nothing can be folded, where it cannot be traced, or where the trace gives other logits of `example` or
-    another gradient: Python in `forward` may do anything, and a trace forgets custom backwards and what stands under `no_grad`.
-    """
-    if not _norms(net):
-        return net
-    try:
-        made = _fold(fx.symbolic_trace(copy.deepcopy(net)))
-        ours, wanted = (_logits_and_slope(m, example) for m in (made, net))
-        same = all(
-            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
-            for a, b in zip(ours, wanted, strict=True)
-        )
-    except Exception:  # whatever stands in the forward of a stranger's network
-        return net
-    return made if same and _norms(made) < _norms(net) else net
-
-
-def _logits_and_slope(net: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        logits = net(x)
-        return logits.detach(), torch.autograd.grad(logits.logsumexp(1).sum(), x)[0]
-
-
-def _norms(net: nn.Module) -> int:
-    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-
-
-def _fold(traced: fx.GraphModule) -> fx.GraphModule:
-    of = dict(traced.named_modules())
-    called = Counter(n.target for n in traced.graph.nodes if n.op == "call_module")
-    for node in [
-        n
-        for n in traced.graph.nodes
-        if n.op == "call_module" and isinstance(of[n.target], nn.BatchNorm2d)
-    ]:
-        conv = node.args[0]
-        if (
-            conv.op == "call_module"
-            and isinstance(of[conv.target], nn.Conv2d)
-            and called[conv.target] == len(conv.users) == 1
-        ):
-            traced.set_submodule(
-                conv.target,
-                fuse_conv_bn_eval(of[conv.target], of[node.target]).requires_grad_(False),
-            )
-            node.replace_all_uses_with(conv)
-            traced.graph.erase_node(node)
-    traced.delete_all_unused_submodules()
-    traced.recompile()
-    return traced
+def set_layout(net: nn.Module, layout: str) -> None:
+    """Store parameters in "contiguous" or "channels_last" order, which convolutions follow."""
+    channels_last = layout == "channels_last"
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    net.to(memory_format=memory_format)  # type: ignore[call-overload]
 
 
 class Frozen(nn.Module):
-    """In eval mode whatever `train()` says, its parameters without gradients."""
+    """A network that stays in eval mode whatever `train()` says, and whose parameters have no gradients."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -94,87 +37,104 @@ class Frozen(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
+        """Stay in eval mode."""
         return super().train(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the network's output, computed in `precision`, in the dtype of x."""
         if self.precision == "float32":
             return self.net(x)  # type: ignore[no-any-return]
         with autocast(x.device, self.precision):
             return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
 
 
-class Lowered(nn.Module):
-    """A network computed in bfloat16 where that is sound (convolutions, matrices), and left as it is."""
+class InBfloat16(nn.Module):
+    """A network computed in bfloat16 where that is sound (convolutions, matrices), without a change to its parameters."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self._net = [net]  # no child: modes and layouts stay the owner's
+        self._net = [net]  # a list hides it from Module: modes and layouts are set by its owner
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the network's output in the dtype of x."""
         with autocast(x.device, "bfloat16"):
             return self._net[0](x).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Learned(Configured):
-    """Abstract. `weights`: "auto" (the zoo's default for the component, the data set and the given fields), a name, a path, or
-    "untrained". Given a name or a path, fields that were not set come from the file's header."""
+    """Abstract base of components with weights.
+
+    `weights` is "auto" (the zoo's default for the component, the data set and the fields that were set), a name, a path, or
+    "untrained". With a name or a path, fields that were not set come from the file's header.
+    """
 
     kind: ClassVar[Kind]
     weights: str = "auto"
-    dataset: str | None = None  # what "auto" looks for; says nothing about what is computed
+    dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
     fitted_on = "untrained"  # set by `fit`: "clean", "corrupted" or "adversarial(...)"
+    _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
 
-    def __new__(cls, **given: Any) -> Any:
-        made = super().__new__(cls)
-        made.__dict__["_given"] = dict(given)
-        return made
+    def __new__(cls, **fields: Any) -> Any:
+        """Remember the fields that the caller sets."""
+        component: Any = super().__new__(cls)
+        component._set_fields = dict(fields)
+        return component
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        """Let copy and pickle call `__new__` without fields: the state brings them."""
         return (), {}
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The network, as the fields say. Its initial weights may be random: the generator is seeded."""
+        """Return the network that the fields describe. Its initial weights may be random: the generator is seeded."""
 
     def fit(self, x: Any, y: Any = None, **recipe: Any) -> None:
-        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream. Components take theirs from `defend.training`."""
+        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream. Raise BadWeights if there is no recipe.
+
+        Components take their recipe from `defend.training`.
+        """
         raise BadWeights(f"{type(self).__name__} has no recipe for training; load weights instead")
 
     def _adopt(self) -> None:
-        """Fields from the header; before `validate`."""
-        self.file: store.WeightsFile | None = None
+        """Find the weights file and adopt the fields of its header. To be called before `validate`."""
+        self.file: WeightsFile | None = None
         if self.weights == "untrained":
             return
-        own = type(self).fields()
-        given = {k: v for k, v in self.__dict__["_given"].items() if k in own and k != "weights"}
-        self.file = store.find(self.kind, self.component, self.weights, self.dataset, given)
+        names = type(self).fields().keys() - {"weights"}
+        fields = {name: value for name, value in self._set_fields.items() if name in names}
+        self.file = find_weights(self.kind, self.component, self.weights, self.dataset, fields)
         self.weights = self.file.name
-        for name in own.keys() - given.keys() - {"weights"}:
+        for name in names - fields.keys():
             if name in self.file.header.fields:
                 setattr(self, name, self.file.header.fields[name])
 
     def _build(self) -> Frozen:
+        """Return the frozen network with its weights. Raise BadWeights if the file does not fit."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = self.build()
         if self.file is not None:
             try:
-                net.load_state_dict(store.load(self.file.path))
+                net.load_state_dict(load_tensors(self.file.path))
             except RuntimeError as e:
                 raise BadWeights(
-                    f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): {one_line(e)[:200]}"
+                    f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): "
+                    f"{one_line(e)[:200]}"
                 ) from None
         return Frozen(net)
 
     @property
     def component(self) -> str:
+        """The name under which the class is registered, and which weights carry."""
         return REGISTRY.component(self.kind, type(self))
 
     @property
     def trained_on(self) -> str:
+        """The images of the training: "clean", "corrupted", "adversarial(...)" or "untrained"."""
         return self.file.header.trained_on if self.file else self.fitted_on
 
     @property
     def weights_sha256(self) -> dict[str, str]:
+        """The hash of the weights file by its name; empty without a file."""
         return {self.file.name: self.file.sha256} if self.file else {}

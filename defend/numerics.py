@@ -1,4 +1,4 @@
-"""How numbers are computed: precision, memory layout, threads, determinism; and the fastest choice."""
+"""How numbers are computed: precision, layout, threads, determinism; and the fastest choice."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from defend.errors import BadParameter, BrokenPurifier, Mismatch
-from defend.learned import Frozen, Learned, arrange, autocast
+from defend.learned import Frozen, Learned, set_layout, autocast
 from defend.noise import Noise
 from defend.registry import Kind
-from defend.spec import Configured, one_of
+from defend.spec import Configured, check_choice
 
 Backward = Callable[[Tensor], Tensor]  # a differentiable stand-in for a purifier
 
@@ -40,7 +40,7 @@ class Card:
     channels: tuple[int, ...] = (1, 3)
 
     def __post_init__(self) -> None:
-        one_of(self, "gradient")
+        check_choice(self, "gradient")
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -70,7 +70,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-def as_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
     """Raises BadParameter where it is not there."""
     try:
         wanted = torch.device(device)
@@ -109,7 +109,7 @@ class Purifier(Configured, PreprocessorPyTorch):
     def __post_init__(self) -> None:
         self.require_card('Card(paper="none: my own", gradient="exact", stochastic=False)')
         PreprocessorPyTorch.__init__(self, is_fitted=True, apply_fit=False, apply_predict=True)
-        self.device = self._device = as_device(self.device)
+        self.device = self._device = check_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
         self.require(
             isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2,
@@ -158,7 +158,7 @@ class Purifier(Configured, PreprocessorPyTorch):
 
     def move(self, device: str | torch.device) -> None:
         """Purify on this device from now on."""
-        self.device = self._device = as_device(device)
+        self.device = self._device = check_device(device)
         for net in self.networks():
             net.to(self.device)
 
@@ -166,7 +166,7 @@ class Purifier(Configured, PreprocessorPyTorch):
         """Deploy in another precision ("float32", "bfloat16") and layout ("contiguous", "channels_last") of the networks."""
         self._precision = precision
         for net in self.networks():
-            arrange(net, layout)
+            set_layout(net, layout)
 
     @final
     def purified(
@@ -292,7 +292,7 @@ class Purifier(Configured, PreprocessorPyTorch):
         return _Module(self)
 
 
-FINAL = [
+FINAL_METHODS = [
     *(name for name, value in vars(Purifier).items() if getattr(value, "__final__", False)),
     *(
         "_adapted",
@@ -306,11 +306,11 @@ FINAL = [
 ]
 
 
-def overridden(p: Purifier) -> list[str]:
+def overridden_methods(p: Purifier) -> list[str]:
     """The final methods that it has of its own. Python does not refuse them; through its own `purified` an attacker may be shown anything."""
     return [
         name
-        for name in FINAL
+        for name in FINAL_METHODS
         if getattr(type(p), name) is not getattr(Purifier, name) or name in vars(p)
     ]
 

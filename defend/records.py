@@ -1,283 +1,284 @@
-"""One record for each cell, made of its units; and the run folder's list of them."""
+"""Records: what is known of one cell, typed and versioned; and the list of them in a run folder.
+
+A record holds measured values and codes. Sentences are made when a table or a report is printed
+(defend/results/). `docs/record.schema.json` is the JSON schema of one record.
+"""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from defend.benchmarks.bpda_network import bpda_network
-from defend.benchmarks.cell import Cell
-from defend.benchmarks.components import Components, component_key
-from defend.benchmarks.flags import flags
-from defend.benchmarks.query_curve import accuracy_after, still_falls
-from defend.benchmarks.units import NumericSettings, Unit
 from defend.errors import BadParameter
-from defend.files import write
-from defend.hashing import cache_key
-from defend.stats import interval
+from defend.files import write_file
+from defend.spec import parse_single
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+SCHEMA_VERSION = 2
+FILE_NAME = "records.json"
+CONTROL = "control"  # the null attack, which measures how far a minimum of noise falls by itself
 
-RECORDS = "records.json"
-_IDENTITY = (
-    "dataset",
-    "classifier",
-    "defense",
-    "attack",
-    "knowledge",
-    "gradient",
-    "surrogate",
-    "norm",
-    "eps",
-    "n",
-    "split",
-    "seed",
-    "draws",
-    "eot",
-    "precision",
-    "layout",
-    "threads",
-    "pipeline",
+
+class FlagCode(StrEnum):
+    """What one cell says against itself."""
+
+    ZERO_GRADIENT = "zero_gradient"  # value: images whose gradient is zero everywhere
+    UNDEFINED_GRADIENT = "undefined_gradient"  # value: images whose gradient is not finite
+    UNCHANGED_IMAGES = "unchanged_images"  # the attack returned every image as it was
+    LOSS_FELL = "loss_fell"  # the attack lowered the loss that it should raise
+    UNCONVERGED = "unconverged"  # value: accuracy lost in the last fifth of the queries
+    NO_DRAW_CHANGES_A_PIXEL = "no_draw_changes_a_pixel"  # the card says stochastic=True
+    GRADIENT_OF_ONE_DRAW = "gradient_of_one_draw"  # a stochastic defense attacked without EOT
+    SCORES_OF_ONE_DRAW = "scores_of_one_draw"  # a stochastic defense searched by single draws
+    NOT_FINITE = "not_finite"  # value: the measured field that is no number
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Flag(_Model):
+    """A code with its value; FlagCode says what the value is."""
+
+    code: FlagCode
+    value: float | str | None = None
+
+
+class AttackedSettings(_Model):
+    """Settings in force of the pipeline that was attacked."""
+
+    classifier: Mapping[str, Any] = {}
+    defense: Mapping[str, Any] = {}
+
+
+class Settings(_Model):
+    """All settings in force, defaults included, of every component of the cell."""
+
+    classifier: Mapping[str, Any] = {}
+    defense: Mapping[str, Any] = {}
+    attack: Mapping[str, Any] = {}
+    dataset: Mapping[str, Any] = {}
+    attacked: AttackedSettings = AttackedSettings()
+
+
+class PipelineHash(_Model):
+    """Short hashes of the settings and weights of what was scored, however it was spelled."""
+
+    classifier: str = ""
+    defense: str = ""
+
+
+class Record(_Model):
+    """One cell: what was evaluated, what was measured, and how to find its units.
+
+    Accuracies are shares in [0, 1] over all n images. A failed cell has `error` and None for
+    everything measured.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+
+    # What was evaluated. Specs are as typed.
+    dataset: str
+    classifier: str
+    defense: str
+    attack: str
+    knowledge: str
+    gradient: str | None
+    surrogate: str | None
+    norm: str
+    eps: float
+    eps_text: str
+    n: int
+    split: str
+    seed: int
+    draws: int  # purifications of each image that are scored; 1 for a deterministic defense
+    eot: int  # copies over which the attacked pipeline's gradient is averaged
+    protocol: str | None
+
+    # Facts about the components.
+    access: str  # what the attack needs: "gradient", "scores" or "labels"
+    stochastic: bool
+    declared_gradient: str
+    trained_on: str | None
+    images: int  # in the whole split
+    classes: int
+    claim_eps: float | None  # of the data set in this norm
+    distinct_images: int  # among the n: fewer where a data set shows the same thing again
+    settings: Settings
+    weights: Mapping[str, str]  # name -> sha256
+    pipeline: PipelineHash
+
+    # How it was computed.
+    precision: str
+    layout: str
+    threads: int
+    versions: Mapping[str, str]
+    commit: str | None
+    device: str
+
+    # What was measured.
+    clean_accuracy: float | None = None
+    robust_accuracy: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    all_draws_correct: float | None = None
+    majority: float | None = None
+    accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
+    gradient_error: float | None = None  # of the BPDA network, relative to the identity's
+    flags: tuple[Flag, ...] | None = None
+    seconds: float | None = None
+    purify_images_per_second: float | None = None
+    forwards: float | None = None  # network evaluations for each image
+    backwards: float | None = None
+
+    units: tuple[str, ...]  # keys of the unit files, in the order of their ranges
+    error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Return True if the cell has no numbers."""
+        return self.error is not None
+
+    @property
+    def attack_name(self) -> str:
+        """Return the registered name of the attack."""
+        return parse_single(self.attack, "attack").name
+
+    @property
+    def bare_attack(self) -> str:
+        """Return the attack's spec without eps, so that one attack at several eps is one series."""
+        return str(parse_single(self.attack, "attack").without("eps")[0])
+
+    @property
+    def is_control(self) -> bool:
+        """Return True for the null attack."""
+        return self.attack_name == CONTROL
+
+    @property
+    def cell_id(self) -> str:
+        """Return what identifies the cell: of two records with the same id the later one counts."""
+        return json.dumps([_plain(getattr(self, name)) for name in _CELL_FIELDS])
+
+    def replace(self, **changes: Any) -> Record:
+        """Return a record with some fields changed."""
+        return self.model_copy(update=changes)
+
+    def has_flag(self, code: FlagCode) -> bool:
+        """Return True if the cell carries a flag of this code."""
+        return any(flag.code == code for flag in self.flags or ())
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON; a number that is not finite raises ValueError."""
+        return json.dumps(self.model_dump(mode="json"), allow_nan=False)
+
+
+_CELL_FIELDS = (
+    *("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate"),
+    *("norm", "eps", "n", "split", "seed", "draws", "eot"),
+    *("precision", "layout", "threads", "pipeline"),
 )
 
 
-_NEEDED = {*_IDENTITY, "robust_accuracy", "flags", "settings", "error", "units"} - {
-    "precision",
-    "layout",
-    "threads",
-    "pipeline",
-}  # these came later
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-def record(
-    cell: Cell,
-    components: Components,
-    frame: NumericSettings,
-    keys: Sequence[str],
-    units: Sequence[Unit | None],
-    provenance: dict[str, Any],
-    error: str | None,
-) -> dict[str, Any]:
-    """A failed cell has nulls and its error, never a part of n."""
-    there = [u for u in units if u is not None]
-    whole = error is None and len(there) == len(units)
-    measured = (
-        _finite(_measured(cell, components, there)) if whole else dict.fromkeys(_measured_keys())
-    )
-    where = there[0].header["provenance"] if there else provenance
-    return {
-        **_what(cell, components),
-        "precision": frame.precision,
-        "layout": frame.layout,
-        "threads": frame.threads,
-        **measured,
-        **{k: where[k] for k in ("versions", "commit", "device")},
-        "units": list(keys),
-        "error": None if whole else error or "a unit is missing",
-    }
+class Sign(_Model):
+    """A sign that an attack was too weak or a gradient masked; no claim survives one.
+
+    The codes and their sentences are those of defend/results/masking_signs.py.
+    """
+
+    code: str
+    value: float | str | None = None
 
 
-def _what(cell: Cell, components: Components) -> dict[str, Any]:
-    classifier, defense, attack = (
-        components.classifier(cell.classifier),
-        components.defense(cell.defense),
-        components.attack(cell.bare_attack),
-    )
-    behind = (
-        components.classifier(cell.attacked.classifier),
-        components.defense(cell.attacked.defense),
-    )
-    attacked = {"classifier": behind[0].settings, "defense": behind[1].settings}
-    scored = {"classifier": classifier.settings, "defense": defense.settings}
-    return {
-        "dataset": cell.dataset,
-        "classifier": cell.classifier,
-        "defense": cell.defense,
-        "attack": cell.attack,
-        "knowledge": cell.knowledge,
-        "gradient": cell.gradient,
-        "surrogate": cell.surrogate,
-        "norm": cell.norm,
-        "eps": cell.eps.value,
-        "eps_text": cell.eps.text,
-        "n": cell.n,
-        "split": cell.split,
-        "images": components.data.count(cell.split),
-        "seed": cell.seed,
-        "draws": cell.draws,
-        "eot": cell.eot,
-        "access": attack.card.access,
-        "stochastic": defense.card.stochastic,
-        "declared_gradient": defense.card.gradient,
-        "trained_on": defense.trained_on,
-        "protocol": cell.protocol,
-        "settings": {
-            **scored,
-            "attack": attack.settings,
-            "dataset": components.data.settings,
-            "attacked": attacked,
-        },
-        "weights": {
-            name: digest
-            for part in (classifier, defense, *behind)
-            for name, digest in part.weights_sha256.items()
-        },
-        "pipeline": {
-            "classifier": _short(component_key(classifier, "classifier")),
-            "defense": _short(component_key(defense, "defense")),
-        },
-    }
+class Claim(_Model):
+    """What may be claimed of one pipeline in one norm under a protocol."""
+
+    protocol: str
+    missing: tuple[str, ...] = ()  # codes of the protocol's requirements that are not met
+    signs: tuple[Sign, ...] = ()
+    accuracy: float | None = None  # the worst case over everything at the claim eps
+    low: float | None = None
+    high: float | None = None
+    eps: float | None = None
+    eps_text: str = ""
+    norm: str = ""
+
+    @property
+    def stands(self) -> bool:
+        """Return True if nothing is missing and nothing speaks against it."""
+        return not self.missing and not self.signs
 
 
-def _short(key_inputs: Any) -> str:
-    """Settings and weights of what is scored, whatever they are called: trained anew, it is another."""
-    return cache_key({"": key_inputs})[:12]
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of one record."""
+    return Record.model_json_schema()
 
 
-def _measured_keys() -> tuple[str, ...]:
-    accuracies = (
-        "clean_accuracy",
-        "robust_accuracy",
-        "ci_low",
-        "ci_high",
-        "all_draws_correct",
-        "majority",
-    )
-    return (
-        *accuracies,
-        "accuracy_after",
-        "gradient_error",
-        "flags",
-        "seconds",
-        "purify_images_per_second",
-        "forwards",
-        "backwards",
-    )
+def read_records(run_dir: Path) -> list[Record]:
+    """Return the records of a run folder, none if there is no file.
 
-
-def _measured(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:
-    score, clean = (
-        torch.cat([u.tensors[name] for u in units]).double() for name in ("score", "clean_score")
-    )
-    per_image = score.mean(1)
-    low, high = interval(score.numpy(), cell.seed)
-    costs = [u.header["costs"] for u in units]
-    queries = components.attack(cell.bare_attack).settings.get("queries")
-    noisy = components.defense(
-        cell.defense
-    ).card.stochastic  # "first wrong" is a minimum of noisy measurements there
-    searched = (
-        units if cell.drops and not noisy else []
-    )  # elsewhere it is of another pipeline than the one that is scored
-    values = (
-        clean.mean(1).mean().item(),
-        per_image.mean().item(),
-        low,
-        high,
-        (score.min(1).values == 1).double().mean().item(),
-        (per_image > 0.5).double().mean().item(),
-        accuracy_after(searched, queries),
-        _gradient_error(cell, components),
-        flags(cell, components, costs, still_falls(searched, queries)),
-        sum(c["seconds"] for c in costs),
-        _rate(units),
-        *(sum(c[k] for c in costs) / cell.n for k in ("forwards", "backwards")),
-    )
-    return dict(zip(_measured_keys(), values, strict=True))
-
-
-def _finite(measured: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: null, and a flag that says why."""
-    wild = {k: v for k, v in measured.items() if isinstance(v, float) and not math.isfinite(v)}
-    return (
-        measured
-        | dict.fromkeys(wild)
-        | {"flags": [*measured["flags"], *(f"{k} is no number: {v}" for k, v in wild.items())]}
-    )
-
-
-def _gradient_error(cell: Cell, components: Components) -> float | None:
-    """Of the network that imitates the purifier, relative to the purifier's change; None where none was used."""
-    at = cell.attacked
-    return (
-        bpda_network(components, at.classifier, at.defense).error
-        if at.gradient == "learned"
-        else None
-    )
-
-
-def _rate(units: Sequence[Unit]) -> float:
-    """Images purified per second, over all units."""
-    images: list[int] = [u.header["stop"] - u.header["start"] for u in units]
-    seconds: float = sum(
-        n / u.header["costs"]["purify_images_per_second"]
-        for n, u in zip(images, units, strict=True)
-    )
-    return sum(images) / seconds
-
-
-def keep(run_dir: Path, records: Sequence[dict[str, Any]]) -> None:
-    """The folder's records: these replace earlier ones of the same cells, the others stay. Units that a protocol asked for stay its own."""
-    with _locked(run_dir):
-        asked = {identity(r): r for r in read_records(run_dir) if r.get("protocol")}
-        new = {identity(r): _still_of(asked.get(identity(r)), r) for r in records}
-        old = [r for r in read_records(run_dir) if identity(r) not in new]
-        write(
-            run_dir / RECORDS,
-            "[\n"
-            + ",\n".join(json.dumps(r, allow_nan=False) for r in [*old, *new.values()])
-            + "\n]\n",
-        )
-
-
-def _still_of(before: Mapping[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
-    return (
-        now | {"protocol": before["protocol"]}
-        if before and not now["protocol"] and before["units"] == now["units"]
-        else now
-    )
-
-
-@contextmanager
-def _locked(run_dir: Path) -> Iterator[None]:
-    """Two runs in one folder keep each other's records. Where the system has no flock, the later one wins."""
-    with (run_dir / ".lock").open("w") as f:
-        if fcntl is not None:
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def read_records(run_dir: Path) -> list[dict[str, Any]]:
-    """Raises BadParameter for a list of something else, as an older version may have written."""
-    file = Path(run_dir) / RECORDS
-    try:
-        there = json.loads(file.read_text()) if file.exists() else []
-    except ValueError:
-        file.replace(
-            file.with_name(f"{RECORDS}.damaged")
-        )  # the units make it again; the other cells' are still to be read there
+    A file that is no JSON is renamed to records.json.damaged, since the units make it again.
+    Raises BadParameter for a list of something else, as an older version may have written.
+    """
+    file = Path(run_dir) / FILE_NAME
+    if not file.exists():
         return []
-    rows = there if isinstance(there, list) else [there]
-    lacking = sorted(
-        {name for r in rows for name in _NEEDED if not isinstance(r, dict) or name not in r}
-    )
-    if lacking:
+    try:
+        rows = json.loads(file.read_text())
+    except ValueError:
+        file.replace(file.with_name(f"{FILE_NAME}.damaged"))
+        return []
+    try:
+        return [_read_row(row) for row in (rows if isinstance(rows, list) else [rows])]
+    except (ValidationError, _OtherVersion) as e:
         raise BadParameter(
-            f"{file}: expected records of `defend bench`, and these lack {', '.join(lacking)}."
-            " Move that file away and run the bench again: units that still fit are used again."
-        )
-    return rows
+            f"{file}: expected records of `defend bench` of schema version {SCHEMA_VERSION},"
+            f" got {_first_problem(e)}. Move that file away and run the bench again: units that"
+            " still fit are used again."
+        ) from None
 
 
-def identity(r: Mapping[str, Any]) -> str:
-    """Which cell a record is of: of two with the same, the later one counts."""
-    return json.dumps([r.get(k) for k in _IDENTITY])
+class _OtherVersion(Exception):
+    pass
+
+
+def _read_row(row: Any) -> Record:
+    version = row.get("schema_version", 1) if isinstance(row, dict) else None
+    if version != SCHEMA_VERSION:
+        raise _OtherVersion("no records" if version is None else f"version {version}")
+    return Record.model_validate(row)
+
+
+def _first_problem(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors()[0]
+    return f"a wrong field {'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
+
+
+def merge_records(run_dir: Path, records: Sequence[Record]) -> None:
+    """Write records into the folder's list: they replace earlier ones of the same cells.
+
+    A cell that a protocol asked for keeps the protocol's name while its units are the same. The
+    list is locked, so that two runs in one folder keep each other's records.
+    """
+    with FileLock(run_dir / ".lock"):
+        earlier = {r.cell_id: r for r in read_records(run_dir)}
+        merged = {r.cell_id: _keep_protocol(earlier.get(r.cell_id), r) for r in records}
+        untouched = [r for r in earlier.values() if r.cell_id not in merged]
+        lines = ",\n".join(r.to_json() for r in [*untouched, *merged.values()])
+        write_file(run_dir / FILE_NAME, f"[\n{lines}\n]\n")
+
+
+def _keep_protocol(earlier: Record | None, record: Record) -> Record:
+    if earlier is None or record.protocol is not None or earlier.units != record.units:
+        return record
+    return record.replace(protocol=earlier.protocol)

@@ -1,6 +1,6 @@
-"""Find components by name. Reads entry points; imports a plugin only when it is used.
+"""Components by name: entry points are read, and a plugin is imported only when it is used.
 
-This module imports no torch and no ART, so `defend list` answers at once.
+This module imports no torch and no ART, so that `defend list` answers at once.
 """
 
 from __future__ import annotations
@@ -12,8 +12,14 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
-from defend.errors import AmbiguousName, BadParameter, BrokenPlugin, UnknownName, near
-from defend.spec import Configured, Spec, typed
+from defend.errors import (
+    AmbiguousName,
+    BadParameter,
+    BrokenPlugin,
+    UnknownName,
+    suggest_names,
+)
+from defend.spec import Configured, Spec, typed_params
 
 Kind = Literal["defense", "attack", "classifier", "dataset"]
 
@@ -23,11 +29,13 @@ GROUPS: dict[Kind, str] = {
     "classifier": "defend.classifiers",
     "dataset": "defend.datasets",
 }
-HOME = "defend"  # the distribution whose bare names nobody can shadow
+HOME = "defend"  # the distribution whose bare names no other distribution can shadow
 
 
 @dataclass(frozen=True)
 class Entry:
+    """A registered component that is not imported yet."""
+
     kind: Kind
     name: str
     target: str  # "module:attribute"
@@ -35,30 +43,39 @@ class Entry:
     version: str
     _point: EntryPoint
 
+    @classmethod
+    def of_point(cls, kind: Kind, point: EntryPoint) -> Entry:
+        """Return the entry of an entry point. Without a distribution it is foreign: "unknown"."""
+        dist = point.dist.name if point.dist else "unknown"
+        version = point.dist.version if point.dist else "?"
+        return cls(kind, point.name, point.value, dist, version, point)
+
     @property
     def full_name(self) -> str:
+        """The name with its distribution: "defend/jpeg"."""
         return f"{self.dist}/{self.name}"
 
     @property
     def component(self) -> str:
-        """The name that weights carry: bare at home, in full elsewhere."""
+        """The name that weights carry: the bare name in `defend`, the full name elsewhere."""
         return self.name if self.dist == HOME else self.full_name
 
     @property
     def package(self) -> str:
-        """The top-level package the component comes from."""
+        """The top-level package that the component comes from."""
         return self.target.partition(":")[0].partition(".")[0]
 
     def load(self) -> Callable[..., Any]:
+        """Import the component and return its class or function. Raise BrokenPlugin."""
         try:
-            made = self._point.load()
-            if not callable(made):
-                raise TypeError(f"{self.target} is no class, but {type(made).__name__}")
-            return made  # type: ignore[no-any-return]
-        except (
-            Exception,
-            SystemExit,
-        ) as e:  # a plugin may raise anything at import, and may even exit; name it and go on
+            factory = self._point.load()
+            if not callable(factory):
+                raise TypeError(
+                    f"{self.target}: expected a class or a function, got {type(factory).__name__}"
+                )
+            return factory  # type: ignore[no-any-return]
+        except (Exception, SystemExit) as e:
+            # A plugin may raise anything at import, and may even exit; the others still work.
             raise BrokenPlugin(
                 f"{self.kind} '{self.name}' from {self.dist} {self.version} could not be imported "
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."
@@ -66,91 +83,100 @@ class Entry:
 
 
 class Registry:
+    """All installed components, by kind and name."""
+
     def __init__(self, points: Callable[..., Iterable[EntryPoint]] = entry_points) -> None:
+        """points: a function of `group` that returns its entry points."""
         self._points = points
 
     @cached_property
-    def _found(self) -> dict[Kind, list[Entry]]:
-        """Scanned once; an entry point without a distribution is foreign."""
+    def _entries(self) -> dict[Kind, list[Entry]]:
+        """The entries of every kind, read once."""
         return {kind: self._scan(kind) for kind in GROUPS}
 
     def _scan(self, kind: Kind) -> list[Entry]:
-        found = {
-            (p.name, p.value, p.dist.name if p.dist else "unknown"): Entry(
-                kind,
-                p.name,
-                p.value,
-                p.dist.name if p.dist else "unknown",
-                p.dist.version if p.dist else "?",
-                p,
-            )
-            for p in self._points(group=GROUPS[kind])
-        }
-        return sorted(found.values(), key=lambda e: (e.name, e.dist != HOME, e.dist))
+        """Return the entries of a kind by name, those of `defend` first.
+
+        A point listed twice counts once.
+        """
+        unique: dict[tuple[str, str, str], Entry] = {}
+        for point in self._points(group=GROUPS[kind]):
+            entry = Entry.of_point(kind, point)
+            unique[entry.name, entry.target, entry.dist] = entry
+        return sorted(unique.values(), key=lambda e: (e.name, e.dist != HOME, e.dist))
 
     def entries(self, kind: Kind) -> list[Entry]:
-        """Raises UnknownName."""
+        """Return the components of a kind. Raise UnknownName for an unknown kind."""
         if kind not in GROUPS:
             raise UnknownName(
-                f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{near(kind, GROUPS)}"
+                f"unknown kind '{kind}': expected {', '.join(GROUPS)}.{suggest_names(kind, GROUPS)}"
             )
-        return self._found[kind]
+        return self._entries[kind]
 
     def kinds_of(self, name: str) -> list[Kind]:
-        """Of which kinds there is a component of this name."""
-        return [
-            kind
-            for kind in GROUPS
-            if any(name in (e.name, e.full_name) for e in self.entries(kind))
-        ]
+        """Return the kinds that have a component of this name."""
+        return [kind for kind in GROUPS if self._matches(kind, name)]
+
+    def _matches(self, kind: Kind, name: str) -> list[Entry]:
+        """Return the entries that a bare or full name may mean; an entry of `defend` excludes all
+        others.
+        """
+        matches = [e for e in self.entries(kind) if name in (e.name, e.full_name)]
+        return [e for e in matches if e.dist == HOME] or matches
 
     def entry(self, kind: Kind, name: str) -> Entry:
-        every = self.entries(kind)
-        hits = [e for e in every if name in (e.name, e.full_name)]
-        hits = [e for e in hits if e.dist == HOME] or hits
-        if not hits:
-            elsewhere = self.kinds_of(name)
-            hint = (
-                f" It is a {elsewhere[0]}." if elsewhere else near(name, map(self.to_type, every))
-            )
-            raise UnknownName(
-                f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(every)}."
-            )
-        if len(hits) > 1:
-            raise AmbiguousName(
-                f"{kind} '{name}' is given by {', '.join(e.full_name for e in hits)}; write one in full."
-            )
-        return hits[0]
+        """Return the component of a bare or full name. Raise UnknownName, AmbiguousName."""
+        matches = self._matches(kind, name)
+        if not matches:
+            raise UnknownName(self._unknown(kind, name))
+        if len(matches) > 1:
+            full_names = ", ".join(e.full_name for e in matches)
+            raise AmbiguousName(f"{kind} '{name}' is given by {full_names}; write one in full.")
+        return matches[0]
 
-    def to_type(self, e: Entry) -> str:
-        """Its name, in full where another package has one of that name too."""
-        return (
-            e.name
-            if e.dist == HOME or sum(o.name == e.name for o in self._found[e.kind]) == 1
-            else e.full_name
-        )
+    def _unknown(self, kind: Kind, name: str) -> str:
+        """Word the error for an unknown name: name its real kind, or the nearest names."""
+        entries = self.entries(kind)
+        other_kinds = self.kinds_of(name)
+        if other_kinds:
+            hint = f" It is a {other_kinds[0]}."
+        else:
+            hint = suggest_names(name, map(self.to_type, entries))
+        return f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(entries)}."
+
+    def to_type(self, entry: Entry) -> str:
+        """Return the name to type: the bare one, unless another package has a component of that
+        name.
+        """
+        bearers = [e for e in self._entries[entry.kind] if e.name == entry.name]
+        return entry.name if entry.dist == HOME or len(bearers) == 1 else entry.full_name
 
     def create(self, kind: Kind, name: str, /, **params: Any) -> Any:
-        """Raises UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""
-        make, what = self.entry(kind, name).load(), f"{kind} '{name}'"
-        if isinstance(make, type) and issubclass(make, Configured):
-            return make(**typed(make, params, what))
-        signature = inspect.signature(make)
+        """Return a new component. Raise UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""
+        factory = self.entry(kind, name).load()
+        label = f"{kind} '{name}'"
+        if isinstance(factory, type) and issubclass(factory, Configured):
+            return factory(**typed_params(factory, params, label))
+        signature = inspect.signature(factory)
         try:
             signature.bind(**params)
         except TypeError as e:
-            raise BadParameter(f"{what}: {e}; it takes {signature}") from None
-        return make(**params)
+            raise BadParameter(f"{label}: {e}; it takes {signature}") from None
+        return factory(**params)
 
     def of_spec(self, kind: Kind, spec: Spec, /, **more: Any) -> Any:
-        return self.create(kind, spec.name, **(dict(spec.params) | more))
+        """Return the component that a spec describes. more: further fields, which replace those of
+        the spec.
+        """
+        return self.create(kind, spec.name, **{**dict(spec.params), **more})
 
     def component(self, kind: Kind, cls: type) -> str:
-        """The name under which a class is registered; its own name where it is not."""
+        """Return the name that weights of a class carry; its own name if it is not registered."""
         target = f"{cls.__module__}:{cls.__qualname__}"
-        return next(
-            (e.component for e in self.entries(kind) if e.target == target), cls.__qualname__
-        )
+        for entry in self.entries(kind):
+            if entry.target == target:
+                return entry.component
+        return cls.__qualname__
 
 
 REGISTRY = Registry()

@@ -1,7 +1,9 @@
-"""Specs: "name:key=value,key=value", joined by "+" into chains. Text <-> data, and data -> typed fields. No torch.
+"""Specs: "name:key=value,key=value", joined by "+" into chains.
 
-Values are numbers, fractions (8/255, exact), true, false, none, and text, quoted where it holds  , : + =  or looks like a number.
-str(spec) is canonical: parse(str(spec)) == spec.
+Text to data, and data to typed fields. No torch.
+
+Values are numbers, fractions (8/255, exact), true, false, none, and text, which is quoted if it
+holds one of , : + = or looks like a number. str(spec) is canonical: parse(str(spec)) == (spec,).
 """
 
 from __future__ import annotations
@@ -15,100 +17,106 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import zip_longest
 from typing import Any, ClassVar, dataclass_transform
 
-from defend.errors import BadParameter, BadSpec, near
+from defend.errors import BadParameter, BadSpec, suggest_names
 
 Value = bool | int | float | Fraction | str | None
 
 _WORDS: dict[str, Value] = {"true": True, "false": False, "none": None}
-_INT = re.compile(
-    r"[+-]?\d+", re.ASCII
-)  # int() reads the digits of every script, which are not what they look like
+# ASCII: int() also reads the digits of other scripts, which may look like other characters.
+_INT = re.compile(r"[+-]?\d+", re.ASCII)
 _FRACTION = re.compile(r"[+-]?\d+/\d+", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_EXPONENT = re.compile(r"[+-]?[\d.]+[eE]", re.ASCII)  # a "+" after it belongs to the number
+_EXPONENT = re.compile(r"[+-]?[\d.]+[eE]", re.ASCII)  # a "+" that follows belongs to the number
 _SPECIAL = re.compile(r"[,:+=\"'\s]")
 _TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One component: its name, and the fields that were given."""
+    """One component: its name, and the fields that were set, sorted by name."""
 
     name: str
     params: tuple[tuple[str, Value], ...] = ()
 
     def __str__(self) -> str:
-        fields = ",".join(f"{key}={write(value)}" for key, value in self.params)
+        fields = ",".join(f"{key}={write_value(value)}" for key, value in self.params)
         return f"{self.name}:{fields}" if fields else self.name
 
     def without(self, key: str) -> tuple[Spec, Value]:
-        """The spec without this field, and the field's value (None where it was not given)."""
-        return Spec(self.name, tuple(p for p in self.params if p[0] != key)), dict(self.params).get(
-            key
-        )
+        """Return the spec without this field, and the field's value (None if it was not set)."""
+        params = tuple(param for param in self.params if param[0] != key)
+        return Spec(self.name, params), dict(self.params).get(key)
 
 
 def parse(text: str) -> tuple[Spec, ...]:
-    """The members of a chain, one or more. Raises BadSpec."""
-    return tuple(_parse_one(part, text) for part in _cut(text, "+"))
+    """Return the members of a chain, one or more. Raise BadSpec."""
+    return tuple(_parse_member(member, text) for member in _split(text, "+"))
 
 
 def parse_single(text: str, kind: str) -> Spec:
-    """A spec that may not be a chain."""
+    """Return the spec of a component that cannot be chained. Raise BadSpec."""
     specs = parse(text)
     if len(specs) != 1:
         raise BadSpec(
-            f"{kind} {text!r}: only defenses are chained with '+'; give one {kind}, or quote the text that holds a '+'"
+            f"{kind} {text!r}: only defenses are chained with '+'; "
+            f"give one {kind}, or quote the text that holds a '+'"
         )
     return specs[0]
 
 
-def canonical(text: str) -> str:
-    return "+".join(str(s) for s in parse(text))
+def canonical_spec(text: str) -> str:
+    """Return the canonical spelling of a spec or a chain. Raise BadSpec."""
+    return "+".join(str(spec) for spec in parse(text))
 
 
-def of_table(table: dict[str, Any]) -> Spec:
-    """A suite file's table {name = "pgd", steps = 40}. Fractions may be written as text."""
-    rest = {
-        k: read(v) if isinstance(v, str) and _FRACTION.fullmatch(v) else v
-        for k, v in table.items()
-        if k != "name"
-    }
+def spec_from_table(table: dict[str, Any]) -> Spec:
+    """Return the spec of a suite file's table, such as {name = "pgd", steps = 40}.
+
+    Fractions may be written as text. Raise BadSpec.
+    """
+    params = {key: _read_fraction(value) for key, value in table.items() if key != "name"}
     name = table.get("name")
     if not isinstance(name, str) or not name or _SPECIAL.search(name):
         raise BadSpec(
             f'a component written as a table needs name = "...", a name alone, got {table!r}'
         )
-    if bad := [
-        k
-        for k, v in rest.items()
-        if not k.isidentifier() or not isinstance(v, Value) or v in (math.inf, -math.inf) or v != v
-    ]:
+    bad = [key for key, value in params.items() if not key.isidentifier() or not _is_value(value)]
+    if bad:
         raise BadSpec(
-            f"{name}: the values of {', '.join(bad)} must be finite numbers, texts, true or false, under the names of fields"
+            f"{name}: the values of {', '.join(bad)} must be finite numbers, texts, true or false, "
+            "under the names of fields"
         )
-    return Spec(name, tuple(sorted(rest.items())))
+    return Spec(name, tuple(sorted(params.items())))
 
 
-def read(text: str) -> Value:
-    """One value. Raises BadSpec."""
+def _read_fraction(value: Any) -> Any:
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
+        return read_value(value)
+    return value
+
+
+def _is_value(value: Any) -> bool:
+    """Return True for a value that a spec can hold: numbers are finite."""
+    if not isinstance(value, Value):
+        return False
+    return value not in (math.inf, -math.inf) and value == value
+
+
+def read_value(text: str) -> Value:
+    """Return the value that a text spells. Raise BadSpec."""
     text = text.strip()
     if '"' in text or "'" in text:
         return _unquote(text)
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     try:
-        if _INT.fullmatch(text):
-            return int(text)
-        if _FRACTION.fullmatch(text):
-            exact = Fraction(text)
-            return exact.numerator if exact.denominator == 1 else exact
-        value = float(text) if _FLOAT.fullmatch(text) else text
+        value = _read_number(text)
     except ZeroDivisionError:
         raise BadSpec(f"{text}: division by zero; a fraction is written as 8/255") from None
     except ValueError:  # Python reads no integers of more than 4300 digits
@@ -118,8 +126,18 @@ def read(text: str) -> Value:
     return value
 
 
+def _read_number(text: str) -> Value:
+    """Return the number that a text spells, or the text itself if it is not a number."""
+    if _INT.fullmatch(text):
+        return int(text)
+    if _FRACTION.fullmatch(text):
+        fraction = Fraction(text)
+        return fraction.numerator if fraction.denominator == 1 else fraction
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
 def _unquote(text: str) -> str:
-    tokens = _tokens(text)
+    tokens = _tokenize(text)
     if len(tokens) != 1 or len(text) < 2:
         raise BadSpec(f'{text}: quotes go around the whole value, as "a, b"')
     if text[0] == "'":
@@ -132,8 +150,8 @@ def _unquote(text: str) -> str:
         ) from None
 
 
-def write(value: Value) -> str:
-    """The shortest text that `read` turns into this value."""
+def write_value(value: Value) -> str:
+    """Return the shortest text that `read_value` turns into this value."""
     if isinstance(value, str):
         return value if _is_plain(value) else json.dumps(value)
     if value is None or isinstance(value, bool):
@@ -142,111 +160,129 @@ def write(value: Value) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Is this text read as itself, without quotes?"""
+    """Return True for a text that is read as itself without quotes."""
     if not text or _SPECIAL.search(text) or _EXPONENT.fullmatch(text):
         return False
     try:
-        return read(text) == text
+        return read_value(text) == text
     except BadSpec:
         return False
 
 
-def _cut(text: str, at: str) -> list[str]:
-    """Split at a character that stands outside quotes (and, for "+", is no sign of a number or of its exponent)."""
-    parts, tokens = [""], _tokens(text)
-    for token, after in zip_longest(tokens, tokens[1:], fillvalue=""):
-        before = parts[-1].rpartition("=")[2].strip() if "=" in parts[-1] else None
-        exponent = before and _EXPONENT.fullmatch(before) and after.isdecimal()
-        if token == at and not (at == "+" and (before == "" or exponent)):
+def _split(text: str, separator: str) -> list[str]:
+    """Split at a character outside of quotes. A "+" that belongs to a number does not separate."""
+    parts = [""]
+    tokens = _tokenize(text)
+    for token, following in zip_longest(tokens, tokens[1:], fillvalue=""):
+        if token == separator and not (token == "+" and _in_number(parts[-1], following)):
             parts.append("")
         else:
             parts[-1] += token
     return parts
 
 
-def _tokens(text: str) -> list[str]:
+def _in_number(before: str, after: str) -> bool:
+    """Return True for a "+" between these texts that is the sign of a number or of its exponent."""
+    if "=" not in before:
+        return False
+    value = before.rpartition("=")[2].strip()
+    return value == "" or (_EXPONENT.fullmatch(value) is not None and after.isdecimal())
+
+
+def _tokenize(text: str) -> list[str]:
+    """Cut a text into single characters and quoted texts.
+
+    Raise BadSpec for a quote that is not closed.
+    """
     tokens = _TOKEN.findall(text)
     if "".join(tokens) != text:
         raise BadSpec(f"{text}: a quote is not closed")
     return tokens
 
 
-def _parse_one(text: str, whole: str) -> Spec:
+def _parse_member(text: str, chain: str) -> Spec:
+    """Return the spec of one member. chain: the text that the user wrote, for messages."""
     name, _, fields = text.partition(":")
     name = name.strip()
     if not name or re.search(r"[,=\"'\s]", name):
         raise BadSpec(
-            f"{whole!r}: expected name:key=value,key=value (chains joined by '+'), got {text!r}"
+            f"{chain!r}: expected name:key=value,key=value (chains joined by '+'), got {text!r}"
         )
     params: dict[str, Value] = {}
-    for item in _cut(fields, ",") if fields.strip() else []:
-        key, equals, value = item.partition("=")
-        key = key.strip()
-        if not key.isidentifier() or not equals or not value.strip():
-            a_class = item.strip().isidentifier() and item.strip()[0].isupper()
-            raise BadSpec(
-                f"{whole!r}: expected key=value, got {item.strip()!r}{'; a class of yours gets its name by an entry point' * a_class}"
-            )
+    items = _split(fields, ",") if fields.strip() else []
+    for item in items:
+        key, value = _parse_field(item, chain)
         if key in params:
-            raise BadSpec(f"{whole!r}: {key} is given twice")
-        params[key] = read(value)
+            raise BadSpec(f"{chain!r}: {key} is given twice")
+        params[key] = value
     return Spec(name, tuple(sorted(params.items())))
 
 
-def coerce(value: Any, annotation: Any, where: str) -> Any:
-    """A value as the field's annotation wants it. Raises BadParameter."""
-    options = (
-        typing.get_args(annotation)
-        if typing.get_origin(annotation) in (types.UnionType, typing.Union)
-        else (annotation,)
-    )
+def _parse_field(text: str, chain: str) -> tuple[str, Value]:
+    """Return the key and the value of "key=value". Raise BadSpec."""
+    key, equals, value = text.partition("=")
+    key, text = key.strip(), text.strip()
+    if not key.isidentifier() or not equals or not value.strip():
+        looks_like_class = text.isidentifier() and text[0].isupper()
+        hint = "; a class of yours gets its name by an entry point" if looks_like_class else ""
+        raise BadSpec(f"{chain!r}: expected key=value, got {text!r}{hint}")
+    return key, read_value(value)
+
+
+def coerce(value: Any, annotation: Any, field: str) -> Any:
+    """Return a value in the type of the field's annotation. Raise BadParameter if it does not fit.
+
+    field: the start of the message, such as "attack 'pgd': steps".
+    """
+    union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    options = typing.get_args(annotation) if union else (annotation,)
     for option in options:
-        fits, typed = _fit(value, option)
+        fits, converted = _convert(value, option)
         if fits:
-            return typed
-    wanted = " or ".join(_readable(o) for o in options)
-    quote = (
-        f'; if text is meant, quote it: "{write(value)}"'
-        if str in options and isinstance(value, Value)
-        else ""
-    )
-    raise BadParameter(
-        f"{where}={write(value) if isinstance(value, Value) else repr(value)}: expected {wanted}{quote}"
-    )
+            return converted
+    spelling = write_value(value) if isinstance(value, Value) else repr(value)
+    expected = " or ".join(_describe(option) for option in options)
+    hint = ""
+    if str in options and isinstance(value, Value):
+        hint = f'; if text is meant, quote it: "{spelling}"'
+    raise BadParameter(f"{field}={spelling}: expected {expected}{hint}")
 
 
-def _fit(value: Any, option: Any) -> tuple[bool, Any]:
+def _convert(value: Any, option: Any) -> tuple[bool, Any]:
+    """Return whether a value fits one type of an annotation, and the value in that type."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if option in (None, type(None)):
         return value is None, None
     if typing.get_origin(option) is typing.Literal:
-        same = [
-            a
-            for a in typing.get_args(option)
-            if a == value and isinstance(a, bool) == isinstance(value, bool)
-        ]
-        return bool(same), same[0] if same else None
+        return _convert_literal(value, typing.get_args(option))
     if option is bool:
         return isinstance(value, bool), value
     if option is int:
-        whole = number and value == value // 1
-        return whole, int(value) if whole else None
+        integral = number and value == value // 1
+        return integral, int(value) if integral else None
     if option is float:
-        finite = (
-            number and abs(value) <= sys.float_info.max
-        )  # a whole number may be larger than any float
+        # An integer may be larger than any float.
+        finite = number and abs(value) <= sys.float_info.max
         return finite, float(value) if finite else None
-    if option is str:  # an unquoted number is none: its spelling is lost, and 4/8 would become 1/2
+    if option is str:
+        # An unquoted number is not text: its spelling is lost, and 4/8 would become 1/2.
         return isinstance(value, str), value
-    return option in (Any, object) or not isinstance(
-        value, Value
-    ), value  # no scalar: only Python code can give it
+    # For other types only Python code can give a value; a scalar from a spec does not fit.
+    return option in (Any, object) or not isinstance(value, Value), value
 
 
-def _readable(option: Any) -> str:
+def _convert_literal(value: Any, literals: Iterable[Any]) -> tuple[bool, Any]:
+    for literal in literals:
+        if literal == value and isinstance(literal, bool) == isinstance(value, bool):
+            return True, literal
+    return False, None
+
+
+def _describe(option: Any) -> str:
+    """Return the words for a type of an annotation in an error."""
     if typing.get_origin(option) is typing.Literal:
-        return " or ".join(repr(a) for a in typing.get_args(option))
-    names = {
+        return " or ".join(repr(literal) for literal in typing.get_args(option))
+    words = {
         int: "a whole number",
         float: "a number",
         bool: "true or false",
@@ -254,44 +290,52 @@ def _readable(option: Any) -> str:
         type(None): "none",
         None: "none",
     }
-    return (
-        names.get(option)
-        or f"a value that only Python code can give ({inspect.formatannotation(option)})"
-    )
+    if option in words:
+        return words[option]
+    return f"a value that only Python code can give ({inspect.formatannotation(option)})"
 
 
-def one_of(card: object, field: str) -> None:
-    """Raises BadParameter where a card's field is none of its annotation's words: a claim that is misspelt would be a claim that nobody checks."""
-    known, value = typing.get_args(typing.get_type_hints(type(card))[field]), getattr(card, field)
-    if value not in known:
+def check_choice(card: object, field: str) -> None:
+    """Raise BadParameter if a card's field is not one of the words of its annotation.
+
+    A misspelt claim would be a claim that nothing checks.
+    """
+    choices = typing.get_args(typing.get_type_hints(type(card))[field])
+    value = getattr(card, field)
+    if value not in choices:
         raise BadParameter(
-            f"{type(card).__name__}({field}={value!r}): expected {', '.join(known)}.{near(str(value), known)}"
+            f"{type(card).__name__}({field}={value!r}): expected {', '.join(choices)}."
+            f"{suggest_names(str(value), choices)}"
         )
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Configured:
-    """What defenses, attacks, classifiers and data sets share: annotated fields that become keyword-only dataclass fields."""
+    """Base of defenses, attacks, classifiers and data sets: annotated fields become keyword-only
+    dataclass fields.
+    """
 
-    _runtime: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that say how it runs, not what it computes
+    # Fields that say how a component runs, not what it computes.
+    _runtime: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclass(kw_only=True, eq=False)(cls)
 
     def require_card(self, example: str) -> None:
+        """Raise BadParameter if the class has no card. example: a card to write."""
         if not hasattr(type(self), "card"):
             raise BadParameter(
-                f"{type(self).__name__} has no card, by which it is measured: write card = {example} in the class"
+                f"{type(self).__name__} has no card, by which it is measured: "
+                f"write card = {example} in the class"
             )
 
     def validate(self) -> None:
-        """Raise BadParameter (use `require`) when fields cannot work."""
+        """Raise BadParameter (use `require`) if the fields cannot work."""
 
     def require(self, ok: bool, field: str, wanted: str) -> None:
+        """Raise BadParameter unless `ok`. wanted: the values that the field may have."""
         if not ok:
             raise BadParameter(
                 f"{type(self).__name__}({field}={getattr(self, field)!r}): expected {wanted}"
@@ -299,41 +343,53 @@ class Configured:
 
     @classmethod
     def fields(cls) -> dict[str, tuple[Any, Any]]:
-        """The author's fields: name -> (annotation, default or MISSING)."""
+        """Return the author's fields: name -> (annotation, default or MISSING)."""
         hints = typing.get_type_hints(cls)
         return {
-            f.name: (hints[f.name], f.default)
-            for f in dataclasses.fields(cls)
-            if f.name not in cls._runtime
+            field.name: (hints[field.name], field.default)
+            for field in dataclasses.fields(cls)
+            if field.name not in cls._runtime
         }
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The author's fields with their values, defaults included: goes into the record."""
+        """The author's fields with their values, defaults included, as records store them."""
         return {name: getattr(self, name) for name in self.fields()}
 
 
-def typed(make: Any, params: dict[str, Any], what: str) -> dict[str, Any]:
-    """`params` for a Configured class, each as its annotation wants it. Raises BadParameter, with near names."""
-    if not (isinstance(make, type) and issubclass(make, Configured)):
+def typed_params(component_type: Any, params: dict[str, Any], label: str) -> dict[str, Any]:
+    """Return the params of a Configured class in the types of its annotations.
+
+    label: the component in messages, its name in single quotes, such as "attack 'pgd'". Raise
+    BadParameter for an unknown, missing or misfitting field.
+    """
+    if not (isinstance(component_type, type) and issubclass(component_type, Configured)):
         return params
-    hints = typing.get_type_hints(make)
-    known = {f.name for f in dataclasses.fields(make)}
+    hints = typing.get_type_hints(component_type)
+    fields = component_type.fields()
+    known = {field.name for field in dataclasses.fields(component_type)}
     for key in params:
         if key not in known:
-            takes = ", ".join(
-                f"{k}={write(d) if isinstance(d, Value) else d}"
-                for k, (_, d) in make.fields().items()
-                if d is not dataclasses.MISSING
-            )
             raise BadParameter(
-                f"{what} has no field {key!r}.{near(key, known)} It takes {takes or 'none'}."
+                f"{label} has no field {key!r}.{suggest_names(key, known)} "
+                f"It takes {_list_defaults(fields) or 'none'}."
             )
     missing = [
-        k for k, (_, d) in make.fields().items() if d is dataclasses.MISSING and k not in params
+        name
+        for name, (_, default) in fields.items()
+        if default is dataclasses.MISSING and name not in params
     ]
     if missing:
-        raise BadParameter(
-            f"{what} needs {', '.join(missing)}: write {what.split(chr(39))[1]}:{missing[0]}=..."
-        )
-    return {key: coerce(value, hints[key], f"{what}: {key}") for key, value in params.items()}
+        name = label.split("'")[1]
+        raise BadParameter(f"{label} needs {', '.join(missing)}: write {name}:{missing[0]}=...")
+    return {key: coerce(value, hints[key], f"{label}: {key}") for key, value in params.items()}
+
+
+def _list_defaults(fields: dict[str, tuple[Any, Any]]) -> str:
+    """Return the fields that have a default, as key=value."""
+    pairs = []
+    for name, (_, default) in fields.items():
+        if default is not dataclasses.MISSING:
+            text = write_value(default) if isinstance(default, Value) else str(default)
+            pairs.append(f"{name}={text}")
+    return ", ".join(pairs)

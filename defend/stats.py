@@ -1,7 +1,8 @@
-"""How sure a number is, over images alone: intervals of one accuracy, comparisons of two, and many comparisons at once.
+"""Sampling error over images: intervals of one accuracy, comparisons of two, and many comparisons
+at once.
 
-An image's outcome is its share of right draws: 0 or 1 where the purifier is deterministic, k / K where it is stochastic. An attack
-that was too weak shows in none of these intervals.
+An image's outcome is its share of right draws: 0 or 1 where the purifier is deterministic, k / K
+where it is stochastic. None of these intervals covers an attack that was too weak.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+DECIMALS = 12  # equal shares are equal to this many decimals, whatever their rounding
 Floats = NDArray[np.float64]
-Limits = Callable[[float], tuple[float, float]]
+Limits = Callable[[float], tuple[float, float]]  # confidence level -> (low, high)
 
 
 def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Score interval of a proportion: Wilson, JASA 22 (1927) 209; Brown, Cai, DasGupta, Statist. Sci. 16 (2001) eq. (4).
+    """Return the score interval of a proportion, closed at 0 of n and n of n.
 
-    right: number of right images of n; a sum of shares is taken as well, and the interval is then too wide, never too narrow:
-    shares of mean p vary by at most p (1 - p). Closed at 0 of n and n of n. Raises ValueError unless 0 <= right <= n, n >= 1.
+    Raise ValueError unless 0 <= right <= n and n >= 1.
+
+    right: the number of right images of n. It may be a sum of shares; the interval is then too
+    wide, never too narrow, because shares of mean p vary by at most p (1 - p). Source: Wilson, JASA
+    22 (1927) 209; Brown, Cai, DasGupta, Statist. Sci. 16 (2001) eq. (4).
     """
+    # scipy's binomtest(...).proportion_ci(method="wilson") gives the same numbers, but takes
+    # integers alone, and sums of shares need the formula anyway.
     if n < 1 or not 0 <= right <= n:
         raise ValueError(
             f"wilson: expected 0 <= right <= n and n >= 1, got right = {right}, n = {n}"
@@ -31,71 +38,82 @@ def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     z, p = _z(level), right / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
-    return (
-        0.0 if right == 0 else max(0.0, centre - half),
-        1.0 if right == n else min(1.0, centre + half),
-    )
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    high = 1.0 if right == n else min(1.0, centre + half)
+    return low, high
 
 
 def bootstrap(
     per_image: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over images: Efron, Tibshirani, "An Introduction to the Bootstrap" (1993) section 13.3.
+    """Return the percentile interval of the mean over images. per_image (n,): shares in [0, 1].
 
-    per_image (n,): shares in [0, 1]. Before resampling, one image always right and one always wrong are added, as Agresti and
-    Coull (Amer. Statist. 52 (1998) 119) add successes and failures: without them, images that agree show no spread, and 95 %
-    intervals near 0 and 1 cover 64 to 90 % (n = 100, 20 draws: simulated; 97 % with them).
+    Before resampling, one image that is always right and one that is always wrong are added, as
+    Agresti and Coull (Amer. Statist. 52 (1998) 119) add successes and failures. Without them,
+    images that agree show no spread, and 95 % intervals near 0 and 1 cover 64 to 90 % (n = 100, 20
+    draws: simulated; 97 % with them). Source: Efron, Tibshirani, "An Introduction to the Bootstrap"
+    (1993) section 13.3.
     """
-    return _bootstrapped(_finite(per_image), seed, resamples)(level)
+    return _bootstrap_limits(_as_outcomes(per_image), seed, resamples)(level)
 
 
 def interval(outcomes: ArrayLike, seed: int = 0) -> tuple[float, float]:
-    """Of the accuracy over outcomes (n, K) of 0 and 1: Wilson for one draw of each image, bootstrap over images for more."""
-    score = np.asarray(outcomes, np.float64)
-    return (
-        wilson(float(score.sum()), len(score))
-        if score.shape[1] == 1
-        else bootstrap(score.mean(1), seed)
-    )
+    """Return the interval of the accuracy over outcomes (n, K) of 0 and 1.
+
+    It is Wilson's for one draw of each image, and the bootstrap over images for several draws.
+    """
+    scores = np.asarray(outcomes, np.float64)
+    if scores.shape[1] == 1:
+        return wilson(float(scores.sum()), len(scores))
+    return bootstrap(scores.mean(1), seed)
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Exact two-sided p-value that two deterministic pipelines are right equally often: McNemar, Psychometrika 12 (1947) 153.
+    """Return the exact two-sided p-value that two deterministic pipelines are right equally often.
 
-    a, b (n,): right or not on the same images. Only images on which they differ count; 1.0 where there are none.
+    a, b (n,): 1 where right, else 0, on the same images. Only images on which they differ count;
+    without any the p-value is 1.0. Raise ValueError for other outcomes. Source: McNemar,
+    Psychometrika 12 (1947) 153.
     """
-    first, second = _pair(a, b)
-    if not np.isin(np.concatenate([first, second]), (0.0, 1.0)).all():
+    first, second = _as_pair(a, b)
+    if not _is_binary(first, second):
         raise ValueError(
             "mcnemar: expected outcomes of 0 and 1; shares of draws are compared by `permutation`"
         )
     only_a, only_b = int((first > second).sum()), int((second > first).sum())
     if only_a + only_b == 0:
         return 1.0
-    from scipy.stats import binomtest
+    from scipy.stats import binomtest  # slow to import
 
     return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 def permutation(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000) -> float:
-    """Two-sided p-value that per-image means (n,) of two pipelines have the same mean, by flipping the signs of the differences:
-    Fisher, "The Design of Experiments" (1935) section 21; counted as (1 + hits) / (1 + resamples), Phipson, Smyth, SAGMB 9 (2010) 39.
+    """Return the two-sided p-value that per-image means (n,) of two pipelines have the same mean.
 
-    Differences of equal size are exchangeable: of c of them, Binomial(c, 1/2) keep their sign.
+    The signs of the differences are flipped at random: Fisher, "The Design of Experiments" (1935)
+    section 21. The p-value is (1 + hits) / (1 + resamples): Phipson, Smyth, SAGMB 9 (2010) 39.
+    Differences of equal size are exchangeable: of c such differences, Binomial(c, 1/2) are
+    positive.
     """
-    first, second = _pair(a, b)
-    d = np.round(first - second, 12)  # equal shares, whatever their rounding
-    sizes, counts = np.unique(np.abs(d[d != 0]), return_counts=True)
+    first, second = _as_pair(a, b)
+    differences = np.round(first - second, DECIMALS)
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if not len(sizes):
         return 1.0
-    kept = np.random.default_rng(seed).binomial(counts, 0.5, (resamples, len(counts)))
-    sums = (2 * kept - counts) @ sizes
-    hits = (np.abs(sums) >= abs(d.sum()) - 1e-9).sum()  # 1e-9: a tie counts against significance
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, (resamples, len(counts)))
+    sums = (2 * positive - counts) @ sizes
+    # 1e-9: a tie counts against significance, whatever its rounding.
+    hits = (np.abs(sums) >= abs(differences.sum()) - 1e-9).sum()
     return float((1 + hits) / (1 + resamples))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given: Holm, Scand. J. Statist. 6 (1979) 65. Below alpha: significant among all of them."""
+    """Return the adjusted p-values in the order of `p`; those below alpha are significant among
+    all.
+
+    Source: Holm, Scand. J. Statist. 6 (1979) 65.
+    """
     order = np.argsort(p, kind="stable")
     scaled = np.asarray(p, np.float64)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -106,144 +124,167 @@ def holm(p: Sequence[float]) -> list[float]:
 def difference(
     a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000, level: float = LEVEL
 ) -> tuple[float, float, float]:
-    """mean(a) - mean(b) over the same images (n,), and its interval (low, high).
+    """Return mean(a) - mean(b) over the same images (n,), with its interval (low, high).
 
-    The two accuracies' own limits joined through their correlation. Outcomes of 0 and 1: Newcombe, Statist. Med. 17 (1998) 2635,
-    method 10. Shares of draws: the same of bootstrapped limits, Zou, Donner, Statist. Med. 27 (2008) 1693. (A bootstrap of the
-    differences takes none right of 50 for certain: beside a stochastic purifier that is as good, it holds the truth in 60 %, where
-    2 % are right; this one in 99 %: tests/test_stats.py simulates it.)
+    The interval joins the limits of the two accuracies through their correlation. For outcomes of 0
+    and 1 this is method 10 of Newcombe, Statist. Med. 17 (1998) 2635; for shares of draws it is the
+    same with bootstrapped limits, Zou, Donner, Statist. Med. 27 (2008) 1693. A bootstrap of the
+    differences would take "none right of 50" for certain: beside a stochastic purifier that is as
+    good, it holds the truth in 60 % of cases, where 2 % are right; this interval does in 99 %
+    (tests/test_stats.py simulates it).
     """
-    first, second = _pair(a, b)
-    return (float((first - second).mean()), *_between(first, second, seed, resamples)(level))
+    first, second = _as_pair(a, b)
+    low, high = _difference_limits(first, second, seed, resamples)(level)
+    return float((first - second).mean()), low, high
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two defenses on the same images under the same attacks."""
+    """The accuracies of two defenses on the same images under the same attacks, compared."""
 
     difference: float  # a - b, as shares
     low: float
     high: float
-    p: float  # of this pair alone; `holm` over all pairs that are shown
+    p: float  # of this pair alone; `holm` adjusts it over all pairs that are shown
     test: str
 
 
 def compare(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
-    """Outcomes (n, K) of two defenses, K may differ: McNemar where both are deterministic, the paired permutation test elsewhere, and
-    then never surer than the interval: signs may be flipped where both outcomes are distributed alike, not where one is 0 or 1 and the
-    other always a twentieth."""
-    one, two = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    first, second = _pair(one.mean(1), two.mean(1))
-    exact, between = one.shape[1] == two.shape[1] == 1, _between(first, second, seed)
-    p = (
-        mcnemar(first, second)
-        if exact
-        else max(permutation(first, second, seed), _excludes_zero(between))
-    )
-    return Comparison(
-        float((first - second).mean()),
-        *between(LEVEL),
-        p,
-        "McNemar, exact" if exact else "paired permutation",
-    )
+    """Compare outcomes (n, K) of two defenses, whose numbers of draws K may differ.
+
+    The test is McNemar's if both are deterministic, else the paired permutation test. The latter is
+    never surer than the interval: signs may be flipped where both outcomes are distributed alike,
+    but not where one is 0 or 1 and the other is always a twentieth.
+    """
+    outcomes_a, outcomes_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    first, second = _as_pair(outcomes_a.mean(1), outcomes_b.mean(1))
+    limits = _difference_limits(first, second, seed)
+    if outcomes_a.shape[1] == outcomes_b.shape[1] == 1:
+        test, p = "McNemar, exact", mcnemar(first, second)
+    else:
+        test = "paired permutation"
+        p = max(permutation(first, second, seed), _interval_p_value(limits))
+    low, high = limits(LEVEL)
+    return Comparison(float((first - second).mean()), low, high, p, test)
 
 
-def _between(a: Floats, b: Floats, seed: int, resamples: int = 10_000) -> Limits:
-    """Level -> limits of mean(a) - mean(b)."""
-    of_a, of_b, phi = (
-        _limits(a, seed, resamples),
-        _limits(b, seed + 1, resamples),
-        _correlation(a, b),
-    )
-    p1, p2 = float(a.mean()), float(b.mean())
+def _difference_limits(a: Floats, b: Floats, seed: int, resamples: int = 10_000) -> Limits:
+    """Return the function from a confidence level to the limits of mean(a) - mean(b)."""
+    limits_a = _accuracy_limits(a, seed, resamples)
+    limits_b = _accuracy_limits(b, seed + 1, resamples)
+    phi = _correlation(a, b)
+    mean_a, mean_b = float(a.mean()), float(b.mean())
 
     def limits(level: float) -> tuple[float, float]:
-        (l1, u1), (l2, u2) = of_a(level), of_b(level)
-        return max(-1.0, p1 - p2 - _joined(p1 - l1, u2 - p2, phi)), min(
-            1.0, p1 - p2 + _joined(u1 - p1, p2 - l2, phi)
-        )
+        low_a, high_a = limits_a(level)
+        low_b, high_b = limits_b(level)
+        below = _join(mean_a - low_a, high_b - mean_b, phi)
+        above = _join(high_a - mean_a, mean_b - low_b, phi)
+        return max(-1.0, mean_a - mean_b - below), min(1.0, mean_a - mean_b + above)
 
     return limits
 
 
-def _limits(values: Floats, seed: int, resamples: int) -> Limits:
-    """Level -> limits of one accuracy, as `interval` gives them."""
-    if _right_or_wrong(values):
+def _accuracy_limits(values: Floats, seed: int, resamples: int) -> Limits:
+    """Return the function from a confidence level to the limits of one accuracy, as in
+    `interval`.
+    """
+    if _is_binary(values):
         return lambda level: wilson(float(values.sum()), len(values), level)
-    return _bootstrapped(values, seed, resamples)
+    return _bootstrap_limits(values, seed, resamples)
 
 
-def _bootstrapped(values: Floats, seed: int, resamples: int) -> Limits:
+def _bootstrap_limits(values: Floats, seed: int, resamples: int) -> Limits:
     means = _resampled_means(np.append(values, (0.0, 1.0)), seed, resamples)
-    return lambda level: tuple(map(float, np.quantile(means, _tails(level))))  # type: ignore[return-value]
+
+    def limits(level: float) -> tuple[float, float]:
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    return limits
 
 
-def _excludes_zero(limits: Limits, least: float = 1e-4) -> float:
-    """The p-value of an interval: 1 - the highest level at which it leaves out 0, found by halving; no smaller than `least`."""
-    inside, outside = least, 1.0  # as p: a wide interval holds 0, a point does not
-    if limits(1 - least)[0] > 0 or limits(1 - least)[1] < 0:
+def _interval_p_value(limits: Limits, least: float = 1e-4) -> float:
+    """Return the p-value of an interval: 1 - the highest level at which it excludes 0, at least
+    `least`.
+
+    It is found by bisection.
+    """
+    # As p-values: at `includes` the interval is wide and holds 0, at `excludes` it is a point.
+    includes, excludes = least, 1.0
+    low, high = limits(1 - least)
+    if low > 0 or high < 0:
         return least
-    while outside - inside > 1e-4:
-        p = (inside + outside) / 2
+    while excludes - includes > 1e-4:
+        p = (includes + excludes) / 2
         low, high = limits(1 - p)
-        inside, outside = (p, outside) if low <= 0 <= high else (inside, p)
-    return outside
+        if low <= 0 <= high:
+            includes = p
+        else:
+            excludes = p
+    return excludes
 
 
-def _right_or_wrong(*outcomes: Floats) -> bool:
-    """Is each image 0 or 1?"""
+def _is_binary(*outcomes: Floats) -> bool:
+    """Return True if every outcome is 0 or 1."""
     return all(bool(np.isin(values, (0.0, 1.0)).all()) for values in outcomes)
 
 
 def _correlation(a: Floats, b: Floats) -> float:
-    """0 where one side does not vary. Of outcomes of 0 and 1 phi, continuity-corrected as method 10 asks."""
+    """Return the correlation, 0 if one side does not vary.
+
+    For outcomes of 0 and 1 it is phi with the continuity correction that method 10 of Newcombe asks
+    for.
+    """
     if min(np.ptp(a), np.ptp(b)) <= 1e-12:
         return 0.0
     r = float(np.corrcoef(a, b)[0, 1])
-    if r <= 0 or not _right_or_wrong(a, b):
+    if r <= 0 or not _is_binary(a, b):
         return r
-    return max(
-        r - 1 / (2 * len(a) * float(a.std() * b.std())), 0.0
-    )  # Newcombe's n / 2 off the cross product of the four counts
+    # Newcombe subtracts n / 2 from the cross product of the four counts.
+    return max(r - 1 / (2 * len(a) * float(a.std() * b.std())), 0.0)
 
 
-def _joined(x: float, y: float, phi: float) -> float:
+def _join(x: float, y: float, phi: float) -> float:
+    """Return the width of a limit of the difference from the widths x and y of its two parts."""
     return float(np.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)))  # max: rounding
 
 
 def _resampled_means(values: Floats, seed: int, resamples: int) -> Floats:
-    """Images of equal value are exchangeable, so a resample is one multinomial draw over the few distinct values: time and memory
-    do not grow with n."""
-    distinct, counts = np.unique(
-        np.round(values, 12), return_counts=True
-    )  # equal shares, whatever their rounding
-    drawn = np.random.default_rng(seed).multinomial(
-        len(values), counts / len(values), size=resamples
-    )
-    return np.asarray(drawn @ distinct / len(values), np.float64)
+    """Return the means of bootstrap resamples.
+
+    Images of equal value are exchangeable, so that a resample is one multinomial draw over the few
+    distinct values: time and memory do not grow with n.
+    """
+    distinct, counts = np.unique(np.round(values, DECIMALS), return_counts=True)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(values), counts / len(values), size=resamples)
+    return np.asarray(draws @ distinct / len(values), np.float64)
 
 
 def _z(level: float) -> float:
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
-def _tails(level: float) -> list[float]:
-    return [(1 - level) / 2, (1 + level) / 2]
+def _as_outcomes(values: ArrayLike) -> Floats:
+    """Return the outcomes as an array (n,).
 
-
-def _finite(values: ArrayLike) -> Floats:
-    out = np.asarray(values, np.float64)
-    if out.ndim != 1 or not len(out) or not np.isfinite(out).all():
+    Raise ValueError for another shape or non-finite numbers.
+    """
+    outcomes = np.asarray(values, np.float64)
+    if outcomes.ndim != 1 or not len(outcomes) or not np.isfinite(outcomes).all():
         raise ValueError(
-            f"expected one finite number for each image, shape (n,) with n >= 1, got shape {out.shape}"
+            "expected one finite number for each image, shape (n,) with n >= 1, "
+            f"got shape {outcomes.shape}"
         )
-    return out
+    return outcomes
 
 
-def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    first, second = _finite(a), _finite(b)
+def _as_pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    first, second = _as_outcomes(a), _as_outcomes(b)
     if len(first) != len(second):
         raise ValueError(
-            f"a paired comparison needs the same images on both sides, got {len(first)} and {len(second)}"
+            f"a paired comparison needs the same images on both sides, "
+            f"got {len(first)} and {len(second)}"
         )
     return first, second

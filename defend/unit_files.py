@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from defend.files import write
+from defend.files import write_file
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 
 
@@ -46,7 +46,7 @@ def write_unit(
         "header_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "tensors_sha256": _hash_tensors(body),
     }
-    write(path, save(body, metadata))
+    write_file(path, save(body, metadata))
 
 
 def read_unit(run_dir: Path, key: str) -> Unit | None:

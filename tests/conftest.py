@@ -91,13 +91,13 @@ def plugin_folder(tmp_path_factory):
 @pytest.fixture
 def install(monkeypatch):
     """install(folder): its packages and entry points are found from here on, by subprocesses too, until the test ends."""
-    from defend import weights
     from defend.registry import REGISTRY
+    from defend.weights.zoo import read_zoo
 
     def forget():
         invalidate_caches()
-        REGISTRY.__dict__.pop("_found", None)
-        weights._read_zoo.cache_clear()
+        REGISTRY.__dict__.pop("_entries", None)
+        read_zoo.cache_clear()
 
     def seen(folder):
         monkeypatch.syspath_prepend(str(folder))

@@ -1,17 +1,20 @@
-"""What each defense made of two fixed images when it was last looked at. `python tests/known_answers.py` prints the table anew.
+"""The output of each defense on two fixed images: its fingerprint, and the values on record.
 
-A print is five weighted sums over all pixels: unlike a hash it forgives rounding, and still shows one pixel that moves by a grey level.
+A fingerprint is five weighted sums over all pixels. Unlike a hash it tolerates rounding, and it
+still changes when one pixel moves by one grey level. `python tests/known_answers.py` prints the
+table anew.
 """
 
 import torch
 
-from defend.load import load
+from defend.loading import load
 from defend.noise import Noise
 
 ROWS = torch.arange(2)
-TOLERANCE = 2e-3  # half a grey level of one pixel; rounding stays a tenth below
+TOLERANCE = 2e-3  # half a grey level of one pixel; rounding stays below a tenth of it
+GOLDEN_SECTION = 0.618034  # spreads the weights of neighbouring pixels
 
-PRINTS = {
+FINGERPRINTS = {
     "none": [1667.0172, 9.6977, 2.735, 1.6892, 3.396],
     "bitdepth:bits=3": [1670.4286, 8.2386, 3.9178, 2.7479, 4.4185],
     "gaussian:sigma=0.1": [1668.7216, 12.1151, 2.7461, 0.7113, 9.9552],
@@ -25,27 +28,25 @@ PRINTS = {
     "bitdepth:bits=3+gaussian": [1669.1833, 13.0846, 6.6227, -0.2058, 1.8069],
     "jpeg+median": [1666.6157, 8.9445, 2.0706, 0.2081, 1.7354],
 }
+WAVES = ((0.3, 0.2), (0.1, 0.5), (0.7, 0.1), (0.2, 0.9), (0.5, 0.5), (1.1, 0.3))
 
 
-def images():
-    """Waves, an edge and noise, (2, 3, 24, 20): the same on every machine, as the noise is."""
+def make_images():
+    """Return waves, an edge and noise, (2, 3, 24, 20). They are the same on every machine."""
     i, j = torch.meshgrid(torch.arange(24.0), torch.arange(20.0), indexing="ij")
-    wave = torch.stack(
-        [
-            (i * a + j * b).sin()
-            for a, b in ((0.3, 0.2), (0.1, 0.5), (0.7, 0.1), (0.2, 0.9), (0.5, 0.5), (1.1, 0.3))
-        ]
-    ).view(2, 3, 24, 20)
+    wave = torch.stack([(i * a + j * b).sin() for a, b in WAVES]).view(2, 3, 24, 20)
     grain = Noise.of(7, ROWS).uniform(wave)
     return (0.5 + 0.25 * wave + 0.15 * (i > 2 * j - 8) + 0.2 * (grain - 0.5)).clamp(0, 1)
 
 
-def print_of(spec):
-    y = load(spec).purified(images(), Noise.of(0, ROWS)).double().flatten()
-    at = torch.arange(len(y), dtype=torch.float64)
-    return [round((y * (k * at * 0.618034).cos()).sum().item(), 4) for k in range(5)]
+def fingerprint(spec):
+    """Return the five weighted sums of the purified images."""
+    y = load(spec).purified(make_images(), Noise.of(0, ROWS)).double().flatten()
+    position = torch.arange(len(y), dtype=torch.float64)
+    sums = [(y * (k * position * GOLDEN_SECTION).cos()).sum().item() for k in range(5)]
+    return [round(value, 4) for value in sums]
 
 
 if __name__ == "__main__":
-    for spec in PRINTS:
-        print(f"    {spec!r}: {print_of(spec)},")
+    for spec in FINGERPRINTS:
+        print(f"    {spec!r}: {fingerprint(spec)},")

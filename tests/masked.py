@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import defend
 from defend import Card, Noise, Purifier, Target, identity, straight_through
-from defend.losses import cross_entropy, excess
+from defend.losses import cross_entropy, negative_margin
 from defend.norms import project, random_start
 from defend.results.outcomes import Outcomes, worst
 
@@ -416,7 +416,7 @@ def _attempts(
     )
     ways = [(honest, None), (bare, None), (purifier, identity), (purifier, None)]
     for number, (pipeline, backward) in enumerate(ways):
-        for loss in (cross_entropy, excess):
+        for loss in (cross_entropy, negative_margin):
             x_adv = _climbed(pipeline, backward, network, x, y, eps, steps, loss, number)
             yield x_adv
             yield torch.where(

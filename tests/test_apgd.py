@@ -9,8 +9,8 @@ from defend.attacks.active_set import likeliest_wrong
 from defend.attacks.apgd import APGD
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
-from defend.losses import cross_entropy, difference, dlr, dlr_targeted, margin
-from defend.norms import project, steepest
+from defend.losses import cross_entropy, targeted_margin, dlr, dlr_targeted, margin
+from defend.norms import project, steepest_direction
 
 LOGITS = torch.randn(40, 10, generator=torch.Generator().manual_seed(3))
 LABELS = torch.arange(40) % 10
@@ -55,7 +55,7 @@ def test_dlr_is_the_formula_of_the_paper():
 def test_margin_is_negative_exactly_where_the_label_is_wrong():
     assert torch.equal(margin(LOGITS, LABELS) < 0, LOGITS.argmax(1) != LABELS)
     others = torch.stack(
-        [difference(LOGITS, torch.stack([LABELS, (LABELS + k) % 10], 1)) for k in range(1, 10)]
+        [targeted_margin(LOGITS, torch.stack([LABELS, (LABELS + k) % 10], 1)) for k in range(1, 10)]
     )
     assert torch.equal(margin(LOGITS, LABELS), -others.amax(0))
 
@@ -196,7 +196,7 @@ def algorithm_1(net, x, y, eps, norm, n, x0):
 
     def slope(z):
         z = z.clone().requires_grad_()
-        return steepest(torch.autograd.grad(cross_entropy(net(z), y).sum(), z)[0], norm)
+        return steepest_direction(torch.autograd.grad(cross_entropy(net(z), y).sum(), z)[0], norm)
 
     p = [0.0, 0.22]
     while p[-1] <= 1:

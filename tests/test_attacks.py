@@ -1,7 +1,6 @@
-"""fgsm and pgd against closed forms, a convex solver and plain loops."""
+"""FGSM and PGD against closed forms, a convex solver and plain loops."""
 
 import re
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from torch import nn
 
 import defend
 from defend.attacks import pgd as pgd_module
-from defend.attacks.cycle_detection import Repeats
 from defend.attacks.fgsm import FGSM
 from defend.attacks.pgd import PGD
 from defend.defenses.gaussian import GaussianNoise
@@ -32,25 +30,26 @@ test_pgd_l2_with_restarts = conformance_test(lambda: PGD(norm="L2", restarts=2),
 test_pgd_from_the_image = conformance_test(lambda: PGD(random_start=False, step=0.2), kit("attack"))
 
 
-def documented():
-    """The attack that docs/attacks.md writes."""
+def make_documented_attack():
+    """Return the attack that docs/attacks.md writes as an example."""
     page = (Path(__file__).parent.parent / "docs" / "attacks.md").read_text()
     names = {"__name__": "documented"}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
     return names["RandomSearch"]()
 
 
-test_documented_attack = conformance_test(documented, kit("attack"))
+test_documented_attack = conformance_test(make_documented_attack, kit("attack"))
+
+
+def random_images(seed):
+    return torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
 
 ROWS = torch.arange(32)
-X = 0.25 + 0.5 * torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-EDGE = (
-    torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    .mul(1.4)
-    .sub(0.2)
-    .clamp(0, 1)
-)  # two pixels in seven are black or white
+X = 0.25 + 0.5 * random_images(seed=0)  # far from the box
+EDGE = random_images(seed=1).mul(1.4).sub(0.2).clamp(0, 1)  # two pixels in seven are black or white
 Y = torch.arange(32) % 2
+PLACES = pytest.mark.parametrize("x", [X, EDGE], ids=["inside", "box"])
 
 
 def linear(n=192):
@@ -59,102 +58,100 @@ def linear(n=192):
 
 
 def uphill(y, shape=(3, 8, 8)):
-    """The direction in which the loss of a linear classifier rises: W_other - W_y, (b, c, h, w)."""
+    """Return the direction in which the loss of the linear classifier rises: W_other - W_y."""
     w = linear(int(np.prod(shape)))[1].weight
     return ((1 - 2 * y).float()[:, None] * (w[1] - w[0])).view(-1, *shape)
 
 
-def target(purifier=None, rows=ROWS, model=None, **kw):
-    return Target(
-        model or linear(), purifier or NoDefense(), Noise.of(0, rows).fork("attack"), **kw
-    )
+def uphill_unit(y):
+    """Return `uphill` scaled to L2 norm 1."""
+    return uphill(y) / norm_of(uphill(y), "L2").view(-1, 1, 1, 1)
 
 
-def start(n=32):
+def make_target(purifier=None, rows=ROWS, model=None, **options):
+    noise = Noise.of(0, rows).fork("attack")
+    return Target(model or linear(), purifier or NoDefense(), noise, **options)
+
+
+def start_noise(n=32):
     return Noise.of(0, torch.arange(n)).fork("start")
 
 
-@pytest.mark.parametrize("x", [X, EDGE], ids=["inside", "box"])
+@PLACES
 @pytest.mark.parametrize("eps", [0.01, 0.1, 1.0])
-def test_fgsm_is_the_sign_of_the_weights(x, eps):
-    adv = FGSM().run(target(), x, Y, eps, start())
-    assert torch.allclose(adv, (x + eps * uphill(Y).sign()).clamp(0, 1), atol=1e-6)
+def test_fgsm_moves_along_the_sign_of_the_weights(x, eps):
+    x_adv = FGSM().run(make_target(), x, Y, eps, start_noise())
+    assert torch.allclose(x_adv, (x + eps * uphill(Y).sign()).clamp(0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("x", [X, EDGE], ids=["inside", "box"])
+@PLACES
 @pytest.mark.parametrize("eps", [0.01, 0.5, 3.0])
-def test_euclidean_fgsm_is_the_direction_of_the_weights(x, eps):
-    adv = FGSM(norm="L2").run(target(), x, Y, eps, start())
-    assert torch.allclose(
-        adv,
-        (x + eps * uphill(Y) / norm_of(uphill(Y), "L2").view(-1, 1, 1, 1)).clamp(0, 1),
-        atol=1e-5,
-    )
+def test_l2_fgsm_moves_along_the_weights(x, eps):
+    x_adv = FGSM(norm="L2").run(make_target(), x, Y, eps, start_noise())
+    assert torch.allclose(x_adv, (x + eps * uphill_unit(Y)).clamp(0, 1), atol=1e-5)
 
 
 def test_one_gradient_serves_every_eps_of_fgsm():
-    seen = []
+    batches = []
 
-    class CheckResult(nn.Module):
+    class Recording(nn.Module):
         def forward(self, x):
-            seen.append(len(x))
+            batches.append(len(x))
             return linear()(x)
 
-    t = target(GaussianNoise(sigma=0.1), model=CheckResult(), eot=3)
-    swept = [(adv, dict(t.counts)) for adv in FGSM().sweep(t, X, Y, [0.0, 0.1, 0.2, 0.3], start())]
-    assert sum(seen) == 3 * 32
-    assert all(counts == {"forwards": 96, "backwards": 96} for _, counts in swept)
-    assert torch.equal(swept[0][0], X) and not torch.equal(swept[1][0], swept[2][0])
+    target = make_target(GaussianNoise(sigma=0.1), model=Recording(), eot=3)
+    images, counts = [], []
+    for x_adv in FGSM().sweep(target, X, Y, [0.0, 0.1, 0.2, 0.3], start_noise()):
+        images.append(x_adv)
+        counts.append(dict(target.counts))
+    assert sum(batches) == 3 * 32
+    assert counts == [{"forwards": 96, "backwards": 96}] * 4
+    assert torch.equal(images[0], X) and not torch.equal(images[1], images[2])
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-@pytest.mark.parametrize("x", [X, EDGE], ids=["inside", "box"])
-def test_pgd_reaches_the_optimum_of_a_linear_model_for_every_image_wrong_ones_too(restarts, x):
-    adv = PGD(restarts=restarts).run(target(), x, Y, 0.1, start())
-    assert torch.allclose(adv, (x + 0.1 * uphill(Y).sign()).clamp(0, 1), atol=1e-6)
+@PLACES
+def test_pgd_reaches_the_optimum_of_a_linear_model_even_for_misclassified_images(restarts, x):
+    x_adv = PGD(restarts=restarts).run(make_target(), x, Y, 0.1, start_noise())
+    assert torch.allclose(x_adv, (x + 0.1 * uphill(Y).sign()).clamp(0, 1), atol=1e-6)
 
 
-def test_euclidean_pgd_reaches_the_optimum_of_a_linear_model():
-    adv = PGD(norm="L2", steps=100, step=0.2).run(target(), X, Y, 0.5, start())
-    assert torch.allclose(
-        adv, X + 0.5 * uphill(Y) / norm_of(uphill(Y), "L2").view(-1, 1, 1, 1), atol=1e-5
-    )
+def test_l2_pgd_reaches_the_optimum_of_a_linear_model():
+    x_adv = PGD(norm="L2", steps=100, step=0.2).run(make_target(), X, Y, 0.5, start_noise())
+    assert torch.allclose(x_adv, X + 0.5 * uphill_unit(Y), atol=1e-5)
 
 
-def test_euclidean_pgd_reaches_the_convex_optimum_where_the_box_is_active():
+def test_l2_pgd_reaches_the_convex_optimum_where_the_box_is_active():
     x, y, eps = EDGE.flatten()[:24].view(4, 1, 2, 3).double(), Y[:4], 0.6
-    t = target(rows=ROWS[:4], model=linear(6).double())
-    adv = PGD(norm="L2", steps=400, step=0.2).run(t, x, y, eps, start(4))
-    for image, slope, found in zip(
-        x.flatten(1).numpy(),
-        uphill(y, (1, 2, 3)).flatten(1).double().numpy(),
-        adv.flatten(1).numpy(),
-        strict=True,
+    target = make_target(rows=ROWS[:4], model=linear(6).double())
+    x_adv = PGD(norm="L2", steps=400, step=0.2).run(target, x, y, eps, start_noise(4))
+    slopes = uphill(y, (1, 2, 3)).flatten(1).double().numpy()
+    for image, slope, point in zip(
+        x.flatten(1).numpy(), slopes, x_adv.flatten(1).numpy(), strict=True
     ):
-        ball = {"type": "ineq", "fun": lambda z, image=image: eps**2 - ((z - image) ** 2).sum()}
-        best = minimize(
-            lambda z, slope=slope: -(slope @ z),
-            image,
-            bounds=[(0, 1)] * 6,
-            constraints=[ball],
-            tol=1e-12,
-        )
-        assert slope @ found == pytest.approx(-best.fun, abs=1e-6)
-    assert ((adv == 0) | (adv == 1)).any() and torch.allclose(
-        norm_of(adv - x, "L2"), torch.tensor(eps).double(), atol=1e-6
-    )
+        assert slope @ point == pytest.approx(convex_optimum(image, slope, eps), abs=1e-6)
+    assert ((x_adv == 0) | (x_adv == 1)).any()
+    assert torch.allclose(norm_of(x_adv - x, "L2"), torch.tensor(eps).double(), atol=1e-6)
 
 
-def test_one_whole_step_from_the_image_is_fgsm():
-    for norm in ("Linf", "L2"):
-        one = PGD(norm=norm, steps=1, step=1.0, random_start=False).run(
-            target(), X, Y, 0.1, start()
-        )
-        assert torch.allclose(one, FGSM(norm=norm).run(target(), X, Y, 0.1, start()), atol=1e-7)
+def convex_optimum(image, slope, eps):
+    """Return the largest slope . z for z in the L2 ball around the image and in the box."""
+    ball = {"type": "ineq", "fun": lambda z: eps**2 - ((z - image) ** 2).sum()}
+    box = [(0, 1)] * len(image)
+    result = minimize(lambda z: -(slope @ z), image, bounds=box, constraints=[ball], tol=1e-12)
+    return -result.fun
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_one_whole_step_from_the_image_is_fgsm(norm):
+    pgd = PGD(norm=norm, steps=1, step=1.0, random_start=False)
+    by_pgd = pgd.run(make_target(), X, Y, 0.1, start_noise())
+    by_fgsm = FGSM(norm=norm).run(make_target(), X, Y, 0.1, start_noise())
+    assert torch.allclose(by_pgd, by_fgsm, atol=1e-7)
 
 
 @pytest.mark.parametrize(
-    "field",
+    "fields",
     [
         {"steps": 0},
         {"step": 0.0},
@@ -164,16 +161,17 @@ def test_one_whole_step_from_the_image_is_fgsm():
         {"norm": "L1"},
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_name(field):
-    with pytest.raises(BadParameter, match=next(iter(field))):
-        PGD(**field)
+def test_settings_that_cannot_work_are_refused_by_name(fields):
+    with pytest.raises(BadParameter, match=next(iter(fields))):
+        PGD(**fields)
 
 
-# Digits, and a network that was trained on them in a second.
+# The tests below attack a network that is trained on the digits in a second.
 
 
 @cache
-def digits():
+def load_digits():
+    """Return the trained network, and 200 test images with their labels."""
     data = defend.load("digits", kind="dataset")
     (x, y), (train_x, train_y) = data.rows("test", 0, 200), data.rows("train", 0, 1000)
     torch.manual_seed(0)
@@ -188,28 +186,25 @@ def digits():
     )
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
     for _ in range(60):
-        some = torch.randint(len(train_x), (128,))
+        batch = torch.randint(len(train_x), (128,))
         optimizer.zero_grad()
-        F.cross_entropy(net(train_x[some]), train_y[some]).backward()
+        F.cross_entropy(net(train_x[batch]), train_y[batch]).backward()
         optimizer.step()
     return net.requires_grad_(False).eval(), x, y
 
 
-def wrong(z, y):
-    return z.argmax(1) != y
+def is_wrong(logits, y):
+    return logits.argmax(1) != y
 
 
 def plain_pgd(net, x, y, eps, steps, first):
-    """Every iterate of projected gradient descent, and of every image: nothing is dropped."""
+    """Return every iterate of projected gradient descent, of all images: nothing is dropped."""
     iterates, low, high = [first], (x - eps).clamp(min=0), (x + eps).clamp(max=1)
     for _ in range(steps):
         z = iterates[-1].clone().requires_grad_()
         F.cross_entropy(net(z), y, reduction="sum").backward()
-        iterates.append(
-            torch.minimum(
-                torch.maximum(iterates[-1] + 2.5 * eps / steps * z.grad.sign(), low), high
-            )
-        )
+        moved = iterates[-1] + 2.5 * eps / steps * z.grad.sign()
+        iterates.append(torch.minimum(torch.maximum(moved, low), high))
     return iterates
 
 
@@ -218,181 +213,76 @@ def first_points(x, eps, noise):
     return low + (high - low) * noise.copies(1).uniform(x)
 
 
-def on_digits(attack, eps=0.2, **kw):
-    net, x, y = digits()
-    t = target(model=net, rows=torch.arange(200), **kw)
-    return attack.run(t, x, y, eps, start(200)), t
+def attack_digits(attack, eps=0.2, **options):
+    """Return the adversarial digits and the target that was attacked."""
+    net, x, y = load_digits()
+    target = make_target(model=net, rows=torch.arange(200), **options)
+    return attack.run(target, x, y, eps, start_noise(200)), target
 
 
-def test_oblivious_pgd_behind_a_median_filter_is_a_plain_loop_that_drops_nothing():
-    net, x, y = digits()
+def test_oblivious_pgd_drops_no_image_and_so_a_median_filter_cures_fewer():
+    """Where the attacked pipeline is not the scored one, PGD is a plain loop over all images."""
+    net, x, y = load_digits()
     median = defend.load("median")
-    honest, _ = on_digits(PGD(steps=40))
-    plain = plain_pgd(net, x, y, 0.2, 40, first_points(x, 0.2, start(200)))[-1]
-    fooled = wrong(net(median.purified(honest)), y)
-    assert torch.equal(fooled, wrong(net(median.purified(plain)), y))  # to the image
-    dropping, _ = on_digits(
-        PGD(steps=40), scored=True
-    )  # what the rule is for: the filter would look far better
-    assert fooled.float().mean() > wrong(net(median.purified(dropping)), y).float().mean() + 0.2
+    x_adv, _ = attack_digits(PGD(steps=40))
+    plain = plain_pgd(net, x, y, 0.2, 40, first_points(x, 0.2, start_noise(200)))[-1]
+    is_fooled = is_wrong(net(median.purified(x_adv)), y)
+    assert torch.equal(is_fooled, is_wrong(net(median.purified(plain)), y))
+    # If images were dropped at their first success, the filter would look far better.
+    dropped, _ = attack_digits(PGD(steps=40), scored=True)
+    is_fooled_when_dropped = is_wrong(net(median.purified(dropped)), y)
+    assert is_fooled.float().mean() > is_fooled_when_dropped.float().mean() + 0.2
 
 
 @pytest.mark.parametrize("eps", [0.03, 0.1])
-def test_dropping_finds_exactly_the_images_that_are_wrong_at_any_iterate(eps):
-    net, x, y = digits()
-    adv, t = on_digits(PGD(steps=20), eps, scored=True)
-    iterates = plain_pgd(net, x, y, eps, 20, first_points(x, eps, start(200)))
-    ever = torch.stack([wrong(net(z), y) for z in iterates])
-    assert torch.equal(wrong(net(adv), y), ever.any(0)) and 0.05 < ever.any(0).float().mean() < 0.95
-    first = torch.where(
-        ever.any(0), ever.int().argmax(0), 20
-    )  # an image keeps the iterate that was wrong first
-    assert torch.allclose(adv, torch.stack(iterates)[first, torch.arange(200)], atol=1e-6)
-    assert t.counts["backwards"] < 200 * 20  # and it was worth it
+def test_with_dropping_exactly_the_images_that_are_wrong_at_any_iterate_are_broken(eps):
+    net, x, y = load_digits()
+    x_adv, target = attack_digits(PGD(steps=20), eps, scored=True)
+    iterates = plain_pgd(net, x, y, eps, 20, first_points(x, eps, start_noise(200)))
+    is_wrong_at = torch.stack([is_wrong(net(z), y) for z in iterates])
+    is_ever_wrong = is_wrong_at.any(0)
+    assert torch.equal(is_wrong(net(x_adv), y), is_ever_wrong)
+    assert 0.05 < is_ever_wrong.float().mean() < 0.95
+    # An image keeps the iterate that was wrong first.
+    first = torch.where(is_ever_wrong, is_wrong_at.int().argmax(0), 20)
+    assert torch.allclose(x_adv, torch.stack(iterates)[first, torch.arange(200)], atol=1e-6)
+    assert target.counts["backwards"] < 200 * 20  # dropping saves work
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-@pytest.mark.parametrize("every", [1, 3, 100])
-def test_no_result_depends_on_when_the_batch_is_repacked(monkeypatch, every, restarts):
+@pytest.mark.parametrize("interval", [1, 3, 100])
+def test_no_result_depends_on_when_the_batch_is_repacked(monkeypatch, interval, restarts):
     attack = PGD(steps=12, restarts=restarts)
-    usual, _ = on_digits(attack, 0.1, scored=True)
-    monkeypatch.setattr(pgd_module, "REPACK", every)
-    assert torch.allclose(on_digits(attack, 0.1, scored=True)[0], usual, atol=1e-6)
+    usual, _ = attack_digits(attack, 0.1, scored=True)
+    monkeypatch.setattr(pgd_module, "REPACK_INTERVAL", interval)
+    assert torch.allclose(attack_digits(attack, 0.1, scored=True)[0], usual, atol=1e-6)
 
 
-@pytest.mark.parametrize("scored", [False, True])
-def test_more_restarts_never_find_less(scored):
-    net, _, y = digits()
-    one, many = (on_digits(PGD(steps=3, restarts=r), 0.06, scored=scored)[0] for r in (1, 5))
-    if scored:  # what was wrong stays wrong, and more is
-        assert (wrong(net(many), y) | ~wrong(net(one), y)).all() and wrong(
-            net(many), y
-        ).sum() > wrong(net(one), y).sum()
-    else:
-        gain = cross_entropy(net(many), y) - cross_entropy(net(one), y)
-        assert gain.min() > -1e-5 and gain.max() > 0.01
+def attack_with_one_and_five_restarts(scored):
+    """Return the logits of both results."""
+    net, _, _ = load_digits()
+    results = [
+        attack_digits(PGD(steps=3, restarts=restarts), 0.06, scored=scored)[0]
+        for restarts in (1, 5)
+    ]
+    return [net(x_adv) for x_adv in results]
 
 
-def test_a_stochastic_target_is_asked_for_every_step_draw_and_restart():
-    t = target(GaussianNoise(sigma=0.1), eot=4, scored=True)
-    PGD(steps=6, restarts=2).run(t, X, Y, 0.1, start())
-    assert t.counts == {
-        "forwards": 32 * 2 * 4 * (6 + 1),
-        "backwards": 32 * 2 * 4 * 6,
-    }  # and of the restarts' ends a fresh mean
+def test_with_dropping_more_restarts_break_more_images():
+    _, _, y = load_digits()
+    one, five = (is_wrong(logits, y) for logits in attack_with_one_and_five_restarts(scored=True))
+    assert (five | ~one).all() and five.sum() > one.sum()
 
 
-def on_gpu(n, noisy=False, **kw):
-    model = (
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
-        .requires_grad_(False)
-        .cuda()
-    )
-    rows = torch.arange(n, device="cuda")
-    x = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0)).cuda()
-    purifier = GaussianNoise(sigma=0.1) if noisy else NoDefense()
-    return (
-        Target(model, purifier, Noise.of(0, rows).fork("attack"), **kw),
-        x,
-        rows % 10,
-        Noise.of(0, rows).fork("start"),
-    )
+def test_without_dropping_more_restarts_raise_the_loss():
+    _, _, y = load_digits()
+    one, five = attack_with_one_and_five_restarts(scored=False)
+    gain = cross_entropy(five, y) - cross_entropy(one, y)
+    assert gain.min() > -1e-5 and gain.max() > 0.01
 
 
-@contextmanager
-def no_waiting():
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-ON_GPU = [
-    "fgsm",
-    "fgsm:norm=L2",
-    "pgd",
-    "pgd:norm=L2,restarts=2",
-    "apgd:steps=30",
-    "apgd:loss=dlr-targeted,norm=L2,steps=30",
-    "fab:steps=5",
-]
-ON_GPU += ["square:queries=60", "square:queries=60,norm=L2"]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("spec", ON_GPU)
-@pytest.mark.parametrize("noisy", [False, True])
-def test_nothing_waits_for_the_gpu_inside_an_attack(monkeypatch, spec, noisy):
-    monkeypatch.setattr(pgd_module, "REPACK", 1000)  # it looks for circles as often as it repacks
-    attack, (t, x, y, noise) = defend.load(spec, "attack"), on_gpu(64, eot=3, noisy=noisy)
-    attack.run(t, x, y, 0.1, noise.again())  # libraries wait once, when they are first used
-    with no_waiting():
-        adv = attack.run(t, x, y, 0.1, noise.again())
-    assert adv.is_cuda
-
-
-@pytest.mark.gpu
-def test_nothing_waits_for_the_gpu_between_repackings():
-    t, x, y, _ = on_gpu(64, scored=True)
-    attack = PGD()
-    attack._until_wrong(t, x, y, 0.1, x, range(5), Repeats(x, 20))
-    with no_waiting():
-        adv, _ = attack._until_wrong(t, x, y, 0.1, x, range(5), Repeats(x, 20))
-    assert adv.is_cuda
-
-
-class Waves(nn.Module):
-    """A sum of waves between the logits: steps by signs soon go in circles, of its own for each image. Class 0, whatever the image."""
-
-    def forward(self, x):
-        d = 3 + (torch.sin(40 * x) + torch.cos(23 * x.flip(3))).flatten(1).sum(1) / 20
-        return torch.stack([d, -d], 1)
-
-
-@pytest.mark.parametrize("scored", [False, True])
-@pytest.mark.parametrize(
-    ("steps", "step"), [(200, 0.3), (201, 0.3), (202, 0.3), (203, 0.3), (60, 2.0), (61, 2.0)]
-)
-def test_circles_are_left_early_with_the_same_result_to_the_bit(monkeypatch, steps, step, scored):
-    """Whatever the phase, what is returned is the last iterate of all steps."""
-    x, attack = X[:, :, :2, :2], PGD(steps=steps, step=step, random_start=False)
-
-    def run():
-        t = target(model=Waves(), scored=scored)
-        return attack.run(t, x, torch.zeros_like(Y), 0.05, start()), t.counts["backwards"]
-
-    early, few = run()
-    monkeypatch.setattr(Repeats, "saw", never)
-    whole, every = run()
-    assert torch.equal(early, whole)
-    assert few < every == 32 * steps
-
-
-def never(self, x, k):
-    """No circle is ever seen."""
-
-
-@pytest.mark.parametrize("period", [1, 2, 3, 7, 8])
-@pytest.mark.parametrize("steps", [40, 41, 43, 50])
-def test_the_steps_that_are_left_lead_to_the_last_point(period, steps):
-    """x(k): 11 points that are met once, then a circle. Each image enters it at its own time."""
-
-    def point(k):
-        return torch.stack(
-            [torch.tensor(float(k if k < m else m + (k - m) % period)) for m in (3, 11)]
-        )[:, None]
-
-    repeats, at = Repeats(point(0), steps), torch.zeros(2)
-    for k in range(1, steps + 1):
-        moving = repeats.left > 0
-        at = torch.where(moving, at + 1, at)
-        repeats.saw(torch.stack([point(int(n))[i] for i, n in enumerate(at)]), k)
-    assert torch.equal(torch.stack([point(int(n))[i] for i, n in enumerate(at)]), point(steps))
-    assert (at < steps).all()
-
-
-def test_a_stochastic_target_is_never_taken_for_a_circle():
-    t = target(GaussianNoise(sigma=0.1), eot=1)
-    PGD(steps=50, step=2.0).run(t, X, Y, 0.01, start())
-    assert t.counts["backwards"] == 32 * 50
+def test_a_stochastic_target_is_queried_for_every_step_draw_and_restart():
+    target = make_target(GaussianNoise(sigma=0.1), eot=4, scored=True)
+    PGD(steps=6, restarts=2).run(target, X, Y, 0.1, start_noise())
+    # The restarts are compared by a mean over fresh draws at their ends.
+    assert target.counts == {"forwards": 32 * 2 * 4 * (6 + 1), "backwards": 32 * 2 * 4 * 6}

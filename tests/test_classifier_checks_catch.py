@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from defend import weights as store
 from defend.classifier import Classifier, ClassifierCard, Normalise
 from defend.learned import Frozen
-from defend.load import load
+from defend.loading import load
 from defend.testing import classifier_checks as cc
 from defend.testing.runner import NotApplicable
+from defend.weights.header import Header, file_sha256, save_weights
 
 
 class Step(nn.Module):
@@ -181,7 +181,7 @@ def zoo(tmp_path_factory):
     rows = []
     for name, (dataset, declared) in entries.items():
         file = top / "tinyzoo" / f"{name}.safetensors"
-        head = store.Header(
+        head = Header(
             kind="classifier",
             component="Tiny",
             dataset=dataset,
@@ -191,11 +191,11 @@ def zoo(tmp_path_factory):
             seed=0,
             commit="none",
         )
-        store.save(file, state, head)
+        save_weights(file, state, head)
         rows.append(f'''
             [{name}]
             file = "{file.name}"
-            sha256 = "{store.sha256(file)}"
+            sha256 = "{file_sha256(file)}"
             kind = "classifier"
             component = "Tiny"
             dataset = "{dataset}"

@@ -15,8 +15,8 @@ from defend.classifiers.resnet20 import Block, ResNet20
 from defend.classifiers.torchvision import TorchvisionModel
 from defend.classifiers.wrn16_4 import WideResNet
 from defend.errors import BadParameter, BadWeights, DefendError, MissingData
-from defend.learned import folded
-from defend.load import load
+from defend.folding import fold_batch_norms
+from defend.loading import load
 
 SHAPES = [
     (ConvNet, {"channels": 1, "size": 8}),
@@ -152,7 +152,7 @@ def test_a_folded_network_is_the_same_function(make, fields):
     """In float64: in float32 a rounding may step over the kink of a ReLU."""
     classifier = with_statistics(untrained(make, **fields))
     net, x = classifier.net.double(), classifier.example(4).double()
-    for a, b in zip(logits_and_slope(folded(net, x), x), logits_and_slope(net, x), strict=True):
+    for a, b in zip(logits_and_slope(fold_batch_norms(net, x), x), logits_and_slope(net, x), strict=True):
         assert (a - b).norm() <= 1e-9 * b.norm()
 
 
@@ -206,12 +206,12 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("python", PYTHON)
 def test_what_a_trace_changes_stays_as_it_is(python):
     net = Odd(PYTHON[python]).eval()
-    assert (folded(net, torch.rand(2, 1, 8, 8)) is net) == (python != "plain")
+    assert (fold_batch_norms(net, torch.rand(2, 1, 8, 8)) is net) == (python != "plain")
 
 
 def test_where_nothing_is_folded_nothing_is_replaced():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    assert folded(net, torch.rand(2, 1, 8, 8)) is net
+    assert fold_batch_norms(net, torch.rand(2, 1, 8, 8)) is net
 
 
 # torchvision: whose weights, and from where.
@@ -290,11 +290,11 @@ def test_without_network_the_error_names_path_and_address(tmp_path, monkeypatch)
 
 
 def test_a_file_of_defend_train_is_read_by_its_header(tmp_path):
-    from defend import weights
+    from defend.weights.header import Header, save_weights
 
     fitted = untrained(TorchvisionModel, model=MODEL, size=64, classes=5)
     fields = {k: v for k, v in fitted.settings.items() if k != "weights"}
-    head = weights.Header(
+    head = Header(
         kind="classifier",
         component="torchvision",
         dataset="d",
@@ -304,7 +304,7 @@ def test_a_file_of_defend_train_is_read_by_its_header(tmp_path):
         seed=0,
         commit="",
     )
-    weights.save(tmp_path / "w.safetensors", fitted.net.state_dict(), head)
+    save_weights(tmp_path / "w.safetensors", fitted.net.state_dict(), head)
     classifier = load(
         f'torchvision:weights="{tmp_path / "w.safetensors"}",model={MODEL}', "classifier"
     )

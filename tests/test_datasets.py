@@ -18,7 +18,7 @@ from defend.datasets.folders import averaged, overlaps
 from defend.datasets.image_folder import ImageFolder
 from defend.datasets.mnist import MNIST
 from defend.errors import BadParameter, MissingData
-from defend.load import load
+from defend.loading import load
 from defend.noise import Noise
 from defend.testing.dataset_checks import no_network
 

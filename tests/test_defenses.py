@@ -19,7 +19,7 @@ from defend.defenses.jpeg import Jpeg
 from defend.defenses.median import Median
 from defend.defenses.tvm import TotalVariation
 from defend.errors import BadParameter
-from defend.load import load
+from defend.loading import load
 from defend.noise import Noise
 
 PHOTOS = [

@@ -9,9 +9,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from defend import weights
 from defend.cli import main
-from defend.weights import Header
+from defend.weights.header import Header, save_weights
 
 BENCH = "bench --dataset digits --device cpu --workers 1 --out {tmp}/run"
 SMALL = f"{BENCH} --defense none --attack fgsm --eps 0.1 --n 4"
@@ -59,7 +58,7 @@ def package(folder):
     rows = []
     for name, dataset in (("one", STRIPES), ("two", STRIPES), ("wrong-hash", "digits")):
         path = zoo / f"{name}.safetensors"
-        weights.save(path, {"w": torch.zeros(1)}, replace(HEAD, dataset=dataset))
+        save_weights(path, {"w": torch.zeros(1)}, replace(HEAD, dataset=dataset))
         row = {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -77,8 +76,8 @@ def package(folder):
         rows += [f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in row.items())]
     (zoo / "zoo.toml").write_text("\n".join(rows))
     (zoo / "wrong-hash.safetensors").write_bytes(b"\0" + path.read_bytes()[1:])
-    weights.save(folder / "mine.safetensors", {"w": torch.zeros(1)}, HEAD)
-    weights.save(
+    save_weights(folder / "mine.safetensors", {"w": torch.zeros(1)}, HEAD)
+    save_weights(
         folder / "another.safetensors", {"w": torch.zeros(1)}, replace(HEAD, component="resnet20")
     )
     (folder / "damaged.safetensors").write_bytes((folder / "mine.safetensors").read_bytes()[:-2])

@@ -11,7 +11,7 @@ import defend
 from defend import Attack, AttackCard, Card, Purifier
 from defend.chain import Chain
 from defend.errors import AmbiguousName, BadParameter, BadSpec, DefendError, UnknownName
-from defend.load import dataset_name, load, pick_device
+from defend.loading import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.spec import Spec, parse
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from made_runs import record
 
-from defend import weights
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
 from defend.benchmarks.expand import expand
 from defend.benchmarks.suite import make_suite
 from defend.benchmarks.surrogates import default_surrogate
 from defend.errors import DefendError
-from defend.load import load
+from defend.loading import load
 from defend.protocols.ladder_1 import ladder_1
 from defend.records import _what, keep, read_records
 from defend.results.claims import missing
+from defend.weights import zoo
 
 BASE = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["median"], "n": 8}
 AGAIN = "convnet:weights=convnet-digits-again"
@@ -222,7 +222,7 @@ def test_a_protocol_adds_the_default_surrogate_whatever_is_given(parts):
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_trained_purifier_is_transferred_from_one_trained_anew(parts, monkeypatch, marked):
-    there = weights.zoo()
+    there = zoo.read_zoos()
     row = replace(
         next(iter(there.values())), kind="defense", component="split-vqvae", fields={"codes": 9}
     )
@@ -230,7 +230,7 @@ def test_a_trained_purifier_is_transferred_from_one_trained_anew(parts, monkeypa
         name: replace(row, name=name, sha256=name, surrogate=marked and name == "anew")
         for name in ("first", "anew")
     }
-    monkeypatch.setattr(weights, "zoo", lambda: there | mine)
+    monkeypatch.setattr(zoo, "read_zoos", lambda: there | mine)
     spec = "split-vqvae:codes=9,hidden=8+median"
     trained = load("split-vqvae:weights=untrained,hidden=8,codes=9+median", "defense", parts.data)
     trained.members[0].fitted_on = row.trained_on
@@ -252,7 +252,7 @@ def test_it_is_trained_anew_with_the_same_fields_where_there_is_one_else_the_nea
     parts, monkeypatch, codes, nearest, said
 ):
     row = replace(
-        next(iter(weights.zoo().values())),
+        next(iter(zoo.read_zoos().values())),
         kind="defense",
         component="split-vqvae",
         dataset="digits",
@@ -260,8 +260,8 @@ def test_it_is_trained_anew_with_the_same_fields_where_there_is_one_else_the_nea
     )
     fields = {"nine": {"codes": 9, "hidden": 16}, "seven": {"codes": 7, "hidden": 8}}
     monkeypatch.setattr(
-        weights,
-        "zoo",
+        zoo,
+        "read_zoos",
         lambda: {
             name: replace(row, name=name, sha256=name, fields=f) for name, f in fields.items()
         },
@@ -285,7 +285,7 @@ def test_of_two_trained_anew_the_one_trained_on_the_same_images_is_nearer(
     parts, monkeypatch, trained_on, nearest
 ):
     row = replace(
-        next(iter(weights.zoo().values())),
+        next(iter(zoo.read_zoos().values())),
         kind="defense",
         component="split-vqvae",
         dataset="digits",
@@ -294,8 +294,8 @@ def test_of_two_trained_anew_the_one_trained_on_the_same_images_is_nearer(
     )
     twins = {"a": "clean", "b": "corrupted"}
     monkeypatch.setattr(
-        weights,
-        "zoo",
+        zoo,
+        "read_zoos",
         lambda: {
             name: replace(row, name=name, sha256=name, trained_on=on) for name, on in twins.items()
         },
@@ -389,7 +389,7 @@ def test_an_attack_whose_loss_needs_more_classes_is_not_asked_for(loss, needs):
 
 
 def test_where_no_other_classifier_is_known_transfer_is_skipped_with_a_line(parts, monkeypatch):
-    monkeypatch.setattr(weights, "zoo", dict)
+    monkeypatch.setattr(zoo, "read_zoos", dict)
     cells, skipped = expanded(parts, attacks=["pgd"], knowledge=["oblivious", "transfer"])
     assert {c.knowledge for c in cells} == {"oblivious"}
     assert skipped == [

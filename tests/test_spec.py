@@ -14,14 +14,14 @@ from defend.errors import BadParameter, BadSpec, DefendError
 from defend.spec import (
     Configured,
     Spec,
-    canonical,
+    canonical_spec,
     coerce,
-    of_table,
+    spec_from_table,
     parse,
     parse_single,
-    read,
-    typed,
-    write,
+    read_value,
+    typed_params,
+    write_value,
 )
 
 fractions = st.builds(Fraction, st.integers(-(10**6), 10**6), st.integers(1, 10**6))
@@ -56,7 +56,7 @@ def test_chains_too(chain):
 @settings(max_examples=500)
 @given(values)
 def test_a_value_keeps_its_type(value):
-    again = read(write(value))
+    again = read_value(write_value(value))
     whole = isinstance(value, Fraction) and value.denominator == 1
     assert again == value and type(again) is (int if whole else type(value))
 
@@ -65,10 +65,10 @@ def test_a_value_keeps_its_type(value):
 @given(st.text("ab1e+-./,:='\" 0t", max_size=24) | st.text(max_size=24))
 def test_any_text_is_a_spec_or_one_clear_error(text):
     try:
-        once = canonical(text)
+        once = canonical_spec(text)
     except BadSpec:
         return
-    assert canonical(once) == once and parse(once) == parse(text)
+    assert canonical_spec(once) == once and parse(once) == parse(text)
 
 
 GOOD = {  # typed -> canonical
@@ -100,7 +100,7 @@ GOOD = {  # typed -> canonical
 
 @pytest.mark.parametrize("text", GOOD)
 def test_canonical_form(text):
-    assert canonical(text) == GOOD[text]
+    assert canonical_spec(text) == GOOD[text]
     assert parse(GOOD[text]) == parse(text)
 
 
@@ -157,7 +157,7 @@ def test_a_field_can_be_taken_out():
 
 def test_tables_are_specs():
     assert (
-        str(of_table({"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"}))
+        str(spec_from_table({"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"}))
         == 'pgd:eps=8/255,norm=L2,steps=40,text="1"'
     )
 
@@ -171,7 +171,7 @@ BAD_TABLES += [
 @pytest.mark.parametrize("table", BAD_TABLES, ids=str)
 def test_bad_table(table):
     with pytest.raises(BadSpec):
-        of_table(table)
+        spec_from_table(table)
 
 
 FITS = [  # value, annotation, what the field gets
@@ -242,7 +242,7 @@ def test_fields_and_settings():
         "tag": (str | None, None),
     }
     assert Finer(steps=2).settings == {"steps": 2, "rate": 0.25, "tag": None}
-    assert typed(Knob, {"steps": 2.0, "rate": 1}, "attack 'knob'") == {"steps": 2, "rate": 1.0}
+    assert typed_params(Knob, {"steps": 2.0, "rate": 1}, "attack 'knob'") == {"steps": 2, "rate": 1.0}
 
 
 WRONG_FIELDS = {
@@ -257,7 +257,7 @@ WRONG_FIELDS = {
 @pytest.mark.parametrize(("params", "message"), WRONG_FIELDS.values(), ids=WRONG_FIELDS)
 def test_wrong_fields(params, message):
     with pytest.raises(DefendError) as e:
-        typed(Knob, params, "attack 'knob'")
+        typed_params(Knob, params, "attack 'knob'")
     assert str(e.value) == message
 
 

@@ -9,7 +9,6 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from defend import weights
 from defend.chain import Chain
 from defend.defenses import vq
 from defend.defenses.corrupt import (
@@ -26,6 +25,7 @@ from defend.defenses.vq import Codec, MovingMeans, nearest, spread
 from defend.errors import BadParameter, Mismatch
 from defend.noise import Noise
 from defend.training.data import Arrays
+from defend.weights.header import Header, save_weights
 
 SMALL = {"weights": "untrained", "codes": 20, "embedding_dim": 6, "hidden": 8}
 SHAPES = [
@@ -413,7 +413,7 @@ def test_weights_bring_their_fields(digits, tmp_path):
     p = SplitVQVAE(**TINY)
     p.fit(digits[0], epochs=1, batch=64, progress=False)
     fields = {k: v for k, v in p.settings.items() if k != "weights"}
-    head = weights.Header(
+    head = Header(
         kind="defense",
         component=p.component,
         dataset="digits",
@@ -423,7 +423,7 @@ def test_weights_bring_their_fields(digits, tmp_path):
         seed=0,
         commit="",
     )
-    weights.save(tmp_path / "w.safetensors", p.net.state_dict(), head)
+    save_weights(tmp_path / "w.safetensors", p.net.state_dict(), head)
     q = SplitVQVAE(weights=str(tmp_path / "w.safetensors"))
     assert (q.grid, q.size, q.codes, q.trained_on) == (2, 8, 20, "clean")
     assert torch.equal(q.purified(digits[0]), p.purified(digits[0]))

@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, published examples, and simulations of their promises."""
+"""Intervals and tests against scipy, published examples, and simulations of their coverage."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,8 @@ from defend.stats import (
 )
 
 
-def table(both, only_a, only_b, neither):
-    """Paired outcomes with these four counts."""
+def paired_outcomes(both, only_a, only_b, neither):
+    """Return outcomes a, b with these four counts."""
     a = np.repeat([1, 1, 0, 0], [both, only_a, only_b, neither])
     b = np.repeat([1, 0, 1, 0], [both, only_a, only_b, neither])
     return a, b
@@ -27,8 +27,8 @@ def table(both, only_a, only_b, neither):
     ("right", "n"), [(0, 10), (1, 10), (5, 10), (10, 10), (0, 1), (173, 200), (9999, 10_000)]
 )
 def test_wilson_is_scipys(right, n):
-    theirs = binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    reference = binomtest(right, n).proportion_ci(method="wilson")
+    assert wilson(right, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
 def test_wilson_is_closed_at_the_ends():
@@ -46,10 +46,16 @@ def test_wilson_refuses(right, n):
 
 @pytest.mark.parametrize("p", [0.03, 0.2, 0.5, 0.9])
 def test_wilson_covers(p):
-    """Exactly: the binomial weights of the outcomes whose interval holds p."""
+    """Compute the coverage exactly: sum the probabilities of the outcomes whose interval
+    holds p.
+    """
     n = 200
-    held = sum(binom.pmf(k, n, p) for k in range(n + 1) if wilson(k, n)[0] <= p <= wilson(k, n)[1])
-    assert 0.93 < held < 0.98
+    coverage = 0.0
+    for k in range(n + 1):
+        low, high = wilson(k, n)
+        if low <= p <= high:
+            coverage += binom.pmf(k, n, p)
+    assert 0.93 < coverage < 0.98
 
 
 @pytest.mark.parametrize(
@@ -62,20 +68,24 @@ def test_wilson_covers(p):
     ],
 )
 def test_bootstrap_covers(kinds, shares):
-    """Images of several kinds, 20 draws each, in the middle and at the ends: 95 % of 400 intervals hold the true mean, up to 3
-    standard errors of that share below, and near the ends somewhat more."""
+    """Check that 95 % of 400 intervals hold the true mean, for images of several kinds, 20 draws
+    each.
+
+    The share may be up to 3 standard errors below 95 %, and near 0 and 1 it is somewhat higher.
+    """
     rng, runs = np.random.default_rng(0), 400
     truth, hits = np.dot(kinds, shares), 0
     for run in range(runs):
-        low, high = bootstrap(
-            rng.binomial(20, rng.choice(kinds, 100, p=shares)) / 20, seed=run, resamples=1000
-        )
+        outcomes = rng.binomial(20, rng.choice(kinds, 100, p=shares)) / 20
+        low, high = bootstrap(outcomes, seed=run, resamples=1000)
         hits += low <= truth <= high
     assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs) < hits / runs <= 0.995
 
 
 def test_bootstrap_is_resampling_of_images():
-    """The multinomial over distinct shares against indices drawn one by one, two images added."""
+    """Compare the multinomial over distinct shares with indices drawn one by one, two
+    images added.
+    """
     rng = np.random.default_rng(1)
     shares = rng.binomial(20, rng.uniform(size=300)) / 20
     means = np.append(shares, (0, 1))[rng.integers(0, 302, (20_000, 302))].mean(1)
@@ -91,7 +101,7 @@ def test_bootstrap_on_one_draw_agrees_with_wilson_away_from_the_ends():
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_agreement_of_all_images_is_not_certainty(value):
-    """The interval is as wide as Wilson's, or nearly."""
+    """Check that the interval is about as wide as Wilson's."""
     low, high = bootstrap(np.full(100, value))
     assert (low, high)[value] == value
     assert 0.6 < (high - low) / np.ptp(wilson(100 * value, 100)) < 1.4
@@ -113,13 +123,13 @@ def test_interval_chooses_by_the_number_of_draws():
 
 @pytest.mark.parametrize("counts", [(50, 3, 12, 5), (0, 1, 0, 0), (10, 0, 9, 0), (100, 40, 20, 40)])
 def test_mcnemar_is_the_binomial_test_of_discordant_pairs(counts):
-    a, b = table(*counts)
+    a, b = paired_outcomes(*counts)
     assert mcnemar(a, b) == pytest.approx(binomtest(counts[1], counts[1] + counts[2]).pvalue)
     assert mcnemar(a, b) == mcnemar(b, a)
 
 
 def test_mcnemar_without_discordant_pairs():
-    assert mcnemar(*table(5, 0, 0, 5)) == 1.0
+    assert mcnemar(*paired_outcomes(5, 0, 0, 5)) == 1.0
 
 
 def test_mcnemar_refuses_shares():
@@ -131,30 +141,31 @@ def test_mcnemar_refuses_shares():
 def test_permutation_is_scipys(shift):
     rng = np.random.default_rng(7)
     base = rng.uniform(size=80)
-    a, b = (rng.binomial(20, np.clip(p, 0, 1)) / 20 for p in (base + shift, base))
-    theirs = permutation_test(
+    a = rng.binomial(20, np.clip(base + shift, 0, 1)) / 20
+    b = rng.binomial(20, np.clip(base, 0, 1)) / 20
+    reference = permutation_test(
         (a, b),
         lambda x, y: np.mean(x - y),
         permutation_type="samples",
         n_resamples=20_000,
         rng=np.random.default_rng(0),
     )
-    assert permutation(a, b, resamples=20_000) == pytest.approx(theirs.pvalue, abs=0.015)
+    assert permutation(a, b, resamples=20_000) == pytest.approx(reference.pvalue, abs=0.015)
 
 
 def test_permutation_of_binary_outcomes_is_mcnemar():
-    a, b = table(50, 4, 14, 32)
+    a, b = paired_outcomes(50, 4, 14, 32)
     assert permutation(a, b, resamples=200_000) == pytest.approx(mcnemar(a, b), abs=0.003)
 
 
 def test_permutation_keeps_its_level():
-    """No difference: 5 % of 400 tests are below .05, up to 3 standard errors."""
+    """Check that, without a difference, 5 % of 400 tests are below .05, within 3 standard
+    errors.
+    """
     rng, runs = np.random.default_rng(2), 400
     draws = rng.binomial(10, np.repeat(rng.uniform(size=(runs, 60, 1)), 2, axis=2)) / 10
-    rejected = np.mean(
-        [permutation(d[:, 0], d[:, 1], seed=i, resamples=999) < 0.05 for i, d in enumerate(draws)]
-    )
-    assert abs(rejected - 0.05) < 3 * np.sqrt(0.05 * 0.95 / runs)
+    p_values = [permutation(d[:, 0], d[:, 1], seed=i, resamples=999) for i, d in enumerate(draws)]
+    assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
 def test_permutation_of_equals():
@@ -162,7 +173,7 @@ def test_permutation_of_equals():
 
 
 def test_holm_by_hand():
-    """.01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, raised to .06."""
+    """Check .01 x 4 = .04; .02 x 3 = .06; .03 x 2 = .06; .04 x 1 = .04, raised to .06."""
     assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([0.2]) == [0.2]
@@ -170,8 +181,13 @@ def test_holm_by_hand():
 
 
 def test_difference_is_newcombes_published_example():
-    """Statist. Med. 17 (1998) 2635: 36, 12, 2, 0 gives .2000 and .0569 to .3404 by method 10."""
-    assert difference(*table(36, 12, 2, 0)) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    """Check that 36, 12, 2, 0 gives .2000 and .0569 to .3404 by method 10.
+
+    Source: Newcombe, Statist. Med. 17 (1998) 2635.
+    """
+    assert difference(*paired_outcomes(36, 12, 2, 0)) == pytest.approx(
+        (0.2, 0.0569, 0.3404), abs=5e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,8 +196,10 @@ def test_difference_is_newcombes_published_example():
 def test_difference_of_proportions_covers(cells):
     rng, runs = np.random.default_rng(3), 600
     truth = cells[1] - cells[2]
-    found = [difference(*table(*counts)) for counts in rng.multinomial(200, cells, runs)]
-    hits = np.mean([low <= truth <= high for _, low, high in found])
+    hits = 0.0
+    for counts in rng.multinomial(200, cells, runs):
+        _, low, high = difference(*paired_outcomes(*counts))
+        hits += (low <= truth <= high) / runs
     assert 0.95 - 3 * np.sqrt(0.95 * 0.05 / runs) < hits < 0.995
 
 
@@ -189,57 +207,54 @@ def test_difference_of_shares_covers():
     rng, runs = np.random.default_rng(4), 400
     p = rng.uniform(0.2, 0.7, (runs, 120))
     a, b = rng.binomial(20, p + 0.1) / 20, rng.binomial(20, p) / 20
-    hits = np.mean(
-        [
-            low <= 0.1 <= high
-            for _, low, high in (difference(x, y, resamples=1000) for x, y in zip(a, b))
-        ]
-    )
-    assert abs(hits - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
+    hits = 0
+    for first, second in zip(a, b):
+        _, low, high = difference(first, second, resamples=1000)
+        hits += low <= 0.1 <= high
+    assert abs(hits / runs - 0.95) < 3 * np.sqrt(0.95 * 0.05 / runs)
 
 
 @pytest.mark.parametrize(("n", "p"), [(50, 0.02), (50, 0.5), (200, 0.3)])
-def test_shares_are_told_from_right_and_wrong_no_oftener_than_promised(n, p):
-    """One right or wrong, the other right in k of 20 draws, equally good: flipped signs called the latter better in 40 % at n = 50, p = .02."""
+def test_comparing_shares_with_binary_outcomes_keeps_its_level(n, p):
+    """Compare equally good pipelines: one is right or wrong, the other right in k of 20 draws.
+
+    Flipped signs alone called the latter better in 40 % of runs at n = 50, p = .02.
+    """
     rng, runs = np.random.default_rng(5), 150
     right = (rng.random((runs, n, 1)) < p).astype(float)
     draws = (rng.random((runs, n, 20)) < rng.beta(1, 1 / p - 1, (runs, n, 1))).astype(float)
-    found = [compare(a, b) for a, b in zip(right, draws)]
+    comparisons = [compare(a, b) for a, b in zip(right, draws)]
     most = 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
-    assert (
-        np.mean([c.p < 0.05 for c in found]) < most
-        and np.mean([not c.low <= 0 <= c.high for c in found]) < most
-    )
+    assert np.mean([c.p < 0.05 for c in comparisons]) < most
+    assert np.mean([not c.low <= 0 <= c.high for c in comparisons]) < most
 
 
-def test_a_p_value_is_no_surer_than_its_interval():
+def test_a_p_value_is_not_significant_where_the_interval_holds_zero():
     rng = np.random.default_rng(6)
     for shift in (0.0, 0.1, 0.2, 0.3):
-        a, b = (
-            rng.binomial(1, 0.5, (60, 1)),
-            rng.binomial(20, np.clip(0.5 - shift, 0, 1), 60)[:, None] > np.arange(20),
-        )
+        a = rng.binomial(1, 0.5, (60, 1))
+        b = rng.binomial(20, np.clip(0.5 - shift, 0, 1), 60)[:, None] > np.arange(20)
         c = compare(a, b)
         assert c.p > 0.05 - 1e-3 or not c.low <= 0 <= c.high
 
 
 def test_pairing_is_used():
-    """The same accuracies, once on the same images and once on others: the paired difference is the sharper one."""
-    a, together = table(90, 10, 0, 100)
-    apart = np.roll(together, 100)
-    assert difference(a, together)[0] == pytest.approx(difference(a, apart)[0])
-    assert np.ptp(difference(a, together)[1:]) < np.ptp(difference(a, apart)[1:]) / 2
-    assert mcnemar(a, together) < 0.01 < mcnemar(a, apart)
+    """Check that a difference is sharper if both are right on the same images than on others."""
+    a, paired = paired_outcomes(90, 10, 0, 100)
+    unpaired = np.roll(paired, 100)
+    assert difference(a, paired)[0] == pytest.approx(difference(a, unpaired)[0])
+    assert np.ptp(difference(a, paired)[1:]) < np.ptp(difference(a, unpaired)[1:]) / 2
+    assert mcnemar(a, paired) < 0.01 < mcnemar(a, unpaired)
 
 
 def test_compare_chooses_the_test():
     rng = np.random.default_rng(5)
-    sure, drawn = rng.integers(0, 2, (50, 1)), rng.integers(0, 2, (50, 20))
-    assert compare(sure, 1 - sure).test == "McNemar, exact"
-    assert compare(sure, drawn).test == compare(drawn, drawn).test == "paired permutation"
-    same = compare(drawn, drawn)
-    assert (same.difference, same.p) == (0.0, 1.0)
-    assert same.low <= 0 <= same.high
+    one_draw, draws = rng.integers(0, 2, (50, 1)), rng.integers(0, 2, (50, 20))
+    assert compare(one_draw, 1 - one_draw).test == "McNemar, exact"
+    assert compare(one_draw, draws).test == compare(draws, draws).test == "paired permutation"
+    comparison = compare(draws, draws)
+    assert (comparison.difference, comparison.p) == (0.0, 1.0)
+    assert comparison.low <= 0 <= comparison.high
 
 
 @pytest.mark.parametrize("bad", [[], [0.5, float("nan")], [[1.0]]])

@@ -17,7 +17,7 @@ from made_runs import (
 )
 
 import defend
-from defend.datasets.digits_m import DigitsM, enlarged
+from defend.datasets.digits_m import DigitsM, enlarge_digits
 from defend.results.claims import missing
 from defend.results.footnotes import widening
 from defend.results.report import write_report
@@ -145,7 +145,7 @@ def test_by_how_much_an_interval_is_too_narrow():
 
 def test_digits_m_has_as_many_digits_as_its_card_says():
     for split, count in DigitsM.card.distinct.items():
-        assert len(enlarged(split)[0]) == count
+        assert len(enlarge_digits(split)[0]) == count
 
 
 # surrogates

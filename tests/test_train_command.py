@@ -6,14 +6,14 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from train_toys import Killed, bright, noise_of
 
-from defend import weights
 from defend.classifiers.convnet import ConvNet
 from defend.cli.train import train as command
 from defend.errors import BadParameter, BadWeights, DefendError
-from defend.load import load
+from defend.loading import load
 from defend.training import perturb
 from defend.training.loop import Run
 from defend.training.recipe import Recipe, read_recipe
+from defend.weights.header import read_header
 
 TYPOS = {
     "name": ({"epoch": 3}, "no field 'epoch'.*epochs"),
@@ -109,7 +109,7 @@ def test_the_command_writes_a_file_that_loads(tmp_path):
         "cpu",
     )
     assert result.exit_code == 0 and "wrote" in result.output
-    head = weights.header(out)
+    head = read_header(out)
     assert (head.kind, head.component, head.dataset, head.trained_on, head.seed) == (
         "classifier",
         "convnet",

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defend import weights
 from defend.errors import BadWeights, DefendError, UnknownName
-from defend.weights import Header
+from defend.weights.header import Header, file_sha256, load_tensors, read_header, save_weights
+from defend.weights.zoo import find_weights, read_zoos
 
 NET = {"scale": torch.tensor([2.0]), "codes": torch.linspace(0, 1, 7, dtype=torch.float16)}
 HEAD = Header(
@@ -27,13 +27,13 @@ HEAD = Header(
 
 
 def saved(path, **changes):
-    weights.save(path, NET, replace(HEAD, **changes))
+    save_weights(path, NET, replace(HEAD, **changes))
     return path
 
 
 def toml(path, **row):
     """A zoo.toml's table for a file beside it."""
-    head = weights.header(path)
+    head = read_header(path)
     row = {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -75,7 +75,7 @@ def zoo(tmp_path, install):
 
 
 def find(name="auto", dataset="mnist", **given):
-    return weights.find("defense", "vq", name, dataset, given)
+    return find_weights("defense", "vq", name, dataset, given)
 
 
 DEFAULT = {"default": True}
@@ -83,8 +83,8 @@ DEFAULT = {"default": True}
 
 def test_save_then_load(tmp_path):
     path = saved(tmp_path / "a.safetensors")
-    got = weights.load(path)
-    assert weights.header(path) == HEAD
+    got = load_tensors(path)
+    assert read_header(path) == HEAD
     assert got["codes"].dtype == torch.float32 and all(
         torch.equal(got[k], v.float()) for k, v in NET.items()
     )
@@ -93,7 +93,7 @@ def test_save_then_load(tmp_path):
 
 def test_the_header_is_read_without_torch(tmp_path):
     path = saved(tmp_path / "a.safetensors")
-    code = "import sys, pathlib; from defend import weights; print(weights.header(pathlib.Path(sys.argv[1])).component, {'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, pathlib; from defend import weights; print(read_header(pathlib.Path(sys.argv[1])).component, {'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
@@ -102,7 +102,7 @@ def test_the_header_is_read_without_torch(tmp_path):
 
 def test_a_strangers_zoo_is_found_without_importing_it(zoo):
     folder = zoo(quad=({}, DEFAULT))
-    entry = weights.zoo()["quad"]
+    entry = read_zoos()["quad"]
     assert (entry.source, entry.file, entry.default, entry.fields) == (
         "zoo_of_a_stranger",
         folder / "quad.safetensors",
@@ -242,7 +242,7 @@ def test_a_file_cut_short_is_refused_when_it_is_loaded(tmp_path):
     path = saved(tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(BadWeights, match="damaged"):
-        weights.load(find(str(path)).path)
+        load_tensors(find(str(path)).path)
 
 
 @pytest.mark.parametrize(
@@ -258,22 +258,22 @@ def test_one_broken_zoo_costs_its_own_weights_alone(zoo, text):
         UserWarning,
         match=r"zoo_that_is_broken.zoo\.toml: no list of weights .*the weights of zoo_that_is_broken are left out",
     ):
-        found = weights.zoo()
+        found = read_zoos()
     assert found["quad"].source == "zoo_of_a_stranger"
 
 
 def test_what_ships_is_whole():
     """Every file of the package's own zoo: its hash, its size, and its header against the row of zoo.toml."""
-    for entry in weights.zoo().values():
-        assert weights.sha256(entry.file, entry.sha256)
-        head = weights.header(entry.file)
+    for entry in read_zoos().values():
+        assert file_sha256(entry.file, entry.sha256)
+        head = read_header(entry.file)
         assert [
             getattr(entry, k) for k in ("kind", "component", "dataset", "trained_on", "seed")
         ] == [getattr(head, k) for k in ("kind", "component", "dataset", "trained_on", "seed")]
         assert {k: head.fields[k] for k in entry.fields} == dict(entry.fields)
         assert entry.file.stat().st_size == entry.size
         assert entry.licence and entry.command and entry.measured
-    assert sum(e.file.stat().st_size for e in weights.zoo().values()) < 40e6
+    assert sum(e.file.stat().st_size for e in read_zoos().values()) < 40e6
 
 
 def test_errors_are_one_line():

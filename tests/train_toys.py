@@ -1,4 +1,4 @@
-"""Images that teach something in a second, and noise for them."""
+"""Images that a small network learns to classify within a second, and noise for them."""
 
 import torch
 
@@ -6,15 +6,16 @@ from defend.noise import Noise
 
 
 class Killed(Exception):
-    pass
+    """Raised in the middle of a training run, in place of a process that is killed."""
 
 
-def bright(n=50, seed=0):
-    """Images whose label is how bright they are: dark, medium, bright."""
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 3, (n,), generator=g)
-    return (torch.rand(n, 2, 6, 6, generator=g) + y[:, None, None, None]) / 3, y
+def brightness_images(n=50, seed=0):
+    """Return images (n, 2, 6, 6) with their labels: dark (0), medium (1) or bright (2)."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=generator)
+    noise = torch.rand(n, 2, 6, 6, generator=generator)
+    return (noise + y[:, None, None, None]) / 3, y
 
 
-def noise_of(n, seed=0):
+def make_noise(n, seed=0):
     return Noise.of(seed, torch.arange(n))

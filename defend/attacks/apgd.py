@@ -1,4 +1,8 @@
-"""Auto-PGD: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks", arXiv:2003.01690."""
+"""Auto-PGD, a gradient attack that adapts its step size to each image.
+
+Source: Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", arXiv:2003.01690.
+"""
 
 from __future__ import annotations
 
@@ -9,56 +13,70 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from defend.ascent import ascend
 from defend.attack import Attack, AttackCard
-from defend.attacks.active_set import Rows, likeliest_wrong, while_standing, worst
-from defend.losses import CLASSES, cross_entropy, dlr, dlr_targeted
+from defend.attacks.active_set import (
+    ImageStates,
+    likeliest_wrong_classes,
+    run_active,
+    select_smallest_margin,
+)
+from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted
 from defend.noise import Noise
-from defend.norms import norm_of, per_image, project, steepest
+from defend.norms import norm_of, per_image, project
 from defend.target import Loss, Target
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
+FIRST_CHECKPOINT = 22  # percent of the steps; section 3.1 of the paper
 
 
 @dataclass
-class Climb(Rows):
-    """One image's ascent of f. Names of Algorithm 1: adv = x(k), before = x(k-1), best = x_max, step = eta."""
+class AscentStates(ImageStates):
+    """Hold the ascent of f for each image.
+
+    In Algorithm 1: x_adv = x(k), previous = x(k-1), best = x_max, step_size = eta.
+    """
 
     results = ("best",)
     x: Tensor
     y: Tensor
-    labels: Tensor  # what f takes: y, or (b, 2) of y and the target class
-    adv: Tensor
-    before: Tensor
-    g: Tensor  # the gradient of f at adv
-    f: Tensor  # (b,)
-    best: Tensor  # where the target may drop images: of a fallen one the iterate at which it fell
-    g_best: Tensor
-    f_best: Tensor
-    step: Tensor  # (b,)
+    labels: Tensor  # the labels that f takes: y, or (b, 2) of y and the target class
+    x_adv: Tensor
+    previous: Tensor
+    gradient: Tensor  # of f at x_adv
+    loss: Tensor  # (b,): f at x_adv
+    best: Tensor  # if the target may drop images: of a broken image the iterate that broke it
+    best_gradient: Tensor
+    best_loss: Tensor
+    step_size: Tensor  # (b,)
     rises: Tensor  # (b,): steps since the last checkpoint that raised f
-    f_then: Tensor  # (b,): f_best at the last checkpoint
-    halved: Tensor  # (b,): was the step halved there?
+    checkpoint_loss: Tensor  # (b,): best_loss at the last checkpoint
+    was_halved: Tensor  # (b,): True if the step size was halved at the last checkpoint
 
 
 class APGD(Attack):
-    """z = P(x(k) + eta d(g)),  x(k+1) = P(x(k) + 3/4 (z - x(k)) + 1/4 (x(k) - x(k-1))),  eta = 2 eps at first  (Algorithm 1).
+    """Attack by gradient ascent with momentum, and a step size that is halved where f stops rising.
 
-    P projects onto ball and box together, d is the steepest direction of norm 1. At the checkpoints eta is halved, and the ascent goes
-    on from x_max, where too few steps have risen or nothing has come of the present eta: for each image by itself. Restarts, and the
+    z = P(x(k) + eta d(g)),  x(k+1) = P(x(k) + 3/4 (z - x(k)) + 1/4 (x(k) - x(k-1)))  (Algorithm 1).
+
+    P projects onto ball and box together, d is the steepest direction of norm 1, and eta is 2 eps
+    at first. At each checkpoint, an image for which too few steps have raised f, or whose best loss
+    has not improved at the present eta, halves eta and goes on from x_max. Restarts, and the
     targets of loss=dlr-targeted, climb side by side.
 
-    Returns x_max: of several restarts and targets the one of the smallest mean margin, measured afresh. Where the target may drop
-    images, one that is wrong at an iterate is returned as that iterate.
+    Returns x_max; of several restarts and targets, the one of the smallest mean margin, measured
+    afresh. Where the target may drop images, an image that is wrong at an iterate is returned as
+    that iterate.
     """
 
     card = AttackCard(paper="arXiv:2003.01690", access="gradient", norms=("Linf", "L2"))
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
     steps: int = 100
     restarts: int = 1
-    targets: int = (
-        9  # for loss=dlr-targeted: the likeliest wrong classes at x; fewer, where there are fewer
-    )
-    rho: float = 0.75  # the share of steps that should rise
+    # For loss=dlr-targeted: the number of target classes, the likeliest wrong ones at x. If there
+    # are fewer wrong classes, all are targets.
+    targets: int = 9
+    rho: float = 0.75  # the share of steps that should raise f
 
     def validate(self) -> None:
         self.require(self.steps >= 1, "steps", ">= 1")
@@ -67,92 +85,114 @@ class APGD(Attack):
         self.require(0 <= self.rho <= 1, "rho", "0 to 1, a share of steps")
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
-        return (
-            f"loss={self.loss} needs {CLASSES[self.loss]} classes, and there are {classes}"
-            if classes < CLASSES[self.loss]
-            else ""
-        )
+        needed = MIN_CLASSES[self.loss]
+        if classes >= needed:
+            return ""
+        return f"loss={self.loss} needs {needed} classes, and there are {classes}"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
-        labels = self._labels(target, x, y)  # (b, n) or (b, n, 2)
+        labels = self._labels(target, x, y)
         n = labels.shape[1]
-        target, noise, x, y = (
-            target.copies(n),
-            noise.copies(n),
-            x.repeat_interleave(n, 0),
-            y.repeat_interleave(n, 0),
-        )
-        climb = self._begin(target, x, labels.flatten(0, 1), y, eps, noise)
-        climb = while_standing(climb, partial(self._step, eps=eps), range(self.steps), n)
-        return worst(target, climb.best, y, n)
+        target, noise = target.copies(n), noise.copies(n)
+        x, y = x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
+        states = self._start(target, x, labels.flatten(0, 1), y, eps, noise)
+        states = run_active(states, partial(self._step, eps=eps), range(self.steps), n)
+        return select_smallest_margin(target, states.best, y, n)
 
     def _labels(self, target: Target, x: Tensor, y: Tensor) -> Tensor:
+        """Return the labels of each image's n copies: (b, n), or (b, n, 2) with target classes."""
         if self.loss != "dlr-targeted":
             return y[:, None].expand(-1, self.restarts)
-        classes = likeliest_wrong(target, x, y, self.targets).repeat(1, self.restarts)
+        classes = likeliest_wrong_classes(target, x, y, self.targets).repeat(1, self.restarts)
         return torch.stack([y[:, None].expand_as(classes), classes], 2)
 
-    def _begin(
+    def _start(
         self, target: Target, x: Tensor, labels: Tensor, y: Tensor, eps: float, noise: Noise
-    ) -> Climb:
-        """From a random point of norm eps, as the published code does."""
-        d = 2 * noise.uniform(x) - 1 if self.norm == "Linf" else noise.normal(x)
-        adv = (x + eps * d / per_image(norm_of(d, self.norm), x)).clamp(0, 1)
-        g, f, logits = target.gradient(adv, labels, LOSSES[self.loss])
-        step, never = torch.full_like(f, 2 * eps), torch.zeros_like(y, dtype=torch.bool)
-        return Climb(
-            target,
-            logits.argmax(1) != y,
-            x,
-            y,
-            labels,
-            adv,
-            adv,
-            g,
-            f,
-            adv,
-            g,
-            f,
-            step,
-            torch.zeros_like(y),
-            f,
-            never,
+    ) -> AscentStates:
+        """Return the states at a random point of norm eps, where the published code starts too."""
+        direction = 2 * noise.uniform(x) - 1 if self.norm == "Linf" else noise.normal(x)
+        length = per_image(norm_of(direction, self.norm), x)
+        x_adv = (x + eps * direction / length).clamp(0, 1)
+        gradient, loss, logits = target.gradient(x_adv, labels, LOSSES[self.loss])
+        return AscentStates(
+            target=target,
+            broken=logits.argmax(1) != y,
+            x=x,
+            y=y,
+            labels=labels,
+            x_adv=x_adv,
+            previous=x_adv,
+            gradient=gradient,
+            loss=loss,
+            best=x_adv,
+            best_gradient=gradient,
+            best_loss=loss,
+            step_size=torch.full_like(loss, 2 * eps),
+            rises=torch.zeros_like(y),
+            checkpoint_loss=loss,
+            was_halved=torch.zeros_like(y, dtype=torch.bool),
         )
 
-    def _step(self, s: Climb, k: int, eps: float) -> None:
-        s.adv, s.before = self._moved(s, eps, 0.75 if k else 1.0), s.adv
-        f = s.f
-        s.g, s.f, logits = s.target.gradient(s.adv, s.labels, LOSSES[self.loss])
-        s.rises = s.rises + (s.f > f)
-        wrong = logits.argmax(1) != s.y
-        better = ((s.f > s.f_best) | (wrong & s.target.may_drop)) & ~s.left_alone()
-        s.best, s.g_best, s.f_best = _where(better, (s.adv, s.g, s.f), (s.best, s.g_best, s.f_best))
-        s.fallen = s.fallen | wrong
-        if since := self.checkpoints.get(k + 1):
-            self._check(s, since)
+    def _step(self, s: AscentStates, k: int, eps: float) -> None:
+        """Update the states in place by step k = 0, 1, ..."""
+        moved = self._move(s, eps, weight=0.75 if k else 1.0)
+        s.x_adv, s.previous = moved, s.x_adv
+        loss_before = s.loss
+        s.gradient, s.loss, logits = s.target.gradient(s.x_adv, s.labels, LOSSES[self.loss])
+        s.rises = s.rises + (s.loss > loss_before)
+        is_wrong = logits.argmax(1) != s.y
+        is_better = (s.loss > s.best_loss) | (is_wrong & s.target.may_drop)
+        self._update_best(s, is_better & ~s.is_final())
+        s.broken = s.broken | is_wrong
+        interval = self.checkpoints.get(k + 1)
+        if interval:
+            self._adapt_step_size(s, interval)
 
-    def _moved(self, s: Climb, eps: float, a: float) -> Tensor:
-        z = project(s.adv + per_image(s.step, s.x) * steepest(s.g, self.norm), s.x, eps, self.norm)
-        return project(s.adv + a * (z - s.adv) + (1 - a) * (s.adv - s.before), s.x, eps, self.norm)
+    def _move(self, s: AscentStates, eps: float, weight: float) -> Tensor:
+        """Return x(k+1). weight: that of the step to z; the last move gets the rest."""
+        z = ascend(s.x_adv, s.gradient, s.step_size, s.x, eps, self.norm)
+        last_move = s.x_adv - s.previous
+        mixed = s.x_adv + weight * (z - s.x_adv) + (1 - weight) * last_move
+        return project(mixed, s.x, eps, self.norm)
 
-    def _check(self, s: Climb, since: int) -> None:
-        """Conditions 1 and 2 of section 3.1."""
-        halve = (s.rises < self.rho * since) | (~s.halved & (s.f_best <= s.f_then))
-        s.step = torch.where(halve, s.step / 2, s.step)
-        s.adv, s.g, s.f = _where(halve, (s.best, s.g_best, s.f_best), (s.adv, s.g, s.f))
-        s.rises, s.f_then, s.halved = torch.zeros_like(s.rises), s.f_best, halve
+    def _update_best(self, s: AscentStates, mask: Tensor) -> None:
+        """Set the best iterate of the images in `mask` (b,) to the present one."""
+        s.best = torch.where(per_image(mask, s.x), s.x_adv, s.best)
+        s.best_gradient = torch.where(per_image(mask, s.x), s.gradient, s.best_gradient)
+        s.best_loss = torch.where(mask, s.loss, s.best_loss)
+
+    def _restart_from_best(self, s: AscentStates, mask: Tensor) -> None:
+        """Set the present iterate of the images in `mask` (b,) to their best one."""
+        s.x_adv = torch.where(per_image(mask, s.x), s.best, s.x_adv)
+        s.gradient = torch.where(per_image(mask, s.x), s.best_gradient, s.gradient)
+        s.loss = torch.where(mask, s.best_loss, s.loss)
+
+    def _adapt_step_size(self, s: AscentStates, interval: int) -> None:
+        """Halve the step size where condition 1 or 2 of section 3.1 holds.
+
+        interval: the number of steps since the last checkpoint.
+        """
+        has_few_rises = s.rises < self.rho * interval
+        has_no_gain = ~s.was_halved & (s.best_loss <= s.checkpoint_loss)
+        is_halved = has_few_rises | has_no_gain
+        s.step_size = torch.where(is_halved, s.step_size / 2, s.step_size)
+        self._restart_from_best(s, is_halved)
+        s.rises = torch.zeros_like(s.rises)
+        s.checkpoint_loss, s.was_halved = s.best_loss, is_halved
 
     @property
     def checkpoints(self) -> dict[int, int]:
-        """After which step -> how many steps since the last: w_j = ceil(p_j steps), p = 0, .22, then p' + max(p' - p'' - .03, .06)."""
-        before, p, out, last = 0, 22, {}, 0  # in hundredths: .22 + .19 is not .41 in floating point
+        """Return the checkpoints w_j = ceil(p_j steps), with the number of steps since the last.
+
+        p_0 = 0, p_1 = .22, p_(j+1) = p_j + max(p_j - p_(j-1) - .03, .06)  (section 3.1). p is held
+        in percent, because .22 + .19 is not .41 in floating point.
+        """
+        intervals: dict[int, int] = {}
+        last_checkpoint, previous, p = 0, 0, FIRST_CHECKPOINT
         while p <= 100:
-            w = -(-p * self.steps // 100)
-            if w > last:
-                out[w], last = w - last, w
-            before, p = p, p + max(p - before - 3, 6)
-        return out
-
-
-def _where(mask: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.where(per_image(mask, a), a, b) for a, b in zip(new, old, strict=True))
+            checkpoint = -(-p * self.steps // 100)  # rounded up
+            if checkpoint > last_checkpoint:
+                intervals[checkpoint] = checkpoint - last_checkpoint
+                last_checkpoint = checkpoint
+            previous, p = p, p + max(p - previous - 3, 6)
+        return intervals

@@ -1,8 +1,11 @@
-"""AutoAttack: Croce, Hein, arXiv:2003.01690, section 5, in the composition and with the parameters of its published code."""
+"""AutoAttack, composed of the attacks of section 5 with the parameters of its published code.
+
+Source: Croce, Hein, arXiv:2003.01690.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,137 +14,151 @@ from torch import Tensor
 from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import mean_margin
 from defend.errors import BadParameter
-from defend.learned import Lowered
-from defend.losses import CLASSES, margin
+from defend.learned import InBfloat16
+from defend.losses import MIN_CLASSES, margin
 from defend.noise import Noise
 from defend.norms import per_image
 from defend.registry import REGISTRY
 from defend.target import Target
 
-NEARLY = 0.05  # of the largest logit: some ten roundings of bfloat16, in which another batch may be answered otherwise
+# A margin below this share of the largest logit counts as nearly broken in a bfloat16 search. It is
+# about ten roundings of bfloat16, within which another batch may get another answer.
+NEARLY_BROKEN = 0.05
+
+
+@dataclass
+class WorstPoints:
+    """Hold the worst point of each image so far."""
+
+    x_adv: Tensor  # (b, c, h, w)
+    margin: Tensor  # (b,): the smallest margin
+    is_wrong: Tensor  # (b,) bool: True if some attack broke the image
+
+    def update(self, rows: Tensor, x_adv: Tensor, margin: Tensor, is_wrong: Tensor) -> None:
+        """Replace the points of these rows where x_adv is wrong or has a smaller margin."""
+        is_worse = is_wrong | (margin < self.margin[rows])
+        worse = torch.where(per_image(is_worse, x_adv), x_adv, self.x_adv[rows])
+        self.x_adv = self.x_adv.index_copy(0, rows, worse)
+        self.margin = self.margin.index_copy(0, rows, torch.minimum(margin, self.margin[rows]))
+        self.is_wrong = self.is_wrong.index_copy(0, rows, self.is_wrong[rows] | is_wrong)
 
 
 class AutoAttack(Attack):
-    """The worst, for each image, of four attacks without a parameter to tune.
+    """Attack with the worst, for each image, of four attacks without a parameter to tune.
 
-    standard: apgd on the cross entropy; apgd on the targeted DLR loss and fab, 9 target classes each; square. Each meets only the images
-    that still stand. That is AutoAttack on a pipeline that is deterministic, differentiable, and the one that is scored. Where images
-    may not be dropped, all four meet every image and the point of the smallest margin is returned: the same attacks, but no number that
-    deserves the name. rand, for stochastic pipelines: apgd on the cross entropy and on the DLR loss, through the target's EOT copies (20
-    by default, as published), every image through both. Of losses that need more classes than there are, apgd runs none.
+    version=standard: apgd on the cross entropy; apgd on the targeted DLR loss and fab, with 9
+    target classes each; square. Each attacks only the images that are not yet broken. That is
+    AutoAttack on a pipeline that is deterministic, differentiable, and the one that is scored.
+    Where images may not be dropped, all four attack every image and the point of the smallest
+    margin is returned: the same attacks, but no number that deserves the name.
 
-    search=bfloat16: the classifier is computed in bfloat16 while the four search, which is faster where the machine has it in silicon. The
-    target itself judges every answer, and an image that stands there, but fell or nearly fell in the search, is searched for again as the
-    target computes.
+    version=rand, for stochastic pipelines: apgd on the cross entropy and on the DLR loss, through
+    the target's EOT copies (20 by default, as published), every image through both. An apgd whose
+    loss needs more classes than there are is left out.
 
-    Raises BadParameter where standard meets a stochastic pipeline.
+    search=bfloat16: the classifier is computed in bfloat16 during the search, which is faster on
+    hardware with bfloat16 arithmetic. Every result is then judged on the target itself, and an
+    image that is right on the target, but was broken or nearly broken in the search, is searched
+    again in the target's own precision.
+
+    Raises BadParameter if version=standard meets a stochastic pipeline.
     """
 
     card = AttackCard(paper="arXiv:2003.01690", access="gradient", norms=("Linf", "L2"))
     version: Literal["standard", "rand"] = "standard"
-    steps: int = 100  # of apgd and fab. With other steps, queries or targets it is a cheaper or dearer relative of AutoAttack
+    # Steps of apgd and fab. With other steps, queries or targets, the attack is a cheaper or dearer
+    # relative of AutoAttack.
+    steps: int = 100
     queries: int = 5000  # of square
     targets: int = 9
-    search: Literal["scored", "bfloat16"] = (
-        "scored"  # how the classifier computes meanwhile: as it is scored
-    )
+    search: Literal["scored", "bfloat16"] = "scored"  # scored: in the precision of the target
 
     def validate(self) -> None:
         for field in ("steps", "queries", "targets"):
             self.require(getattr(self, field) >= 1, field, ">= 1")
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
-        refused = stochastic and self.version == "standard"
+        if not stochastic or self.version != "standard":
+            return ""
         return (
-            "version=standard is for deterministic pipelines, and this one is stochastic: write autoattack:version=rand"
-            if refused
-            else ""
+            "version=standard is for deterministic pipelines, and this one is stochastic: "
+            "write autoattack:version=rand"
         )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         logits = target.logits(x)
-        if why := self.unsupported(not target.deterministic, logits.shape[1]):
-            raise BadParameter(f"autoattack: {why}")
-        worst, least = x, torch.full_like(y, torch.inf, dtype=x.dtype)
-        standing = logits.argmax(1) == y
-        for name, attack in self.members(logits.shape[1]).items():
-            rows = (
-                standing.nonzero()[:, 0]
-                if target.may_drop
-                else torch.arange(len(x), device=x.device)
-            )
+        reason = self.unsupported(not target.deterministic, logits.shape[1])
+        if reason:
+            raise BadParameter(f"autoattack: {reason}")
+        worst = WorstPoints(
+            x_adv=x,
+            margin=torch.full_like(y, torch.inf, dtype=x.dtype),
+            is_wrong=logits.argmax(1) != y,
+        )
+        for name, attack in self.create_attacks(logits.shape[1]).items():
+            rows = torch.arange(len(x), device=x.device)
+            if target.may_drop:
+                rows = rows[~worst.is_wrong]
             if not len(rows):
                 break
-            adv = self._searched(
-                attack, target.take(rows), x[rows], y[rows], eps, noise.take(rows).fork(name)
-            )
-            left, wrong = _judged(target.take(rows), adv, y[rows])
-            lower = wrong | (left < least[rows])
-            worst = worst.index_copy(0, rows, torch.where(per_image(lower, x), adv, worst[rows]))
-            least = least.index_copy(0, rows, torch.minimum(left, least[rows]))
-            standing = standing.index_copy(0, rows, standing[rows] & ~wrong)
-        target.notes.pop("wrong_after", None)  # of square, for the images that it met
-        return worst
+            part = target.take(rows)
+            x_adv = self._search(attack, part, x[rows], y[rows], eps, noise.take(rows).fork(name))
+            worst.update(rows, x_adv, *_judge(target.take(rows), x_adv, y[rows]))
+        # Square notes its queries for the images that it attacked, which may be fewer than all.
+        target.notes.pop("wrong_after", None)
+        return worst.x_adv
 
-    def _searched(
+    def _search(
         self, attack: Attack, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise
     ) -> Tensor:
+        """Return the adversarial images of one attack, searched in the precision of `search`."""
         if self.search == "scored":
             return attack.run(target, x, y, eps, noise)
-        fast = replace(target, classifier=Lowered(target.classifier))
-        adv = attack.run(fast, x, y, eps, noise)
+        fast_target = replace(target, classifier=InBfloat16(target.classifier))
+        x_adv = attack.run(fast_target, x, y, eps, noise)
         if not target.may_drop:
-            return adv
-        logits = fast.logits(adv)
-        fell = margin(logits, y) < NEARLY * logits.abs().amax(1)
-        again = (fell & ~_judged(target, adv, y)[1]).nonzero()[:, 0]
-        return (
-            adv.index_copy(
-                0, again, attack.run(target.take(again), x[again], y[again], eps, noise.take(again))
-            )
-            if len(again)
-            else adv
-        )
+            return x_adv
+        logits = fast_target.logits(x_adv)
+        is_nearly_broken = margin(logits, y) < NEARLY_BROKEN * logits.abs().amax(1)
+        _, is_wrong = _judge(target, x_adv, y)
+        retry = (is_nearly_broken & ~is_wrong).nonzero()[:, 0]
+        if not len(retry):
+            return x_adv
+        retried = attack.run(target.take(retry), x[retry], y[retry], eps, noise.take(retry))
+        return x_adv.index_copy(0, retry, retried)
 
-    def members(self, classes: int) -> dict[str, Attack]:
-        """Attacks by a name for their noise, in the published order."""
-        ce = self._made("apgd", loss="ce", steps=self.steps)
+    def create_attacks(self, classes: int) -> dict[str, Attack]:
+        """Return the attacks in the published order, under the names that fork their noise.
+
+        classes: the number of classes of the classifier.
+        """
+        attacks = {"apgd-ce": self._create("apgd", loss="ce", steps=self.steps)}
         if self.version == "rand":
-            return {"apgd-ce": ce} | (
-                {"apgd-dlr": self._made("apgd", loss="dlr", steps=self.steps)}
-                if classes >= CLASSES["dlr"]
-                else {}
+            if classes >= MIN_CLASSES["dlr"]:
+                attacks["apgd-dlr"] = self._create("apgd", loss="dlr", steps=self.steps)
+            return attacks
+        if classes >= MIN_CLASSES["dlr-targeted"]:
+            attacks["apgd-t"] = self._create(
+                "apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets
             )
-        targeted = (
-            {
-                "apgd-t": self._made(
-                    "apgd", loss="dlr-targeted", steps=self.steps, targets=self.targets
-                )
-            }
-            if classes >= CLASSES["dlr-targeted"]
-            else {}
+        attacks["fab-t"] = self._create("fab", steps=self.steps, targets=self.targets)
+        attacks["square"] = self._create(
+            "square", queries=self.queries, rescale=False, redraw=False
         )
-        fab = self._made("fab", steps=self.steps, targets=self.targets)
-        return (
-            {"apgd-ce": ce}
-            | targeted
-            | {
-                "fab-t": fab,
-                "square": self._made("square", queries=self.queries, rescale=False, redraw=False),
-            }
-        )
+        return attacks
 
-    def _made(self, name: str, **fields: object) -> Attack:
-        made: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)
-        return made
+    def _create(self, name: str, **fields: object) -> Attack:
+        attack: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)
+        return attack
 
 
-def _judged(target: Target, adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean margin, is it wrong as the score counts it?), each (b,). Of highest logits that are equal the first one is the answer.
+def _judge(target: Target, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean margins, and which images are wrong as the score counts it, each (b,).
 
-    Where no image may be dropped the smallest margin alone decides, and none counts as wrong.
+    Of equal highest logits, the first one is the prediction. Where no image may be dropped, the
+    smallest margin alone decides, and no image counts as wrong.
     """
     if not target.may_drop:
-        return mean_margin(target, adv, y), torch.zeros_like(y, dtype=torch.bool)
-    logits = target.logits(adv)
+        return mean_margin(target, x_adv, y), torch.zeros_like(y, dtype=torch.bool)
+    logits = target.logits(x_adv)
     return margin(logits, y), logits.argmax(1) != y

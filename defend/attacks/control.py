@@ -1,4 +1,7 @@
-"""No attack: what a null attack does, for comparison. Carlini et al., arXiv:1902.06705, section 4.9: random noise must do worse than an attack."""
+"""A null attack for comparison: random noise must do worse than an attack.
+
+Source: Carlini et al., arXiv:1902.06705, section 4.9.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ from typing import Literal
 
 from torch import Tensor
 
+from defend.ascent import ascend
 from defend.attack import Attack, AttackCard
 from defend.noise import Noise
-from defend.norms import project, signs, steepest
+from defend.norms import random_signs
 from defend.target import Target
 
 
 class Control(Attack):
-    """x' = clip(x + eps d),  d random signs, scaled to norm 1;  or kind=clean: x' = x. Asks the target nothing.
+    """Move images at random: x' = clip(x + eps d), where d are random signs scaled to norm 1.
 
-    The bench makes as many of them as there are candidates for the worst case of a stochastic defense, and treats them alike.
+    With kind=clean: x' = x. The target is never queried. The bench runs as many controls as there
+    are candidates for the worst case of a stochastic defense, and treats both in the same way.
     """
 
     card = AttackCard(paper="arXiv:1902.06705", access="labels", norms=("Linf", "L2"))
     kind: Literal["signs", "clean"] = "signs"
-    draw: int = 0  # which of the independent draws
+    draw: int = 0  # the number of the independent draw
 
     def validate(self) -> None:
         self.require(self.draw >= 0, "draw", ">= 0")
@@ -28,5 +33,5 @@ class Control(Attack):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         if self.kind == "clean":
             return x.clone()
-        d = signs(x, noise.fork(f"control {self.draw}"))
-        return project(x + eps * steepest(d, self.norm), x, eps, self.norm)
+        direction = random_signs(x, noise.fork(f"control {self.draw}"))
+        return ascend(x, direction, eps, x, eps, self.norm)

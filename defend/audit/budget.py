@@ -3,168 +3,202 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from defend.benchmarks.bpda_network import is_undefended
-from defend.benchmarks.purifier_checks import SELECT
-from defend.errors import BadParameter, near
+from defend.benchmarks.component_keys import is_undefended
+from defend.benchmarks.scoring import SELECT_DRAWS
+from defend.errors import BadParameter, suggest_names
 from defend.purifier import Purifier
 
 BUDGETS = ("quick", "standard", "thorough")
+MIN_IMAGES = 16  # fewer show nothing
+
+
+class Cost(NamedTuple):
+    """Network evaluations."""
+
+    gradients: float
+    forwards: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """Steps are gradients for each image that still stands."""
+    """Images, steps and draws of an audit. A step is one gradient for each image still correct."""
 
     n: int
-    curve: tuple[
-        int, ...
-    ]  # steps of the declared gradient's APGD; what stands behind `sure` runs while the accuracy still falls
-    sure: int
+
+    # The declared gradient's attacks
+    curve_steps: tuple[int, ...]  # of APGD, one run each
+    sure_steps: int  # longer runs take place only while the accuracy still falls
     targets: int  # of targeted DLR
     target_steps: int
-    rival: int  # steps of every other gradient
-    queries: int  # of Square
-    spsa_steps: int  # of the attack by finite differences
+
+    # Alternative attacks
+    alternative_steps: int  # of each other gradient
+    square_queries: int
+    spsa_steps: int  # SPSA: the attack by finite differences
     spsa_pairs: int
-    noises: int  # draws of random signs
-    eot: int  # copies for a gradient; 1 where the purifier is deterministic
-    eot_most: int  # doubled up to this
-    draws: int  # by which a stochastic purifier is scored
-    some: int  # images for checks of state and of gradients
-    inner: int  # points inside the ball, of the active test
-    active: int  # images of the active test
-    images: int  # training images that the learned gradient is fitted on; 0: left out
+    random_draws: int  # of random signs
+    fit_images: int  # training images for the learned gradient's network; 0: left out
 
-    def fits(self, purifier: Purifier) -> bool:
-        """Is a network fitted for its learned gradient?"""
-        return bool(self.images) and not is_undefended(purifier)
+    # Stochastic purifiers; 1 each for a deterministic one
+    eot: int  # copies for a gradient
+    max_eot: int  # eot is doubled up to this
+    score_draws: int
 
-    def cost(self, pipelines: int = 0) -> tuple[float, float]:
-        """(gradients, forwards) if no attack breaks anything: the most that it can take. The fit of the learned gradient is not in it."""
-        declared = sum(self.curve) + 40 + self.targets * self.target_steps + 40
-        doubled = 40 * (2 * self.eot_most if self.eot > 1 else 0)
-        rivals = (self.rival + min(40, self.rival)) * (
-            1 + bool(self.images)
-        ) + 160 * pipelines  # the identity, and the learned one
-        rest = 100 + 40 * (self.some + self.active) / self.n
-        spsa = 2 * self.spsa_pairs * self.spsa_steps + self.queries * (
-            2 * self.eot if self.eot > 1 else 1
-        )
-        scoring = (self.draws + SELECT if self.eot > 1 else 1) * (30 + self.noises) + (
-            self.inner * self.active + 60 * self.some
-        ) / self.n
-        return self.n * (self.eot * (declared + rivals + rest) + doubled), self.n * (spsa + scoring)
+    # Diagnostics
+    probe_images: int  # for checks of gradients and of state
+    active_images: int  # of the active test
+    inner_points: int  # of the active test, inside the ball around each image
+
+    def fits_network(self, purifier: Purifier) -> bool:
+        """Return True if a network is fitted for this purifier's learned gradient."""
+        return self.fit_images > 0 and not is_undefended(purifier)
+
+    def cost(self, surrogates: int = 0) -> Cost:
+        """Return the most that the audit can take: the cost if no attack breaks anything.
+
+        surrogates: pipelines to transfer from. The fit of the learned gradient is not included.
+        """
+        return Cost(self._count_gradients(surrogates), self._count_forwards())
+
+    def _count_gradients(self, surrogates: int) -> float:
+        declared = sum(self.curve_steps) + 40 + self.targets * self.target_steps + 40
+        replaced_gradients = 1 + (self.fit_images > 0)  # the identity, and the learned one
+        alternatives = (
+            self.alternative_steps + min(40, self.alternative_steps)
+        ) * replaced_gradients
+        transfer = 160 * surrogates
+        diagnostics = 100 + 40 * (self.probe_images + self.active_images) / self.n
+        doubled_copies = 40 * 2 * self.max_eot if self.eot > 1 else 0
+        per_copy = declared + alternatives + transfer + diagnostics
+        return self.n * (self.eot * per_copy + doubled_copies)
+
+    def _count_forwards(self) -> float:
+        is_stochastic = self.eot > 1
+        spsa = 2 * self.spsa_pairs * self.spsa_steps
+        square = self.square_queries * (2 * self.eot if is_stochastic else 1)
+        draws = self.score_draws + SELECT_DRAWS if is_stochastic else 1
+        scoring = draws * (30 + self.random_draws)
+        diagnostics = (self.inner_points * self.active_images + 60 * self.probe_images) / self.n
+        return self.n * (spsa + square + scoring + diagnostics)
 
 
 _QUICK = Budget(
     n=100,
-    curve=(10, 40, 100),
-    sure=40,
+    curve_steps=(10, 40, 100),
+    sure_steps=40,
     targets=3,
     target_steps=20,
-    rival=40,
-    queries=300,
+    alternative_steps=40,
+    square_queries=300,
     spsa_steps=8,
     spsa_pairs=16,
-    noises=10,
+    random_draws=10,
+    fit_images=0,
     eot=1,
-    eot_most=1,
-    draws=1,
-    some=32,
-    inner=100,
-    active=12,
-    images=0,
+    max_eot=1,
+    score_draws=1,
+    probe_images=32,
+    active_images=12,
+    inner_points=100,
 )
 _STANDARD = Budget(
     n=256,
-    curve=(10, 40, 100, 400),
-    sure=40,
+    curve_steps=(10, 40, 100, 400),
+    sure_steps=40,
     targets=3,
     target_steps=50,
-    rival=100,
-    queries=1000,
+    alternative_steps=100,
+    square_queries=1000,
     spsa_steps=15,
     spsa_pairs=20,
-    noises=20,
+    random_draws=20,
+    fit_images=2000,
     eot=1,
-    eot_most=1,
-    draws=1,
-    some=64,
-    inner=200,
-    active=32,
-    images=2000,
+    max_eot=1,
+    score_draws=1,
+    probe_images=64,
+    active_images=32,
+    inner_points=200,
 )
 _THOROUGH = Budget(
     n=1000,
-    curve=(10, 40, 100, 400),
-    sure=100,
+    curve_steps=(10, 40, 100, 400),
+    sure_steps=100,
     targets=9,
     target_steps=100,
-    rival=200,
-    queries=5000,
+    alternative_steps=200,
+    square_queries=5000,
     spsa_steps=40,
     spsa_pairs=30,
-    noises=50,
+    random_draws=50,
+    fit_images=10000,
     eot=1,
-    eot_most=1,
-    draws=1,
-    some=256,
-    inner=999,
-    active=128,
-    images=10000,
+    max_eot=1,
+    score_draws=1,
+    probe_images=256,
+    active_images=128,
+    inner_points=999,
 )
-_PLANS = {"quick": _QUICK, "standard": _STANDARD, "thorough": _THOROUGH}
-_STOCHASTIC = {  # each step costs `eot` gradients, and each outcome `draws` forwards
+_DETERMINISTIC = {"quick": _QUICK, "standard": _STANDARD, "thorough": _THOROUGH}
+_STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws` forwards
     "quick": replace(
         _QUICK,
         n=64,
-        curve=(10, 40),
+        curve_steps=(10, 40),
         targets=1,
         target_steps=10,
-        rival=20,
-        queries=30,
+        alternative_steps=20,
+        square_queries=30,
         spsa_steps=5,
         eot=5,
-        eot_most=10,
-        draws=10,
+        max_eot=10,
+        score_draws=10,
     ),
     "standard": replace(
         _STANDARD,
         n=160,
-        curve=(10, 40, 100),
+        curve_steps=(10, 40, 100),
         targets=1,
         target_steps=20,
-        rival=40,
-        queries=100,
+        alternative_steps=40,
+        square_queries=100,
         spsa_steps=8,
         eot=10,
-        eot_most=40,
-        draws=20,
+        max_eot=40,
+        score_draws=20,
     ),
     "thorough": replace(
         _THOROUGH,
         n=500,
-        curve=(10, 40, 200),
+        curve_steps=(10, 40, 200),
         targets=3,
         target_steps=40,
-        queries=1000,
+        square_queries=1000,
         eot=20,
-        eot_most=80,
-        draws=20,
+        max_eot=80,
+        score_draws=20,
     ),
 }
 
 
-def budget_for(budget: str, stochastic: bool, n: int | None) -> Budget:
-    """Raises BadParameter."""
-    if budget not in BUDGETS:
+def budget_for(name: str, stochastic: bool, n: int | None) -> Budget:
+    """Return the budget of this name, with n images if n is given. Raises BadParameter."""
+    if name not in BUDGETS:
         raise BadParameter(
-            f"budget {budget!r}: expected {', '.join(BUDGETS)}.{near(str(budget), BUDGETS)}"
+            f"budget {name!r}: expected {', '.join(BUDGETS)}.{suggest_names(str(name), BUDGETS)}"
         )
-    plan = (_STOCHASTIC if stochastic else _PLANS)[budget]
+    budget = (_STOCHASTIC if stochastic else _DETERMINISTIC)[name]
     if n is None:
-        return plan
-    if isinstance(n, bool) or not isinstance(n, int) or n < 16:
-        raise BadParameter(f"n = {n!r}: expected a whole number >= 16: fewer images show nothing")
-    return replace(plan, n=n, some=min(plan.some, n), active=min(plan.active, n))
+        return budget
+    if isinstance(n, bool) or not isinstance(n, int) or n < MIN_IMAGES:
+        raise BadParameter(
+            f"n = {n!r}: expected a whole number >= {MIN_IMAGES}: fewer images show nothing"
+        )
+    return replace(
+        budget,
+        n=n,
+        probe_images=min(budget.probe_images, n),
+        active_images=min(budget.active_images, n),
+    )

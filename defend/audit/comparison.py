@@ -1,4 +1,4 @@
-"""Per image the worst of several attacks, and the contest of other attacks with the declared gradient's best."""
+"""The worst case of each image over several attacks, and attacks compared with the declared one."""
 
 from __future__ import annotations
 
@@ -11,216 +11,230 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defend.audit.context import Context, Floats
+from defend.audit.context import Bits, Context, Floats
 from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import CheckResult
-from defend.benchmarks.purifier_checks import SELECT
-from defend.norms import check_attacked
-from defend.purifier import Backward
-from defend.results.outcomes import Bits, chosen
-from defend.stats import mcnemar, permutation
+from defend.audit.verdict import ROUNDING_ERROR, CheckResult
+from defend.benchmarks.scoring import SELECT_DRAWS
+from defend.gradients import Backward
+from defend.norms import check_adversarial
+from defend.results.outcomes import chosen
 
-Attempt = Callable[[Tensor], Tensor]  # rows of the scene (b,) -> x_adv (b, c, h, w)
+Attempt = Callable[[Tensor], Tensor]  # row indices (b,) -> adversarial images (b, c, h, w)
+GRID_TOLERANCE = 1e-3  # of a grey level: float32 holds k / 255 only up to rounding
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What an attempt did to a stochastic purifier, draw by draw."""
+class DrawOutcomes:
+    """The draws in which images of an attempt are classified correctly by a stochastic purifier."""
 
-    select: Bits  # (b, 10)
-    score: Bits  # (b, draws)
-    x_adv: Tensor | None = None  # where it is kept
+    select: Bits  # (b, SELECT_DRAWS), on which the worst case is chosen
+    score: Bits  # (b, score_draws), which give the accuracy
+    x_adv: Tensor | None = None  # the images, if they are kept
 
-    def within(self, other: Tried, at: NDArray[np.int64]) -> Tried:
-        """This one at those places of the other, which is larger."""
-        select, score = other.select.copy(), other.score.copy()
-        select[at], score[at] = self.select, self.score
-        return Tried(select, score)
-
-
-def worst_of(tried: Sequence[Tried]) -> tuple[NDArray[np.int64], Tried]:
-    """Of which attempt each image is taken (b,), and what it did: chosen on `select`, to be read off on `score`."""
-    select, score = np.stack([t.select for t in tried]), np.stack([t.score for t in tried])
-    picked, places = chosen(select), np.arange(select.shape[1])
-    return picked, Tried(select[picked, places], score[picked, places])
+    def inserted_into(self, base: DrawOutcomes, positions: NDArray[np.int64]) -> DrawOutcomes:
+        """Return the outcomes `base` of more images, with these at the given positions."""
+        select, score = base.select.copy(), base.score.copy()
+        select[positions], score[positions] = self.select, self.score
+        return DrawOutcomes(select, score)
 
 
-class Best:
-    """Per image the worst of what was tried; the clean image is one.
+def choose_worst(outcomes: Sequence[DrawOutcomes]) -> tuple[NDArray[np.int64], DrawOutcomes]:
+    """Return for each image the number of its worst attempt (b,), and its outcomes there.
 
-    Deterministic: right where right under all, so that an attack is run on what still stands. Stochastic: chosen as the bench chooses
-    (tables/outcomes.chosen), over the same images for every attack. The least of ten draws falls by itself, and leads to weak attacks.
+    The attempt is chosen on the `select` draws; the accuracy is read off the `score` draws.
+    """
+    select = np.stack([o.select for o in outcomes])
+    score = np.stack([o.score for o in outcomes])
+    worst = chosen(select)
+    images = np.arange(select.shape[1])
+    return worst, DrawOutcomes(select[worst, images], score[worst, images])
+
+
+class AttackedImages:
+    """For each image the worst case over all attempts so far; the clean image is the first.
+
+    Deterministic purifier: an image is correct only if it is correct under all attempts, so an
+    attempt runs on the images that are still correct. Stochastic purifier: the worst attempt is
+    chosen as the bench chooses it, over the same images for every attempt. The minimum of ten
+    draws would be low by chance, and would prefer weak attacks.
     """
 
-    def __init__(self, context: Context, rows: Tensor, images: bool = True) -> None:
-        """images=False: keeps no images of single attempts; of a stochastic purifier outcomes alone, and x_adv stays clean."""
-        self.context, self.rows, self.images, self.x_adv = (
-            context,
-            rows,
-            images,
-            context.x[rows].clone(),
-        )
-        self.made: list[
-            Tensor
-        ] = []  # the images of each attempt; where it was not run, those that broke the image
-        self.tried: list[Tried] = []  # of a stochastic purifier; the clean image first
-        self.rivals: list[
-            Best
-        ] = []  # of other attacks on these images or some of them, whichever copy they were contested with
+    def __init__(self, context: Context, rows: Tensor, keep_images: bool = True) -> None:
+        """keep_images=False: store no image of a single attempt. x_adv of a stochastic purifier
+        then stays clean.
+        """
+        self.context = context
+        self.rows = rows
+        self.keep_images = keep_images
+        self.x_adv = context.x[rows].clone()  # the worst images
+        self.images: list[Tensor] = []  # of each attempt; where it did not run, the worst so far
+        self.outcomes: list[DrawOutcomes] = []  # of a stochastic purifier, the clean image first
+        self.alternatives: list[AttackedImages] = []  # other attacks that were compared with these
         if context.stochastic:
-            self._try(self.x_adv)
+            self._add_outcomes(self.x_adv)
         else:
-            self.score = context.right(self.x_adv, rows, "score", context.budget.draws)
-
-    def standing(self) -> Tensor:
-        """Places that a further attack could still worsen."""
-        there = (
-            np.arange(len(self.rows)) if self.context.stochastic else np.flatnonzero(self.score > 0)
-        )
-        return torch.from_numpy(there).to(self.rows.device)
-
-    def run(self, attempt: Attempt) -> None:
-        """An attack on what still stands."""
-        at = self.standing()
-        if not len(at):
-            return
-        x_adv = attempt(self.rows[at])
-        if self.context.stochastic:
-            self._try(x_adv)
-            self.made += [x_adv] * self.images
-        else:  # of equals the last is kept: where nothing succeeds, an attempt and not the clean image
-            self.x_adv[at], self.score[at.cpu().numpy()] = (
-                x_adv,
-                self.context.right(x_adv, self.rows[at], "score", 1),
-            )
-            self.made += [self.x_adv.clone()] * self.images
-
-    def _try(self, x_adv: Tensor) -> None:
-        """As the bench chooses: on `select`, read off on `score`."""
-        select, score = (
-            self.context.outcomes(x_adv, self.rows, *fork)
-            for fork in (("select", SELECT), ("score", self.context.budget.draws))
-        )
-        self.tried.append(Tried(select, score, x_adv.clone() if self.images else None))
-        picked, worst = worst_of(self.tried)
-        self.score = np.asarray(worst.score.mean(1), np.float64)
-        for k, tried in enumerate(self.tried):
-            if tried.x_adv is not None:
-                mine = torch.from_numpy(picked == k).to(self.rows.device)
-                self.x_adv[mine] = tried.x_adv[mine]
-
-    def copy(self) -> Best:
-        new = copy.copy(self)
-        new.x_adv, new.score, new.tried, new.made = (
-            self.x_adv.clone(),
-            self.score.copy(),
-            [*self.tried],
-            [*self.made],
-        )
-        return new
+            draws = context.budget.score_draws
+            self.scores = context.score_rows(self.x_adv, rows, "score", draws)
 
     @property
     def accuracy(self) -> float:
-        return float(self.score.mean())
+        """Return the robust accuracy over these images."""
+        return float(self.scores.mean())
+
+    def attackable_positions(self) -> Tensor:
+        """Return the positions of the images that another attempt could still worsen."""
+        if self.context.stochastic:
+            positions = np.arange(len(self.rows))
+        else:
+            positions = np.flatnonzero(self.scores > 0)
+        return torch.from_numpy(positions).to(self.rows.device)
+
+    def run(self, attempt: Attempt) -> None:
+        """Run an attempt on the images that it could worsen, and update the worst case."""
+        positions = self.attackable_positions()
+        if not len(positions):
+            return
+        x_adv = attempt(self.rows[positions])
+        if self.context.stochastic:
+            self._add_outcomes(x_adv)
+            attempt_images = x_adv
+        else:
+            self._replace(positions, x_adv)
+            attempt_images = self.x_adv.clone()
+        if self.keep_images:
+            self.images.append(attempt_images)
+
+    def _replace(self, positions: Tensor, x_adv: Tensor) -> None:
+        """Take the images of an attempt behind a deterministic purifier.
+
+        Where nothing succeeds, x_adv is then the last attempt and not the clean image.
+        """
+        self.x_adv[positions] = x_adv
+        scores = self.context.score_rows(x_adv, self.rows[positions], "score", 1)
+        self.scores[positions.cpu().numpy()] = scores
+
+    def _add_outcomes(self, x_adv: Tensor) -> None:
+        """Score an attempt behind a stochastic purifier, and choose the worst attempt again."""
+        context = self.context
+        select = context.classify_draws(x_adv, self.rows, "select", SELECT_DRAWS)
+        score = context.classify_draws(x_adv, self.rows, "score", context.budget.score_draws)
+        images = x_adv.clone() if self.keep_images else None
+        self.outcomes.append(DrawOutcomes(select, score, images))
+        worst, worst_outcomes = choose_worst(self.outcomes)
+        self.scores = np.asarray(worst_outcomes.score.mean(1), np.float64)
+        for number, outcomes in enumerate(self.outcomes):
+            if outcomes.x_adv is not None:
+                is_worst = torch.from_numpy(worst == number).to(self.rows.device)
+                self.x_adv[is_worst] = outcomes.x_adv[is_worst]
+
+    def copy(self) -> AttackedImages:
+        """Return a copy to which attempts can be added; both share the list of alternatives."""
+        other = copy.copy(self)
+        other.x_adv = self.x_adv.clone()
+        other.scores = self.scores.copy()
+        other.outcomes = list(self.outcomes)
+        other.images = list(self.images)
+        return other
 
 
-def through(
+def pipeline_attempts(
     context: Context, specs: Sequence[str], backward: Backward | None = None
 ) -> Iterator[Attempt]:
-    """Attacks on the audited pipeline."""
+    """Yield the attacks of these specs on the audited pipeline; backward replaces its gradient."""
     for spec in specs:
         yield lambda rows, s=spec: context.attack(s, context.target(rows, backward), rows)  # type: ignore[misc]
 
 
-def contest(
-    context: Context,
-    declared: Best,
-    make: Callable[[], Iterable[Attempt]],
-    named: str = "the declared gradient's best",
-    spent: Callable[[], str] = str,
+def compare_attempts(
+    baseline: AttackedImages,
+    make_attempts: Callable[[], Iterable[Attempt]],
+    baseline_name: str = "the declared gradient's best",
+    describe_cost: Callable[[], str] = str,
 ) -> CheckResult:
-    """Do these attacks together break more images than the declared gradient's best?
+    """Return whether these attempts together break more images than the baseline.
 
-    They are made only where enough stands to be won. First on the images that stand, where alone something can be won. Where that is
-    little, it is all; else on the others too, for the images that the declared gradient breaks and these do not, and a paired test.
-    spent: what they cost, to be said where they were run.
+    They run first on the images that the baseline leaves correct, because only there anything can
+    be gained. If that is too little to matter, nothing else runs, and p is 1. Otherwise they run on
+    the other images, too: some of these may resist them, and a paired test needs both.
+
+    make_attempts is called only if the baseline leaves enough images. describe_cost returns what is
+    said of the attempts where they ran.
     """
-    n, left, stands = (
-        len(context.x),
-        declared.score > 0,
-        f"the {100 * declared.accuracy:.1f} % that stand",
-    )
-    if 100 * declared.accuracy < THRESHOLDS["gap"].value - 1e-9:
-        return CheckResult(
-            measured=f"of {stands}, no attack can win enough", value=0.0, gap=0.0, p=1.0
-        )
-    attempts = list(make())
-    first = _worst(declared, left, attempts)
-    won = float((declared.score[left] - first.score).sum()) / n
-    if 100 * won < THRESHOLDS["gap"].value - 1e-9:
-        return CheckResult(
-            measured=(
-                f"breaks {100 * won:.1f} points of {stands}"
-                if won > 0
-                else f"breaks none of {stands}"
-            )
-            + spent(),
-            value=won,
-            gap=won,
-            p=1.0,
-        )
-    other = declared.score.copy()
-    other[left] = first.score
-    if not left.all():
-        other[~left] = _worst(declared, ~left, attempts).score
-    gap = float((declared.score - other).mean())
+    correct = baseline.scores > 0
+    min_gap = THRESHOLDS.gap.value - ROUNDING_ERROR
+    left = f"the {100 * baseline.accuracy:.1f} % still correct"
+    if 100 * baseline.accuracy < min_gap:
+        measured = f"{left} are too few for any attack to matter"
+        return CheckResult(measured=measured, value=0.0, gap=0.0, p=1.0)
+    attempts = list(make_attempts())
+    scores = baseline.scores.copy()
+    scores[correct] = _attack_part(baseline, correct, attempts).scores
+    gain = float((baseline.scores[correct] - scores[correct]).sum()) / len(scores)
+    if 100 * gain < min_gap:
+        broken = f"{100 * gain:.1f} points" if gain > 0 else "none"
+        measured = f"breaks {broken} of {left}{describe_cost()}"
+        return CheckResult(measured=measured, value=gain, gap=gain, p=1.0)
+    if not correct.all():
+        scores[~correct] = _attack_part(baseline, ~correct, attempts).scores
+    gap = float((baseline.scores - scores).mean())
+    p = baseline.context.paired_p_value(scores, baseline.scores)
     measured = (
-        f"leaves {100 * other.mean():.1f} %, {named} {100 * declared.accuracy:.1f} %{spent()}"
+        f"leaves {100 * scores.mean():.1f} %,"
+        f" {baseline_name} {100 * baseline.accuracy:.1f} %{describe_cost()}"
     )
-    return CheckResult(
-        measured=measured, value=gap, gap=gap, p=paired(context)(other, declared.score)
-    )
+    return CheckResult(measured=measured, value=gap, gap=gap, p=p)
 
 
-def paired(context: Context) -> Callable[[Floats, Floats], float]:
-    """The paired test over the same images."""
-    return permutation if context.stochastic else mcnemar
-
-
-def _worst(declared: Best, rows: np.ndarray, attempts: Sequence[Attempt]) -> Best:
-    best = Best(
-        declared.context,
-        declared.rows[torch.from_numpy(np.flatnonzero(rows)).to(declared.rows.device)],
-        images=False,
-    )
+def _attack_part(
+    baseline: AttackedImages, mask: NDArray[np.bool_], attempts: Sequence[Attempt]
+) -> AttackedImages:
+    """Run the attempts on the images of a mask (n,); add the result to the alternatives."""
+    positions = torch.from_numpy(np.flatnonzero(mask)).to(baseline.rows.device)
+    attacked = AttackedImages(baseline.context, baseline.rows[positions], keep_images=False)
     for attempt in attempts:
-        best.run(attempt)
-    declared.rivals.append(best)
-    return best
+        attacked.run(attempt)
+    baseline.alternatives.append(attacked)
+    return attacked
 
 
-def together(declared: Best) -> Floats:
-    """Per image the worst over the declared gradient's attacks and every rival's: (n,)."""
-    rivals = [(rival, rival.rows.cpu().numpy()) for rival in declared.rivals]
-    if (
-        declared.context.stochastic
-    ):  # chosen anew over all; where one was not run, it is as the declared gradient's best
-        _, own = worst_of(declared.tried)
-        others = [tried.within(own, at) for rival, at in rivals for tried in rival.tried[1:]]
-        return np.asarray(worst_of([*declared.tried, *others])[1].score.mean(1), np.float64)
-    lowest = declared.score.copy()
-    for rival, at in rivals:
-        lowest[at] = np.minimum(lowest[at], rival.score)
+def worst_over_alternatives(declared: AttackedImages) -> Floats:
+    """Return the scores (n,) of the worst case over the declared gradient and every alternative.
+
+    declared: all n images, in order.
+    """
+    if declared.context.stochastic:
+        return _choose_over_alternatives(declared)
+    lowest = declared.scores.copy()
+    for alternative in declared.alternatives:
+        positions = alternative.rows.cpu().numpy()
+        lowest[positions] = np.minimum(lowest[positions], alternative.scores)
     return lowest
 
 
-def to_grid(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The nearest multiples of 1/255 towards x: never farther from x than x_adv."""
-    scaled = x_adv * 255
-    scaled = torch.where(
-        (scaled - scaled.round()).abs() < 1e-3, scaled.round(), scaled
-    )  # a level already, but for float32
-    rounded = torch.where(x_adv > x, scaled.floor(), scaled.ceil()) / 255
-    out = torch.where(x_adv > x, rounded.maximum(x), rounded.minimum(x))
-    check_attacked(out, x, eps, "Linf", "8-bit")
-    return out
+def _choose_over_alternatives(declared: AttackedImages) -> Floats:
+    """Return the scores (n,) if the worst of all attempts is chosen at once.
+
+    Where an alternative did not run, its outcomes are those of the declared gradient's worst case.
+    """
+    _, declared_worst = choose_worst(declared.outcomes)
+    candidates = list(declared.outcomes)
+    for alternative in declared.alternatives:
+        positions = alternative.rows.cpu().numpy()
+        for outcomes in alternative.outcomes[1:]:  # without the clean image
+            candidates.append(outcomes.inserted_into(declared_worst, positions))
+    _, worst = choose_worst(candidates)
+    return np.asarray(worst.score.mean(1), np.float64)
+
+
+def round_to_8_bit(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    """Return x_adv rounded towards x to multiples of 1/255, so that it stays in the ball.
+
+    A pixel with no multiple between x_adv and x becomes that of x.
+    """
+    levels = x_adv * 255
+    is_level = (levels - levels.round()).abs() < GRID_TOLERANCE
+    levels = torch.where(is_level, levels.round(), levels)
+    rounded = torch.where(x_adv > x, levels.floor(), levels.ceil()) / 255
+    rounded = torch.where(x_adv > x, rounded.maximum(x), rounded.minimum(x))
+    check_adversarial(rounded, x, eps, "Linf", "8-bit")
+    return rounded

@@ -1,138 +1,166 @@
-"""The declared gradient's best: what the evaluation reports, with its curve along steps and along EOT copies."""
+"""The best attacks through the declared gradient: what the evaluation reports.
+
+They give one curve along attack steps and, for a stochastic purifier, one along EOT copies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from defend.audit.comparison import Best, through
+from defend.audit.comparison import AttackedImages, pipeline_attempts
 from defend.audit.context import Context
 from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult, NotApplicable
-from defend.protocols.ladder_1 import TARGETED_DLR
+from defend.audit.verdict import Check, CheckResult, CurvePoint, NotApplicable
+from defend.losses import MIN_CLASSES
 
-DOUBLED = 40  # steps of the attack whose copies are doubled
+if TYPE_CHECKING:
+    from defend.audit.session import Session
+
+DOUBLED_STEPS = 40  # of the attack whose EOT copies are doubled
+NO_DROP_KNOWN = 100.0  # points; a curve of one point has no drop to judge
 
 
 @dataclass
-class Declared:
-    """Run once; every contest is with `best`."""
+class DeclaredAttack:
+    """What the declared gradient's attacks left; every other attack is compared with `best`."""
 
-    best: Best
-    clean: float
-    curve: list[tuple[int, float]] = field(default_factory=list)  # (steps, accuracy left so far)
-    copies: list[tuple[int, float]] = field(
-        default_factory=list
-    )  # (EOT copies, accuracy left so far)
+    best: AttackedImages
+    clean_accuracy: float
+    curve: list[CurvePoint] = field(default_factory=list)  # along attack steps
+    copies: list[CurvePoint] = field(default_factory=list)  # along EOT copies
 
     @property
     def converged(self) -> bool:
-        """A bound under zero says nothing: where nothing is left, nothing more can fall."""
-        return self.best.accuracy == 0 or _fell(self.curve) <= THRESHOLDS["converged"].value
+        """Return True if more steps break nothing more, or if nothing is left to break."""
+        if self.best.accuracy == 0:
+            return True
+        return last_drop(self.curve) <= THRESHOLDS.converged.value
 
     @property
     def text(self) -> str:
-        return f"{'' if self.converged else '<= '}{100 * self.best.accuracy:.1f} %{'' if self.converged else ' (unconverged)'}"
+        """Return the accuracy as a table prints it: an upper bound if not converged."""
+        accuracy = f"{100 * self.best.accuracy:.1f} %"
+        return accuracy if self.converged else f"<= {accuracy} (unconverged)"
 
 
-def _fell(curve: list[tuple[int, float]]) -> float:
-    """Points at the last doubling."""
-    return round(100 * (curve[-2][1] - curve[-1][1]), 9) if len(curve) > 1 else 100.0
+def last_drop(curve: Sequence[CurvePoint]) -> float:
+    """Return the percentage points between the last two points of a curve."""
+    if len(curve) < 2:
+        return NO_DROP_KNOWN
+    return round(100 * (curve[-2].accuracy - curve[-1].accuracy), 9)
 
 
-def attack_declared(context: Context) -> Declared:
-    """APGD with more and more steps, PGD, targeted DLR, and for a stochastic purifier more and more copies; each on what still stands."""
-    plan, best = context.budget, Best(context, context.all)
-    found = Declared(best, best.accuracy)
-    for steps in plan.curve:
-        if steps > plan.sure and found.converged:
-            break
-        _each(context, best, f"apgd:loss=ce,steps={steps}")
-        found.curve.append((steps, best.accuracy))
-    _each(context, best, "pgd:steps=40")
-    if context.classes >= TARGETED_DLR:
-        _each(
+def attack_declared(context: Context) -> DeclaredAttack:
+    """Run APGD with more and more steps, PGD, and targeted DLR on what is still correct.
+
+    For a stochastic purifier PGD runs again with more and more EOT copies.
+    """
+    best = AttackedImages(context, context.all_rows)
+    declared = DeclaredAttack(best, best.accuracy)
+    _raise_steps(context, declared)
+    _run(context, best, "pgd:steps=40")
+    if context.classes >= MIN_CLASSES["dlr-targeted"]:
+        budget = context.budget
+        _run(
             context,
             best,
-            f"apgd:loss=dlr-targeted,steps={plan.target_steps},targets={plan.targets}",
+            f"apgd:loss=dlr-targeted,steps={budget.target_steps},targets={budget.targets}",
         )
     if context.stochastic:
-        _double(context, found)
-    return found
+        _double_copies(context, declared)
+    return declared
 
 
-def _each(context: Context, best: Best, *specs: str) -> None:
-    for attempt in through(context, specs):
+def _run(context: Context, best: AttackedImages, spec: str) -> None:
+    for attempt in pipeline_attempts(context, [spec]):
         best.run(attempt)
 
 
-def _double(context: Context, found: Declared) -> None:
-    """Copies are doubled until the accuracy moves by no more than a point."""
-    copies, spec = context.budget.eot, f"pgd:steps={DOUBLED}"
-    found.copies.append((copies, found.best.accuracy))
-    while 2 * copies <= context.budget.eot_most and (
-        len(found.copies) == 1 or _fell(found.copies) > THRESHOLDS["eot"].value
-    ):
+def _raise_steps(context: Context, declared: DeclaredAttack) -> None:
+    """Run APGD along the budget's curve; beyond the sure steps only while the accuracy falls."""
+    for steps in context.budget.curve_steps:
+        if steps > context.budget.sure_steps and declared.converged:
+            return
+        _run(context, declared.best, f"apgd:loss=ce,steps={steps}")
+        declared.curve.append(CurvePoint(steps, declared.best.accuracy))
+
+
+def _double_copies(context: Context, declared: DeclaredAttack) -> None:
+    """Double the EOT copies until the accuracy moves by no more than a point."""
+    copies = context.budget.eot
+    spec = f"pgd:steps={DOUBLED_STEPS}"
+    declared.copies.append(CurvePoint(copies, declared.best.accuracy))
+    while 2 * copies <= context.budget.max_eot:
         copies *= 2
-        found.best.run(
-            lambda rows, k=copies: context.attack(spec, context.target(rows, eot=k), rows)
-        )  # type: ignore[misc]
-        found.copies.append((copies, found.best.accuracy))
+        declared.best.run(
+            lambda rows, k=copies: context.attack(spec, context.target(rows, eot=k), rows)  # type: ignore[misc]
+        )
+        declared.copies.append(CurvePoint(copies, declared.best.accuracy))
+        if last_drop(declared.copies) <= THRESHOLDS.eot.value:
+            return
 
 
-def checks(context: Context, declared: Callable[[], Declared]) -> list[Check]:
-    return [
-        Check(
-            name="declared gradient",
-            question="What do the best attacks through the declared gradient leave?",
-            weight="required",
-            threshold="the attacks run to their end",
-            source="design: APGD-CE, PGD-40, targeted APGD-DLR (arXiv:2003.01690)",
-            advice="Mend the gradient: an evaluation without one says nothing",
-            run=lambda _: _best(declared()),
-        ),
-        Check(
-            name="more steps",
-            question="Do more steps and restarts still break images?",
-            weight="sign",
-            threshold=f"<= {THRESHOLDS['converged'].value:g} points at the last step of the curve",
-            source="Carlini et al., arXiv:1902.06705, section 5",
-            advice="Print the number with <= and (unconverged), or attack with more steps",
-            run=lambda _: _converged(declared()),
-        ),
-        Check(
-            name="more copies",
-            question="Do more EOT copies still break images?",
-            weight="sign",
-            threshold=f"<= {THRESHOLDS['eot'].value:g} points when they are doubled",
-            source="Athalye et al., arXiv:1802.00420, section 4.2",
-            advice="Average the gradient over more copies (--eot)",
-            run=lambda _: _copies(context, declared()),
-        ),
-    ]
-
-
-def _along(curve: list[tuple[int, float]]) -> str:
-    return ", ".join(f"{k}: {100 * a:.1f} %" for k, a in curve)
-
-
-def _best(found: Declared) -> CheckResult:
+def _check_declared(session: Session) -> CheckResult:
+    declared = session.declared
     return CheckResult(
-        measured=f"leaves {found.text}; clean {100 * found.clean:.1f} %", value=found.best.accuracy
+        measured=f"leaves {declared.text}; clean {100 * declared.clean_accuracy:.1f} %",
+        value=declared.best.accuracy,
     )
 
 
-def _converged(found: Declared) -> CheckResult:
+def _check_steps(session: Session) -> CheckResult:
+    declared = session.declared
     return CheckResult(
-        measured=f"steps {_along(found.curve)}", value=_fell(found.curve), ok=found.converged
+        measured=f"steps {_format_curve(declared.curve)}",
+        value=last_drop(declared.curve),
+        passed=declared.converged,
     )
 
 
-def _copies(context: Context, found: Declared) -> CheckResult:
-    if not context.stochastic:
+def _check_copies(session: Session) -> CheckResult:
+    declared = session.declared
+    if not session.context.stochastic:
         raise NotApplicable("the purifier is deterministic")
+    drop = last_drop(declared.copies)
     return CheckResult(
-        measured=f"copies {_along(found.copies)}",
-        value=_fell(found.copies),
-        ok=_fell(found.copies) <= THRESHOLDS["eot"].value,
+        measured=f"copies {_format_curve(declared.copies)}",
+        value=drop,
+        passed=drop <= THRESHOLDS.eot.value,
     )
+
+
+def _format_curve(curve: Sequence[CurvePoint]) -> str:
+    return ", ".join(f"{point.effort}: {100 * point.accuracy:.1f} %" for point in curve)
+
+
+CHECKS = (
+    Check(
+        name="declared gradient",
+        question="What do the best attacks through the declared gradient leave?",
+        weight="required",
+        threshold="the attacks run to their end",
+        source="design: APGD-CE, PGD-40, targeted APGD-DLR (arXiv:2003.01690)",
+        advice="Repair the gradient: without one, the evaluation shows nothing",
+        run=_check_declared,
+    ),
+    Check(
+        name="more steps",
+        question="Do more steps and restarts still break images?",
+        weight="sign",
+        threshold=f"<= {THRESHOLDS.converged.value:g} points at the last step of the curve",
+        source="Carlini et al., arXiv:1902.06705, section 5",
+        advice="Print the accuracy with <= and (unconverged), or attack with more steps",
+        run=_check_steps,
+    ),
+    Check(
+        name="more copies",
+        question="Do more EOT copies still break images?",
+        weight="sign",
+        threshold=f"<= {THRESHOLDS.eot.value:g} points when they are doubled",
+        source="Athalye et al., arXiv:1802.00420, section 4.2",
+        advice="Average the gradient over more copies (--eot)",
+        run=_check_copies,
+    ),
+)

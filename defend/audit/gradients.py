@@ -12,8 +12,8 @@ from defend.audit.declared import Declared
 from defend.audit.spsa import WIDTH
 from defend.audit.thresholds import THRESHOLDS
 from defend.audit.verdict import Check, CheckResult, NotApplicable
-from defend.losses import excess
-from defend.norms import project, signs
+from defend.losses import negative_margin
+from defend.norms import project, random_signs
 from defend.purifier import Backward, identity
 from defend.stats import mcnemar, permutation
 from defend.target import Target
@@ -111,7 +111,7 @@ def _unbounded(context: Context) -> CheckResult:
     walk = context.x
     for step in range(STEPS):
         walk = project(
-            walk + 2.5 / STEPS * signs(walk, context.root.fork(f"walk {step}")),
+            walk + 2.5 / STEPS * random_signs(walk, context.root.fork(f"walk {step}")),
             context.x,
             1.0,
             NORM,
@@ -143,7 +143,7 @@ def _gradient(
     """Of the excess at those points: (b, pixels)."""
     return (
         context.target(context.some, backward, fork=fork)
-        .gradient(context.points, context.y[context.some], excess)[0]
+        .gradient(context.points, context.y[context.some], negative_margin)[0]
         .flatten(1)
     )
 
@@ -219,13 +219,13 @@ def _slope(context: Context) -> CheckResult:
         _frozen_target(context, context.some),
         context.root.take(context.some).fork("directions"),
     )
-    g = target.gradient(x, y, excess)[0]
+    g = target.gradient(x, y, negative_margin)[0]
     said, measured = [], []
     for k in range(DIRECTIONS):
-        u = signs(x, noise.fork(str(k)))
+        u = random_signs(x, noise.fork(str(k)))
         high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
         said.append((g * (high - low)).flatten(1).double().sum(1))
-        measured.append((excess(target.logits(high), y) - excess(target.logits(low), y)).double())
+        measured.append((negative_margin(target.logits(high), y) - negative_margin(target.logits(low), y)).double())
     pairs = torch.stack([torch.stack(said, 1), torch.stack(measured, 1)])  # (2, images, directions)
     pairs = pairs / pairs.square().mean(2, keepdim=True).sqrt().clamp(
         min=1e-300

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from defend.ascent import ascend
 from defend.audit.context import NORM, Context
 from defend.audit.declared import Declared
 from defend.audit.thresholds import THRESHOLDS
 from defend.audit.verdict import Check, CheckResult, NotApplicable
-from defend.losses import cross_entropy, dlr_of_any, excess
-from defend.norms import project, steepest
+from defend.losses import cross_entropy, dlr_any_classes, negative_margin
 from defend.target import Loss, Target
 
 STEPS = 40
@@ -46,7 +46,7 @@ def climb(target: Target, x: Tensor, y: Tensor, eps: float, steps: int, loss: Lo
         wrong.append(logits.argmax(1) != y)
         dead = ~(g.isfinite().flatten(1).all(1) & (g.flatten(1).abs().amax(1) > 0))
         lost = dead if lost is None else lost
-        adv = project(adv + 2.5 * eps / steps * steepest(g.nan_to_num(), NORM), x, eps, NORM)
+        adv = ascend(adv, g.nan_to_num(), 2.5 * eps / steps, x, eps, NORM)
     logits = target.logits(adv)
     assert lost is not None
     return Trace(
@@ -212,7 +212,7 @@ def _free(context: Context) -> CheckResult:
         context.y[context.some],
         1.0,
         2 * STEPS,
-        excess,
+        negative_margin,
     )
     value = (~trace.wrong.any(0)).double().mean().item()
     return CheckResult(
@@ -245,7 +245,7 @@ def _flags(context: Context, square: float | None) -> CheckResult:
         "zero gradients of DLR": bool(
             (
                 context.target(context.some, fork="flags")
-                .gradient(x, y, dlr_of_any)[0]
+                .gradient(x, y, dlr_any_classes)[0]
                 .flatten(1)
                 .abs()
                 .amax(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defend.audit.verdict import AuditReport
 from defend.errors import BadParameter
-from defend.files import write
+from defend.files import write_file
 from defend.results.html import templates
 
 MEANING = {
@@ -33,7 +33,7 @@ def write_page(report: AuditReport, path: Path) -> None:
         .render(report=report, summary=summary(report), meaning=MEANING)
     )
     try:
-        write(path, text)
+        write_file(path, text)
     except OSError as e:
         raise BadParameter(
             f"--out {path}: cannot be written: {e.strerror}. Give another file with --out."

@@ -22,8 +22,8 @@ from defend.benchmarks.suite import component, one_eps, too_wide
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
-from defend.errors import BadParameter, near
-from defend.load import dataset_name, load, pick_device
+from defend.errors import BadParameter, suggest_names
+from defend.loading import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
@@ -159,7 +159,7 @@ def _rows(data: Dataset, split: str, n: int, asked: bool) -> tuple[Tensor, Tenso
     """The first n images; all of them, where the split has fewer and nobody asked for more."""
     if split not in AUDITED:
         raise BadParameter(
-            f"split {split!r}: expected {' or '.join(AUDITED)}.{near(split, AUDITED)}"
+            f"split {split!r}: expected {' or '.join(AUDITED)}.{suggest_names(split, AUDITED)}"
         )
     named = cast(Split, split)
     return data.rows(named, 0, n if asked else min(n, data.count(named)))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from defend.audit import active, declared, gradients, indicators, alternative_attacks, state
+from defend.audit import active, alternative_attacks, declared, gradients, indicators, state
 from defend.audit.comparison import together
 from defend.audit.context import Context, frame
 from defend.audit.prepare import Pipeline, prepare
@@ -30,7 +30,7 @@ from defend.benchmarks.suite import Eps
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import one_line
-from defend.load import pick_device
+from defend.loading import pick_device
 from defend.losses import cross_entropy
 from defend.purifier import Purifier
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from defend.audit.context import frame
 from defend.benchmarks.engines.worker import apply_holm
-from defend.load import load
+from defend.loading import load
 from defend.noise import Noise
 
 

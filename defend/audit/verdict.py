@@ -1,30 +1,43 @@
-"""What the audit says: checks, and the verdict that follows from them. No torch."""
+"""Checks, their results, and the verdict that follows from them. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from defend.audit.thresholds import THRESHOLDS
 from defend.errors import one_line
 from defend.stats import holm
 
+if TYPE_CHECKING:
+    from defend.audit.session import Session
+
 SOUND, UNRELIABLE = "no sign of masking", "unreliable"
+MAX_REASON = 300  # characters of an exception's text in the report
+ROUNDING_ERROR = 1e-9  # of differences of accuracies, in percentage points
+
 Outcome = Literal["pass", "flag", "not run"]
 Weight = Literal["attack", "required", "sign"]
-# attack: another attack against the declared gradient's best; it turns the verdict where it breaks more.
-# required: it turns the verdict where it fails or could not run.  sign: it is said, and turns nothing.
+
+WEIGHT_MEANINGS: dict[Weight, str] = {
+    "attack": "another attack: the evaluation is unreliable if it breaks significantly more images"
+    " than the declared gradient's best attack, or could not run",
+    "required": "the evaluation is unreliable if this check fails or could not run",
+    "sign": "reported only; does not change the verdict",
+}
 
 
 class NotApplicable(Exception):
-    """Raised by a check that has nothing to do here: not run, on purpose, and held against nobody. Only the audit's own word counts: a
-    purifier that raises it has failed."""
+    """Raised by a check that does not apply to this purifier; it does not change the verdict.
+
+    Only the audit's own code may raise it: a purifier that raises it has failed.
+    """
 
 
 class NotTried(NotApplicable):
-    """An attack that would have had something to do: said beside the verdict."""
+    """Raised by an attack that would apply, but was left out; named beside the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +45,19 @@ class CheckResult:
     """What a check measured."""
 
     measured: str
-    ok: bool = True  # of an attack: settled by Holm over all of them
-    minor: bool = False  # of a required check: what is not ok is said, and turns nothing
+    passed: bool = True  # not used for attacks: Holm over all of them decides
+    advisory: bool = False  # of a required check: a failure is reported, the verdict stays
     value: float | None = None
-    gap: float | None = (
-        None  # of an attack: points it breaks more than the declared gradient's best
-    )
+    gap: float | None = None  # of an attack: share broken beyond the declared gradient's best
     p: float | None = None  # of an attack: paired, two-sided
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A check before it has run. `run` takes the scene; whatever it raises but LeftOut means: could not run."""
+    """A check before it has run.
+
+    `run` returns a result. If it raises anything but NotApplicable, the check could not run.
+    """
 
     name: str
     question: str
@@ -51,12 +65,12 @@ class Check:
     threshold: str
     source: str
     advice: str
-    run: Callable[[Any], CheckResult]
+    run: Callable[[Session], CheckResult]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRow:
-    """One row of the report."""
+    """One row of the report; its fields are the keys of the JSON report."""
 
     name: str
     question: str
@@ -70,115 +84,194 @@ class CheckRow:
     gap: float | None = None
     p: float | None = None
     p_holm: float | None = None
-    turns: bool = False  # does it make the evaluation unreliable?
-    untried: bool = False  # an attack that would have had something to do
+    turns: bool = False  # this row makes the evaluation unreliable
+    untried: bool = False  # an attack that would apply, but was left out
+
+
+class CurvePoint(NamedTuple):
+    """An accuracy left after this many steps, or with this many EOT copies."""
+
+    effort: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What was audited, and how; its fields are keys of the JSON report."""
+
+    defense: str
+    dataset: str
+    classifier: str
+    surrogates: list[str]
+    split: str
+    n: int
+    norm: str
+    eps: float
+    budget: str
+    seed: int
+    device: str
+    stochastic: bool
+    declared_gradient: str
+    eot: int
+    draws: int
+    trained_on: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracies:
+    """Accuracies between 0 and 1, None if the declared gradient's attacks could not run.
+
+    The fields are keys of the JSON report.
+    """
+
+    clean_accuracy: float | None = None
+    declared_accuracy: float | None = None
+    declared: str | None = None  # declared_accuracy as a table prints it
+    lowest_accuracy: float | None = None  # the worst case over all attacks of the audit
+    imitation_error: float | None = None  # of the learned gradient's network
+    curve: list[CurvePoint] = field(default_factory=list)  # along attack steps
+    copies: list[CurvePoint] = field(default_factory=list)  # along EOT copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
+    """The verdict on an evaluation, with the checks that led to it."""
+
     verdict: str
     reasons: list[str]
     checks: list[CheckRow]
-    about: dict[str, Any]  # what was audited, on what, and the accuracies
+    subject: Subject
+    accuracies: Accuracies
+    seconds: float
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what was audited, the accuracies, and the seconds taken, as in the JSON report."""
+        return {**asdict(self.subject), **asdict(self.accuracies), "seconds": self.seconds}
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON can hold: a number that is none is null, and `not_finite` says which one and what it was."""
-        whole = {
+        """Return the report as JSON can hold it.
+
+        A number that is not finite becomes None; `not_finite` maps its path to its text.
+        """
+        report = {
             "verdict": self.verdict,
             "reasons": self.reasons,
             **self.about,
-            "checks": [asdict(c) for c in self.checks],
+            "checks": [asdict(row) for row in self.checks],
         }
-        lost: dict[str, str] = {}
-        told: dict[str, Any] = _finite(whole, "", lost)
-        return told | {"not_finite": lost}
+        not_finite: dict[str, str] = {}
+        finite: dict[str, Any] = _replace_not_finite(report, "", not_finite)
+        return {**finite, "not_finite": not_finite}
 
     @property
     def headline(self) -> str:
-        """The verdict, and which attacks it does not rest on."""
-        untried = ", ".join(c.name for c in self.checks if c.untried)
+        """Return the verdict, and the attacks that were left out of it."""
+        untried = ", ".join(row.name for row in self.checks if row.untried)
         return f"{self.verdict} (not tried: {untried})" if untried else self.verdict
 
 
-def _finite(what: Any, path: str, lost: dict[str, str]) -> Any:
-    if isinstance(what, Mapping):
-        return {k: _finite(v, f"{path}.{k}".lstrip("."), lost) for k, v in what.items()}
-    if isinstance(what, list | tuple):
-        return [_finite(v, f"{path}[{i}]", lost) for i, v in enumerate(what)]
-    if isinstance(what, float) and not isfinite(what):
-        lost[path] = str(what)
+def _replace_not_finite(value: Any, path: str, not_finite: dict[str, str]) -> Any:
+    """Return the value with None for numbers that are not finite; note these in `not_finite`."""
+    if isinstance(value, Mapping):
+        return {
+            key: _replace_not_finite(item, f"{path}.{key}".lstrip("."), not_finite)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [
+            _replace_not_finite(item, f"{path}[{i}]", not_finite) for i, item in enumerate(value)
+        ]
+    if isinstance(value, float) and not isfinite(value):
+        not_finite[path] = str(value)
         return None
-    return what
+    return value
 
 
-def checked(rule: Check, seen: CheckResult | Exception) -> CheckRow:
-    """A rule and what came of it. Attacks are settled later, all together."""
-    base = {
-        k: getattr(rule, k) for k in ("name", "question", "weight", "threshold", "source", "advice")
-    }
-    if isinstance(seen, NotApplicable):
-        return CheckRow(
-            **base,
-            verdict="not run",
-            measured=str(seen),
-            value=None,
-            untried=isinstance(seen, NotTried),
+def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
+    """Return the report's row for a check. `apply_holm` decides about attacks afterwards."""
+    if isinstance(outcome, NotApplicable):
+        return _row_without_result(check, str(outcome), untried=isinstance(outcome, NotTried))
+    if isinstance(outcome, Exception):
+        reason = f"{type(outcome).__name__}: {one_line(outcome)}"[:MAX_REASON]
+        return _row_without_result(
+            check, f"could not run: {reason}", turns=check.weight != "sign"
         )
-    if isinstance(seen, Exception):
-        reason = f"{type(seen).__name__}: {one_line(seen)}"[:300]
-        return CheckRow(
-            **base,
-            verdict="not run",
-            measured=f"could not run: {reason}",
-            value=None,
-            turns=rule.weight != "sign",
-        )
-    fails = not seen.ok and rule.weight != "attack"
+    failed = not outcome.passed and check.weight != "attack"
     return CheckRow(
-        **base,
-        verdict="flag" if fails else "pass",
-        measured=seen.measured,
-        value=seen.value,
-        gap=seen.gap,
-        p=seen.p,
-        turns=fails and rule.weight == "required" and not seen.minor,
+        name=check.name,
+        question=check.question,
+        weight=check.weight,
+        verdict="flag" if failed else "pass",
+        measured=outcome.measured,
+        value=outcome.value,
+        threshold=check.threshold,
+        source=check.source,
+        advice=check.advice,
+        gap=outcome.gap,
+        p=outcome.p,
+        turns=failed and check.weight == "required" and not outcome.advisory,
     )
 
 
-def apply_holm(checks: Sequence[CheckRow]) -> list[CheckRow]:
-    """Holm over the attacks that ran: one counts that is significant among them all and breaks enough more."""
-    fought = [c for c in checks if c.p is not None]
-    adjusted = dict(
-        zip((c.name for c in fought), holm([c.p for c in fought if c.p is not None]), strict=True)
+def _row_without_result(
+    check: Check, reason: str, *, turns: bool = False, untried: bool = False
+) -> CheckRow:
+    return CheckRow(
+        name=check.name,
+        question=check.question,
+        weight=check.weight,
+        verdict="not run",
+        measured=reason,
+        value=None,
+        threshold=check.threshold,
+        source=check.source,
+        advice=check.advice,
+        turns=turns,
+        untried=untried,
     )
-    return [_settled(c, adjusted[c.name]) if c.name in adjusted else c for c in checks]
 
 
-def _settled(check: CheckRow, p: float) -> CheckRow:
-    wide = check.gap is not None and 100 * check.gap >= THRESHOLDS["gap"].value - 1e-9
-    beats = wide and p < THRESHOLDS["alpha"].value
-    more = (
-        f", p = {p:.2g} after Holm" + ("" if beats else ": not significant over these images")
-        if wide
-        else ""
-    )
+def apply_holm(rows: Sequence[CheckRow]) -> list[CheckRow]:
+    """Return the rows with the attacks' p values corrected by Holm over all attacks that ran.
+
+    An attack is flagged if it is significant after the correction and breaks at least
+    THRESHOLDS.gap points more than the declared gradient's best.
+    """
+    p_values = {row.name: row.p for row in rows if row.p is not None}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return [_decide(row, corrected[row.name]) if row.name in corrected else row for row in rows]
+
+
+def _decide(row: CheckRow, p_holm: float) -> CheckRow:
+    """Return the row of an attack with its corrected p value and its verdict."""
+    min_gap = THRESHOLDS.gap.value - ROUNDING_ERROR
+    is_large = row.gap is not None and 100 * row.gap >= min_gap
+    breaks_more = is_large and p_holm < THRESHOLDS.alpha.value
+    measured = row.measured
+    if is_large:
+        measured += f", p = {p_holm:.2g} after Holm"
+    if is_large and not breaks_more:
+        measured += ": not significant over these images"
     return replace(
-        check,
-        p_holm=p,
-        verdict="flag" if beats else "pass",
-        turns=beats,
-        measured=check.measured + more,
+        row,
+        p_holm=p_holm,
+        verdict="flag" if breaks_more else "pass",
+        turns=breaks_more,
+        measured=measured,
     )
 
 
-def verdict_of(checks: Sequence[CheckRow]) -> tuple[str, list[str]]:
-    """The verdict, and a sentence for each check that made it."""
+def decide_verdict(rows: Sequence[CheckRow]) -> tuple[str, list[str]]:
+    """Return the verdict, and one sentence for each reason to call the evaluation unreliable."""
+    decisive = [row for row in rows if row.turns]
     reasons = [
-        f"{c.name}: {c.measured}. {c.advice}" for c in checks if c.turns and c.verdict == "flag"
+        f"{row.name}: {row.measured}. {row.advice}" for row in decisive if row.verdict == "flag"
     ]
-    stopped: dict[str, list[str]] = {}  # one exception may stop many checks
-    for c in checks:
-        if c.turns and c.verdict == "not run":
-            stopped.setdefault(c.measured, []).append(c.name)
-    reasons += [f"{', '.join(names)}: {measured}" for measured, names in stopped.items()]
+    names_by_error: dict[str, list[str]] = {}  # one exception may stop many checks
+    for row in decisive:
+        if row.verdict == "not run":
+            names_by_error.setdefault(row.measured, []).append(row.name)
+    reasons += [f"{', '.join(names)}: {error}" for error, names in names_by_error.items()]
     return (UNRELIABLE if reasons else SOUND), reasons

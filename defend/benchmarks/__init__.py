@@ -1,5 +1,4 @@
-"""Suites, cells, units, records: the benchmark."""
+"""The benchmark: a suite becomes cells, units and records."""
 
 from defend.benchmarks.run import bench as bench
 from defend.benchmarks.suite import load_suite as load_suite
-from defend.benchmarks.units import read_unit as read_unit

@@ -1,238 +1,303 @@
-"""What a worker does: attack one pipeline on one range of images, and score the images behind each defense that asks."""
+"""Execute a job: attack one pipeline on one range, and score the images behind each defense."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from defend.benchmarks.bpda_network import bpda_network
-from defend.benchmarks.cell import Cell
+from defend.attack import Attack
+from defend.benchmarks.attacking import AttackFailure, AttackResult, sweep_eps
 from defend.benchmarks.components import Components
-from defend.benchmarks.gradient_probe import GradientProbe
-from defend.benchmarks.scoring import RangeScorer
-from defend.benchmarks.units import write_unit
-from defend.errors import BadWeights, BrokenAttack, one_line
+from defend.benchmarks.gradient_probe import (
+    FirstGradients,
+    GradientCounts,
+    ObservedTarget,
+    check_attacked_pipeline,
+    count_unusable,
+    separate_target,
+)
+from defend.benchmarks.jobs import AttackJob, OnUnitDone, UnitTask
+from defend.benchmarks.range_scores import CleanCache, RangeScores
+from defend.benchmarks.scoring import Scores
+from defend.benchmarks.writer import Writer
+from defend.errors import BadWeights, one_line
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
-from defend.norms import check_attacked
 from defend.purifier import Backward, identity
-from defend.target import Target
+from defend.tasks.classification import CLASSIFICATION
+from defend.threat_models import Pipeline
+from defend.unit_files import write_unit
+
+SAMPLES = 6  # images of the first range that are kept for the report
+JOINED_VALUES = 2**24  # pixel values of several eps that are scored in one batch
+ScoresByDefense = dict[tuple[Pipeline, float], Scores | Exception]  # (scored pipeline, eps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitTask:
-    """One unit to be made."""
+class Costs:
+    """What a unit took, and what its flags are made of. Losses are sums over its images."""
 
-    key: str
-    key_inputs: dict[str, Any]
-    cell: Cell
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackJob:
-    """All missing units that share an attack's work: the same data, range, attacked pipeline, attack and seed."""
-
-    start: int
-    stop: int
-    tasks: tuple[UnitTask, ...]
+    forwards: int  # of the attack, one for each image and copy
+    backwards: int
+    seconds: float
+    purify_images_per_second: float
+    zero_gradients: int
+    undefined_gradients: int
+    unchanged: int  # images that the attack returned as they were
+    loss_before: float
+    loss_after: float
+    draws_differ: bool
 
 
-OnUnitDone = Callable[[str, int, str | None], None]  # key, images done, error
-Notes = dict[str, Tensor]  # what the attack says of each image: (b, ...)
+class Executor:
+    """Executes jobs in this process, and keeps what several of them need."""
+
+    def __init__(
+        self, components: Components, run_dir: Path, provenance: dict[str, Any], writer: Writer
+    ) -> None:
+        self.components, self.run_dir = components, run_dir
+        self.provenance, self.writer = provenance, writer
+        self.clean_cache: CleanCache = {}
+
+    def execute(self, job: AttackJob, on_unit_done: OnUnitDone) -> None:
+        """Compute the job's units. A unit that fails leaves no file; the others go on."""
+        _JobRun(self, job, on_unit_done).run()
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """One eps."""
+class _JobRun:
+    """One job being executed. An error of a component fails its units, with the reason."""
 
-    eps: float
-    x_adv: Tensor | Exception  # or why there is none
-    costs: dict[str, Any]
-    notes: Notes
-
-
-def execute_job(
-    job: AttackJob,
-    components: Components,
-    run_dir: Path,
-    provenance: dict[str, Any],
-    report: OnUnitDone,
-) -> None:
-    """Writes the job's units. A unit that fails leaves no file; the others go on."""
-    cell = job.tasks[0].cell
-    x, y = (t.to(components.device) for t in components.data.rows(cell.split, job.start, job.stop))
-    root = Noise.of(cell.seed, torch.arange(job.start, job.stop, device=components.device))
-    scorer = RangeScorer(components, root, x, y)
-    for made in _attacked(
-        job, components, root, x, y, sorted({t.cell.eps.value for t in job.tasks})
-    ):
-        for task in [t for t in job.tasks if t.cell.eps.value == made.eps]:
-            _guarded(
-                task,
-                lambda t=task, a=made: _unit(t, job, scorer, a, run_dir, provenance),
-                report,
-                len(x),
-            )  # type: ignore[misc]
-
-
-def _guarded(task: UnitTask, make: Callable[[], None], report: OnUnitDone, images: int) -> None:
-    try:
-        make()
-    except Exception as e:  # a purifier may raise anything: its unit fails, with the reason, and its siblings go on
-        report(task.key, images, _line(e))
-    else:
-        report(task.key, images, None)
-
-
-def _line(e: Exception) -> str:
-    return f"{type(e).__name__}: {one_line(e)}"[:500]
-
-
-def _attacked(
-    job: AttackJob,
-    components: Components,
-    root: Noise,
-    x: Tensor,
-    y: Tensor,
-    epsilons: Sequence[float],
-) -> Iterator[Attacked]:
-    """Each eps; eps 0 is the clean image."""
-    cell = job.tasks[0].cell
-    try:
-        target = _target(job, components, root)
-        watch = GradientProbe(target, x, y, components.attack(cell.bare_attack))
-    except Exception as e:  # a pipeline may raise anything: all its units fail, with the reason
-        yield from (Attacked(eps, e, {}, {}) for eps in epsilons)
-        return
-    swept = _swept(cell, components, target, root, x, y, [e for e in epsilons if e > 0])
-    free = (
-        [Attacked(0.0, x, {"forwards": 0, "backwards": 0, "seconds": 0.0}, {})]
-        if 0.0 in epsilons
-        else []
-    )
-    for made in chain(swept, free):
-        if isinstance(made.x_adv, Tensor):
-            try:
-                made = replace(made, costs=made.costs | watch.flags(made.x_adv))
-            except Exception as e:  # a purifier may raise on adversarial images alone
-                made = replace(made, x_adv=e)
-        yield made
-
-
-def _swept(
-    cell: Cell,
-    components: Components,
-    target: Target,
-    root: Noise,
-    x: Tensor,
-    y: Tensor,
-    epsilons: list[float],
-) -> Iterator[Attacked]:
-    """An eps at which the attack fails leaves the others alone: the sweep begins again behind it."""
-    while epsilons:
-        began = time.perf_counter()
-        try:
-            for x_adv in components.attack(cell.bare_attack).sweep(
-                target, x.clone(), y.clone(), list(epsilons), root.fork("start")
-            ):
-                check_attacked(x_adv, x, epsilons[0], cell.norm, cell.bare_attack)
-                notes = _notes(target, len(x), cell.bare_attack)
-                yield Attacked(
-                    epsilons.pop(0),
-                    x_adv.detach(),
-                    {**target.counts, "seconds": time.perf_counter() - began},
-                    notes,
-                )
-                began = time.perf_counter()
-            error: Exception = BrokenAttack(
-                f"{cell.bare_attack}: gave fewer images than it was asked for"
-            )
-        except Exception as e:  # an attack may raise anything: its unit fails, with the reason, and the run goes on
-            error = e
-        if epsilons:
-            yield Attacked(epsilons.pop(0), error, {}, {})
-
-
-def _notes(target: Target, images: int, attack: str) -> Notes:
-    """Raises BrokenAttack where a note is not of each image."""
-    for name, values in target.notes.items():
-        if len(values) != images:
-            raise BrokenAttack(
-                f"{attack}: its note {name!r} is of shape {tuple(values.shape)}; expected one row for each of {images} images"
-            )
-    return {name: values.cpu() for name, values in target.notes.items()}
-
-
-def _target(job: AttackJob, components: Components, root: Noise) -> Target:
-    cell = job.tasks[0].cell
-    at = cell.attacked
-    return Target(
-        classifier=components.classifier(at.classifier).network,
-        purifier=components.defense(at.defense),
-        noise=root.fork("attack"),
-        backward=_backward(job, components),
-        eot=cell.eot,
-        scored=cell.drops
-        and components.precision
-        == "float32",  # in bfloat16 a repacked batch may round an image right again
-        access=components.attack(cell.bare_attack).card.access,
-    )
-
-
-def _backward(job: AttackJob, components: Components) -> Backward | None:
-    """What replaces the declared gradient. Raises BadWeights where the learned one is not what the unit's key says."""
-    at = job.tasks[0].cell.attacked
-    if at.gradient != "learned":
-        return identity if at.gradient == "identity" else None
-    found, wanted = (
-        bpda_network(components, at.classifier, at.defense),
-        job.tasks[0].key_inputs["attacked"]["learned"],
-    )
-    if found.sha256 != wanted:
-        raise BadWeights(
-            f"learned gradient of {at.defense}: fitted weights {found.sha256[:12]}..., the run began with {wanted[:12]}...; run it again"
+    def __init__(self, executor: Executor, job: AttackJob, on_unit_done: OnUnitDone) -> None:
+        self.executor, self.components = executor, executor.components
+        self.job, self.on_unit_done = job, on_unit_done
+        device = self.components.device
+        rows = self.components.data.rows(job.cell.split, job.start, job.stop)
+        self.x, self.y = (tensor.to(device) for tensor in rows)
+        self.noise = Noise.of(job.cell.seed, torch.arange(job.start, job.stop, device=device))
+        self.first_gradients = FirstGradients(job.images)
+        self.scores = RangeScores(
+            self.components, executor.clean_cache, self.x, self.y, self.noise, job.start
         )
-    return found.backward
 
+    def run(self) -> None:
+        for results in self._groups(self._attack()):
+            scores = self._score(results)
+            for result in results:
+                self._finish_eps(result, scores)
 
-def _unit(
-    task: UnitTask,
-    job: AttackJob,
-    scorer: RangeScorer,
-    made: Attacked,
-    run_dir: Path,
-    provenance: dict[str, Any],
-) -> None:
-    x_adv, costs = made.x_adv, made.costs
-    if isinstance(x_adv, Exception):
-        raise x_adv
-    began = time.perf_counter()
-    clean, found = scorer.clean(task.cell), scorer.attacked(task.cell, x_adv)
-    tensors = (
-        found.right
-        | {f"clean_{name}": t for name, t in clean.right.items()}
-        | {f"note_{name}": t for name, t in made.notes.items()}
-    )
-    if job.start == 0:
-        tensors |= scorer.samples(x_adv, found)
-    costs = costs | {
-        "seconds": costs["seconds"] + time.perf_counter() - began,
-        "purify_images_per_second": clean.images_per_second,
-        "drew": found.drew,
-    }
-    header = {
-        "made_of": task.key_inputs,
-        "provenance": provenance,
-        "start": job.start,
-        "stop": job.stop,
-        "x_adv_sha256": tensor_sha256(x_adv),
-        "costs": costs,
-    }
-    write_unit(run_dir, task.key, tensors, header)
+    def _tasks_at(self, eps: float) -> list[UnitTask]:
+        return [task for task in self.job.tasks if task.cell.eps.value == eps]
+
+    # Attacking.
+
+    @cached_property
+    def target(self) -> ObservedTarget:
+        """The attacked pipeline. Raises what its components raise."""
+        cell, attacked = self.job.cell, self.job.cell.attacked
+        is_scored = cell.threat_model.may_drop and self.components.precision == "float32"
+        return ObservedTarget(
+            classifier=self.components.classifier(attacked.classifier).network,
+            purifier=self.components.defense(attacked.defense),
+            noise=self.noise.fork("attack"),
+            backward=self._backward(attacked),
+            eot=cell.eot,
+            scored=is_scored,  # in bfloat16 a repacked batch may round an image right again
+            access=self._attack_component.card.access,
+            first_gradients=self.first_gradients,
+        )
+
+    @property
+    def _attack_component(self) -> Attack:
+        return self.components.attack(self.job.cell.bare_attack)
+
+    def _backward(self, attacked: Pipeline) -> Backward | None:
+        """Return what replaces the declared gradient; None for the declared one."""
+        if attacked.gradient == "identity":
+            return identity
+        if attacked.gradient != "learned":
+            return None
+        network = self.components.bpda.get(attacked.classifier, attacked.defense)
+        expected = self.job.tasks[0].key_inputs["attacked"]["learned"]
+        if network.sha256 != expected:
+            raise BadWeights(
+                f"learned gradient of {attacked.defense}: expected fitted weights"
+                f" {expected[:12]}..., got {network.sha256[:12]}...; run it again"
+            )
+        return network.backward
+
+    def _attack(self) -> Iterator[AttackResult | AttackFailure]:
+        """Yield the images of each eps, the largest first: on it the defenses are checked."""
+        cell = self.job.cell
+        epsilons = sorted({task.cell.eps.value for task in self.job.tasks}, reverse=True)
+        try:
+            attack, target = self._attack_component, self.target
+            if self.job.start == 0:
+                needs_gradient = attack.card.access == "gradient"
+                check_attacked_pipeline(target, self.x, self.y, needs_gradient)
+        except Exception as e:  # a pipeline may raise anything: all units fail
+            yield from (AttackFailure(eps=eps, error=e) for eps in epsilons)
+            return
+        positive = [eps for eps in epsilons if eps > 0]
+        noise = self.noise.fork("start")
+        yield from sweep_eps(attack, cell.bare_attack, target, self.x, self.y, positive, noise)
+        if 0.0 in epsilons:
+            yield AttackResult(
+                eps=0.0, x_adv=self.x, forwards=0, backwards=0, seconds=0.0, notes={}
+            )
+
+    def _groups(
+        self, results: Iterable[AttackResult | AttackFailure]
+    ) -> Iterator[list[AttackResult]]:
+        """Yield results that are scored in one batch.
+
+        Only where the attack shares its work between eps: a slow attack's units are written one
+        by one, so that an interrupted run loses little.
+        """
+        shares_work = type(self._attack_component).sweep is not Attack.sweep
+        at_once = max(1, JOINED_VALUES // max(1, self.x.numel())) if shares_work else 1
+        group: list[AttackResult] = []
+        for result in results:
+            if isinstance(result, AttackFailure):
+                self._fail(self._tasks_at(result.eps), result.error)
+                continue
+            group.append(result)
+            if len(group) == at_once:
+                yield group
+                group = []
+        if group:
+            yield group
+
+    # Scoring.
+
+    def _score(self, results: Sequence[AttackResult]) -> ScoresByDefense:
+        """Return the scores of each defense at each eps, or why there are none."""
+        scores: ScoresByDefense = {}
+        cells = {task.cell.scored: task.cell for task in self.job.tasks}
+        for pipeline, cell in cells.items():
+            wanted = [r for r in results if self._is_scored_at(pipeline, r.eps)]
+            if wanted:
+                outcomes = self.scores.score(cell, [r.x_adv for r in wanted])
+                for result, outcome in zip(wanted, outcomes, strict=True):
+                    scores[pipeline, result.eps] = outcome
+        return scores
+
+    def _is_scored_at(self, pipeline: Pipeline, eps: float) -> bool:
+        return any(task.cell.scored == pipeline for task in self._tasks_at(eps))
+
+    @cached_property
+    def gradient_counts(self) -> GradientCounts:
+        """Images whose gradient no attack could follow; none where the attack needs none."""
+        if self._attack_component.card.access != "gradient":
+            return GradientCounts(zero=0, undefined=0)
+        return count_unusable(self.target, self.first_gradients, self.x, self.y)
+
+    def _loss(self, x: Tensor) -> float:
+        """Return the attacked pipeline's loss, summed over images."""
+        logits = separate_target(self.target).again().logits(x.clone())
+        return float(CLASSIFICATION.loss(logits, self.y).double().sum())
+
+    @cached_property
+    def loss_of_clean_images(self) -> float:
+        """The attacked pipeline's loss before any attack."""
+        return self._loss(self.x)
+
+    def _losses(self, result: AttackResult, scores: ScoresByDefense) -> tuple[float, float]:
+        """Return the attacked pipeline's loss before and after.
+
+        They come from its scores where it is one of the scored pipelines.
+        """
+        attacked = self.job.cell.attacked
+        for task in self._tasks_at(result.eps):
+            pipeline, outcome = task.cell.scored, scores[task.cell.scored, result.eps]
+            is_attacked = (pipeline.classifier, pipeline.defense) == (
+                attacked.classifier,
+                attacked.defense,
+            )
+            if is_attacked and isinstance(outcome, Scores):
+                return self.scores.clean(task.cell).scores.loss, outcome.loss
+        return self.loss_of_clean_images, self._loss(result.x_adv)
+
+    # Units.
+
+    def _finish_eps(self, result: AttackResult, scores: ScoresByDefense) -> None:
+        """Write the units of one eps."""
+        tasks = self._tasks_at(result.eps)
+        try:
+            losses = self._losses(result, scores)
+            counts = self.gradient_counts
+        except Exception as e:  # the attacked pipeline may fail on adversarial images alone
+            self._fail(tasks, e)
+            return
+        unchanged = int((result.x_adv == self.x).flatten(1).all(1).sum())
+        for task in tasks:
+            try:
+                outcome = scores[task.cell.scored, result.eps]
+                if isinstance(outcome, Exception):
+                    raise outcome
+                clean = self.scores.clean(task.cell)
+            except Exception as e:
+                self._fail([task], e)
+                continue
+            costs = Costs(
+                forwards=result.forwards,
+                backwards=result.backwards,
+                seconds=result.seconds + outcome.seconds,
+                purify_images_per_second=clean.images_per_second,
+                zero_gradients=counts.zero,
+                undefined_gradients=counts.undefined,
+                unchanged=unchanged,
+                loss_before=losses[0],
+                loss_after=losses[1],
+                draws_differ=outcome.draws_differ,
+            )
+            self._write(task, self._tensors(result, outcome, clean.scores), result.x_adv, costs)
+
+    def _tensors(self, result: AttackResult, scores: Scores, clean: Scores) -> dict[str, Tensor]:
+        """Return what a unit file holds.
+
+        Behind a deterministic defense an image that is right under attack is right without it.
+        """
+        tensors = dict(scores.outcomes)
+        if "select" not in tensors:
+            tensors["score"] = tensors["score"] & clean.outcomes["score"]
+        tensors |= {f"clean_{name}": values for name, values in clean.outcomes.items()}
+        tensors |= {f"note_{name}": values for name, values in result.notes.items()}
+        if self.job.start == 0:
+            images = {"x": self.x, "adv": result.x_adv, "purified": scores.first_draw}
+            for name, batch in images.items():
+                tensors[f"sample_{name}"] = batch[:SAMPLES].half().cpu()
+        return tensors
+
+    def _write(
+        self, task: UnitTask, tensors: dict[str, Tensor], x_adv: Tensor, costs: Costs
+    ) -> None:
+        """Let the writer's thread hash the images and write the unit."""
+
+        def write() -> None:
+            header = {
+                "key_inputs": task.key_inputs,
+                "provenance": self.executor.provenance,
+                "start": self.job.start,
+                "stop": self.job.stop,
+                "x_adv_sha256": tensor_sha256(x_adv),
+                "costs": asdict(costs),
+            }
+            try:
+                write_unit(self.executor.run_dir, task.key, tensors, header)
+            except Exception as e:  # a full disk; the other units go on
+                self._fail([task], e)
+            else:
+                self.on_unit_done(task.key, self.job.images, None)
+
+        self.executor.writer.submit(write)
+
+    def _fail(self, tasks: Sequence[UnitTask], error: Exception) -> None:
+        reason = f"{type(error).__name__}: {one_line(error)}"[:500]
+        for task in tasks:
+            self.on_unit_done(task.key, self.job.images, reason)

@@ -1,79 +1,64 @@
-"""What one cell says against itself, in a line each; and how the table reads such a line again. Findings that compare cells belong to tables."""
+"""What one cell says against itself, from its units and its settings.
+
+Findings that compare cells belong to tables: see defend/results/.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
+from defend.records import Flag, FlagCode
+from defend.unit_files import Unit
 
-UNCONVERGED = "unconverged"
-NOTHING_DRAWN = "nothing drawn: the card says stochastic=True, and no draw changed a pixel"
-_USELESS = re.compile(r"(?:zero|undefined) gradient: (\d+) of (\d+) images")
-
-
-def flags(
-    cell: Cell, components: Components, costs: Sequence[Mapping[str, Any]], fell: float
-) -> list[str]:
-    """costs: of the cell's units. fell: by how much accuracy fell in the last fifth of the queries, in [0, 1]."""
-    seen = [] if is_control(cell.bare_attack) else _of_costs(costs, cell)
-    stochastic = components.defense(cell.defense).card.stochastic
-    idle = stochastic and not any(c.get("drew", True) for c in costs)
-    return [
-        *seen,
-        *([unconverged(fell)] if fell else []),
-        *([NOTHING_DRAWN] if idle else []),
-        *_of_settings(cell, components),
-    ]
+ROUNDING = 1e-6  # a relative change of a loss that means nothing
 
 
-def _of_costs(costs: Sequence[Mapping[str, Any]], cell: Cell) -> list[str]:
-    found = []
-    if dead := sum(c.get("zero_gradients", 0) for c in costs):
-        found.append(zero_gradient(dead, cell.n))
-    if wild := sum(c.get("undefined_gradients", 0) for c in costs):
-        found.append(undefined_gradient(wild, cell.n))
-    if cell.eps.value and sum(c.get("unchanged", 0) for c in costs) == cell.n:
-        found.append("nothing changed: the attack gave every image back as it was")
-    if sum(c["loss_after"] for c in costs) < sum(c["loss_before"] for c in costs):
-        found.append("loss fell: the attack lowered the loss it should raise")
-    return found
+def make_flags(
+    cell: Cell, components: Components, units: Sequence[Unit], accuracy_lost_late: float
+) -> list[Flag]:
+    """Return the flags of a cell.
+
+    accuracy_lost_late: how far accuracy fell in the last fifth of the queries, in [0, 1].
+    """
+    flags: list[Flag] = []
+    if not is_control(cell.bare_attack):
+        flags += _of_costs(cell, units)
+    if accuracy_lost_late:
+        flags.append(Flag(code=FlagCode.UNCONVERGED, value=accuracy_lost_late))
+    if components.defense(cell.defense).card.stochastic:
+        if not any(unit.header["costs"]["draws_differ"] for unit in units):
+            flags.append(Flag(code=FlagCode.NO_DRAW_CHANGES_A_PIXEL))
+        flags += _of_eot(cell, components)
+    return flags
 
 
-def _of_settings(cell: Cell, components: Components) -> list[str]:
-    if (
-        cell.eot > 1
-        or is_control(cell.bare_attack)
-        or not components.defense(cell.defense).card.stochastic
-    ):
-        return []
-    ways = {
-        ("adaptive", "gradient"): "attacked through the gradient of one draw",
-        ("query", "scores"): "searched by the scores of single draws",
-    }
-    way = ways.get((cell.knowledge, components.attack(cell.bare_attack).card.access))
-    return [f"no EOT: a stochastic defense, {way}"] if way else []
+def _of_costs(cell: Cell, units: Sequence[Unit]) -> Iterator[Flag]:
+    def total(name: str) -> Any:
+        return sum(unit.header["costs"][name] for unit in units)
+
+    if zero := total("zero_gradients"):
+        yield Flag(code=FlagCode.ZERO_GRADIENT, value=zero)
+    if undefined := total("undefined_gradients"):
+        yield Flag(code=FlagCode.UNDEFINED_GRADIENT, value=undefined)
+    if not cell.eps.value:
+        return
+    if total("unchanged") == cell.n:
+        yield Flag(code=FlagCode.UNCHANGED_IMAGES)
+    before, after = total("loss_before"), total("loss_after")
+    if after < before - ROUNDING * abs(before):
+        yield Flag(code=FlagCode.LOSS_FELL)
 
 
-def unconverged(fell: float) -> str:
-    return f"{UNCONVERGED}: accuracy still fell by {100 * fell:.1f} points in the last fifth of the queries"
-
-
-def is_unconverged(flags: Iterable[str]) -> bool:
-    return any(flag.startswith(UNCONVERGED) for flag in flags)
-
-
-def zero_gradient(dead: int, n: int) -> str:
-    return f"zero gradient: {dead} of {n} images"
-
-
-def undefined_gradient(wild: int, n: int) -> str:
-    return f"undefined gradient: {wild} of {n} images"
-
-
-def share_without_gradient(flags: Iterable[str]) -> float:
-    """Zero or undefined, in [0, 1]; 0 where no flag says so."""
-    return min(1.0, sum(int(m[1]) / int(m[2]) for flag in flags if (m := _USELESS.match(flag))))
+def _of_eot(cell: Cell, components: Components) -> Iterator[Flag]:
+    """A stochastic defense must be attacked through an average over draws."""
+    if cell.eot > 1 or is_control(cell.bare_attack):
+        return
+    access = components.attack(cell.bare_attack).card.access
+    if (cell.knowledge, access) == ("adaptive", "gradient"):
+        yield Flag(code=FlagCode.GRADIENT_OF_ONE_DRAW)
+    if (cell.knowledge, access) == ("query", "scores"):
+        yield Flag(code=FlagCode.SCORES_OF_ONE_DRAW)

@@ -1,6 +1,11 @@
-"""What every score rests on: images purified on one draw, the logits behind them, and checks of what they rest on in turn."""
+"""Checks of what every score rests on: a purifier depends on an image and its noise alone.
+
+They run on the first range of a run, once for each attack and defense, at the largest eps.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,18 +14,22 @@ from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier
 
-ALONE = 8  # images that are purified one by one, too
-SELECT = 10  # draws on which worst cases are chosen; `score` draws are for reading off
+SINGLE_IMAGES = 8  # images that are purified one by one, too
+TOLERANCE = 1e-3  # of logits and pixels: what rounding in another batch may change
 
 
-def purified(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
-    """One draw; x and noise stay as they are, whatever a plugin does to them."""
+def purify_once(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
+    """Return one draw; x and noise stay as they are, whatever a plugin does to them."""
     with torch.no_grad():
         return purifier.purified(x.clone(), noise.again())
 
 
 def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) -> Tensor:
-    """Logits (b, classes) of purified images, as many at once as the purifier bears. Raises BrokenPurifier."""
+    """Return logits (b, classes) of purified images, at most max_batch at once.
+
+    Raises BrokenPurifier if they are not finite: the argmax of NaN is class 0, which some images
+    are.
+    """
     with torch.no_grad():
         logits = torch.cat([network(part) for part in images.split(purifier.max_batch)])
     check_finite(purifier, logits)
@@ -28,44 +37,86 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
 
 
 def check_finite(purifier: Purifier, logits: Tensor) -> None:
-    """Raises BrokenPurifier: the argmax of NaN is class 0, which some images are."""
+    """Raise BrokenPurifier if some logits are not finite."""
     if not logits.isfinite().all():
         raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
 
 
+def logits_agree(first: Tensor, second: Tensor) -> bool:
+    """Return True if two batches of logits are equal up to rounding."""
+    return torch.allclose(first, second, atol=TOLERANCE)
+
+
 def check_declared_deterministic(purifier: Purifier, first: Tensor, second: Tensor) -> None:
-    """Logits of the same images on two draws. Raises BrokenPurifier: dropping images and scoring by one draw hang on the card's word."""
-    if not purifier.card.stochastic and not same(first, second):
+    """Raise BrokenPurifier if two draws differ behind a purifier that is declared deterministic.
+
+    first, second: logits of the same images on two draws. Dropping broken images and scoring by
+    one draw rest on the card's word.
+    """
+    if not purifier.card.stochastic and not logits_agree(first, second):
         raise BrokenPurifier(
-            f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the same images differ"
+            f"{type(purifier).__name__}: its card says stochastic=False, and two draws of the"
+            " same images differ"
         )
 
 
-def check_gradient_mode(purifier: Purifier, watched: Tensor, alone: Tensor) -> None:
-    """Logits of the same images on the same draws, with a gradient and without. Raises BrokenPurifier where more than one image in twenty
-    gets another label: what is attacked is not what is scored. A few may round otherwise."""
-    moved = int((watched.argmax(1) != alone.argmax(1)).sum())
-    if moved > max(1, len(alone) // 20):
+def check_gradient_mode(purifier: Purifier, with_gradient: Tensor, without: Tensor) -> None:
+    """Raise BrokenPurifier if more than one prediction in twenty changes with a gradient.
+
+    The logits are of the same images on the same draws. Otherwise the attacked pipeline would not
+    be the scored one; a few images may round to another label.
+    """
+    changed = int((with_gradient.argmax(1) != without.argmax(1)).sum())
+    if changed > max(1, len(without) // 20):
         raise BrokenPurifier(
-            f"{type(purifier).__name__}: {moved} of {len(alone)} images get another label where a gradient is asked for; let purify not look"
+            f"{type(purifier).__name__}: {changed} of {len(without)} predictions change when"
+            " gradients are enabled; purify() must not depend on requires_grad"
         )
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Logits, but for rounding."""
-    return torch.allclose(first, second, atol=1e-3)
+def check_fresh_copy(
+    purifier: Purifier,
+    fresh: Callable[[], Purifier],
+    logits_of: Callable[[Purifier], Tensor],
+    logits: Tensor,
+) -> None:
+    """Raise BrokenPurifier if a freshly loaded purifier gives other logits.
 
-
-def check_batch_independence(purifier: Purifier, x: Tensor, images: Tensor, noise: Noise) -> None:
-    """images: what became of x (b, ...) on this noise. Raises BrokenPurifier where most of the first are purified otherwise alone: attacks
-    drop images and score them in other company, and one that is deployed sees whoever comes. A few may round otherwise."""
-    rows = [slice(i, i + 1) for i in range(min(ALONE, len(x)))]
-    moved = sum(
-        not torch.allclose(purified(purifier, x[i], noise.take(i)), images[i], atol=1e-3)
-        for i in rows
+    fresh: loads one. logits_of: the logits behind a purifier of images on one draw. logits: what
+    the used purifier gave for them.
+    """
+    fresh_logits = logits_of(fresh())
+    if logits_agree(logits, fresh_logits):
+        return
+    if not logits_agree(logits, logits_of(purifier)):
+        reason = (
+            "the same image and noise give different outputs, as by torch's global generator or"
+            " a memory of what was purified"
+        )
+    elif logits_agree(fresh_logits, logits_of(fresh())):
+        reason = "it remembers what it purified"
+    else:
+        reason = "something is drawn when it is created"
+    raise BrokenPurifier(
+        f"{type(purifier).__name__}: a freshly loaded one gives other logits: {reason};"
+        " let purify depend on x and noise alone"
     )
-    if 2 * moved > len(rows):
+
+
+def check_batch_independence(purifier: Purifier, x: Tensor, purified: Tensor, noise: Noise) -> None:
+    """Raise BrokenPurifier if most of the first images are purified otherwise alone.
+
+    purified: what x (b, ...) became on this noise in its batch. Attacks drop images and score
+    them beside others, and a deployed purifier sees any batch. A few images may round otherwise.
+    """
+    rows = [slice(i, i + 1) for i in range(min(SINGLE_IMAGES, len(x)))]
+    changed = 0
+    for row in rows:
+        alone = purify_once(purifier, x[row], noise.take(row))
+        changed += not torch.allclose(alone, purified[row], atol=TOLERANCE)
+    if 2 * changed > len(rows):
         raise BrokenPurifier(
-            f"{type(purifier).__name__}: {moved} of {len(rows)} images are purified otherwise alone than in their batch; "
-            "let each be purified by itself, without statistics of its batch, as of a batch norm in training mode"
+            f"{type(purifier).__name__}: {changed} of {len(rows)} images are purified otherwise"
+            " alone than in their batch; let each be purified by itself, without statistics of"
+            " its batch, as of a batch norm in training mode"
         )

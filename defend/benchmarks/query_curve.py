@@ -1,47 +1,57 @@
-"""How far a search by queries came: accuracy after so many of them, and does it still fall?"""
+"""How far a search by queries came: accuracy along the queries, and whether it still falls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from defend.benchmarks.units import Unit
+from defend.unit_files import Unit
 
-NOTE = "note_wrong_after"  # int64 (b,): queries after which the image was first wrong, -1 where it never was
+NOTE = "note_wrong_after"  # int64 (b,): queries until the image was first wrong, -1 for never
 MARKS = (100, 1000, 5000)
-LAST = 0.8  # the last fifth of the queries
-STILL_FALLS = 0.005  # by at least half a point of accuracy there
+LATE = 0.8  # the last fifth of the queries begins here
+LEAST_LOSS = 0.005  # half a point of accuracy, below which a search counts as converged
 
 
-def accuracy_after(units: Sequence[Unit], queries: int | None) -> dict[str, float | None] | None:
-    """Over n, as {"100": .., "1000": .., "5000": ..}; None where the attack makes fewer queries, or says nothing of them."""
-    if (found := _noted(units)) is None:
-        return None
-    return {
-        str(mark): _standing(*found, mark) if queries is None or mark <= queries else None
-        for mark in MARKS
-    }
+@dataclass(frozen=True)
+class QueryCurve:
+    """Accuracy after so many queries, from when each image was first wrong."""
 
+    clean: Tensor  # (n,): the share of right clean draws
+    wrong_after: Tensor  # (n,): queries, -1 for never
+    queries: int | None  # that the attack makes
 
-def still_falls(units: Sequence[Unit], queries: int | None) -> float:
-    """By how much the accuracy fell in the last fifth of the queries; 0 where that is less than half a point."""
-    found = _noted(units)
-    if found is None or queries is None:
-        return 0.0
-    fell = _standing(*found, int(LAST * queries)) - _standing(*found, queries)
-    return fell if fell >= STILL_FALLS - 1e-9 else 0.0
+    @classmethod
+    def of_units(cls, units: Sequence[Unit], queries: int | None) -> QueryCurve | None:
+        """Return the curve of a cell; None where the attack says nothing of its queries."""
+        if not units:
+            return None
+        for unit in units:
+            if NOTE not in unit.tensors or unit.tensors[NOTE].ndim != 1:
+                return None
+        clean = torch.cat([unit.tensors["clean_score"] for unit in units])
+        wrong_after = torch.cat([unit.tensors[NOTE] for unit in units])
+        return cls(clean.double().mean(1), wrong_after, queries)
 
+    def accuracy(self, queries: int) -> float:
+        """Return the accuracy after so many queries."""
+        is_right = (self.wrong_after < 0) | (self.wrong_after > queries)
+        return float((self.clean * is_right).mean())
 
-def _noted(units: Sequence[Unit]) -> tuple[Tensor, Tensor] | None:
-    """(the share of right clean draws (n,), when it was first wrong (n,))."""
-    if not units or any(NOTE not in u.tensors or u.tensors[NOTE].ndim != 1 for u in units):
-        return None
-    return torch.cat([u.tensors["clean_score"] for u in units]).double().mean(1), torch.cat(
-        [u.tensors[NOTE] for u in units]
-    )
+    def accuracy_at_marks(self) -> dict[str, float | None]:
+        """Return accuracies as {"100": ..., "1000": ..., "5000": ...}; None beyond the budget."""
+        accuracies: dict[str, float | None] = {}
+        for mark in MARKS:
+            is_reached = self.queries is None or mark <= self.queries
+            accuracies[str(mark)] = self.accuracy(mark) if is_reached else None
+        return accuracies
 
-
-def _standing(clean: Tensor, wrong_after: Tensor, queries: int) -> float:
-    return float((clean * ((wrong_after < 0) | (wrong_after > queries))).mean())
+    def accuracy_lost_late(self) -> float:
+        """Return how far accuracy fell in the last fifth of the queries; 0 below half a point."""
+        if self.queries is None:
+            return 0.0
+        lost = self.accuracy(int(LATE * self.queries)) - self.accuracy(self.queries)
+        return lost if lost >= LEAST_LOSS - 1e-9 else 0.0

@@ -1,4 +1,4 @@
-"""`defend.bench`: suite -> cells -> units -> records. Units that exist are read; the others are made."""
+"""`defend.bench`: suite -> cells -> units -> records. Existing units are read, not computed."""
 
 from __future__ import annotations
 
@@ -16,29 +16,47 @@ from typing import Any
 import torch
 
 import defend
-from defend.benchmarks.bpda_network import fit_bpda_networks
 from defend.benchmarks.cell import Cell
-from defend.benchmarks.components import Components, component_key
-from defend.benchmarks.engines.local import RunSettings, numerics_applied, run_jobs
-from defend.benchmarks.execute import AttackJob, UnitTask
+from defend.benchmarks.choose_numerics import choose_numerics, keep_numerics
+from defend.benchmarks.components import Components
+from defend.benchmarks.engines.local import RunSettings, run_jobs
 from defend.benchmarks.expand import expand
-from defend.benchmarks.numerics import keep_frame, settled
+from defend.benchmarks.jobs import AttackJob, UnitTask
+from defend.benchmarks.make_record import make_record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
-from defend.benchmarks.units import NumericSettings, Unit, key_inputs, path_of, ranges, read_unit
+from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
 from defend.errors import BadParameter
-from defend.files import PART, checkout, writable
-from defend.hashing import cache_key, canonical, tensor_sha256
-from defend.load import pick_device
+from defend.files import PART, checkout, ensure_writable
+from defend.hashing import cache_key, canonical_json, tensor_sha256
+from defend.loading import pick_device
+from defend.numerics import NumericSettings, numerics_applied
 from defend.progress import Progress
-from defend.records import keep, read_records, record
+from defend.records import Record, merge_records, read_records
+from defend.unit_files import Unit, read_unit, unit_path
+
+ABANDONED_AFTER = 3600.0  # seconds; a unit file is written in milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellUnits:
-    """A cell and its units' tasks."""
+class PlannedUnit:
+    """One unit of a cell on a range of images."""
+
+    start: int
+    stop: int
+    task: UnitTask
+
+    @property
+    def images(self) -> int:
+        """Return the number of images."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """A cell and its units, in the order of their ranges."""
 
     cell: Cell
-    tasks: tuple[tuple[int, int, UnitTask], ...]  # start, stop
+    units: tuple[PlannedUnit, ...]
 
 
 def bench(
@@ -50,212 +68,226 @@ def bench(
     data_root: str | None = None,
     progress: bool = False,
     **keys: Any,
-) -> list[dict[str, Any]]:
-    """Run a suite; one record for each cell, in the order of the suite. Keys replace those of `suite`, a dict or a TOML file.
+) -> list[Record]:
+    """Run a suite and return one record for each cell, in the order of the suite.
 
-    Without either, the embedded suite. The units lie in `out` (default runs/<suite>); what is there is not computed again.
+    suite: a dict or a TOML file; keys replace its keys. Without either, the embedded suite.
+    The units lie in `out` (default runs/<suite>); what is there is not computed again.
     Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
     """
-    base = (
-        dict(suite)
-        if isinstance(suite, Mapping)
-        else load_suite(suite)
-        if suite is not None or not keys
-        else {}
-    )
-    wanted = make_suite(base | {k: v for k, v in keys.items() if v is not None})
+    validated = _validate(suite, keys)
     if workers is not None and workers < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
-    where = pick_device(device)
-    run_dir = Path(out) if out is not None else Path("runs") / wanted.name
-    frame = settled(wanted, where, run_dir, data_root)
-    components = Components(wanted.dataset, data_root, where, frame.precision, frame.layout)
-    cells, skipped = expand(wanted, components)
-    writable(run_dir)  # nothing is left behind by a command that could not begin
-    read_records(
-        run_dir
-    )  # and nothing is computed for a folder whose records cannot be gone on with
-    _sweep(run_dir)
-    keep_frame(frame, wanted, run_dir)
+    chosen_device = pick_device(device)
+    run_dir = Path(out) if out is not None else Path("runs") / validated.name
+    numerics = choose_numerics(validated, chosen_device, run_dir, data_root)
+    components = Components(
+        validated.dataset, data_root, chosen_device, numerics.precision, numerics.layout
+    )
+    cells, skipped = expand(validated, components)
+    _prepare_folder(run_dir, numerics, validated)
     bar = Progress(progress, skipped)
-    with numerics_applied(frame):
-        learned = [
-            (c.attacked.classifier, c.attacked.defense)
-            for c in cells
-            if c.attacked.gradient == "learned"
-        ]
-        fit_bpda_networks(learned, components, bar.say)
-    plans = _plans(wanted, cells, components, frame)
-    setup = RunSettings(
-        dataset=wanted.dataset,
+    with numerics_applied(numerics):
+        components.bpda.fit_all(_learned_pipelines(cells), bar.say)
+        planned = _plan(validated, cells, components, numerics)
+    settings = RunSettings(
+        dataset=validated.dataset,
         data_root=data_root,
         run_dir=run_dir,
-        frame=frame,
-        provenance=provenance_of(where),
+        numerics=numerics,
+        provenance=provenance_of(chosen_device),
     )
-    found, errors = _make(plans, components, setup, _devices(where, workers), bar)
-    records = [_record(plan, components, setup, found, errors) for plan in plans]
-    keep(run_dir, records)
+    devices = _worker_devices(chosen_device, workers)
+    units, errors = _compute(planned, components, settings, devices, bar)
+    records = [_record(p, components, settings, units, errors) for p in planned]
+    merge_records(run_dir, records)
     return records
 
 
-def _make(
-    plans: Sequence[CellUnits],
-    components: Components,
-    setup: RunSettings,
-    devices: Sequence[str],
-    bar: Progress,
-) -> tuple[dict[str, Unit | None], dict[str, str]]:
-    """Every unit, read or made; and the reasons of those that could not be."""
-    found = {task.key: read_unit(setup.run_dir, task.key) for _, _, task in _distinct(plans)}
-    errors: dict[str, str] = {}
-
-    def report(key: str, images: int, error: str | None) -> None:
-        errors.update({key: error} if error else {})
-        bar.advance(images)
-
-    if damaged := sum(
-        unit is None and path_of(setup.run_dir, key).exists() for key, unit in found.items()
-    ):
-        bar.say(
-            f"{damaged} damaged unit{'s' if damaged > 1 else ''} in {setup.run_dir}: made again"
-        )
-    with bar.counting(
-        sum(stop - start for start, stop, task in _distinct(plans) if found[task.key] is None)
-    ):
-        run_jobs(_jobs(plans, found, components), setup, components, devices, report)
-    made = {
-        key: read_unit(setup.run_dir, key)
-        for key, unit in found.items()
-        if unit is None and key not in errors
-    }
-    return found | made, errors
+def _validate(suite: Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any]) -> Suite:
+    if isinstance(suite, Mapping):
+        base = dict(suite)
+    elif suite is not None or not keys:
+        base = load_suite(suite)
+    else:
+        base = {}
+    return make_suite(base | {k: v for k, v in keys.items() if v is not None})
 
 
-def _record(
-    plan: CellUnits,
-    components: Components,
-    setup: RunSettings,
-    found: Mapping[str, Unit | None],
-    errors: Mapping[str, str],
-) -> dict[str, Any]:
-    keys = [task.key for _, _, task in plan.tasks]
-    error = next((errors[k] for k in keys if k in errors), None)
-    return record(
-        plan.cell, components, setup.frame, keys, [found[k] for k in keys], setup.provenance, error
-    )
+def _prepare_folder(run_dir: Path, numerics: NumericSettings, suite: Suite) -> None:
+    """Make the folder after everything that can be wrong was checked.
+
+    Nothing is computed for a folder whose records cannot be gone on with.
+    """
+    ensure_writable(run_dir)
+    read_records(run_dir)
+    _remove_abandoned_parts(run_dir)
+    keep_numerics(numerics, suite, run_dir)
 
 
-def _sweep(run_dir: Path) -> None:
-    """What a killed run left half-written, after an hour: a file is written in milliseconds, perhaps by another run in this folder."""
+def _remove_abandoned_parts(run_dir: Path) -> None:
+    """Remove what a killed run left half-written; another run in this folder may be writing."""
     for part in (run_dir / "units").glob(f"*/*{PART}"):
-        with suppress(OSError):  # gone, or another user's: it is in nobody's way
-            if part.stat().st_mtime < time.time() - 3600:
+        with suppress(OSError):  # it is gone, or another user's
+            if part.stat().st_mtime < time.time() - ABANDONED_AFTER:
                 part.unlink(missing_ok=True)
 
 
-def _devices(device: torch.device, workers: int | None) -> list[str]:
-    """One worker for each core on the CPU, one for each GPU; `cuda` without a number is all of them."""
-    if device.type == "cpu":
-        return ["cpu"] * (workers or _cores())
-    gpus = (
-        [str(device)]
-        if device.index is not None
-        else [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+def _learned_pipelines(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    return [
+        (cell.attacked.classifier, cell.attacked.defense)
+        for cell in cells
+        if cell.attacked.gradient == "learned"
+    ]
+
+
+def _plan(
+    suite: Suite, cells: Sequence[Cell], components: Components, numerics: NumericSettings
+) -> list[PlannedCell]:
+    """Return the units of each cell with their keys."""
+    ranges = split_ranges(suite.n, shard_size(suite.shard, components))
+    data_hashes = {}
+    for start, stop in ranges:
+        x, y = components.data.rows(suite.split, start, stop)
+        data_hashes[start] = tensor_sha256(x, y)
+    key_inputs = KeyInputs(components, numerics)
+    planned = []
+    for cell in cells:
+        shared = key_inputs.of_cell(cell)
+        units = []
+        for start, stop in ranges:
+            inputs = {"data": data_hashes[start], "range": [start, stop], **shared}
+            task = UnitTask(key=cache_key(inputs), key_inputs=inputs, cell=cell)
+            units.append(PlannedUnit(start=start, stop=stop, task=task))
+        planned.append(PlannedCell(cell=cell, units=tuple(units)))
+    return planned
+
+
+def _distinct_units(planned: Sequence[PlannedCell]) -> list[PlannedUnit]:
+    """Return each unit once: two cells share one where their gradients are the same."""
+    by_key: dict[str, PlannedUnit] = {}
+    for cell in planned:
+        for unit in cell.units:
+            by_key[unit.task.key] = unit
+    return list(by_key.values())
+
+
+def _compute(
+    planned: Sequence[PlannedCell],
+    components: Components,
+    settings: RunSettings,
+    devices: Sequence[str],
+    bar: Progress,
+) -> tuple[dict[str, Unit | None], dict[str, str]]:
+    """Return every unit, read or computed, and the reasons of those that could not be."""
+    distinct = _distinct_units(planned)
+    units = {u.task.key: read_unit(settings.run_dir, u.task.key) for u in distinct}
+    missing = [unit for unit in distinct if units[unit.task.key] is None]
+    errors: dict[str, str] = {}
+
+    def on_unit_done(key: str, images: int, error: str | None) -> None:
+        if error is not None:
+            errors[key] = error
+        bar.advance(images)
+
+    damaged = sum(unit_path(settings.run_dir, unit.task.key).exists() for unit in missing)
+    if damaged:
+        plural = "s" if damaged > 1 else ""
+        bar.say(f"{damaged} damaged unit{plural} in {settings.run_dir}: computed again")
+    with bar.counting(sum(unit.images for unit in missing)):
+        run_jobs(_jobs(missing, components), settings, components, devices, on_unit_done)
+    for unit in missing:
+        if unit.task.key not in errors:
+            units[unit.task.key] = read_unit(settings.run_dir, unit.task.key)
+    return units, errors
+
+
+def _jobs(missing: Sequence[PlannedUnit], components: Components) -> list[AttackJob]:
+    """Group missing units that share an attack's work, the most expensive jobs first.
+
+    So no worker is left with an expensive one at the end.
+    """
+    groups: dict[str, list[PlannedUnit]] = {}
+    for unit in missing:
+        inputs = unit.task.key_inputs
+        shared = [inputs[k] for k in ("range", "data", "attacked", "attack", "seed", "eot")]
+        groups.setdefault(canonical_json(shared), []).append(unit)
+    jobs = [
+        AttackJob(start=group[0].start, stop=group[0].stop, tasks=tuple(u.task for u in group))
+        for group in groups.values()
+    ]
+    return sorted(jobs, key=lambda job: -_estimated_cost(job, components))
+
+
+def _estimated_cost(job: AttackJob, components: Components) -> float:
+    """Return a guess, for the order of the jobs alone."""
+    steps = components.attack(job.cell.bare_attack).settings.get("steps", 1)
+    steps = steps if isinstance(steps, int) else 1
+    epsilons = {task.cell.eps.value for task in job.tasks}
+    return float(job.images * job.cell.eot * steps * len(epsilons))
+
+
+def _record(
+    planned: PlannedCell,
+    components: Components,
+    settings: RunSettings,
+    units: Mapping[str, Unit | None],
+    errors: Mapping[str, str],
+) -> Record:
+    keys = [unit.task.key for unit in planned.units]
+    error = next((errors[key] for key in keys if key in errors), None)
+    return make_record(
+        planned.cell,
+        components,
+        settings.numerics,
+        keys,
+        [units[key] for key in keys],
+        settings.provenance,
+        error,
     )
+
+
+def _worker_devices(device: torch.device, workers: int | None) -> list[str]:
+    """Return one worker for each core on the CPU, one for each GPU.
+
+    `cuda` without a number is all GPUs.
+    """
+    if device.type == "cpu":
+        return ["cpu"] * (workers or _usable_cores())
+    if device.index is not None:
+        gpus = [str(device)]
+    else:
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
 
 
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _plans(
-    suite: Suite, cells: Sequence[Cell], components: Components, frame: NumericSettings
-) -> list[CellUnits]:
-    spans = ranges(suite.n, suite.shard)
-    data = {
-        start: tensor_sha256(*components.data.rows(suite.split, start, stop))
-        for start, stop in spans
-    }
-    plans = []
-    for cell in cells:
-        tasks = []
-        for start, stop in spans:
-            key_inputs = key_inputs(cell, start, stop, data[start], components, frame)
-            tasks.append(
-                (start, stop, UnitTask(key=cache_key(key_inputs), key_inputs=key_inputs, cell=cell))
-            )
-        plans.append(CellUnits(cell=cell, tasks=tuple(tasks)))
-    return plans
-
-
-def _distinct(plans: Sequence[CellUnits]) -> list[tuple[int, int, UnitTask]]:
-    """Each unit once: two cells may share one, as identity and declared do behind a purifier that declares the identity."""
-    return list(
-        {
-            task.key: (start, stop, task) for plan in plans for start, stop, task in plan.tasks
-        }.values()
-    )
-
-
-def _jobs(
-    plans: Sequence[CellUnits], found: Mapping[str, Unit | None], components: Components
-) -> list[AttackJob]:
-    """Missing units that share an attack's work go together; the dearest first, so that no worker is left with it at the end."""
-    groups: dict[str, list[tuple[int, int, UnitTask]]] = {}
-    for start, stop, task in _distinct(plans):
-        if found[task.key] is None:
-            made = task.key_inputs
-            shared = [
-                start,
-                stop,
-                made["data"],
-                made["attacked"],
-                made["attack"],
-                made["seed"],
-                made["eot"],
-            ]
-            groups.setdefault(canonical(shared), []).append((start, stop, task))
-    jobs = [
-        AttackJob(start=g[0][0], stop=g[0][1], tasks=tuple(t for _, _, t in g))
-        for g in groups.values()
-    ]
-    return sorted(jobs, key=lambda job: -_cost(job, components))
-
-
-def _cost(job: AttackJob, components: Components) -> float:
-    """A guess, for the order alone."""
-    cell = job.tasks[0].cell
-    steps = component_key(components.attack(cell.bare_attack), "attack")["settings"].get("steps", 1)
-    return float(
-        (job.stop - job.start)
-        * cell.eot
-        * (steps if isinstance(steps, int) else 1)
-        * len({t.cell.eps.value for t in job.tasks})
-    )
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def provenance_of(device: torch.device) -> dict[str, Any]:
-    found = checkout()
+    """Return the versions, the commit and the device that a result is labelled with."""
+    source = checkout()
+    commit = None
+    if source is not None:
+        commit = source[0] + ("+dirty" if source[1] else "")
+    is_cuda = device.type == "cuda"
     return {
         "versions": _versions(),
-        "commit": found and found[0] + "+dirty" * found[1],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "commit": commit,
+        "device": torch.cuda.get_device_name(device) if is_cuda else "cpu",
     }
 
 
 @cache
 def _versions() -> dict[str, str]:
-    packages = {
-        "art": "adversarial-robustness-toolbox",
-        "numpy": "numpy",
-        "torch": "torch",
-        "torchvision": "torchvision",
-    }
     return {
         "defend": defend.__version__,
         "python": platform.python_version(),
-        **{k: version(p) for k, p in packages.items()},
+        "art": version("adversarial-robustness-toolbox"),
+        "numpy": version("numpy"),
+        "torch": version("torch"),
+        "torchvision": version("torchvision"),
     }

@@ -1,143 +1,126 @@
-"""Is each image right behind a defense, draw by draw."""
+"""Score images behind a defense: each draw is one purification and one forward pass.
+
+The adversarial images of several eps are scored in one batch.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from defend.benchmarks.cell import Cell
-from defend.benchmarks.components import Components
-from defend.benchmarks.purifier_checks import (
-    SELECT,
-    check_batch_independence,
-    check_declared_deterministic,
-    logits_after_purify,
-    purified,
-    same,
-)
-from defend.errors import BrokenPurifier
-from defend.hashing import tensor_sha256
+from defend.benchmarks.purifier_checks import logits_after_purify, purify_once
+from defend.benchmarks.stopwatch import Stopwatch
 from defend.noise import Noise
 from defend.purifier import Purifier
+from defend.tasks.classification import CLASSIFICATION, Classification
 
-KEPT = 4  # draws whose images are kept: of them one at least should differ
-SAMPLES = 6  # images kept for the report, of the first unit
-
-
-@dataclass(frozen=True)
-class ScoredImages:
-    """Images of a range behind one defense. right: uint8, `score` (b, draws), and `select` (b, 10) where it is stochastic."""
-
-    right: dict[str, Tensor]
-    kept: list[Tensor]  # purified, on the first draws; of clean images none
-    images_per_second: float
-
-    @property
-    def drew(self) -> bool:
-        """Does noise change any pixel? What calls itself stochastic is asked fewer queries, and no search is told to go on."""
-        return any(not torch.equal(one, other) for one, other in pairwise(self.kept))
+SELECT_DRAWS = 10  # on which worst cases are chosen; the `score` draws are for reading off
+COMPARED_DRAWS = 4  # of a stochastic defense, of which at least two should differ
 
 
-class RangeScorer:
-    """One range. Clean images are scored once for each pipeline."""
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The outcomes of images (b, c, h, w) behind one defense."""
 
-    def __init__(self, components: Components, root: Noise, x: Tensor, y: Tensor) -> None:
-        self.components, self.root, self.x, self.y = components, root, x, y
-        self._range = tensor_sha256(x, y, root.uniform(x[:, :1, :1, :1]))
+    outcomes: dict[str, Tensor]  # uint8: score (b, draws), and select (b, 10) if stochastic
+    loss: float  # summed over images, mean over the score draws
+    first_draw: Tensor  # the images as the first draw purified them
+    first_logits: Tensor  # and their logits
+    draws_differ: bool  # some pixel differs between draws
+    seconds: float  # its share of the time of all that was scored with it
 
-    def clean(self, cell: Cell) -> ScoredImages:
-        kept, key = self.components.clean, (self._range, cell.classifier, cell.defense, cell.draws)
-        if key not in kept:
-            kept[key] = replace(self._scored(cell, self.x), kept=[])
-        return cast(ScoredImages, kept[key])
 
-    def attacked(self, cell: Cell, x_adv: Tensor) -> ScoredImages:
-        """Behind a deterministic defense right under attack means right without it, too. Raises BrokenPurifier."""
-        clean, found = self.clean(cell).right, self._scored(cell, x_adv)
-        self._check_state(cell, x_adv, found.kept[0])
-        if not self.components.defense(cell.defense).card.stochastic:
-            found.right["score"] &= clean["score"]
-        return found
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """One range of images behind one defense."""
 
-    def samples(self, x_adv: Tensor, found: ScoredImages) -> dict[str, Tensor]:
-        """The first images, for the report's strips."""
-        images = {"sample_x": self.x, "sample_adv": x_adv, "sample_purified": found.kept[0]}
-        return {name: t[:SAMPLES].half().cpu() for name, t in images.items()}
+    purifier: Purifier
+    network: nn.Module
+    y: Tensor
+    noise: Noise  # of the images, before it is forked
+    draws: int
+    task: Classification = CLASSIFICATION
 
-    def _scored(self, cell: Cell, x: Tensor) -> ScoredImages:
-        forks = {"score": cell.draws} | (
-            {"select": SELECT} if self.components.defense(cell.defense).card.stochastic else {}
-        )
-        right: dict[str, list[Tensor]] = {fork: [] for fork in forks}
-        kept: list[Tensor] = []
-        seconds = 0.0
-        for fork, draws in forks.items():
+    def score(self, batches: Sequence[Tensor], stopwatch: Stopwatch) -> list[Scores]:
+        """Score several versions of the same images, each (b, c, h, w).
+
+        stopwatch: measures purifying alone. Raises BrokenPurifier.
+        """
+        runs = {"score": self.draws}
+        if self.purifier.card.stochastic:
+            runs["select"] = SELECT_DRAWS
+        joined = _Joined(self, batches, stopwatch)
+        for fork, draws in runs.items():
             for draw in range(draws):
-                images, correct, spent = self._draw(cell, x, self.root.fork(fork).draw(draw))
-                right[fork].append(correct)
-                seconds += spent
-                kept += [images] if len(kept) < KEPT else []
-        rate = len(x) * sum(forks.values()) / max(seconds, 1e-9)
-        return ScoredImages(
-            {fork: torch.stack(made, 1).to(torch.uint8).cpu() for fork, made in right.items()},
-            kept,
-            rate,
-        )
+                joined.add_draw(fork, draw)
+        return joined.split()
 
-    def _draw(self, cell: Cell, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, float]:
-        """Purified images, which of them are right (b,), and the seconds that purifying took. What the card calls deterministic is held to it here."""
-        purifier, net = (
-            self.components.defense(cell.defense),
-            self.components.classifier(cell.classifier).network,
-        )
-        began = _now(x.device)
-        images = purified(purifier, x, noise)
-        spent, logits = _now(x.device) - began, logits_after_purify(purifier, net, images)
-        if not purifier.card.stochastic:
-            check_declared_deterministic(
-                purifier,
-                logits,
-                logits_after_purify(purifier, net, purified(purifier, x, noise.fork("flags"))),
+    def draw_noise(self, fork: str, draw: int) -> Noise:
+        """Return the noise of one draw."""
+        return self.noise.fork(fork).draw(draw)
+
+    def logits(self, purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
+        """Return logits of images behind a purifier, which may be a fresh copy of this one."""
+        return logits_after_purify(purifier, self.network, purify_once(purifier, x, noise))
+
+
+class _Joined:
+    """Several versions of the same images in one batch, draw by draw."""
+
+    def __init__(self, scorer: Scorer, batches: Sequence[Tensor], stopwatch: Stopwatch) -> None:
+        self.start = time.perf_counter()
+        self.scorer, self.stopwatch = scorer, stopwatch
+        self.count, self.size = len(batches), len(batches[0])
+        self.x = torch.cat(list(batches))
+        self.y = scorer.y.repeat(self.count)
+        self.rows = torch.arange(self.size, device=self.x.device).repeat(self.count)
+        self.outcomes: dict[str, list[Tensor]] = {}
+        self.losses: list[Tensor] = []
+        self.images: list[Tensor] = []
+        self.first_logits: Tensor | None = None
+
+    def add_draw(self, fork: str, draw: int) -> None:
+        """Purify and classify every image once."""
+        scorer = self.scorer
+        noise = scorer.draw_noise(fork, draw).take(self.rows)
+        with self.stopwatch.measure(len(self.x)):
+            images = purify_once(scorer.purifier, self.x, noise)
+        logits = logits_after_purify(scorer.purifier, scorer.network, images)
+        self.outcomes.setdefault(fork, []).append(scorer.task.score(logits, self.y))
+        if fork == "score":
+            self.losses.append(scorer.task.loss(logits, self.y).double())
+        if len(self.images) < COMPARED_DRAWS:
+            self.images.append(images)
+        if self.first_logits is None:
+            self.first_logits = logits
+
+    def split(self) -> list[Scores]:
+        """Return the scores of each version."""
+        assert self.first_logits is not None
+        outcomes = {fork: torch.stack(draws, 1).cpu() for fork, draws in self.outcomes.items()}
+        losses = torch.stack(self.losses, 1).mean(1)
+        seconds = (time.perf_counter() - self.start) / self.count
+        scores = []
+        for i in range(self.count):
+            rows = slice(i * self.size, (i + 1) * self.size)
+            scores.append(
+                Scores(
+                    outcomes={fork: values[rows] for fork, values in outcomes.items()},
+                    loss=float(losses[rows].sum()),
+                    first_draw=self.images[0][rows],
+                    first_logits=self.first_logits[rows],
+                    draws_differ=_any_differ([images[rows] for images in self.images]),
+                    seconds=seconds,
+                )
             )
-        return images, logits.argmax(1) == self.y, spent
-
-    def _check_state(self, cell: Cell, x: Tensor, images: Tensor) -> None:
-        """images: what became of x on the first draw. Does it hang on x and noise alone, image by image? Raises BrokenPurifier."""
-        used, noise = self.components.defense(cell.defense), self.root.fork("score").draw(0)
-        net = self.components.classifier(cell.classifier).network
-
-        def answers(purifier: Purifier) -> Tensor:
-            return logits_after_purify(purifier, net, purified(purifier, x, noise))
-
-        first, anew = (
-            logits_after_purify(used, net, images),
-            answers(self.components.fresh_defense(cell.defense)),
-        )
-        if not same(first, anew):
-            why = _why(
-                again=same(first, answers(used)),
-                alike=same(anew, answers(self.components.fresh_defense(cell.defense))),
-            )
-            raise BrokenPurifier(
-                f"{type(used).__name__}: one loaded anew answers otherwise: {why}; let purify depend on x and noise alone"
-            )
-        if self.components.precision == "float32":  # bfloat16 rounds otherwise in other batches
-            check_batch_independence(used, x, images, noise)
+        return scores
 
 
-def _why(*, again: bool, alike: bool) -> str:
-    """again: does it answer the same twice? alike: do two that are loaded anew?"""
-    if not again:
-        return "it gives something else for the same image and noise, as by torch's own generator, or by what it saw"
-    return "it remembers what it saw" if alike else "something is drawn when it is made"
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _any_differ(draws: Sequence[Tensor]) -> bool:
+    """Return True if any draw differs from the one before it."""
+    return any(not torch.equal(a, b) for a, b in pairwise(draws))

@@ -1,4 +1,8 @@
-"""The command line. Each command stands in the file of its name and is imported when it is used: `defend --help` loads neither torch nor ART."""
+"""The command line.
+
+Each command has a file of its own name, which is imported when the command is used: `defend --help`
+loads neither torch nor ART.
+"""
 
 import click
 
@@ -6,18 +10,21 @@ from defend import __version__
 from defend.cli.lazy import LazyGroup
 
 main = LazyGroup(
-    {  # in the order in which one meets them
-        "list": "What is installed: defenses, attacks, classifiers, data sets, weights.",
-        "show": "One component: its card, fields, source and weights.",
-        "bench": "Run a suite: attacks x defenses x classifiers. Without arguments, the embedded one.",
-        "audit": "Is what a defense's declared gradient reports real? Checks, and a verdict.",
+    {  # in the order in which a new user needs them
+        "list": "List what is installed: defenses, attacks, classifiers, data sets, weights.",
+        "show": "Show one component: its card, fields, source and weights.",
+        "bench": "Run a suite: attacks x defenses x classifiers. Default: the embedded suite.",
+        "audit": "Check whether the declared gradient of a defense can be trusted.",
         "report": "Write report.html and results.csv from run folders.",
         "train": "Train a learned defense or a classifier.",
         "purify": "Purify image files.",
         "check": "Run the conformance kit on an installed component.",
     },
     name="defend",
-    help="Adversarial purifiers as ART preprocessors, and benchmarks whose numbers survive an attacker who knows them.",
+    help=(
+        "Adversarial purifiers as ART preprocessors, and benchmarks whose numbers hold against an"
+        " attacker who knows the purifier."
+    ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     params=[
         click.Option(

@@ -1,108 +1,87 @@
-"""defend audit: options to one call, the verdict on top, a table."""
+"""defend audit: run the audit, print its verdict and its checks, write its page."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import console
+from defend.cli.common import data_root_option, device_option, make_console
 from defend.errors import BadParameter
-from defend.files import writable
+from defend.files import ensure_writable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from defend.audit import AuditReport
 
-UNRELIABLE = 3
+UNRELIABLE = 3  # exit code
 _STYLES = {"pass": "green", "flag": "yellow", "not run": "dim"}
 
 
 @click.command("audit")
 @click.argument("spec", metavar="SPEC")
-@click.option("--dataset", required=True, metavar="SPEC", help="A data set.")
-@click.option("--classifier", required=True, metavar="SPEC", help="What the defense stands before.")
+@click.option("--dataset", required=True, metavar="SPEC", help="The data set.")
+@click.option(
+    "--classifier", required=True, metavar="SPEC", help="The classifier behind the defense."
+)
 @click.option(
     "--budget",
     default="standard",
     show_default=True,
     metavar="quick|standard|thorough",
-    help="How many images and steps.",
+    help="How many images are attacked, by how many steps.",
 )
 @click.option(
     "--split",
     default="test",
     show_default=True,
     metavar="test|val",
-    help="val for choosing recipes and thresholds, test for claims.",
+    help="Use val to choose recipes and thresholds, test for claims.",
 )
 @click.option(
-    "--eps", metavar="E", help="L-inf, as 0.1 or 8/255. Default: the claim eps of the data set."
+    "--eps",
+    metavar="E",
+    help="The L-inf budget, as 0.1 or 8/255. Default: the claim eps of the data set.",
 )
 @click.option(
-    "-n", "--n", type=int, help="Images, from the first of the split. Default: the budget's."
+    "-n",
+    "--n",
+    type=int,
+    help="The number of images, from the first of the split. Default: by the budget.",
 )
 @click.option(
     "--surrogate",
     "surrogates",
     multiple=True,
     metavar="SPEC",
-    help="Another pipeline to transfer from: C, or DEFENSE+C. May be repeated.",
+    help="Another pipeline to transfer attacks from: C, or DEFENSE+C. May be repeated.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
-@click.option(
-    "--data-root",
-    metavar="DIR",
-    help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.",
-)
+@device_option
+@data_root_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.html",
-    help="The report as one page that works offline.",
+    help="Also write the report as one HTML page that works offline.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One object on stdout, nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout instead.")
 def audit(
-    spec: str,
-    dataset: str,
-    classifier: str,
-    budget: str,
-    split: str,
-    eps: str | None,
-    n: int | None,
-    surrogates: tuple[str, ...],
-    seed: int,
-    device: str,
-    data_root: str | None,
-    out: Path | None,
-    as_json: bool,
+    spec: str, dataset: str, classifier: str, out: Path | None, as_json: bool, **options: Any
 ) -> None:
-    """Is what the declared gradient of a defense reports real? Exit code 0: no sign of masking; 3: unreliable."""
+    """Check whether the robust accuracy under a defense's declared gradient can be trusted.
+
+    Exit code 0: no sign of gradient masking. Exit code 3: the evaluation is unreliable.
+    """
     if out is not None:
-        if out.suffix != ".html":
-            raise BadParameter(
-                f"--out {out}: expected a name that ends in .html, as {out.with_suffix('.html')}; for JSON give --json and redirect it"
-            )
-        writable(out.parent, make=False)
-    from defend.audit import audit as run  # loads torch: not before the options are read
+        check_page_path(out)
+    from defend.audit import audit as run_audit  # loads torch, so only after the options are read
     from defend.audit.page import write_page
 
-    report = run(
-        spec,
-        dataset,
-        classifier,
-        budget,
-        n=n,
-        split=split,
-        eps=eps,
-        surrogates=surrogates,
-        seed=seed,
-        device=device,
-        data_root=data_root,
-        progress=True,
-    )
+    report = run_audit(spec, dataset, classifier, progress=True, **options)
     if as_json:
         click.echo(json.dumps(report.as_dict(), allow_nan=False))
     else:
@@ -110,35 +89,51 @@ def audit(
     if out is not None:
         write_page(report, out)
         click.echo(f"wrote {out}", err=True)
-    if any(c.turns for c in report.checks):
+    if is_unreliable(report):
         click.get_current_context().exit(UNRELIABLE)
 
 
+def check_page_path(out: Path) -> None:
+    """Raise BadParameter if no HTML page can be written to this path."""
+    if out.suffix != ".html":
+        raise BadParameter(
+            f"--out {out}: expected a name that ends in .html, as {out.with_suffix('.html')}; for"
+            " JSON give --json and redirect it"
+        )
+    ensure_writable(out.parent, make=False)
+
+
+def is_unreliable(report: AuditReport) -> bool:
+    """Return True if any check makes the evaluation unreliable."""
+    return any(check.turns for check in report.checks)
+
+
 def print_report(report: AuditReport) -> None:
-    """The verdict, its reasons, then the checks: those that turn it first in bold."""
+    """Print the verdict, its reasons, the checks, and the advice of flags that do not decide it."""
+    from defend.audit.page import summary
+
+    console = make_console()
+    style = "bold red" if is_unreliable(report) else "bold green"
+    console.print(report.headline, style=style)
+    console.print(summary(report))
+    for reason in report.reasons:
+        console.print(f"- {reason}", soft_wrap=True)
+    console.print(_make_table(report))
+    for check in report.checks:
+        if check.verdict == "flag" and not check.turns:
+            console.print(f"{check.name}: {check.advice}.", style="dim", soft_wrap=True)
+
+
+def _make_table(report: AuditReport) -> Table:
+    """Return one row for each check; those that make the evaluation unreliable are bold."""
     from rich.table import Table
     from rich.text import Text
 
-    from defend.audit.page import summary
-
-    out = console()
-    unreliable = any(c.turns for c in report.checks)
-    out.print(report.headline, style="bold red" if unreliable else "bold green")
-    out.print(summary(report))
-    for reason in report.reasons:
-        out.print(f"- {reason}", soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("", "check", "counts as", "measured", "wanted"):
         table.add_column(column, overflow="fold")
-    for c in report.checks:
-        table.add_row(
-            Text(c.verdict, style="bold red" if c.turns else _STYLES[c.verdict]),
-            c.name,
-            c.weight,
-            c.measured,
-            c.threshold,
-        )
-    out.print(table)
-    for c in report.checks:
-        if c.verdict == "flag" and not c.turns:
-            out.print(f"{c.name}: {c.advice}.", style="dim", soft_wrap=True)
+    for check in report.checks:
+        style = "bold red" if check.turns else _STYLES[check.verdict]
+        verdict = Text(check.verdict, style=style)
+        table.add_row(verdict, check.name, check.weight, check.measured, check.threshold)
+    return table

@@ -1,105 +1,114 @@
-"""defend bench: options to keyword arguments, one call, a table."""
+"""defend bench: run a suite, print its table, write its report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import console
+from defend.cli.common import data_root_option, device_option, make_console
 
-_KEYS: list[Callable[[Any], Any]] = [  # each replaces the suite's key of its parameter's name
-    click.option("--dataset", metavar="SPEC", help="A data set."),
+if TYPE_CHECKING:
+    from defend.records import Record
+
+# Each option replaces the suite's key that has the name of its parameter.
+_SUITE_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option("--dataset", metavar="SPEC", help="The data set."),
     click.option(
         "--split",
         metavar="test|val",
-        help="val for choosing recipes and thresholds, test for claims.",
+        help="Use val to choose recipes and thresholds, test for claims.",
     ),
     click.option(
         "--classifier",
         "classifiers",
         multiple=True,
         metavar="SPEC",
-        help="May be repeated, as may the next six.",
+        help="A classifier. This option and the next five may be repeated.",
     ),
     click.option(
         "--defense",
         "defenses",
         multiple=True,
         metavar="SPEC",
-        help="name:key=value,key=value; chained by '+'.",
+        help="A defense as name:key=value,key=value; a chain is joined by '+'.",
     ),
     click.option(
         "--attack",
         "attacks",
         multiple=True,
         metavar="SPEC",
-        help="eps=... in it comes before --eps.",
+        help="An attack; eps=... in it is used instead of --eps.",
     ),
     click.option(
         "--knowledge",
         multiple=True,
         metavar="LEVEL",
-        help="oblivious, transfer, query, adaptive, bpda, or all.",
+        help="What the attacker knows: oblivious, transfer, query, adaptive, bpda, or all.",
     ),
     click.option(
-        "--gradient", "gradients", multiple=True, metavar="G", help="declared, identity or learned."
+        "--gradient",
+        "gradients",
+        multiple=True,
+        metavar="G",
+        help="The purifier's gradient in adaptive attacks: declared, identity or learned.",
     ),
     click.option(
         "--surrogate",
         "surrogates",
         multiple=True,
         metavar="SPEC",
-        help="What transfer attacks: C, or DEFENSE+C.",
+        help="A pipeline to transfer attacks from: C, or DEFENSE+C.",
     ),
     click.option(
         "--protocol",
         metavar="NAME",
-        help="ladder-1: all that a claim needs, in one option; --attack then adds to it.",
+        help="ladder-1: everything that a claim needs; --attack adds attacks to it.",
     ),
     click.option(
         "--eps",
         metavar="LIST",
         help="0.1, 8/255, 0,8/255 or 0:0.3:0.02. Default: the claim eps of the data set.",
     ),
-    click.option("-n", "--n", type=int, help="Images, from the first of the split."),
-    click.option("--seed", type=int),
+    click.option("-n", "--n", type=int, help="The number of images, from the first of the split."),
+    click.option("--seed", type=int, help="The seed of attacks and of stochastic defenses."),
     click.option(
-        "--draws", type=int, help="Purifications by which a stochastic defense is scored."
+        "--draws", type=int, help="Purifications of each image that score a stochastic defense."
     ),
     click.option(
-        "--eot", type=int, help="Copies over which a stochastic defense's gradient is averaged."
+        "--eot", type=int, help="EOT copies that average the gradient of a stochastic defense."
     ),
 ]
+# A protocol decides these keys of the embedded suite; n is then as large as a claim needs.
+_DECIDED_BY_PROTOCOL = ("attacks", "eps", "eot", "n")
 
 
-def _with_keys(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(_KEYS):
+def _add_suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SUITE_OPTIONS):
         command = option(command)
     return command
 
 
 @click.command("bench")
 @click.argument("suite", required=False, type=click.Path(path_type=Path), metavar="[SUITE.toml]")
-@_with_keys
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
-@click.option("--workers", type=int, help="Processes. Default: the cores, or the GPUs.")
+@_add_suite_options
+@device_option
 @click.option(
-    "--data-root",
-    metavar="DIR",
-    help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.",
+    "--workers",
+    type=int,
+    help="The number of processes. Default: one for each core, or for each GPU.",
 )
+@data_root_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="What is there is not computed again. Default: runs/SUITE.",
+    help="The run folder; results that are in it are not computed again. Default: runs/SUITE.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="One record per line on stdout, nothing else."
+    "--json", "as_json", is_flag=True, help="Print one record per line as JSON, and no table."
 )
 def bench(
     suite: Path | None,
@@ -110,14 +119,13 @@ def bench(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Run a suite and print its table. Without SUITE, the embedded one; options replace its keys."""
-    given = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in options.items()
-        if value not in (None, ())
-    }
-    keys = suite_keys(suite, given)
-    from defend import benchmarks  # loads torch: not before the options are read
+    """Run a suite, print its table and write its report.
+
+    SUITE is a TOML file or the name of a suite that ships; without it, the embedded suite is run.
+    Options replace the keys of the suite.
+    """
+    keys = suite_keys(suite, options_in_use(options))
+    from defend import benchmarks  # loads torch, so only after the options are read
 
     out = out or Path("runs") / benchmarks.suite.make_suite(keys).name
     try:
@@ -126,56 +134,80 @@ def bench(
         )
     except KeyboardInterrupt:
         click.echo(
-            f"what was finished is kept in {out}: the same command goes on with it", err=True
+            f"finished units are stored in {out}; run the same command again to go on from there",
+            err=True,
         )
         raise
     publish(records, out, as_json)
-    if any(r["error"] for r in records):
+    if any(record.failed for record in records):
         click.get_current_context().exit(1)
 
 
-def suite_keys(suite: Path | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The suite's keys, replaced by those given. Raises BadParameter."""
+def options_in_use(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the command line that have a value, tuples as lists."""
+    in_use: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, tuple):
+            value = list(value) or None
+        if value is not None:
+            in_use[key] = value
+    return in_use
+
+
+def suite_keys(suite: Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of the suite, replaced by the overrides. Raises BadParameter."""
     from defend.benchmarks.suite import load_suite
 
-    base = load_suite(suite)
-    if suite is None and given:
-        base["name"] = "adhoc"
-    if suite is None and "protocol" in given:
-        base = {
-            k: v for k, v in base.items() if k not in ("attacks", "eps", "eot", "n")
-        }  # which the protocol decides; n: as a claim needs
-    if suite is None and given.keys() & {"dataset", "attacks"}:
-        base.pop(
-            "eps", None
-        )  # chosen for the embedded data set and its norm: another has a claim eps of its own
-    if suite is None and given.keys() & {"dataset", "classifiers", "defenses", "attacks"}:
-        base.pop("eot", None)  # half of the default, for minutes on two cores: a weaker attack
-    return base | given
+    keys = load_suite(suite)
+    if suite is None and overrides:
+        keys["name"] = "adhoc"
+        for key in _outdated_keys(overrides):
+            keys.pop(key, None)
+    return {**keys, **overrides}
 
 
-def publish(records: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+def _outdated_keys(overrides: dict[str, Any]) -> set[str]:
+    """Return the keys of the embedded suite that were chosen for what the overrides replace."""
+    outdated: set[str] = set()
+    if "protocol" in overrides:
+        outdated.update(_DECIDED_BY_PROTOCOL)
+    if overrides.keys() & {"dataset", "attacks"}:
+        outdated.add("eps")  # chosen for the data set and the norm; another pair has its claim eps
+    if overrides.keys() & {"dataset", "classifiers", "defenses", "attacks"}:
+        outdated.add("eot")  # half of the default, to take minutes on two cores: a weaker attack
+    return outdated
+
+
+def publish(records: Sequence[Record], out: Path, as_json: bool) -> None:
+    """Print the records as a table or as JSON, write the report, name failed cells on stderr."""
     from defend.records import read_records
     from defend.results import print_table
-    from defend.results.diagnostics import name_of
     from defend.results.report import write_report
 
-    there = read_records(out)
+    all_records = read_records(out)
     if as_json:
         for record in records:
-            click.echo(json.dumps(record, allow_nan=False))
+            click.echo(record.to_json())
     else:
-        print_table(records, console(), [out], there)
+        print_table(records, make_console(), [out], all_records)
     for path in write_report([out], records=records):
         click.echo(f"wrote {path}", err=True)
-    if more := len(there) - len(records):
+    n_earlier = len(all_records) - len(records)
+    if n_earlier:
         click.echo(
-            f"{more} cells of earlier commands lie in {out} too: `defend report {out}` shows all",
+            f"{out} also holds {n_earlier} cells of earlier commands; `defend report {out}` shows"
+            " all",
             err=True,
         )
     for record in records:
-        if record["error"]:
-            click.echo(
-                f"failed: {name_of(record)}, before {record['classifier']}, eps {record['eps_text']}: {record['error']}",
-                err=True,
-            )
+        if record.failed:
+            click.echo(_describe_failure(record), err=True)
+
+
+def _describe_failure(record: Record) -> str:
+    from defend.results.diagnostics import name_of
+
+    return (
+        f"failed: {name_of(record)}, before {record.classifier}, eps {record.eps_text}:"
+        f" {record.error}"
+    )

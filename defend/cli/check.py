@@ -1,57 +1,64 @@
-"""defend check: the conformance kit on whatever is installed under a name."""
+"""defend check: the conformance kit on a component that is installed under a name."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from defend.cli.common import component, console
+from defend.cli.common import (
+    data_root_option,
+    make_console,
+    resolve_component,
+    weights_dataset_option,
+)
 
 _STYLES = {"pass": "green", "fail": "bold red"}
 
 
 @click.command("check")
 @click.argument("words", nargs=-1, metavar="[KIND] NAME")
-@click.option("--dataset", metavar="NAME", help="What weights=auto looks for.")
-@click.option(
-    "--data-root",
-    metavar="DIR",
-    help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.",
-)
+@weights_dataset_option
+@data_root_option
 def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) -> None:
-    """Run the conformance kit on a defense, attack, classifier or data set; NAME may carry fields, as bitdepth:bits=2."""
-    kind, spec = component(words, "defend check [KIND] NAME")
-    from defend.load import load
+    """Run the conformance kit on a defense, attack, classifier or data set.
+
+    NAME may carry fields, as in bitdepth:bits=2.
+    """
+    kind, spec = resolve_component(words, "defend check [KIND] NAME")
+    from defend.loading import load
     from defend.testing.runner import run_checks
 
-    more: dict[str, Any] = {"root": data_root} if kind == "dataset" and data_root else {}
-    made = load(spec, kind, dataset, **more)  # a wrong spec is the user's error, no failed check
+    options: dict[str, Any] = {}
+    if kind == "dataset" and data_root:
+        options["root"] = data_root
+
+    def make() -> Any:
+        return load(spec, kind, dataset, **options)
+
+    # A wrong spec and missing data are errors of the user (exit code 2), not failed checks (1).
+    component = make()
     if kind == "dataset":
-        made.rows("train", 0, 1)  # so is data that is not there
-    results = run_checks(kind, lambda: load(spec, kind, dataset, **more))
+        component.rows("train", 0, 1)
+    results = run_checks(kind, make)
     print_results(f"{kind} {spec}", results)
     if any(status == "fail" for _, status, _ in results):
         click.get_current_context().exit(1)
 
 
 def print_results(title: str, results: Sequence[tuple[str, str, str]]) -> None:
+    """Print (name, status, message) of each check, then how many had each status."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, status, message in results:
-        table.add_row(
-            Text(status, style=_STYLES.get(status, "dim")),
-            name.removeprefix("check_").replace("_", " "),
-            message,
-        )
-    out = console()
-    out.print(title, style="bold")
-    out.print(table)
-    counts = {
-        status: sum(s == status for _, s, _ in results)
-        for status in dict.fromkeys(s for _, s, _ in results)
-    }
-    out.print(", ".join(f"{n} {status}" for status, n in counts.items()))
+        check_name = name.removeprefix("check_").replace("_", " ")
+        table.add_row(Text(status, style=_STYLES.get(status, "dim")), check_name, message)
+    console = make_console()
+    console.print(title, style="bold")
+    console.print(table)
+    counts = Counter(status for _, status, _ in results)
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items()))

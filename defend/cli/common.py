@@ -1,62 +1,93 @@
-"""What commands share: which component is meant, and how tables are printed."""
+"""What the commands share: options, the search for the component that is meant, and the console."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from defend.errors import AmbiguousName, BadParameter, UnknownName, near
+import click
+
+from defend.errors import AmbiguousName, BadParameter, UnknownName, suggest_names
 from defend.registry import GROUPS, REGISTRY, Kind
 from defend.spec import parse
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLURALS = {f"{kind}s": kind for kind in GROUPS}
+PLURALS: dict[str, Kind] = {f"{kind}s": kind for kind in GROUPS}
+LOG_WIDTH = 1000  # columns if the output is no terminal, so that no table is cut in a log
+
+device_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:1",
+    help="Where to compute. auto: the first GPU, or the CPU if there is none.",
+)
+data_root_option = click.option(
+    "--data-root",
+    metavar="DIR",
+    help="The folder of the data sets. Default: DEFEND_DATA, or the user's cache folder.",
+)
+weights_dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="The data set whose weights are loaded with weights=auto.",
+)
 
 
-def console(stderr: bool = False) -> Console:
-    """Rich's console; as wide as the table where the output is no terminal, so that nothing is cut in a log."""
+def make_console() -> Console:
+    """Return a console on stdout without markup, wide enough for any table if it is a log."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = sys.stdout.isatty()
     return Console(
-        file=stream,
-        width=None if stream.isatty() else 1000,
+        file=sys.stdout,
+        width=None if is_terminal else LOG_WIDTH,
         highlight=False,
         markup=False,
-        soft_wrap=not stream.isatty(),
+        soft_wrap=not is_terminal,
     )
 
 
-def component(words: tuple[str, ...], usage: str) -> tuple[Kind, str]:
-    """(kind, spec) from [KIND] SPEC. The kind may be left out where one kind alone has the name. Raises DefendError."""
+def resolve_component(words: tuple[str, ...], usage: str) -> tuple[Kind, str]:
+    """Return the kind and the spec that the words [KIND] SPEC mean.
+
+    The kind may be left out if only one kind has a component of that name. `usage` is quoted in
+    the errors. Raises BadParameter, UnknownName and AmbiguousName.
+    """
     if len(words) == 2:
-        return kind_of(words[0]), words[1]
+        return parse_kind(words[0]), words[1]
     if len(words) != 1:
         raise BadParameter(
-            f"expected [KIND] NAME, got {' '.join(words) or 'nothing'}: write `{usage}`"
+            f"expected [KIND] NAME, got {' '.join(words) or 'nothing'}; write `{usage}`"
         )
-    name = parse(words[0])[0].name
+    spec = words[0]
+    return _only_kind(parse(spec)[0].name, spec, usage), spec
+
+
+def _only_kind(name: str, spec: str, usage: str) -> Kind:
     kinds = REGISTRY.kinds_of(name)
-    if not kinds:
-        known = [e.name for kind in GROUPS for e in REGISTRY.entries(kind)]
-        raise UnknownName(
-            f"unknown component '{name}'.{near(name, known)} `defend list` shows all {len(known)}."
-        )
-    if len(kinds) > 1:
-        say = usage.replace("[KIND] NAME", f"{kinds[0]} {words[0]}")
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        example = usage.replace("[KIND] NAME", f"{kinds[0]} {spec}")
         raise AmbiguousName(
-            f"'{name}' names a component of several kinds: {', '.join(kinds)}. Say which: `{say}`."
+            f"'{name}' names a component of several kinds: {', '.join(kinds)}; give the kind, as in"
+            f" `{example}`"
         )
-    return kinds[0], words[0]
+    known = [entry.name for kind in GROUPS for entry in REGISTRY.entries(kind)]
+    raise UnknownName(
+        f"unknown component '{name}'.{suggest_names(name, known)}"
+        f" `defend list` shows all {len(known)}."
+    )
 
 
-def kind_of(word: str) -> Kind:
-    """The kind of "defense" and of "defenses". Raises UnknownName."""
+def parse_kind(word: str) -> Kind:
+    """Return the kind that "defense" or "defenses" names. Raises UnknownName."""
     kind = PLURALS.get(word, word)
     if kind not in GROUPS:
         raise UnknownName(
-            f"unknown kind '{word}': expected {', '.join(GROUPS)}.{near(word, GROUPS)}"
+            f"unknown kind '{word}': expected {', '.join(GROUPS)}.{suggest_names(word, GROUPS)}"
         )
     return kind

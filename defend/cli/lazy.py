@@ -1,4 +1,4 @@
-"""A group of commands that are imported by name, and one line on stderr for whatever the user can get wrong."""
+"""A group of commands that are imported by name, and one line on stderr for each user's error."""
 
 from __future__ import annotations
 
@@ -12,43 +12,51 @@ from typing import Any, NoReturn
 
 import click
 
-from defend.errors import DefendError, near, one_line
+from defend.errors import DefendError, one_line, suggest_names
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
 
 class UserError(click.ClickException):
+    """An error that the user can correct."""
+
     exit_code = 2
 
 
 class LazyGroup(click.Group):
-    """`summaries`: command -> its line in --help, shown without importing `defend.cli.<command>`, which holds a click command of that name."""
+    """A group of which only the command in use is imported.
+
+    `summaries` maps each command to its line in --help. The module `defend.cli.<command>` holds a
+    click command of that name.
+    """
 
     def __init__(self, summaries: Mapping[str, str], **attrs: Any) -> None:
-        super().__init__(callback=_help_alone, invoke_without_command=True, **attrs)
+        super().__init__(callback=_print_help, invoke_without_command=True, **attrs)
         self._summaries = summaries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self._summaries]
+        return list(self._summaries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._summaries:
             return None
-        found = vars(import_module(f"defend.cli.{cmd_name}")).values()
-        return next(c for c in found if isinstance(c, click.Command) and c.name == cmd_name)
+        module = import_module(f"defend.cli.{cmd_name}")
+        commands = [v for v in vars(module).values() if isinstance(v, click.Command)]
+        return next(command for command in commands if command.name == cmd_name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in self._summaries and not args[0].startswith("-"):
             raise click.UsageError(
-                f"no command {args[0]!r}.{near(args[0], self._summaries)} `defend --help` lists them."
+                f"no command {args[0]!r}.{suggest_names(args[0], self._summaries)}"
+                " `defend --help` lists them."
             )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([*self._summaries.items()])
+            formatter.write_dl(list(self._summaries.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,44 +67,48 @@ class LazyGroup(click.Group):
             raise UserError(str(e)) from e
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Exit codes: 0 done, 1 a failed cell or check, 2 the user's input, 3 an unreliable evaluation, 130 interrupted."""
+        """Run a command and exit.
+
+        Exit codes: 0 done, 1 a failed cell or check, 2 an error that the user can correct, 3 an
+        unreliable evaluation, 130 interrupted.
+        """
+        extra["standalone_mode"] = False
         try:
-            with _terminated_is_interrupted():
-                sys.exit(super().main(*args, **extra | {"standalone_mode": False}))
+            with _sigterm_interrupts():
+                sys.exit(super().main(*args, **extra))
         except click.Abort:
-            _leave("interrupted", INTERRUPTED)
+            _exit_with("interrupted", INTERRUPTED)
         except click.ClickException as e:
-            _leave(_one_line(e), e.exit_code)
+            _exit_with(_error_line(e), e.exit_code)
 
 
 @contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """SIGTERM is a batch system's Control-C. Python lets the main thread alone say so."""
+def _sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM, by which a batch system stops a job, as Control-C while the block runs."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield  # Python allows only the main thread to install a handler
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 @click.pass_context
-def _help_alone(ctx: click.Context, /, **_: Any) -> None:
+def _print_help(ctx: click.Context, /, **_: Any) -> None:
+    """Print the help of the group if it is called without a command."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
-def _one_line(e: click.ClickException) -> str:
-    path = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else "defend"
-    hint = (
-        f" `{path} --help` says what it takes." if isinstance(e, click.UsageError) and e.ctx else ""
-    )
+def _error_line(e: click.ClickException) -> str:
     text = one_line(e.format_message())
-    return text + hint
+    if isinstance(e, click.UsageError) and e.ctx:
+        return f"{text} `{e.ctx.command_path} --help` shows the arguments and options."
+    return text
 
 
-def _leave(text: str, code: int) -> NoReturn:
+def _exit_with(text: str, code: int) -> NoReturn:
     click.echo(f"defend: {text}", err=True)
     sys.exit(code)

@@ -1,4 +1,7 @@
-"""defend list: names from entry points and zoo files. Imports no component, so a broken plugin costs nothing and hides nothing."""
+"""defend list: names from entry points and zoo files.
+
+No component is imported, so a broken plugin is listed like any other.
+"""
 
 from __future__ import annotations
 
@@ -7,78 +10,96 @@ from typing import Any
 
 import click
 
-from defend import weights
-from defend.cli.common import PLURALS, console
-from defend.errors import UnknownName, near
-from defend.registry import REGISTRY, Kind
+from defend.cli.common import PLURALS, make_console
+from defend.errors import UnknownName, suggest_names
+from defend.registry import REGISTRY
+from defend.weights.zoo import ZooEntry, read_zoos
 
-KINDS = (*PLURALS, "weights")
+WEIGHTS = "weights"
+TABLES = (*PLURALS, WEIGHTS)
+_ONLY_IN_JSON = ("kind", "target")  # columns that the printed tables leave out
+Row = dict[str, Any]
 
 
 @click.command("list")
 @click.argument("kind", required=False, metavar="[defenses|attacks|classifiers|datasets|weights]")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
-def list_(kind: str | None, as_json: bool) -> None:
-    """What is installed. Reads entry points alone: a plugin is imported when it is used (`defend check NAME` tries it)."""
-    tables = {k: rows(k) for k in ([plural(kind)] if kind else KINDS)}
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def list_command(kind: str | None, as_json: bool) -> None:
+    """List what is installed.
+
+    A plugin is named without being imported; `defend check NAME` imports and tests it.
+    """
+    names = [parse_table_name(kind)] if kind else TABLES
+    tables = {name: list_rows(name) for name in names}
     if as_json:
-        for row in (r for table in tables.values() for r in table):
-            click.echo(json.dumps(row))
+        for rows in tables.values():
+            for row in rows:
+                click.echo(json.dumps(row))
     else:
-        show(tables)
+        print_tables(tables)
 
 
-def plural(word: str) -> str:
-    """Raises UnknownName."""
-    found = word if word in KINDS else f"{word}s"
-    if found not in KINDS:
-        raise UnknownName(f"unknown kind '{word}': expected {', '.join(KINDS)}.{near(word, KINDS)}")
-    return found
+def parse_table_name(word: str) -> str:
+    """Return the table that "defense" or "defenses" names. Raises UnknownName."""
+    for name in (word, f"{word}s"):
+        if name in TABLES:
+            return name
+    raise UnknownName(
+        f"unknown kind '{word}': expected {', '.join(TABLES)}.{suggest_names(word, TABLES)}"
+    )
 
 
-def rows(kind: str) -> list[dict[str, Any]]:
-    if kind == "weights":
-        return [_weights_row(w) for w in weights.zoo().values()]
-    one: Kind = PLURALS[kind]
+def list_rows(table_name: str) -> list[Row]:
+    """Return one row for each component, or for each file of weights."""
+    if table_name == WEIGHTS:
+        return [_weights_row(entry) for entry in read_zoos().values()]
+    kind = PLURALS[table_name]
     return [
         {
-            "kind": one,
-            "name": REGISTRY.to_type(e),
-            "package": e.dist,
-            "version": e.version,
-            "target": e.target,
+            "kind": kind,
+            "name": REGISTRY.to_type(entry),
+            "package": entry.dist,
+            "version": entry.version,
+            "target": entry.target,
         }
-        for e in REGISTRY.entries(one)
+        for entry in REGISTRY.entries(kind)
     ]
 
 
-def _weights_row(w: weights.ZooEntry) -> dict[str, Any]:
-    row = {name: getattr(w, name) for name in ("name", "dataset", "default", "trained_on")}
-    return {"kind": "weights", "for": f"{w.kind} {w.component}", **row, "package": w.source}
+def _weights_row(entry: ZooEntry) -> Row:
+    return {
+        "kind": WEIGHTS,
+        "for": f"{entry.kind} {entry.component}",
+        "name": entry.name,
+        "dataset": entry.dataset,
+        "default": entry.default,
+        "trained_on": entry.trained_on,
+        "package": entry.source,
+    }
 
 
-def show(tables: dict[str, list[dict[str, Any]]]) -> None:
+def print_tables(tables: dict[str, list[Row]]) -> None:
+    """Print each table with its title and its number of rows."""
+    console = make_console()
+    for name, rows in tables.items():
+        title = f"{name} ({len(rows)})"
+        console.print(_make_table(title, rows) if rows else title)
+        console.print()
+
+
+def _make_table(title: str, rows: list[Row]) -> Any:
     from rich.table import Table
 
-    out = console()
-    for kind, found in tables.items():
-        table = Table(
-            title=f"{kind} ({len(found)})",
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            pad_edge=False,
-        )
-        columns = [c for c in (found[0] if found else ()) if c not in ("kind", "target")]
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in found:
-            table.add_row(*(_text(row[c]) for c in columns))
-        out.print(table if found else f"{kind} (0)")
-        out.print()
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    columns = [name for name in rows[0] if name not in _ONLY_IN_JSON]
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(_format(row[name]) for name in columns))
+    return table
 
 
-def _text(value: Any) -> str:
-    return (
-        {True: "yes", False: ""}.get(value, str(value)) if isinstance(value, bool) else str(value)
-    )
+def _format(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return str(value)

@@ -1,26 +1,26 @@
-"""defend purify: image files through a purifier, as deployed."""
+"""defend purify: purify image files, as a deployed purifier would."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby, islice
+from dataclasses import dataclass
 from math import inf, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from defend.cli.common import console
+from defend.cli.common import device_option, make_console, weights_dataset_option
+from defend.cli.image_files import Job, plan_jobs, read_image, write_image
 from defend.errors import BadParameter, Mismatch
-from defend.files import writable
+from defend.files import ensure_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from defend.purifier import Purifier
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-AT_ONCE = 64  # images held in memory together
+BATCH = 64  # images held in memory together
 
 
 @click.command("purify")
@@ -33,122 +33,93 @@ AT_ONCE = 64  # images held in memory together
     required=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="PNG files of the same names; folders keep their structure.",
+    help="The folder for PNG files of the same names; folders keep their structure.",
 )
-@click.option("--dataset", metavar="NAME", help="What weights=auto looks for.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
+@weights_dataset_option
+@device_option
 def purify(
     spec: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, device: str
 ) -> None:
-    """Purify images with SPEC and say how much each one changed. Transparency is dropped; the inputs are never overwritten."""
-    jobs = plan(inputs, out)
-    from defend.load import load, pick_device
+    """Purify images with the defense SPEC, and print how much each one changed.
+
+    Transparency is dropped. The inputs are never overwritten.
+    """
+    jobs = plan_jobs(inputs, out)
+    from defend.loading import load, pick_device
 
     purifier: Purifier = load(spec, "defense", dataset, pick_device(device))
-    writable(out)
-    unread: list[str] = []
-    for source, target, psnr in run(purifier, jobs, unread):
-        console().print(
-            f"{source} -> {target}  {f'{psnr:.2f} dB PSNR' if psnr < inf else 'unchanged'}"
-        )
-    if unread:
-        raise BadParameter(f"left out {len(unread)} of {len(jobs)}: " + "; ".join(unread))
+    ensure_writable(out)
+    failures: list[str] = []
+    for result in purify_files(purifier, jobs, failures):
+        change = "unchanged" if result.psnr == inf else f"{result.psnr:.2f} dB PSNR"
+        make_console().print(f"{result.job.source} -> {result.job.target}  {change}")
+    if failures:
+        raise BadParameter(f"left out {len(failures)} of {len(jobs)}: {'; '.join(failures)}")
 
 
-def plan(inputs: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
-    """(source, target) for each image, no target an input or the target of another. Raises BadParameter."""
-    jobs = [
-        (source, out / relative.with_suffix(".png"))
-        for path in inputs
-        for source, relative in _images(path)
-    ]
-    sources = {source.resolve() for source, _ in jobs}
-    taken: dict[Path, Path] = {}
-    for source, target in jobs:
-        if target.resolve() in sources:
-            raise BadParameter(
-                f"--out {out}: {target} would overwrite an input. Give another folder."
-            )
-        if target in taken:
-            raise BadParameter(
-                f"{source} and {taken[target]} would both become {target}. Purify them into folders of their own."
-            )
-        taken[target] = source
-    return jobs
+@dataclass(frozen=True)
+class LoadedImage:
+    """A job with its image, uint8 (1 or 3, h, w)."""
+
+    job: Job
+    pixels: Tensor
 
 
-def _images(path: Path) -> list[tuple[Path, Path]]:
-    """(file, its name under --out)."""
-    if path.is_file():
-        return [(path, Path(path.name))]
-    if not path.is_dir():
-        raise BadParameter(f"{path}: no such image or folder")
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not found:
-        raise BadParameter(
-            f"{path}: no images in this folder (looked for {', '.join(sorted(SUFFIXES))})"
-        )
-    return [(p, p.relative_to(path)) for p in found]
+@dataclass(frozen=True)
+class Result:
+    """A purified image file; `psnr` compares it with its source, in dB."""
+
+    job: Job
+    psnr: float
 
 
-def run(
-    purifier: Purifier, jobs: list[tuple[Path, Path]], unread: list[str]
-) -> Iterator[tuple[Path, Path, float]]:
-    """Neighbours of one shape go through the purifier together. Yields source, target and the PSNR between them in dB.
+def purify_files(purifier: Purifier, jobs: list[Job], failures: list[str]) -> Iterator[Result]:
+    """Purify the images of all jobs, neighbours of one shape as one batch, and write them.
 
-    unread: gets a line for each file that is no image, or none for this purifier; the others go on.
+    For each file that is no image, or that the purifier does not take, a line is added to
+    `failures`, and the other files go on.
     """
-    import torch
-
-    images = _readable(jobs, unread)
-    for _, same in groupby(images, lambda job: job[2].shape):
-        while part := list(islice(same, AT_ONCE)):
-            x = torch.stack([image for _, _, image in part])
-            try:
-                with torch.no_grad():
-                    y = purifier.forward(x.float() / 255)[0].mul(255).round().to(torch.uint8)
-            except Mismatch as e:
-                unread.extend(f"{source}: {e}" for source, _, _ in part)
-                continue
-            for (source, target, before), after in zip(part, y, strict=True):
-                _write(target, after)
-                yield source, target, _psnr(before, after)
+    for batch in _batches(_load(jobs, failures)):
+        yield from _purify_batch(purifier, batch, failures)
 
 
-def _readable(
-    jobs: list[tuple[Path, Path]], unread: list[str]
-) -> Iterator[tuple[Path, Path, Tensor]]:
-    for source, target in jobs:
+def _load(jobs: list[Job], failures: list[str]) -> Iterator[LoadedImage]:
+    for job in jobs:
         try:
-            yield source, target, _read(source)
+            pixels = read_image(job.source)
         except BadParameter as e:
-            unread.append(str(e))
+            failures.append(str(e))
+            continue
+        yield LoadedImage(job, pixels)
 
 
-def _read(path: Path) -> Tensor:
-    """uint8 (1 or 3, h, w). Raises BadParameter."""
-    import numpy as np
+def _batches(images: Iterator[LoadedImage]) -> Iterator[list[LoadedImage]]:
+    """Group neighbours of one shape, at most BATCH of them."""
+    batch: list[LoadedImage] = []
+    for image in images:
+        if batch and (len(batch) == BATCH or image.pixels.shape != batch[0].pixels.shape):
+            yield batch
+            batch = []
+        batch.append(image)
+    if batch:
+        yield batch
+
+
+def _purify_batch(
+    purifier: Purifier, batch: list[LoadedImage], failures: list[str]
+) -> Iterator[Result]:
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
 
+    x = torch.stack([image.pixels for image in batch])
     try:
-        with Image.open(path) as file:
-            image: Any = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                raise BadParameter(
-                    f"{path}: more than 8 bits per channel ({image.mode}); convert it to 8 bits"
-                )
-            array = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, UnidentifiedImageError) as e:
-        raise BadParameter(f"{path}: no image that can be read: {e}") from None
-    return torch.from_numpy(array.copy()).reshape(*array.shape[:2], -1).permute(2, 0, 1)
-
-
-def _write(path: Path, image: Tensor) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()).save(path)
+        with torch.no_grad():
+            purified = purifier.forward(x.float() / 255)[0].mul(255).round().to(torch.uint8)
+    except Mismatch as e:
+        failures.extend(f"{image.job.source}: {e}" for image in batch)
+        return
+    for image, pixels in zip(batch, purified, strict=True):
+        write_image(image.job.target, pixels)
+        yield Result(image.job, _psnr(image.pixels, pixels))
 
 
 def _psnr(a: Tensor, b: Tensor) -> float:

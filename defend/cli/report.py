@@ -1,4 +1,4 @@
-"""defend report: one offline HTML file and a CSV from run folders."""
+"""defend report: one HTML page that works offline, and a CSV file, from run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""defend train: a component without weights in, a weights file out."""
+"""defend train: train a component without weights, and write a file of weights."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import component
+from defend.cli.common import data_root_option, device_option, resolve_component
 from defend.errors import BadParameter
-from defend.files import checkout, writable
-from defend.spec import Spec, Value, parse_single, read, write
+from defend.files import checkout, ensure_writable
+from defend.registry import REGISTRY, Kind
+from defend.spec import Spec, Value, parse_single, read_value, write_value
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from defend.dataset import Dataset
     from defend.learned import Learned
+    from defend.weights.header import Header
 
 USAGE = "defend train [KIND] SPEC --dataset D"
-LOST = {
-    "accuracy": 0.0,
-    "PSNR": 0.01,
-}  # what 16 bits may cost on val: nothing; 0.01 dB, 0.2 % of the squared error
 
 
 @click.command("train")
@@ -33,7 +29,7 @@ LOST = {
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Default: COMPONENT-DATASET.safetensors here.",
+    help="The file to write. Default: COMPONENT-DATASET.safetensors in this folder.",
 )
 @click.option(
     "-o",
@@ -41,19 +37,17 @@ LOST = {
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of the recipe, as epochs=20; may be repeated.",
+    help="An option of the recipe, as in epochs=20. May be repeated.",
 )
 @click.option("--seed", type=int, help="The same as -o seed=...")
 @click.option(
-    "--float32", is_flag=True, help="Store 32 bits even where 16 give the same accuracy on val."
+    "--float32",
+    is_flag=True,
+    help="Store 32 bits even if 16 bits give the same quality on validation images.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda|cuda:1")
-@click.option(
-    "--data-root",
-    metavar="DIR",
-    help="Where data sets lie. Default: DEFEND_DATA, else the user's cache folder.",
-)
+@click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@device_option
+@data_root_option
 def train(
     words: tuple[str, ...],
     dataset: str,
@@ -65,106 +59,114 @@ def train(
     device: str,
     data_root: str | None,
 ) -> None:
-    """Train a learned defense or a classifier: fields in SPEC, the recipe in -o. Interrupted, the same command goes on where it was."""
-    kind, text = component(words, USAGE)
-    spec, recipe = trainable(parse_single(text, kind), kind), recipe_of(options, seed)
-    out = out or Path(
-        f"{spec.name.replace('/', '-')}-{parse_single(dataset, 'dataset').name.replace('/', '-')}.safetensors"
-    )
-    writable(out.parent, "--out")
-    if out.exists() and not overwrite:
-        raise BadParameter(
-            f"{out} exists, and training takes long: give another --out, or --overwrite"
-        )
-    from defend.load import load, pick_device  # loads torch: not before the options are read
+    """Train a learned defense or a classifier, and write its weights.
+
+    SPEC has the fields of the component, -o the options of the recipe. If training is interrupted,
+    run the same command again to go on from there.
+    """
+    kind, text = resolve_component(words, USAGE)
+    spec = untrained_spec(parse_single(text, kind), kind)
+    recipe = parse_recipe(options, seed)
+    out = out or default_path(spec, dataset)
+    check_output(out, overwrite)
+    from defend.loading import load, pick_device  # loads torch, so only after the options are read
+    from defend.training.store import store_weights
 
     data: Dataset = load(dataset, "dataset", **({"root": data_root} if data_root else {}))
     learner: Learned = load((spec,), kind, dataset=data, device=pick_device(device))
-    if kind == "classifier":
-        learner.check_fits(data.channels, data.size, data.classes, dataset)  # type: ignore[attr-defined]
-    resume = out.with_name(out.name + ".resume")
     val = data.rows("val", 0, data.count("val"))
-    learner.fit(source_of(data), val=val, resume=resume, **recipe)
-    stored = store(
-        learner,
-        val,
-        out,
-        header_of(
-            learner, kind, data, command_line(kind, text, dataset, out, recipe, float32), recipe
-        ),
-        float32,
-    )
+    resume = out.with_name(out.name + ".resume")
+    fit(learner, data, dataset, val=val, resume=resume, **recipe)
+    command = reproducing_command(kind, text, dataset, out, recipe, float32)
+    header = make_header(learner, kind, data, command, recipe)
+    summary = store_weights(learner, val, out, header, float32)
     resume.unlink(missing_ok=True)
-    click.echo(f"wrote {out}: {stored}, trained on {learner.trained_on}", err=True)
+    click.echo(f"wrote {out}: {summary}, trained on {learner.trained_on}", err=True)
 
 
-def trainable(spec: Spec, kind: str) -> Spec:
-    """The spec without weights. Raises BadParameter where there is nothing to learn."""
+def untrained_spec(spec: Spec, kind: Kind) -> Spec:
+    """Return the spec with weights=untrained.
+
+    Raises BadParameter if the component cannot be trained, or if the spec names weights.
+    """
     from defend.learned import Learned
-    from defend.registry import REGISTRY
 
-    make = REGISTRY.entry(kind, spec.name).load()  # type: ignore[arg-type]
-    if not (isinstance(make, type) and issubclass(make, Learned)):
+    component_type = REGISTRY.entry(kind, spec.name).load()
+    if not (isinstance(component_type, type) and issubclass(component_type, Learned)):
         raise BadParameter(
-            f"{kind} '{spec.name}' has nothing to learn; `defend train` takes learned defenses and classifiers"
+            f"{kind} '{spec.name}' has nothing to learn; give a learned defense or a classifier"
         )
     bare, weights = spec.without("weights")
     if weights not in (None, "untrained"):
-        raise BadParameter(f"{spec}: training starts from nothing; leave weights={weights} out")
+        raise BadParameter(f"{spec}: training starts without weights; leave weights={weights} out")
     return Spec(bare.name, (*bare.params, ("weights", "untrained")))
 
 
-def recipe_of(options: tuple[str, ...], seed: int | None) -> dict[str, Value]:
-    """Raises BadParameter."""
+def parse_recipe(options: tuple[str, ...], seed: int | None) -> dict[str, Value]:
+    """Return the recipe from -o and --seed. Raises BadParameter."""
     recipe: dict[str, Value] = {}
     for option in options:
-        key, equals, value = option.partition("=")
-        if not equals or not key.strip().isidentifier():
+        text, equals, value = option.partition("=")
+        key = text.strip()
+        if not equals or not key.isidentifier():
             raise BadParameter(f"-o {option}: expected KEY=VALUE, as -o epochs=20")
-        if key.strip() in recipe:
-            raise BadParameter(f"-o {key.strip()} is given twice")
-        recipe[key.strip()] = read(value)
+        if key in recipe:
+            raise BadParameter(f"-o {key} is given twice; leave one out")
+        recipe[key] = read_value(value)
     if seed is not None and recipe.setdefault("seed", seed) != seed:
-        raise BadParameter(f"--seed {seed} contradicts -o seed={recipe['seed']}: give one")
+        raise BadParameter(f"--seed {seed} contradicts -o seed={recipe['seed']}; leave one out")
     return recipe
 
 
-def source_of(data: Dataset) -> Any:
-    from defend.training.data import training_source
+def default_path(spec: Spec, dataset: str) -> Path:
+    """Return COMPONENT-DATASET.safetensors."""
+    names = (spec.name, parse_single(dataset, "dataset").name)
+    return Path("-".join(name.replace("/", "-") for name in names) + ".safetensors")
 
-    return training_source(data)
+
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise BadParameter if the file cannot be written, or exists and may not be replaced."""
+    ensure_writable(out.parent, "--out")
+    if out.exists() and not overwrite:
+        raise BadParameter(
+            f"{out} exists, and training takes long; give another --out, or --overwrite"
+        )
 
 
-def command_line(
-    kind: str, spec: str, dataset: str, out: Path, recipe: dict[str, Value], float32: bool
+def fit(learner: Learned, data: Dataset, dataset: str, **options: Any) -> None:
+    """Train on the training images. Raises Mismatch if a classifier does not fit the data set."""
+    from defend.classifier import Classifier
+    from defend.training.data import make_training_source
+
+    if isinstance(learner, Classifier):
+        learner.check_fits(data.channels, data.size, data.classes, dataset)
+    learner.fit(make_training_source(data), **options)
+
+
+def reproducing_command(
+    kind: Kind, spec: str, dataset: str, out: Path, recipe: dict[str, Value], float32: bool
 ) -> str:
-    """What to type to train the same; where data and results lie is left to whoever types it."""
-    options = [word for key, value in recipe.items() for word in ("-o", f"{key}={write(value)}")]
-    return shlex.join(
-        [
-            "defend",
-            "train",
-            kind,
-            spec,
-            "--dataset",
-            dataset,
-            "--out",
-            out.name,
-            *options,
-            *["--float32"] * float32,
-        ]
-    )
+    """Return the command that trains the same weights.
+
+    It leaves out where the data sets are and in which folder the result goes.
+    """
+    words = ["defend", "train", kind, spec, "--dataset", dataset, "--out", out.name]
+    for key, value in recipe.items():
+        words += ["-o", f"{key}={write_value(value)}"]
+    if float32:
+        words.append("--float32")
+    return shlex.join(words)
 
 
-def header_of(
-    learner: Learned, kind: str, data: Dataset, command: str, recipe: dict[str, Value]
-) -> Any:
-    from defend.load import dataset_name
-    from defend.weights import Header
+def make_header(
+    learner: Learned, kind: Kind, data: Dataset, command: str, recipe: dict[str, Value]
+) -> Header:
+    """Return the header of the weights: component, data set, training, and the code's commit."""
+    from defend.loading import dataset_name
+    from defend.weights.header import Header
 
     fields = {key: value for key, value in learner.settings.items() if key != "weights"}
     seed = recipe.get("seed", 0)
-    commit, changed = checkout("defend") or ("", False)
     return Header(
         kind=kind,
         component=learner.component,
@@ -173,27 +175,14 @@ def header_of(
         trained_on=learner.trained_on,
         command=command,
         seed=seed if isinstance(seed, int) else 0,
-        commit=commit + "+" * changed,
+        commit=_commit(),
     )
 
 
-def store(
-    learner: Learned, val: tuple[Tensor, Tensor], out: Path, header: Any, float32: bool
-) -> str:
-    """Write the file, in float16 where that loses no more than `LOST` on validation images. Returns what was stored and its score."""
-    from defend import weights
-    from defend.training.quality import quality
-
-    net = learner.net  # type: ignore[attr-defined]
-    full = {name: t.detach().clone() for name, t in net.state_dict().items()}
-    name, best = quality(learner, *val)
-    half = {
-        key: t.half() if t.dtype.itemsize == 4 and t.is_floating_point() else t
-        for key, t in full.items()
-    }
-    net.load_state_dict(half)
-    score = quality(learner, *val)[1]
-    small = not float32 and score >= best - LOST[name]
-    net.load_state_dict(half if small else full)
-    weights.save(out, half if small else full, header)
-    return f"{'float16' if small else 'float32'}, {name} {score if small else best:.4f} on {len(val[0])} images of val"
+def _commit() -> str:
+    """Return the commit of the package, with "+" if its files differ from it; "" if unknown."""
+    source = checkout("defend")
+    if source is None:
+        return ""
+    commit, changed = source
+    return f"{commit}+" if changed else commit

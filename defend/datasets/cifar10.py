@@ -1,24 +1,28 @@
-"""CIFAR-10: Krizhevsky, "Learning multiple layers of features from tiny images", 2009, chapter 3."""
+"""CIFAR-10: Krizhevsky, 2009, chapter 3.
+
+The report is "Learning multiple layers of features from tiny images".
+"""
 
 from __future__ import annotations
 
 import numpy as np
-from torchvision.datasets import CIFAR10 as Source
+from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
 
 from defend.dataset import ArrayDataset, DatasetCard, Split, data_root, held_out
-from defend.datasets.downloads import fetched
+from defend.datasets.downloads import read_or_download
 
-VAL = 0.08  # of the 50,000 training images: about 4,000
+VAL = 0.08  # share of the 50,000 training images that are the val split: about 4,000
 
 
 class Cifar10(ArrayDataset):
-    """Photographs of ten kinds of things, RGB 32x32; the official test images in their order, `val` cut from training by hash.
+    """Provide photographs of ten classes of vehicles and animals, RGB 32x32.
 
-    The published batches are pickles: torchvision reads them only where their MD5 is the published one.
+    The test images have the official order; `val` is cut from training by hash. The published
+    batches are pickles: torchvision reads them only if their MD5 is the published one.
     """
 
     card = DatasetCard(
-        source="https://www.cs.toronto.edu/~kriz/cifar.html",  # Krizhevsky, "Learning multiple layers of features from tiny images", 2009
+        source="https://www.cs.toronto.edu/~kriz/cifar.html",
         licence="not stated by its authors; a public benchmark",
         claim={"Linf": 8 / 255, "L2": 0.5},
     )
@@ -38,14 +42,16 @@ class Cifar10(ArrayDataset):
     )
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Return x uint8 (n, 3, 32, 32) and y (n,). Raises MissingData if there are no files."""
         root = data_root(self.root)
-        source = fetched(
-            lambda download: Source(root, train=split != "test", download=download),
+        source = read_or_download(
+            lambda download: TorchvisionCIFAR10(root, train=split != "test", download=download),
             root / "cifar-10-batches-py",
             "CIFAR10",
         )
-        x, y = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2)), np.array(source.targets)
+        x = np.ascontiguousarray(source.data.transpose(0, 3, 1, 2))
+        y = np.array(source.targets)
         if split == "test":
             return x, y
-        mine = held_out(x, VAL) == (split == "val")
-        return x[mine], y[mine]
+        in_split = held_out(x, VAL) == (split == "val")
+        return x[in_split], y[in_split]

@@ -1,6 +1,7 @@
-"""digits-m: digits blended into photographs, |crop - digit|: MNIST-M of Ganin, Lempitsky, arXiv:1409.7495, section 4, from what scikit-learn ships.
+"""digits-m: digits blended into photographs, |crop - digit|, from what scikit-learn ships.
 
-Everything is integer arithmetic on grey levels 0..255 and hashes of bytes, so an image is the same on every machine.
+The recipe is that of MNIST-M: Ganin, Lempitsky, arXiv:1409.7495, section 4. Everything is integer
+arithmetic on grey levels 0..255 and hashes of bytes, so an image is the same on every machine.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from defend.dataset import ArrayDataset, DatasetCard, Split
 from defend.datasets import uci
 from defend.noise import Noise
 
-SIZE, INNER = 32, 28
-COPIES: dict[Split, int] = {
-    "train": 8,
-    "val": 6,
-    "test": 2,
-}  # fixed backgrounds for each digit; enough that every split passes 1,000
+SIZE = 32  # height and width of the images
+DIGIT_SIZE = 28  # height and width of a digit inside its border
+
+# Fixed backgrounds for each digit: enough that every split has more than 1,000 images.
+COPIES: dict[Split, int] = {"train": 8, "val": 6, "test": 2}
 
 
 class DigitsM(ArrayDataset):
-    """UCI digits in front of crops of two photographs, RGB 32x32. `stream` draws fresh backgrounds without end."""
+    """Provide UCI digits in front of crops of two photographs, RGB 32x32.
+
+    `stream` draws fresh backgrounds without end.
+    """
 
     card = DatasetCard(
         source="arXiv:1409.7495",
@@ -40,90 +43,99 @@ class DigitsM(ArrayDataset):
     checksum = "bf163e2c052ceafd"  # of the first 64 test images and labels
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Every digit once, then every digit once more: the first n images share no digit for as long as possible."""
-        digits, labels = enlarged(split)
+        """Return x uint8 (n, 3, 32, 32) and y int64 (n,).
+
+        Every digit comes once, then every digit comes once more, and so on: the first n images
+        repeat no digit for as long as possible.
+        """
+        digits, labels = enlarge_digits(split)
         copies = COPIES[split]
-        choices = torch.tensor(
-            np.array(
-                [
-                    _choice(d.numpy().tobytes() + bytes([copy]))
-                    for copy in range(copies)
-                    for d in digits
-                ]
-            )
-        )
-        return blend(crops(split, choices), digits.repeat(copies, 1, 1)).numpy(), np.tile(
-            labels.numpy(), copies
-        )
+        x = blend(cut_crops(split, fixed_choices(digits, copies)), digits.repeat(copies, 1, 1))
+        return x.numpy(), np.tile(labels.numpy(), copies)
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor]:
-        """x (b, 3, 32, 32), y (b,) on the device of the noise: digits of the split at random, each before a fresh crop."""
+        """Return x (b, 3, 32, 32) and y (b,) on the device of the noise.
+
+        They are random digits of the split, each in front of a fresh crop.
+        """
         u = noise.uniform(torch.empty(len(noise), 4, dtype=torch.float64, device=noise.device))
-        digits, labels = (t.to(noise.device) for t in enlarged(split))
-        which = (u[:, 3] * len(digits)).long()
-        return blend(crops(split, u[:, :3]), digits[which]).float().div_(255), labels[which]
+        digits, labels = (t.to(noise.device) for t in enlarge_digits(split))
+        rows = (u[:, 3] * len(digits)).long()
+        x = blend(cut_crops(split, u[:, :3]), digits[rows])
+        return x.float().div_(255), labels[rows]
 
 
 @cache
-def enlarged(split: Split) -> tuple[Tensor, Tensor]:
-    """Digits uint8 (n, 32, 32): 8x8 scaled to 28x28, bilinear, and padded; labels int64 (n,)."""
-    x, y = uci.digits(split)
-    w = _bilinear(x.shape[-1], INNER)
-    top = 4 * INNER**2 * uci.TOP  # what a full stroke gives after both weightings
-    scaled = (w @ x.astype(np.int64) @ w.T * 510 + top) // (
-        2 * top
-    )  # the nearest of 0..255, in integers
-    return torch.from_numpy(
-        np.pad(scaled, [(0, 0), *[((SIZE - INNER) // 2,) * 2] * 2]).astype(np.uint8)
-    ), torch.from_numpy(y)
+def enlarge_digits(split: Split) -> tuple[Tensor, Tensor]:
+    """Return digits uint8 (n, 32, 32), scaled bilinearly and padded, and labels int64 (n,)."""
+    x, y = uci.read_digits(split)
+    w = bilinear_weights(x.shape[-1], DIGIT_SIZE)
+    full_stroke = 4 * DIGIT_SIZE**2 * uci.MAX_LEVEL  # the highest level after both weightings
+    weighted = w @ x.astype(np.int64) @ w.T
+    scaled = (weighted * 510 + full_stroke) // (2 * full_stroke)  # rounded to 0..255, in integers
+    border = (SIZE - DIGIT_SIZE) // 2
+    padded = np.pad(scaled, [(0, 0), (border, border), (border, border)])
+    return torch.from_numpy(padded.astype(np.uint8)), torch.from_numpy(y)
 
 
-def _bilinear(n: int, m: int) -> np.ndarray:
-    """Weights (m, n) in units of 1 / 2m that stretch n samples to m; half-pixel centres, the border repeated."""
-    at = np.clip(
-        n * (2 * np.arange(m) + 1) - m, 0, 2 * m * (n - 1)
-    )  # position of sample i, in units of 1 / 2m
-    w = np.zeros((m, n + 1), np.int64)
-    w[np.arange(m), at // (2 * m)] = 2 * m - at % (2 * m)
-    w[np.arange(m), at // (2 * m) + 1] = at % (2 * m)
-    return w[:, :n]
+def bilinear_weights(n: int, m: int) -> np.ndarray:
+    """Return weights (m, n), in units of 1 / 2m, that stretch n samples to m.
+
+    Pixels have half-pixel centres, and the border is repeated.
+    """
+    # The position of each output among the samples, in units of 1 / 2m of a sample.
+    positions = np.clip(n * (2 * np.arange(m) + 1) - m, 0, 2 * m * (n - 1))
+    sample, distance = positions // (2 * m), positions % (2 * m)
+    weights = np.zeros((m, n + 1), np.int64)
+    weights[np.arange(m), sample] = 2 * m - distance
+    weights[np.arange(m), sample + 1] = distance
+    return weights[:, :n]
 
 
 @cache
-def photographs(split: Split) -> Tensor:
-    """uint8 (2, h, w / 2, 3): the left halves for training and validation, the right halves for test."""
+def read_photographs(split: Split) -> Tensor:
+    """Return halves of the photographs, uint8 (2, h, w / 2, 3).
+
+    Training and validation have the left halves, test has the right halves.
+    """
     photos = np.stack(load_sample_images().images)
     half = photos.shape[2] // 2
-    return torch.from_numpy(
-        np.ascontiguousarray(photos[:, :, half:] if split == "test" else photos[:, :, :half])
-    )
+    side = photos[:, :, half:] if split == "test" else photos[:, :, :half]
+    return torch.from_numpy(np.ascontiguousarray(side))
 
 
-def crops(split: Split, choice: Tensor) -> Tensor:
-    """choice (b, 3) in [0, 1): photograph, top, left. uint8 (b, 32, 32, 3)."""
-    photos = photographs(split).to(choice.device)
-    ends = torch.tensor(
-        [photos.shape[0], photos.shape[1] - SIZE + 1, photos.shape[2] - SIZE + 1],
-        device=choice.device,
-    )
-    photo, top, left = (choice * ends).long().unbind(1)
-    steps = torch.arange(SIZE, device=choice.device)
-    return photos[
-        photo[:, None, None], (top[:, None] + steps)[:, :, None], (left[:, None] + steps)[:, None]
-    ]
+def fixed_choices(digits: Tensor, copies: int) -> Tensor:
+    """Return the choices (copies n, 3) of crops for the digits, by hashes of digit and copy."""
+    choices = []
+    for copy in range(copies):
+        for digit in digits:
+            choices.append(hash_fractions(digit.numpy().tobytes() + bytes([copy])))
+    return torch.tensor(np.array(choices))
 
 
-def blend(crop: Tensor, digit: Tensor) -> Tensor:
-    """|crop - digit| in each channel: uint8 (b, h, w, 3) and (b, h, w) -> (b, 3, h, w)."""
-    return (
-        (crop.short() - digit.short()[..., None])
-        .abs()
-        .to(torch.uint8)
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
-
-
-def _choice(data: bytes) -> list[float]:
+def hash_fractions(data: bytes) -> list[float]:
+    """Return three numbers in [0, 1), each from 32 bits of a hash of the data."""
     digest = hashlib.blake2b(data, digest_size=12, person=b"digits-m").digest()
     return [int.from_bytes(digest[i : i + 4], "big") / 2**32 for i in (0, 4, 8)]
+
+
+def cut_crops(split: Split, choices: Tensor) -> Tensor:
+    """Return crops uint8 (b, 32, 32, 3) of the photographs.
+
+    choices (b, 3) in [0, 1): the photograph, the top row and the first column.
+    """
+    photos = read_photographs(split).to(choices.device)
+    counts = [photos.shape[0], photos.shape[1] - SIZE + 1, photos.shape[2] - SIZE + 1]
+    photo, row, column = (choices * torch.tensor(counts, device=choices.device)).long().unbind(1)
+    offsets = torch.arange(SIZE, device=choices.device)
+    rows, columns = row[:, None] + offsets, column[:, None] + offsets
+    return photos[photo[:, None, None], rows[:, :, None], columns[:, None]]
+
+
+def blend(crops: Tensor, digits: Tensor) -> Tensor:
+    """Return |crop - digit| in each channel, uint8 (b, 3, h, w).
+
+    crops: uint8 (b, h, w, 3). digits: uint8 (b, h, w).
+    """
+    distance = (crops.short() - digits.short()[..., None]).abs()
+    return distance.to(torch.uint8).permute(0, 3, 1, 2).contiguous()

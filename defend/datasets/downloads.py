@@ -1,4 +1,4 @@
-"""torchvision's own data sets: read where they lie, fetched where the network allows, one clear line where neither works."""
+"""torchvision's own data sets: read from the data root, or downloaded if the network allows it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing import TypeVar
 from defend.errors import MissingData
 
 T = TypeVar("T")
-PATIENCE = 10.0  # seconds without a byte until a mirror counts as unreachable; torchvision itself would wait for ever
-FAILURES = (
+
+# Seconds without a byte until a mirror counts as unreachable; torchvision itself has no limit.
+TIMEOUT = 10.0
+
+# What torchvision's readers raise on damaged files.
+READ_ERRORS = (
     AssertionError,
     EOFError,
     LookupError,
@@ -21,43 +25,57 @@ FAILURES = (
     RuntimeError,
     TypeError,
     ValueError,
-)  # what its readers raise on damaged files
+)
 
 
-def fetched(make: Callable[[bool], T], expected: Path, name: str) -> T:
-    """make(download) builds torchvision's data set. Raises MissingData, naming the expected path and how to get the data."""
+def read_or_download(build: Callable[[bool], T], expected: Path, name: str) -> T:
+    """Return torchvision's data set from the folder `expected`, downloading it if it is absent.
+
+    build(download) constructs the data set. Raises MissingData, naming the expected path and how to
+    get the data.
+    """
     absent = [folder for folder in (expected, expected.parent) if not folder.exists()]
     try:
         try:
-            return make(False)
-        except RuntimeError:  # torchvision's word for "not there", and for some of what is damaged
+            return build(False)
+        except RuntimeError:  # torchvision raises it for absent files, and for some damaged ones
             with _quiet_download():
-                return make(True)
-    except FAILURES as e:
-        for folder in absent:  # torchvision makes them before it asks the network
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise MissingData(_message(expected, name, _first_line(e))) from None
+                return build(True)
+    except READ_ERRORS as e:
+        _remove_empty(absent)
+        raise MissingData(_describe_failure(expected, name, e)) from None
 
 
-def _message(expected: Path, name: str, reason: str) -> str:
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that torchvision created before it asked the network."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _describe_failure(expected: Path, name: str, e: Exception) -> str:
+    """Return the message for data that is damaged, or absent and not available."""
+    text = str(e).strip() or "no reason given"
+    reason = f"{type(e).__name__}: {text}".splitlines()[0].rstrip(":")
     if expected.is_dir() and any(expected.iterdir()):
-        return f"{name}: the files in {expected} are damaged or incomplete ({reason}). Delete them and run this again, or copy them anew"
-    where = "or say where they are with --data-root or DEFEND_DATA"
-    return f"{name}: not in {expected}, and it could not be downloaded ({reason}). Put the files of torchvision's {name} there, {where}"
+        return (
+            f"{name}: the files in {expected} are damaged or incomplete ({reason}); delete them and"
+            " run this again, or copy them anew"
+        )
+    return (
+        f"{name}: expected its files in {expected}, and they could not be downloaded ({reason});"
+        f" put the files of torchvision's {name} there, or give their folder by --data-root or"
+        " DEFEND_DATA"
+    )
 
 
 @contextlib.contextmanager
 def _quiet_download() -> Iterator[None]:
-    """Standard output belongs to records; and a network that swallows packets must not hold the command up."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    """Send torchvision's output to stderr, because stdout is for records, and limit the wait."""
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        socket.setdefaulttimeout(before)
-
-
-def _first_line(e: Exception) -> str:
-    return f"{type(e).__name__}: {str(e).strip() or 'no reason given'}".splitlines()[0].rstrip(":")
+        socket.setdefaulttimeout(previous)

@@ -1,4 +1,4 @@
-"""Your own images: any folder in torchvision's ImageFolder layout."""
+"""The user's own images: any folder in torchvision's ImageFolder layout."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from defend.errors import MissingData
 
 
 class ImageFolder(FolderDataset):
-    """image-folder:path=P: P/{train,val,test}/CLASS/*, or P/CLASS/* cut 70 : 10 : 20 by the hash of the relative path."""
+    """Provide the images of image-folder:path=P.
+
+    The layout is P/{train,val,test}/CLASS/*, or P/CLASS/* split 70 : 10 : 20 by the hash of the
+    relative path.
+    """
 
     card = DatasetCard(source="none: the user's own images", licence="that of the images", claim={})
-    path: str  # as it stands, or inside the data root
+    path: str  # a folder, or a folder inside the data root
 
     @property
     def folder(self) -> Path:
-        given = Path(self.path).expanduser()
-        places = [
-            given,
-            data_root(self.root) / given,
-        ]  # joined to an absolute path, the root falls away
-        found = next((p for p in places if p.is_dir()), None)
-        if found is None:
-            where = " or ".join(dict.fromkeys(str(p.absolute()) for p in places))
-            raise MissingData(
-                f"image-folder:path={self.path}: there is no folder {where}. Write image-folder:path=FOLDER with FOLDER/CLASS/*.png in it"
-            )
-        return found
+        """Return the folder of the images. Raises MissingData if it does not exist."""
+        path = Path(self.path).expanduser()
+        # Joined to an absolute path, the data root disappears.
+        candidates = [path, data_root(self.root) / path]
+        for candidate in candidates:
+            if candidate.is_dir():
+                return candidate
+        places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
+        raise MissingData(
+            f"image-folder:path={self.path}: there is no folder {places}; write"
+            " image-folder:path=FOLDER with FOLDER/CLASS/*.png in it"
+        )

@@ -1,87 +1,97 @@
-"""ART's own preprocessors as purifiers: Nicolae et al., "Adversarial Robustness Toolbox", arXiv:1807.01069.
+"""ART's own preprocessors as purifiers: Nicolae et al., arXiv:1807.01069.
 
-Those that turn images into images of the same shape without labels; others are refused with the reason. numpy ones get the identity's
-gradient. ART knows pixel ranges, layouts and random numbers by each class alone; here they are those of every purifier.
+The paper is "Adversarial Robustness Toolbox". Preprocessors that turn images into images of the
+same shape without labels are accepted; others are refused with the reason. Those written for numpy
+get the gradient of the identity. Each ART class has its own pixel range, layout and random numbers;
+this adapter gives them those of every purifier.
 """
 
 from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import torch
-from art.defences import preprocessor as shelf
-from art.defences.preprocessor.preprocessor import (
-    Preprocessor,
-    PreprocessorPyTorch,
-    PreprocessorTensorFlowV2,
-)
+from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from torch import Tensor
 
-from defend.errors import BadParameter, near, one_line
+from defend.defenses.art_classes import check_parameters, describe_error, find_class
+from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.spec import coerce
 
-OURS = frozenset(
-    {"clip_values", "channels_first", "augmentation", "apply_fit", "apply_predict", "device_type"}
-)  # said here, not in a spec
-SIDE = 32  # pixels of the images on which a preprocessor is tried
+SIZE = 32  # height and width of the images on which a preprocessor is tried
+
+# What the adapter passes to an ART class that takes it.
+ADAPTER_PARAMETERS = {
+    "clip_values": (0.0, 1.0),
+    "channels_first": True,
+    "augmentation": False,
+    "device_type": "cpu",
+}
 
 
 def ArtPreprocessor(name: str, stochastic: bool = False, **parameters: Any) -> ArtPurifier:
-    """ART's preprocessor of this class name, with ART's own parameters: `art:name=SpatialSmoothing,window_size=3`.
+    """Return ART's preprocessor of this class name, with ART's own parameters.
 
-    stochastic: does it draw random numbers? To be said, and tried: BadParameter where it is not so.
+    A spec is `art:name=SpatialSmoothing,window_size=3`. stochastic: True if the preprocessor draws
+    random numbers; this must be declared, and is verified. Raises BadParameter if the class cannot
+    be used, a parameter is wrong, or the declaration is.
     """
-    runtime = {key: parameters.pop(key) for key in Purifier._runtime & parameters.keys()}
-    plain = {
-        key: float(value) if isinstance(value, Fraction) else value
-        for key, value in parameters.items()
-    }
-    said = {
-        "name": coerce(name, str, "art: name"),
-        "stochastic": coerce(stochastic, bool, "art: stochastic"),
-    }
-    return ArtPurifier(**said, parameters=plain, **runtime)
+    art_parameters, runtime = {}, {}
+    for key, value in parameters.items():
+        if key in Purifier._runtime:
+            runtime[key] = value
+        else:
+            art_parameters[key] = float(value) if isinstance(value, Fraction) else value
+    return ArtPurifier(
+        name=coerce(name, str, "art: name"),
+        stochastic=coerce(stochastic, bool, "art: stochastic"),
+        parameters=art_parameters,
+        **runtime,
+    )
 
 
 class ArtPurifier(Purifier):
-    """x' = the ART preprocessor's output, clipped to [0, 1]. With random numbers of its own, image by image."""
+    """Compute x' = the ART preprocessor's output, clipped to [0, 1].
+
+    A stochastic preprocessor purifies image by image, because it draws its own random numbers.
+    """
 
     name: str
     stochastic: bool = False
     parameters: dict[str, Any]  # ART's own
 
     def validate(self) -> None:
-        cls = find(self.name)
-        takes = inspect.signature(cls).parameters
-        check_parameters(self.name, takes, self.parameters)
-        given = {
-            "clip_values": (0.0, 1.0),
-            "channels_first": True,
-            "augmentation": False,
-            "device_type": "cpu",
-        }
+        """Raise BadParameter if the class cannot be used with these fields."""
+        cls = find_class(self.name)
+        signature = inspect.signature(cls).parameters
+        check_parameters(self.name, signature, self.parameters)
+        self._preprocessor = self._construct(cls, signature)
+        # A class without the parameter channels_first has ART's default layout.
+        self._channels_last = "channels_first" not in signature
+        self._check_on_example()
+
+    def _construct(
+        self, cls: type[Preprocessor], signature: Mapping[str, inspect.Parameter]
+    ) -> Preprocessor:
+        """Return the ART object. Raises BadParameter if ART refuses the parameters."""
+        adapter = {key: v for key, v in ADAPTER_PARAMETERS.items() if key in signature}
         try:
-            self._inner: Preprocessor = cls(
-                **self.parameters, **{key: value for key, value in given.items() if key in takes}
-            )
+            return cls(**self.parameters, **adapter)
         except (TypeError, ValueError, ImportError) as e:
-            raise BadParameter(f"art: {self.name}: {first_line(e)}") from None
-        self._channels_last = (
-            "channels_first" not in takes
-        )  # ART's own layout, for all that do not ask
-        self._try()
+            raise BadParameter(f"art: {self.name}: {describe_error(e)}") from None
 
     @property
     def card(self) -> Card:  # type: ignore[override]
-        native = isinstance(self._inner, PreprocessorPyTorch)
+        """Return the card of this preprocessor: autograd for PyTorch, the identity for numpy."""
+        native = isinstance(self._preprocessor, PreprocessorPyTorch)
         return Card(
             paper="arXiv:1807.01069",
             gradient="approximate" if native else "identity",
@@ -89,105 +99,75 @@ class ArtPurifier(Purifier):
         )
 
     def example(self, n: int = 6) -> Tensor:
-        return torch.rand(n, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(7))
+        """Return n random colour images (n, 3, SIZE, SIZE)."""
+        return torch.rand(n, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(7))
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return the preprocessed x (b, c, h, w), with a seed for each image if stochastic."""
         if not self.stochastic:
-            with own_generators(0, x.device):
-                return self._run(x)
-        seeds = (noise.uniform(x.flatten(1)[:, :1].float()) * 2**24).long().flatten().tolist()
-        outs = []
+            with seeded_generators(0, x.device):
+                return self._preprocess(x)
+        uniform = noise.uniform(x.flatten(1)[:, :1].float())
+        seeds = (uniform * 2**24).long().flatten().tolist()
+        outputs = []
         for image, seed in zip(x.split(1), seeds, strict=True):
-            with own_generators(seed, x.device):
-                outs.append(self._run(image))
-        return torch.cat(outs)
+            with seeded_generators(seed, x.device):
+                outputs.append(self._preprocess(image))
+        return torch.cat(outputs)
 
-    def _run(self, x: Tensor) -> Tensor:
-        laid = x.permute(0, 2, 3, 1) if self._channels_last else x
-        if isinstance(self._inner, PreprocessorPyTorch):
-            self._inner._device = x.device  # ART fixes it when the object is made
-            out: Tensor = self._inner.forward(laid.float())[0]
+    def _preprocess(self, x: Tensor) -> Tensor:
+        """Return ART's output for x in the layout, dtype and device of x, clipped to [0, 1]."""
+        images = x.permute(0, 2, 3, 1) if self._channels_last else x
+        if isinstance(self._preprocessor, PreprocessorPyTorch):
+            self._preprocessor._device = x.device  # ART fixes the device in the constructor
+            out: Tensor = self._preprocessor.forward(images.float())[0]
         else:
-            out = torch.from_numpy(
-                np.asarray(self._inner(laid.detach().float().cpu().numpy().copy())[0], np.float32)
-            ).to(x.device)
-        out = out.permute(0, 3, 1, 2) if self._channels_last else out
+            array = images.detach().float().cpu().numpy().copy()
+            out = torch.from_numpy(np.asarray(self._preprocessor(array)[0], np.float32))
+            out = out.to(x.device)
+        if self._channels_last:
+            out = out.permute(0, 3, 1, 2)
         return out.to(x.dtype).clamp(0, 1)
 
-    def _try(self) -> None:
-        """Twice on two images. Raises BadParameter where that fails, changes the shape, or does not fit what `stochastic` says."""
-        x, outs = self.example(2), []
-        for seed in (0, 1):
-            with own_generators(seed, x.device), torch.no_grad():
-                outs.append(self._try_once(x))
-        differ = not torch.equal(*outs)
-        if differ != self.stochastic:
-            saw = "two runs differ" if differ else "two runs with other seeds agree"
-            raise BadParameter(f"art: {self.name}: {saw}: say stochastic={str(differ).lower()}")
+    def _check_on_example(self) -> None:
+        """Preprocess two images twice, with two seeds.
 
-    def _try_once(self, x: Tensor) -> Tensor:
-        try:
-            out = self._run(x)
-        except (
-            Exception
-        ) as e:  # whatever ART or the libraries behind it raise, it cannot purify images
+        Raises BadParameter if that fails, changes the shape, or contradicts `stochastic`.
+        """
+        x, outputs = self.example(2), []
+        for seed in (0, 1):
+            with seeded_generators(seed, x.device), torch.no_grad():
+                outputs.append(self._preprocess_checked(x))
+        differ = not torch.equal(*outputs)
+        if differ != self.stochastic:
+            outcome = "differ" if differ else "agree"
+            declared, observed = str(self.stochastic).lower(), str(differ).lower()
             raise BadParameter(
-                f"art: {self.name} does not take a batch of images without labels: {first_line(e)}"
+                f"art: {self.name}: got stochastic={declared}, but two runs with different seeds"
+                f" {outcome}; write stochastic={observed}"
+            )
+
+    def _preprocess_checked(self, x: Tensor) -> Tensor:
+        """Return the preprocessed x. Raises BadParameter if ART fails or changes the shape."""
+        try:
+            out = self._preprocess(x)
+        except Exception as e:  # ART and the libraries behind it raise exceptions of every class
+            raise BadParameter(
+                f"art: {self.name} does not take a batch of images without labels:"
+                f" {describe_error(e)}"
             ) from None
         if out.shape != x.shape:
             raise BadParameter(
-                f"art: {self.name} turns images {tuple(x.shape)} into {tuple(out.shape)}; a purifier keeps the shape"
+                f"art: {self.name}: expected output of shape {tuple(x.shape)}, as the input, got"
+                f" {tuple(out.shape)}; choose a preprocessor that keeps the shape"
             )
         return out
 
 
-def find(name: str) -> type[Preprocessor]:
-    """ART's class. Raises BadParameter."""
-    there = {
-        key: value
-        for key, value in vars(shelf).items()
-        if inspect.isclass(value) and issubclass(value, Preprocessor)
-    }
-    usable = sorted(
-        key
-        for key, value in there.items()
-        if not issubclass(value, PreprocessorTensorFlowV2) and not inspect.isabstract(value)
-    )
-    if name not in usable:
-        why = (
-            f"{name} is abstract, or written for TensorFlow"
-            if name in there
-            else f"ART has no preprocessor {name!r}"
-        )
-        raise BadParameter(f"art: {why}.{near(name, usable)} There are {', '.join(usable)}.")
-    return there[name]
-
-
-def check_parameters(name: str, takes: Any, given: dict[str, Any]) -> None:
-    own = [key for key in takes if key not in OURS]
-    if bad := [key for key in given if key not in own]:
-        raise BadParameter(
-            f"art: {name} has no parameter {bad[0]!r} of its own.{near(bad[0], own)} It takes {', '.join(own) or 'none'}."
-        )
-    if missing := [
-        key for key in own if takes[key].default is inspect.Parameter.empty and key not in given
-    ]:
-        raise BadParameter(
-            f"art: {name} needs {', '.join(missing)}: write art:name={name},{missing[0]}=..."
-        )
-
-
-def first_line(e: Exception) -> str:
-    """ART often wraps its messages."""
-    text = one_line(e)
-    missing = f" (pip install {e.name})" if isinstance(e, ImportError) and e.name else ""
-    return f"{text[:200] or type(e).__name__}{missing}"
-
-
 @contextmanager
-def own_generators(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators of torch, numpy and random seeded here, and as they were afterwards."""
-    kept = np.random.get_state(), random.getstate()
+def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and random, and restore them afterwards."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             torch.manual_seed(seed)
@@ -195,5 +175,5 @@ def own_generators(seed: int, device: torch.device) -> Iterator[None]:
             random.seed(seed)
             yield
         finally:
-            np.random.set_state(kept[0])
-            random.setstate(kept[1])
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

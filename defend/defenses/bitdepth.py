@@ -1,6 +1,8 @@
-"""Bit-depth reduction: Xu, Evans, Qi, "Feature Squeezing", NDSS 2018, arXiv:1704.01155, section III-A."""
+"""Bit-depth reduction: Xu, Evans, Qi, "Feature Squeezing", NDSS 2018, arXiv:1704.01155, sec. III-A.
 
-import torch
+Symbols of the paper and their names here: i is ``bits``, 2^i - 1 is ``max_level``.
+"""
+
 from torch import Tensor
 
 from defend.noise import Noise
@@ -8,14 +10,19 @@ from defend.purifier import Card, Purifier
 
 
 class BitDepth(Purifier):
-    """x' = round(x (2^i - 1)) / (2^i - 1), i = ``bits``. Its derivative is zero almost everywhere, so the gradient passes straight by."""
+    """Compute x' = round(x (2^i - 1)) / (2^i - 1), with i = ``bits``.
+
+    The derivative is zero almost everywhere, so the declared gradient is the identity (BPDA).
+    """
 
     card = Card(paper="arXiv:1704.01155", gradient="identity", stochastic=False, idempotent=True)
-    bits: int = 3  # the paper's i, for each channel
+    bits: int = 3  # the paper's i: bits for each channel
 
     def validate(self) -> None:
+        """Raise BadParameter if ``bits`` is outside 1..8."""
         self.require(1 <= self.bits <= 8, "bits", "1..8")
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        top = 2.0**self.bits - 1
-        return torch.round(x * top) / top
+        """Return x (b, c, h, w) rounded to 2^bits levels."""
+        max_level = 2.0**self.bits - 1
+        return (x * max_level).round() / max_level

@@ -1,4 +1,4 @@
-"""No defense: the row every table needs."""
+"""No defense: the baseline that every table needs."""
 
 from torch import Tensor
 
@@ -7,9 +7,10 @@ from defend.purifier import Card, Purifier
 
 
 class NoDefense(Purifier):
-    """The identity."""
+    """Return the images unchanged."""
 
     card = Card(paper="none: baseline", gradient="identity", stochastic=False, idempotent=True)
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return x (b, c, h, w) itself."""
         return x

@@ -1,39 +1,294 @@
-"""The protocol ladder-1: every attack that a claim needs, with its settings, for one norm. `tables/claims.py` checks that they were run."""
+"""The protocol ladder-1: every attack that a claim needs, and everything else that it needs.
+
+One object says both what is run and what is required, so that the two cannot differ.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from defend.benchmarks.suite import Eps
-from defend.losses import CLASSES
+from defend.eps import Eps
+from defend.losses import MIN_CLASSES
+from defend.protocols.evidence import (
+    MIN_DRAWS,
+    MIN_IMAGES,
+    UNBOUNDED_STEPS,
+    evidence,
+    has_enough_draws,
+    is_at_claim_eps,
+    is_from_same_purifier,
+    is_undefended,
+    unbounded_pgd,
+)
+from defend.records import Record
+from defend.threat_models import GRADIENTS
 
-EOT = 20
-TARGETED_DLR = CLASSES[
-    "dlr-targeted"
-]  # classes below which it has no denominator: arXiv:2003.01690, equation 7
+NAME = "ladder-1"
+EOT = 20  # copies over which the gradient of a stochastic pipeline is averaged
+TARGETED_DLR = MIN_CLASSES["dlr-targeted"]  # classes below which the loss has no denominator
 UNBOUNDED = Eps(text="1", value=1.0)  # in L-inf: any image at all
 
 
-@dataclass(frozen=True)
-class Step:
-    """One attack at one level, through every gradient where the level is `adaptive`."""
+@dataclass(frozen=True, kw_only=True)
+class ProtocolAttack:
+    """One attack at one level: how it is run, and the least that a claim accepts."""
 
-    attack: str
-    knowledge: str
+    name: str
+    level: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # as run, and exactly as required
+    amounts: Mapping[str, int] = field(default_factory=dict)  # as run: steps, queries
+    accepts: Mapping[str, int] | None = None  # at least so much; None: the amounts
+    stochastic: bool | None = None  # run on stochastic or deterministic pipelines alone; None: all
+    classes: int = 2  # run where there are at least so many classes
+    eot: int = 1  # copies that a claim needs
     eps: Eps | None = None  # None: the claim eps
+    norm: str | None = None  # None: the norm of the claim
+
+    def spec(self, norm: str) -> str:
+        """Return the attack's spec in this norm."""
+        fields = {**self.settings, **self.amounts}
+        norm = self.norm or norm
+        if norm != "Linf":
+            fields["norm"] = norm
+        texts = [f"{key}={_format(value)}" for key, value in sorted(fields.items())]
+        return f"{self.name}:{','.join(texts)}"
+
+    def accepts_record(self, record: Record, eot: int | None = None) -> bool:
+        """Return True if the record is of this attack at this level, and strong enough."""
+        used = record.settings.attack
+        return (
+            record.attack_name == self.name
+            and record.knowledge == self.level
+            and record.eot >= (self.eot if eot is None else eot)
+            and all(used.get(key) == value for key, value in self.settings.items())
+            and all(used.get(key, 0) >= least for key, least in self._least(record).items())
+        )
+
+    def _least(self, record: Record) -> dict[str, int]:
+        """Never require more targets than there are wrong classes."""
+        least = dict(self.amounts if self.accepts is None else self.accepts)
+        if "targets" in least:
+            least["targets"] = min(least["targets"], record.classes - 1)
+        return least
+
+    def was_run(self, records: Sequence[Record], eot: int | None = None) -> bool:
+        """Return True if a record is of this attack; at `adaptive` one through each gradient."""
+        run = [r for r in records if self.accepts_record(r, eot)]
+        if self.level != "adaptive":
+            return bool(run)
+        required = set(GRADIENTS)
+        if all(is_undefended(r.defense) for r in records):
+            required.discard("learned")  # there is no purifier to fit a network to
+        return required <= {r.gradient for r in run}
 
 
-def ladder_1(norm: str, stochastic: bool, classes: int, unbounded: bool = True) -> list[Step]:
-    """In the order in which the table prints them. unbounded: with PGD to any image at all, once for all norms."""
-    with_norm = "" if norm == "Linf" else f"norm={norm},"
-    apgd, pgd = f"apgd:loss=ce,{with_norm}steps=100", f"pgd:{with_norm}steps=40"
-    targeted = (
-        [Step(f"apgd:loss=dlr-targeted,{with_norm}steps=100", "adaptive")]
-        if classes >= TARGETED_DLR
-        else []
-    )
-    pgd_eot = [Step(f"pgd:{with_norm}steps=200", "adaptive")] if stochastic else []
-    blind = [Step(attack, level) for attack in (apgd, pgd) for level in ("oblivious", "transfer")]
-    square = f"square:{with_norm}queries={1000 if stochastic else 5000}"  # a stochastic one is measured over EOT draws at each query
-    anywhere = [Step("pgd:random_start=false,steps=40", "adaptive", UNBOUNDED)] if unbounded else []
-    return [*blind, Step(apgd, "adaptive"), *targeted, *pgd_eot, Step(square, "query"), *anywhere]
+def _format(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_APGD_CE: dict[str, Any] = {"name": "apgd", "settings": {"loss": "ce"}, "amounts": {"steps": 100}}
+_PGD_40: dict[str, Any] = {"name": "pgd", "amounts": {"steps": 40}}
+
+OBLIVIOUS_APGD = ProtocolAttack(level="oblivious", **_APGD_CE)
+TRANSFER_APGD = ProtocolAttack(level="transfer", **_APGD_CE)
+OBLIVIOUS_PGD = ProtocolAttack(level="oblivious", **_PGD_40)
+TRANSFER_PGD = ProtocolAttack(level="transfer", **_PGD_40)
+ADAPTIVE_APGD = ProtocolAttack(level="adaptive", **_APGD_CE)
+ADAPTIVE_TARGETED = ProtocolAttack(
+    name="apgd",
+    level="adaptive",
+    settings={"loss": "dlr-targeted"},
+    amounts={"steps": 100},
+    accepts={"steps": 100, "targets": 9},
+    classes=TARGETED_DLR,
+)
+PGD_EOT = ProtocolAttack(
+    name="pgd", level="adaptive", amounts={"steps": 200}, stochastic=True, eot=EOT
+)
+SQUARE = ProtocolAttack(name="square", level="query", amounts={"queries": 5000}, stochastic=False)
+SQUARE_EOT = ProtocolAttack(
+    name="square", level="query", amounts={"queries": 1000}, stochastic=True, eot=EOT
+)
+UNBOUNDED_PGD = ProtocolAttack(
+    name="pgd",
+    level="adaptive",
+    settings={"random_start": False},
+    amounts={"steps": 40},
+    accepts={"steps": UNBOUNDED_STEPS},
+    eps=UNBOUNDED,
+    norm="Linf",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """The records that a requirement may look at."""
+
+    evidence: Sequence[Record]  # of one pipeline in one norm, those nearest to a claim
+    defense: Sequence[Record]  # of the same pipeline at every eps and in every norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """Something that a claim needs."""
+
+    code: str
+    title: str
+    is_met: Callable[[Observed], bool]
+    stochastic: bool | None = None  # asked of stochastic or deterministic purifiers alone
+    classes: int = 2  # asked where there are at least so many classes
+
+
+def _transferred(observed: Observed) -> bool:
+    """Both transferred attacks count: one says little of what the other does."""
+    records = [r for r in observed.evidence if is_from_same_purifier(r)]
+    return TRANSFER_APGD.was_run(records) and TRANSFER_PGD.was_run(records)
+
+
+def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]:
+    return lambda observed: all(map(is_met, observed.evidence))
+
+
+REQUIREMENTS = (
+    Requirement(
+        code="oblivious_apgd_ce",
+        title="oblivious APGD-CE",
+        is_met=lambda o: OBLIVIOUS_APGD.was_run(o.evidence),
+    ),
+    Requirement(
+        code="oblivious_pgd",
+        title="oblivious PGD-40",
+        is_met=lambda o: OBLIVIOUS_PGD.was_run(o.evidence),
+    ),
+    Requirement(
+        code="adaptive_apgd_ce",
+        title="adaptive APGD-CE through every gradient",
+        is_met=lambda o: ADAPTIVE_APGD.was_run(o.evidence),
+    ),
+    Requirement(
+        code="adaptive_apgd_dlr_targeted",
+        title="adaptive targeted APGD-DLR through every gradient",
+        is_met=lambda o: ADAPTIVE_TARGETED.was_run(o.evidence),
+        classes=TARGETED_DLR,
+    ),
+    Requirement(
+        code="pgd_eot",
+        title="PGD-EOT (200 steps x 20) through every gradient",
+        is_met=lambda o: PGD_EOT.was_run(o.evidence),
+        stochastic=True,
+    ),
+    Requirement(
+        code="apgd_eot",
+        title="APGD-EOT through every gradient",
+        is_met=lambda o: ADAPTIVE_APGD.was_run(o.evidence, eot=EOT),
+        stochastic=True,
+    ),
+    Requirement(
+        code="transfer",
+        title="transfer from a pipeline with the same purifier, by APGD-CE and PGD-40",
+        is_met=_transferred,
+    ),
+    Requirement(
+        code="square",
+        title="Square 5,000",
+        is_met=lambda o: SQUARE.was_run(o.evidence),
+        stochastic=False,
+    ),
+    Requirement(
+        code="square_eot",
+        title="Square 1,000 x 20",
+        is_met=lambda o: SQUARE_EOT.was_run(o.evidence),
+        stochastic=True,
+    ),
+    Requirement(
+        code="unbounded_pgd",
+        title="PGD at eps 1 from the clean image, through every gradient",
+        is_met=lambda o: UNBOUNDED_PGD.was_run(unbounded_pgd(o.defense)),
+    ),
+    Requirement(
+        code="draws",
+        title=f"{MIN_DRAWS} draws",
+        is_met=_all_records(has_enough_draws),
+        stochastic=True,
+    ),
+    Requirement(code="claim_eps", title="claim eps", is_met=_all_records(is_at_claim_eps)),
+    Requirement(
+        code="test_split",
+        title="test split",
+        is_met=_all_records(lambda r: r.split == "test"),
+    ),
+    Requirement(
+        code="images",
+        title=f"n >= {MIN_IMAGES:,}",
+        is_met=_all_records(lambda r: r.n >= MIN_IMAGES),
+    ),
+    Requirement(
+        code="run_as_protocol",
+        title=f"run as protocol {NAME}",
+        is_met=lambda o: bool(o.evidence) and all(r.protocol == NAME for r in o.evidence),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A complete, versioned evaluation."""
+
+    name: str
+    attacks: tuple[ProtocolAttack, ...]  # in the order in which they are run and printed
+    requirements: tuple[Requirement, ...]
+    eot: int
+    min_draws: int
+
+    def attacks_on(
+        self, stochastic: bool, classes: int, unbounded: bool
+    ) -> Iterator[ProtocolAttack]:
+        """Yield the attacks for a pipeline; unbounded: also those at any eps, in one norm only."""
+        for attack in self.attacks:
+            fits = attack.stochastic in (None, stochastic) and classes >= attack.classes
+            if fits and (unbounded or attack.eps is None):
+                yield attack
+
+    def missing(
+        self, records: Sequence[Record], relatives: Sequence[Record] = ()
+    ) -> list[Requirement]:
+        """Return what keeps the records of one pipeline in one norm from a claim.
+
+        relatives: records of the same pipeline in other norms.
+        """
+        observed = Observed(evidence=evidence(records), defense=[*records, *relatives])
+        stochastic = any(r.stochastic for r in records)
+        classes = min((r.classes for r in records), default=TARGETED_DLR)
+        return [
+            requirement
+            for requirement in self.requirements
+            if requirement.stochastic in (None, stochastic)
+            and classes >= requirement.classes
+            and not requirement.is_met(observed)
+        ]
+
+    def title(self, code: str) -> str:
+        """Return what the requirement of this code asks for."""
+        return next(r.title for r in self.requirements if r.code == code)
+
+
+LADDER_1 = Protocol(
+    name=NAME,
+    attacks=(
+        OBLIVIOUS_APGD,
+        TRANSFER_APGD,
+        OBLIVIOUS_PGD,
+        TRANSFER_PGD,
+        ADAPTIVE_APGD,
+        ADAPTIVE_TARGETED,
+        PGD_EOT,
+        SQUARE,
+        SQUARE_EOT,
+        UNBOUNDED_PGD,
+    ),
+    requirements=REQUIREMENTS,
+    eot=EOT,
+    min_draws=MIN_DRAWS,
+)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from defend.results.outcomes import Outcomes, Record, distinct, worst
 from defend.results.table import Number
-from defend.spec import canonical
+from defend.spec import canonical_spec
 from defend.stats import interval, wilson
 
 Read = Callable[[Record], Outcomes | None]
@@ -63,6 +63,6 @@ def _only(cells: Sequence[Record]) -> str:
     differentiate, an attack that takes no gradient, or eps 0, where each gives the clean image."""
     gradients = {r["gradient"] for r in cells}
     names = [name for gradient, name in _GRADIENTS.items() if gradient in gradients]
-    if not names or cells[0]["eps"] == 0 or canonical(cells[0]["defense"]) == "none":
+    if not names or cells[0]["eps"] == 0 or canonical_spec(cells[0]["defense"]) == "none":
         return ""
     return " = ".join(names) if len(names) > 1 else f"{names[0]} only"

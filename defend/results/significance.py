@@ -1,38 +1,66 @@
-"""Does one cell leave less than others do together? Image by image where their units are at hand, else by intervals that do not touch."""
+"""Whether one cell leaves significantly fewer images right than others do together.
+
+The comparison is image by image if the units are at hand, else by intervals that do not touch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from defend.results.outcomes import Reader, Record, worst
-from defend.stats import compare
+from defend.records import Record
+from defend.results.candidates import worst_outcomes
+from defend.results.outcomes import OutcomeReader
+from defend.tasks.classification import CLASSIFICATION
 
-POINTS = 0.02  # as the audit's gap
-SURE = 0.001  # of the paired test: a table compares many cells, and says nothing of most
-Beats = Callable[[Record, Sequence[Record]], bool]  # (the cell, the others)
-
-
-def by_intervals(cell: Record, others: Sequence[Record]) -> bool:
-    """Intervals of accuracies over the same images are blunt: at n = 1,000 they see a gap of six points."""
-    return bool(cell["ci_high"] < best(others)["ci_low"])
+MIN_GAP = 0.02  # in accuracy, as in the audit
+MAX_P = 0.001  # of the paired test: a table compares many cells, and most show nothing
+IsStronger = Callable[[Record, Sequence[Record]], bool]  # (the cell, the others)
 
 
-def best(records: Sequence[Record]) -> Record:
-    return min(records, key=lambda r: float(r["robust_accuracy"]))
+def stronger_by_intervals(cell: Record, others: Sequence[Record]) -> bool:
+    """Return True if the cell's interval lies below that of the strongest other cell.
+
+    Intervals of accuracies over the same images are blunt: at n = 1,000 they see a gap of six
+    points.
+    """
+    return high_of(cell) < low_of(strongest(others))
 
 
-def image_by_image(read: Reader) -> Beats:
-    def beats(cell: Record, others: Sequence[Record]) -> bool:
-        mine, theirs = read(cell), [found for r in others if (found := read(r)) is not None]
-        if (
-            mine is None
-            or len(theirs) < len(others)
-            or len({o.score.shape for o in (mine, *theirs)}) > 1
-        ):
-            return by_intervals(cell, others)
-        left, right = worst(theirs), worst([mine])
-        if left.mean() - right.mean() < POINTS - 1e-9:
+def strongest(records: Sequence[Record]) -> Record:
+    """Return the cell that leaves the fewest images right; none of them failed."""
+    return min(records, key=accuracy_of)
+
+
+def accuracy_of(record: Record) -> float:
+    """Return the robust accuracy of a cell that did not fail."""
+    return _number(record.robust_accuracy)
+
+
+def low_of(record: Record) -> float:
+    """Return the low end of the interval of a cell that did not fail."""
+    return _number(record.ci_low)
+
+
+def high_of(record: Record) -> float:
+    """Return the high end of the interval of a cell that did not fail."""
+    return _number(record.ci_high)
+
+
+def _number(value: float | None) -> float:
+    assert value is not None, "a cell without an error has its numbers"
+    return value
+
+
+def compare_images(read: OutcomeReader) -> IsStronger:
+    """Return the comparison that is image by image if the units are at hand."""
+
+    def is_stronger(cell: Record, others: Sequence[Record]) -> bool:
+        outcomes = read.read_all([cell, *others])
+        if outcomes is None:
+            return stronger_by_intervals(cell, others)
+        of_cell, of_others = worst_outcomes(outcomes[:1]), worst_outcomes(outcomes[1:])
+        if of_others.mean() - of_cell.mean() < MIN_GAP - 1e-9:
             return False
-        return compare(left, right).p < SURE
+        return CLASSIFICATION.compare(of_others, of_cell).p < MAX_P
 
-    return beats
+    return is_stronger

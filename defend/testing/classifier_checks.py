@@ -19,17 +19,18 @@ from art.estimators.classification import PyTorchClassifier
 from scipy.stats import binomtest
 from torch import Tensor
 
-from defend import weights as store
 from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
 from defend.errors import DefendError, Mismatch
-from defend.load import dataset_name, load
+from defend.loading import dataset_name, load
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.registry import REGISTRY
 from defend.spec import parse_single
 from defend.testing.dataset_checks import no_network
 from defend.testing.runner import Check, NotApplicable
+from defend.weights.header import file_sha256
+from defend.weights.zoo import read_zoos
 
 N = 300  # real images
 RARE = 1e-4  # a p-value below which an accuracy is another one than declared
@@ -196,7 +197,7 @@ def check_fits_its_data_set(c: Classifier) -> None:
 
 def check_declared_accuracy(c: Classifier) -> None:
     """`measured.clean_accuracy` of zoo.toml, on the test split: the accuracy on its first images is one that may come from it."""
-    entry = store.zoo().get(c.file.name) if c.file else None
+    entry = read_zoos().get(c.file.name) if c.file else None
     if entry is None or "clean_accuracy" not in entry.measured:
         raise NotApplicable("declares no accuracy: `measured.clean_accuracy` of a zoo.toml")
     declared = float(entry.measured["clean_accuracy"])
@@ -224,7 +225,7 @@ def check_weights_load_by_hash_and_offline(c: Classifier) -> None:
         )
         if c.file is None:
             return
-        assert c.file.sha256 == store.sha256(c.file.path), (
+        assert c.file.sha256 == file_sha256(c.file.path), (
             "the sha256 it reports is not that of the file"
         )
         with tempfile.TemporaryDirectory() as folder:

@@ -1,1 +1,4 @@
-"""The training loop, resume, averaged weights, and perturbation while training. Components take their `fit` from here."""
+"""Training: the loop, resume files, averaged weights, perturbations of training images.
+
+Components take their `fit` from this package.
+"""

@@ -5,29 +5,41 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
-class Average:
-    """a <- d a + (1 - d) w after each step, for weights and running statistics; what is not a real number is copied.
+class WeightAverage:
+    """Keep a copy of a network whose weights are a moving average: a <- d a + (1 - d) w.
 
-    d = min(decay, (1 + t) / (10 + t)) at step t = 0, 1...: early weights are forgotten sooner.
+    d = min(decay, (1 + t) / (10 + t)) at step t = 0, 1, 2...: early weights are forgotten sooner.
+    Floating-point buffers (running statistics) are averaged too; other buffers (counters) are
+    copied.
     """
+
+    # torch.optim.swa_utils.AveragedModel would not be shorter. Its first update copies the weights
+    # instead of averaging them, so its counter would have to start at 1, and a resumed run would
+    # have to restore it. Its averaging function gets the counter as a tensor on the device, so that
+    # computing d would wait for the GPU at every step.
 
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, t: int) -> None:
-        d = min(self.decay, (1 + t) / (10 + t))
-        pairs = list(zip(_tensors(self.net), _tensors(net), strict=True))
-        real = [(a, w) for a, w in pairs if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in real], [w for _, w in real], 1 - d)
-        for a, w in pairs:
-            if not a.is_floating_point():
-                a.copy_(w)
+    def update(self, net: nn.Module, step: int) -> None:
+        """Average the weights of `net` in; `step` is t above."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages = _TensorsByType(self.net)
+        weights = _TensorsByType(net)
+        torch._foreach_lerp_(averages.floating, weights.floating, 1 - decay)
+        for average, value in zip(averages.other, weights.other, strict=True):
+            average.copy_(value)
 
 
-def _tensors(net: nn.Module) -> list[Tensor]:
-    return [*net.parameters(), *net.buffers()]
+class _TensorsByType:
+    """The parameters and buffers of a network: those in floating point, and the others."""
+
+    def __init__(self, net: nn.Module) -> None:
+        tensors = [*net.parameters(), *net.buffers()]
+        self.floating = [t for t in tensors if t.is_floating_point()]
+        self.other = [t for t in tensors if not t.is_floating_point()]

@@ -1,5 +1,7 @@
-"""A network fitted to imitate a purifier, x -> purify(x): what an attacker differentiates where the purifier's own gradient is missing,
-or not to be trusted. BPDA with a learned stand-in: Athalye, Carlini, Wagner, arXiv:1802.00420, section 4.1.
+"""The BPDA network: a network fitted to imitate a purifier, whose gradient replaces the purifier's.
+
+An attacker differentiates it if the purifier's own gradient is missing or misleading. BPDA with a
+learned approximation: Athalye, Carlini, Wagner, arXiv:1802.00420, section 4.1.
 """
 
 from __future__ import annotations
@@ -15,59 +17,60 @@ from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.training.data import Arrays
 from defend.training.loop import train
-from defend.training.perturbations import pgd, random_signs
+from defend.training.perturbations import add_random_signs, attack_by_pgd
 from defend.training.recipe import Recipe
 
-RECIPE: dict[str, Any] = {
-    "width": 16,
+RECIPE: dict[str, Any] = {  # a part of the key of every fitted network
+    "width": 16,  # channels of the U-Net at full resolution
     "steps": 400,
-    "batch": 64,
+    "batch": 64,  # images of 32x32; fewer larger ones
     "lr": 2e-3,
-    "draws": 8,
+    "draws": 8,  # of a stochastic purifier, whose mean is imitated
     "pgd_steps": 5,
-}  # 64 images of 32x32; fewer larger ones
+}
 IMAGES = 2048  # training images of 32x32; fewer larger ones
+CHUNK = 256  # images evaluated together
+SMALLEST_CHANGE = 1e-12  # lower bound of |purify(x) - x|^2, for a purifier that changes nothing
 
 
 class UNet(nn.Module):
-    """x + A x + f(x): A linear, over 5x5 pixels, as blurs are; f a U-Net of three scales (arXiv:1505.04597, figure 1).
+    """Compute x + A x + f(x) for images (b, c, h, w) of any size; no layer mixes images.
 
-    No layer mixes images, and every size is taken: (b, c, h, w).
+    A is linear over 5x5 pixels, as blurs are; f is a U-Net of three scales (arXiv:1505.04597,
+    figure 1). The initial network is the identity.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        w = width
-        self.first, self.down1, self.down2 = (
-            _block(channels, w),
-            _block(4 * w, 2 * w),
-            _block(8 * w, 4 * w),
-        )
-        self.up1, self.up2 = (
-            nn.Conv2d(4 * w, 8 * w, 3, padding=1),
-            nn.Conv2d(2 * w, 4 * w, 3, padding=1),
-        )
-        self.join1, self.join2 = _block(4 * w, 2 * w), _block(2 * w, w)
-        self.last = nn.Conv2d(w, channels, 3, padding=1)
+        self.first = _make_block(channels, width)
+        self.down1 = _make_block(4 * width, 2 * width)
+        self.down2 = _make_block(8 * width, 4 * width)
+        self.up1 = nn.Conv2d(4 * width, 8 * width, 3, padding=1)
+        self.up2 = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
+        self.join1 = _make_block(4 * width, 2 * width)
+        self.join2 = _make_block(2 * width, width)
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
         self.linear = nn.Conv2d(channels, channels, 5, padding=2, bias=False)
         for parameter in (*self.last.parameters(), self.linear.weight):
-            nn.init.zeros_(parameter)  # begin as the identity
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[-2:]
-        a = self.first(F.pad(x, (0, -w % 4, 0, -h % 4)))
-        b = self.down1(F.pixel_unshuffle(a, 2))
-        c = self.down2(F.pixel_unshuffle(b, 2))
-        b = self.join1(torch.cat([b, F.pixel_shuffle(self.up1(c), 2)], 1))
-        a = self.join2(torch.cat([a, F.pixel_shuffle(self.up2(b), 2)], 1))
-        return x + 10 * self.linear(x) + self.last(a)[..., :h, :w]  # type: ignore[no-any-return]
+        full = self.first(F.pad(x, (0, -w % 4, 0, -h % 4)))
+        half = self.down1(F.pixel_unshuffle(full, 2))
+        quarter = self.down2(F.pixel_unshuffle(half, 2))
+        half = self.join1(torch.cat([half, F.pixel_shuffle(self.up1(quarter), 2)], 1))
+        full = self.join2(torch.cat([full, F.pixel_shuffle(self.up2(half), 2)], 1))
+        linear: Tensor = x + 10 * self.linear(x)
+        correction: Tensor = self.last(full)[..., :h, :w]
+        return linear + correction
 
 
-def _block(inside: int, outside: int) -> nn.Sequential:
+def _make_block(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, padding=1),
+        nn.Conv2d(channels_in, channels_out, 3, padding=1),
         nn.SiLU(),
-        nn.Conv2d(outside, outside, 3, padding=1),
+        nn.Conv2d(channels_out, channels_out, 3, padding=1),
         nn.SiLU(),
     )
 
@@ -84,57 +87,54 @@ def fit_bpda_network(
     steps: int = RECIPE["steps"],
     progress: bool = False,
 ) -> tuple[Frozen, float]:
-    """(the network, its relative error), fitted on training images (n, c, h, w), n >= 8, where they are.
+    """Return a network fitted to imitate the purifier, and its relative error.
 
-    A quarter of them is clean; the others are moved by up to eps in each pixel: by noise and, where labels (n,) and a bare classifier are
-    given, by one step and by several steps of PGD on it. A stochastic purifier's target is its mean over draws. The error is
-    |f(x) - purify(x)| / |purify(x) - x| over images `val` (x, y) moved alike (without them: over an eighth of `images`, left out): 1 is
-    what the identity would have. Deterministic for a seed and a number of threads.
+    It is fitted on training images (n, c, h, w), n >= 8, on their device. A quarter of them is
+    clean. The others are perturbed by up to eps in each pixel: by noise and, if labels (n,) and a
+    bare classifier are given, by one step and by several steps of PGD on the classifier. The
+    target of a stochastic purifier is its mean over draws.
+
+    The relative error is |f(x) - purify(x)| / |purify(x) - x| over the images `val` = (x, y),
+    perturbed in the same way; the identity would have 1. Without `val`, an eighth of `images` is
+    left out of the training for it. The result is deterministic for a seed and a number of threads.
     """
     if val is None:
-        cut = max(1, len(images) // 8)
-        val, images, labels = (
-            (images[:cut], images[:cut] if labels is None else labels[:cut]),
-            images[cut:],
-            None if labels is None else labels[cut:],
-        )
-    moved = perturbed(
-        images,
-        labels,
-        classifier,
-        eps,
-        Noise.of(seed, torch.arange(len(images), device=images.device)).fork("train"),
-    )
-    noise = Noise.of(seed, torch.arange(len(moved), device=images.device)).fork("purify")
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        n_val = max(1, len(images) // 8)
+        val_labels = images[:n_val] if labels is None else labels[:n_val]
+        val = images[:n_val], val_labels
+        images = images[n_val:]
+        labels = None if labels is None else labels[n_val:]
+    device = images.device
+    root = Noise.of(seed, torch.arange(len(images), device=device))
+    x = perturb_images(images, labels, classifier, eps, root.fork("train"))
+    targets = _mean_purified(purifier, x, root.fork("purify"))
+    with torch.random.fork_rng(devices=[device] if images.is_cuda else []):
         torch.manual_seed(seed)
-        net = UNet(images.shape[1], RECIPE["width"]).to(images.device)
-        train(
-            net,
-            Arrays(moved, _mean(purifier, moved, noise)),
-            _square_error,
-            _recipe(moved, steps, seed),
-            progress=progress,
-        )
+        net = UNet(images.shape[1], RECIPE["width"]).to(device)
+        recipe = _make_recipe(x, steps, seed)
+        train(net, Arrays(x, targets), _square_error, recipe, progress=progress)
     frozen = Frozen(net)
-    return frozen, relative_error(
-        frozen, purifier, *val, None if labels is None else classifier, eps, seed
-    )
+    attacked_classifier = None if labels is None else classifier
+    error = measure_relative_error(frozen, purifier, *val, attacked_classifier, eps, seed)
+    return frozen, error
 
 
-def share_of(image: Tensor, count: int) -> int:
-    """`count` images of 32x32 in images of this size (..., h, w): the same work, at least an eighth of them."""
-    return max(count // 8, min(count, count * 1024 // max(1, image.shape[-1] * image.shape[-2])))
+def images_of_equal_cost(image: Tensor, count: int) -> int:
+    """Return how many images of the size of `image` (..., h, w) cost as much as `count` of 32x32.
+
+    The result is at least an eighth of `count`, and at most `count`.
+    """
+    pixels = max(1, image.shape[-1] * image.shape[-2])
+    return max(count // 8, min(count, count * 32 * 32 // pixels))
 
 
-def _recipe(x: Tensor, steps: int, seed: int) -> Recipe:
-    batch = min(share_of(x, RECIPE["batch"]), len(x))
-    epochs, lr = steps * batch / len(x), RECIPE["lr"]
+def _make_recipe(x: Tensor, steps: int, seed: int) -> Recipe:
+    batch = min(images_of_equal_cost(x, RECIPE["batch"]), len(x))
     return Recipe(
-        epochs=epochs,
+        epochs=steps * batch / len(x),
         batch=batch,
         optimiser="adamw",
-        lr=lr,
+        lr=RECIPE["lr"],
         weight_decay=0.0,
         seed=seed,
         precision="float32",
@@ -146,45 +146,53 @@ def _square_error(net: nn.Module, x: Tensor, y: Tensor, _: Noise) -> Tensor:
     return F.mse_loss(net(x), y)
 
 
-def perturbed(
+def perturb_images(
     x: Tensor, y: Tensor | None, classifier: nn.Module | None, eps: float, noise: Noise
 ) -> Tensor:
-    """Every fourth image as it is; the others by uniform noise, then by PGD of one step and of several, or by random signs."""
-    out = x.clone()
+    """Return images of four kinds by turns: clean, uniform noise, one PGD step, several PGD steps.
+
+    Without labels or without a classifier, random signs replace PGD.
+    """
+    perturbed = x.clone()
     rows = torch.arange(len(x), device=x.device)
     for kind, steps in ((1, 0), (2, 1), (3, RECIPE["pgd_steps"])):
-        some = rows[kind::4]
-        if not len(some):
+        chosen = rows[kind::4]
+        if not len(chosen):
             continue
-        mine = noise.take(some)
-        if steps and y is not None and classifier is not None:
-            cuts = zip(x[some].split(256), y[some].split(256), mine.split(256), strict=True)
-            out[some] = torch.cat(
-                [pgd(classifier, a, b, eps, "Linf", steps, n) for a, b, n in cuts]
-            )
+        images, image_noise = x[chosen], noise.take(chosen)
+        if steps == 0:
+            uniform = 2 * image_noise.uniform(images) - 1
+            perturbed[chosen] = (images + eps * uniform).clamp(0, 1)
+        elif y is None or classifier is None:
+            perturbed[chosen] = add_random_signs(images, eps, image_noise)
         else:
-            out[some] = (
-                random_signs(x[some], eps, mine)
-                if steps
-                else (x[some] + eps * (2 * mine.uniform(x[some]) - 1)).clamp(0, 1)
-            )
-    return out
+            perturbed[chosen] = _attack(classifier, images, y[chosen], eps, steps, image_noise)
+    return perturbed
 
 
-def _mean(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
-    """purify(x), the mean over draws of a stochastic purifier."""
+def _attack(
+    classifier: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, noise: Noise
+) -> Tensor:
+    chunks = zip(x.split(CHUNK), y.split(CHUNK), noise.split(CHUNK), strict=True)
+    return torch.cat(
+        [
+            attack_by_pgd(classifier, images, labels, eps, "Linf", steps, chunk_noise)
+            for images, labels, chunk_noise in chunks
+        ]
+    )
+
+
+def _mean_purified(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
+    """Return purify(x), of a stochastic purifier the mean over draws."""
     draws = RECIPE["draws"] if purifier.card.stochastic else 1
+    total = torch.zeros_like(x)
     with torch.no_grad():
-        return (
-            sum(
-                (purifier.purified(x.clone(), noise.fork(str(k))) for k in range(draws)),
-                torch.zeros_like(x),
-            )
-            / draws
-        )
+        for k in range(draws):
+            total = total + purifier.purified(x.clone(), noise.fork(str(k)))
+        return total / draws
 
 
-def relative_error(
+def measure_relative_error(
     net: nn.Module,
     purifier: Purifier,
     x: Tensor,
@@ -193,11 +201,19 @@ def relative_error(
     eps: float,
     seed: int,
 ) -> float:
-    """Over images x (n, c, h, w), moved as in training."""
+    """Return |f(x) - purify(x)| / |purify(x) - x| over images x (n, c, h, w).
+
+    They are perturbed in the same way as those that the network is fitted on.
+    """
     noise = Noise.of(seed, torch.arange(len(x), device=x.device)).fork("val")
-    moved = perturbed(x, y, classifier, eps, noise.fork("move"))
-    wanted = _mean(purifier, moved, noise.fork("purify"))
+    perturbed = perturb_images(x, y, classifier, eps, noise.fork("move"))
+    targets = _mean_purified(purifier, perturbed, noise.fork("purify"))
     with torch.no_grad():
-        got = torch.cat([net(part) for part in moved.split(256)])
-    change = (wanted - moved).double().square().sum().item()
-    return float(((got - wanted).double().square().sum().item() / max(change, 1e-12)) ** 0.5)
+        outputs = torch.cat([net(chunk) for chunk in perturbed.split(CHUNK)])
+    change = _square_distance(targets, perturbed)
+    error = _square_distance(outputs, targets)
+    return float((error / max(change, SMALLEST_CHANGE)) ** 0.5)
+
+
+def _square_distance(a: Tensor, b: Tensor) -> float:
+    return (a - b).double().square().sum().item()

@@ -1,9 +1,10 @@
-"""Resume files: tensors as safetensors, the rest as JSON in its header. Never a pickle."""
+"""Resume files: tensors as safetensors, everything else as JSON in the header. Never a pickle."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,72 +13,106 @@ from safetensors.torch import save_file
 from torch import Tensor, nn, optim
 
 from defend.errors import BadParameter
-from defend.files import whole
+from defend.files import atomic_path
 
-KEY = "defend.resume"
+KEY = "defend.resume"  # the entry of the safetensors header that holds the state
 Tensors = dict[str, Tensor]
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    with whole(path) as part:
-        save_file(
-            {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()},
-            part,
-            {KEY: json.dumps(about)},
-        )
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """The state of an interrupted run, apart from its tensors."""
+
+    run: dict[str, Any]  # identifies the run: its recipe, data and number of parameters
+    plan: dict[str, str]  # the precision and the layout
+    step: int
+    summed: int  # the number of losses in the running sum of this epoch
+    best: float | None  # the best score on validation images, if the best epoch is kept
 
 
-def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
-    """Raises BadParameter where the file is damaged or something else."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a resume file."""
+
+    tensors: Tensors
+    state: RunState
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a resume file that is complete or absent."""
+    tensors = {
+        name: t.detach().cpu().contiguous().clone() for name, t in checkpoint.tensors.items()
+    }
+    with atomic_path(path) as part:
+        save_file(tensors, part, {KEY: json.dumps(asdict(checkpoint.state))})
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return the content of a resume file.
+
+    Raises BadParameter if the file is damaged or is no resume file.
+    """
     try:
         with safe_open(path, "pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, json.loads(f.metadata()[KEY])  # noqa: SIM118 (not a mapping)
+            names = list(f.keys())
+            tensors = {name: f.get_tensor(name) for name in names}
+            state = RunState(**json.loads(f.metadata()[KEY]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
         raise BadParameter(
-            f"{path}: not a resume file ({type(e).__name__}: {e}). Delete it to start anew."
+            f"{path}: not a resume file ({type(e).__name__}: {e}); delete it to start from step 0"
         ) from None
+    return Checkpoint(tensors, state)
 
 
-def check_same(path: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises BadParameter where the file belongs to another run."""
-    if changed := [
-        f"{k}={was.get(k)!r} there, {v!r} now" for k, v in now.items() if was.get(k) != v
-    ]:
+def check_same_run(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise BadParameter if the file at `path` was written by another run."""
+    differences = [
+        f"{name}={saved.get(name)!r} in the file, {name}={value!r} now"
+        for name, value in current.items()
+        if saved.get(name) != value
+    ]
+    if differences:
         raise BadParameter(
-            f"{path}: belongs to another run: {'; '.join(changed)}. Delete it to start anew, or write elsewhere."
+            f"{path}: expected a resume file of this run, got one of another run:"
+            f" {'; '.join(differences)}; delete the file to start from step 0, or write elsewhere"
         )
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors under the names `prefix.name`."""
     return {f"{prefix}.{name}": t for name, t in tensors.items()}
 
 
-def beneath(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The opposite of `under`."""
-    return {
-        name.removeprefix(prefix + "."): t
-        for name, t in tensors.items()
-        if name.startswith(prefix + ".")
-    }
+def select_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return the tensors whose names begin with `prefix.`, under the names without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
 
 
-def optimiser_state(optimiser: optim.Optimizer, net: nn.Module) -> Tensors:
-    """Momenta by the names of their parameters, since an index means nothing in another version of a network."""
-    return {
-        f"{name}:{key}": t
-        for name, p in net.named_parameters()
-        for key, t in optimiser.state.get(p, {}).items()
-    }
+def optimiser_tensors(optimiser: optim.Optimizer, net: nn.Module) -> Tensors:
+    """Return the optimiser's momenta under the names of their parameters.
+
+    PyTorch numbers them, but a number means nothing in another version of a network.
+    """
+    tensors: Tensors = {}
+    for name, parameter in net.named_parameters():
+        for key, t in optimiser.state.get(parameter, {}).items():
+            tensors[f"{name}:{key}"] = t
+    return tensors
 
 
 def restore_optimiser(
     optimiser: optim.Optimizer, net: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """In the layout of the parameters: sums in another order round otherwise."""
+    """Put the momenta back, in the memory layout of their parameters.
+
+    In another layout, sums would be computed in another order and would round differently.
+    """
     parameters = dict(net.named_parameters())
-    for full, t in tensors.items():
-        name, _, key = full.rpartition(":")
-        p = parameters[name]
-        optimiser.state[p][key] = (
-            p.detach().clone().copy_(t) if t.shape == p.shape and key != "step" else t
-        )
+    for full_name, t in tensors.items():
+        name, _, key = full_name.rpartition(":")
+        parameter = parameters[name]
+        is_momentum = t.shape == parameter.shape and key != "step"
+        if is_momentum:
+            t = parameter.detach().clone().copy_(t)
+        optimiser.state[parameter][key] = t

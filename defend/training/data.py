@@ -1,4 +1,7 @@
-"""Where training batches come from: arrays in a new order at every epoch, or a stream of fresh images. Both keep no state."""
+"""Sources of training batches: arrays in a new order at every epoch, or a stream of fresh images.
+
+Neither has a state: each batch is a function of the seed and the position in the run.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,36 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from defend.dataset import Dataset
 from defend.noise import Noise
 
 Batch = tuple[Tensor, Tensor]  # x float32 (b, c, h, w) in [0, 1], y (b,)
+FINGERPRINT_IMAGES = 64  # images of an array that its fingerprint reads
+FINGERPRINT_STREAM_IMAGES = 16  # images of a stream that its fingerprint reads
 
 
 class Source(Protocol):
-    """Images numbered 0, 1, 2... over the whole run; image k is the same whenever it is asked for."""
+    """Images numbered 0, 1, 2... over the whole run; image k is the same in whatever batch."""
 
     @property
     def epoch(self) -> int:
-        """How many images count as an epoch."""
+        """Return how many images count as one epoch."""
 
     def batch(self, start: int, size: int, seed: int) -> Batch:
-        """Images start ... start + size - 1 of the run."""
+        """Return images `start` to `start + size - 1` of the run, with their labels."""
 
     def fingerprint(self) -> str:
-        """Of the data: a resumed run must have the same."""
+        """Return a hash of the data; a resumed run must have the same."""
 
-    def to(self, device: torch.device) -> Source: ...
+    def to(self, device: torch.device) -> Source:
+        """Return the same source with its batches on `device`."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """x (n, c, h, w), float32 in [0, 1] or uint8 in 0..255, and y (n, ...)."""
+    """Images in memory: x (n, c, h, w), float32 in [0, 1] or uint8 in 0..255, and y (n, ...)."""
 
     x: Tensor
     y: Tensor
@@ -44,12 +51,14 @@ class Arrays:
         return len(self.x)
 
     def batch(self, start: int, size: int, seed: int) -> Batch:
-        rows = places(start, size, len(self.x), seed).to(self.x.device)
+        rows = permuted_rows(start, size, len(self.x), seed).to(self.x.device)
         x = self.x[rows]
-        return x if x.is_floating_point() else x.float().div_(255), self.y[rows]
+        if not x.is_floating_point():
+            x = x.float().div_(255)
+        return x, self.y[rows]
 
     def fingerprint(self) -> str:
-        return _hash(self.x[:64], self.y, torch.tensor(self.x.shape))
+        return _hash(self.x[:FINGERPRINT_IMAGES], self.y, torch.tensor(self.x.shape))
 
     def to(self, device: torch.device) -> Arrays:
         return Arrays(self.x.to(device), self.y.to(device))
@@ -57,45 +66,65 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Stream:
-    """Images without end: draw(noise) gives len(noise) of them, with labels, on the noise's device."""
+    """Images without end: draw(noise) returns len(noise) of them with labels, on noise's device."""
 
     draw: Callable[[Noise], Batch]
-    epoch: int  # images that count as an epoch
+    epoch: int  # images that count as one epoch
     device: str | torch.device = "cpu"
 
     def batch(self, start: int, size: int, seed: int) -> Batch:
-        return self.draw(
-            Noise.of(seed, torch.arange(start, start + size, device=self.device)).fork("stream")
-        )
+        numbers = torch.arange(start, start + size, device=self.device)
+        return self.draw(Noise.of(seed, numbers).fork("stream"))
 
     def fingerprint(self) -> str:
-        return _hash(*Stream(self.draw, self.epoch).batch(0, 16, 0), torch.tensor(self.epoch))
+        on_cpu = Stream(self.draw, self.epoch)  # so that the device does not change the hash
+        batch = on_cpu.batch(0, FINGERPRINT_STREAM_IMAGES, 0)
+        return _hash(*batch, torch.tensor(self.epoch))
 
     def to(self, device: torch.device) -> Stream:
         return Stream(self.draw, self.epoch, device)
 
 
-def training_source(dataset: Dataset) -> Source:
-    """A stream where the data set has one, else all its training images."""
+def make_training_source(dataset: Dataset) -> Source:
+    """Return the data set's training stream if it has one, otherwise all its training images."""
     n = dataset.count("train")
     if dataset.stream("train", Noise.of(0, torch.arange(1))) is None:
         return Arrays(*dataset.rows("train", 0, n))
-    return Stream(lambda noise: _there(dataset.stream("train", noise)), n)
+
+    def draw(noise: Noise) -> Batch:
+        batch = dataset.stream("train", noise)
+        if batch is None:
+            raise RuntimeError(
+                f"{type(dataset).__name__}.stream: expected a batch, as at the first call, got"
+                " None; return batches at every call or at none"
+            )
+        return batch
+
+    return Stream(draw, n)
 
 
-def places(start: int, size: int, n: int, seed: int) -> Tensor:
-    """Rows (size,) for images `start`... of a run over n rows that are permuted anew at every epoch."""
-    first, last = start // n, (start + size - 1) // n
-    orders = [
-        torch.randperm(n, generator=torch.Generator().manual_seed(_mixed(seed, epoch)))
-        for epoch in range(first, last + 1)
-    ]
-    return torch.cat(orders)[start - first * n :][:size]
+def permuted_rows(start: int, size: int, n: int, seed: int) -> Tensor:
+    """Return the rows (size,) of images `start`... of a run over n rows.
+
+    Every epoch goes through the rows in another order.
+    """
+    first_epoch = start // n
+    last_epoch = (start + size - 1) // n
+    permutations = [_permutation(n, seed, epoch) for epoch in range(first_epoch, last_epoch + 1)]
+    return torch.cat(permutations)[start - first_epoch * n :][:size]
 
 
-def crop(x: Tensor, pad: int, noise: Noise, flip: bool = False) -> Tensor:
-    """Each image shifted by up to `pad` pixels over a black border and, with `flip`, mirrored half of the time:
-    arXiv:1512.03385, section 4.2. x (b, c, h, w)."""
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    digest = hashlib.sha256(repr((seed, epoch)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randperm(n, generator=generator)
+
+
+def random_crop(x: Tensor, pad: int, noise: Noise, flip: bool = False) -> Tensor:
+    """Return images x (b, c, h, w), each shifted by up to `pad` pixels over a black border.
+
+    With `flip`, each image is also mirrored with probability 1/2. arXiv:1512.03385, section 4.2.
+    """
     b, c, h, w = x.shape
     u = noise.uniform(x.new_empty(b, 3))
     top, left = ((2 * pad + 1) * u[:, :2]).long().unbind(1)
@@ -104,21 +133,8 @@ def crop(x: Tensor, pad: int, noise: Noise, flip: bool = False) -> Tensor:
     rows = (top[:, None] + torch.arange(h, device=x.device))[:, None, :, None]  # (b, 1, h, 1)
     columns = (left[:, None] + column)[:, None, None, :]  # (b, 1, 1, w)
     image = torch.arange(b, device=x.device).view(b, 1, 1, 1)
-    return torch.nn.functional.pad(x, (pad,) * 4)[
-        image, torch.arange(c, device=x.device).view(1, c, 1, 1), rows, columns
-    ]
-
-
-def _there(batch: Batch | None) -> Batch:
-    if batch is None:
-        raise RuntimeError(
-            "a stream that ends: Dataset.stream returned None after it had given images"
-        )
-    return batch
-
-
-def _mixed(*numbers: int) -> int:
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
+    channel = torch.arange(c, device=x.device).view(1, c, 1, 1)
+    return F.pad(x, (pad, pad, pad, pad))[image, channel, rows, columns]
 
 
 def _hash(*tensors: Tensor) -> str:

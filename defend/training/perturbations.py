@@ -1,4 +1,8 @@
-"""Perturbations while training. Each takes images x (b, c, h, w) in [0, 1] and returns such images; randomness comes from `noise`."""
+"""Perturbations of training images.
+
+Each function takes images x (b, c, h, w) in [0, 1] and returns perturbed images in [0, 1]; all
+randomness comes from `noise`.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defend.ascent import ascend
 from defend.noise import Noise
-from defend.norms import Norm, project, random_start, signs, steepest
+from defend.norms import Norm, random_signs, random_start
+
+STEP_FACTOR = 2.5  # one PGD step has the length STEP_FACTOR * eps / steps
 
 
-def random_signs(x: Tensor, eps: float | Tensor, noise: Noise) -> Tensor:
-    """eps up or down in each value: a corner of the L-inf ball. eps: a number, or one for each image (b, 1, 1, 1)."""
-    return (x + eps * signs(x, noise)).clamp(0, 1)
+def add_random_signs(x: Tensor, eps: float | Tensor, noise: Noise) -> Tensor:
+    """Return images moved by +eps or -eps in each value: a random corner of the L-inf ball.
+
+    eps: one number, or one for each image (b, 1, 1, 1).
+    """
+    return (x + eps * random_signs(x, noise)).clamp(0, 1)
 
 
-def gaussian(x: Tensor, sigma: float | Tensor, noise: Noise) -> Tensor:
-    """sigma: a number, or one for each image (b, 1, 1, 1)."""
+def add_gaussian(x: Tensor, sigma: float | Tensor, noise: Noise) -> Tensor:
+    """Return images with Gaussian noise added.
+
+    sigma: one number, or one for each image (b, 1, 1, 1).
+    """
     return (x + sigma * noise.normal(x)).clamp(0, 1)
 
 
-def pgd(
+def attack_by_pgd(
     net: nn.Module, x: Tensor, y: Tensor, eps: float, norm: Norm, steps: int, noise: Noise
 ) -> Tensor:
-    """Madry, Makelov, Schmidt, Tsipras, Vladu, arXiv:1706.06083, section 2.1: steps of 2.5 eps / steps from a random start.
+    """Attack `net` by PGD: raise the cross-entropy by steps of 2.5 eps / steps from a random start.
 
-    Of the cross-entropy of net(x) (b, classes) and y (b,). The network is attacked in eval mode: iterates of the attack must not
-    move its running statistics.
+    Madry, Makelov, Schmidt, Tsipras, Vladu, arXiv:1706.06083, section 2.1. net(x) is (b, classes),
+    y is (b,). The network is attacked in eval mode, because the iterates must not move its running
+    statistics.
     """
-    training = net.training
+    was_training = net.training
     net.eval()
     x_adv = random_start(x, eps, norm, noise)
     for _ in range(steps):
         x_adv.requires_grad_()
-        slope = torch.autograd.grad(F.cross_entropy(net(x_adv).float(), y, reduction="sum"), x_adv)[
-            0
-        ]
-        x_adv = project(x_adv.detach() + 2.5 * eps / steps * steepest(slope, norm), x, eps, norm)
-    net.train(training)
+        loss = F.cross_entropy(net(x_adv).float(), y, reduction="sum")
+        gradient = torch.autograd.grad(loss, x_adv)[0]
+        x_adv = ascend(x_adv.detach(), gradient, STEP_FACTOR * eps / steps, x, eps, norm)
+    net.train(was_training)
     return x_adv.detach()

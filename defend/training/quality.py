@@ -1,6 +1,8 @@
-"""How good a trained component is on validation images: one number, higher is better."""
+"""The quality of a trained component on validation images: one number, higher is better."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,37 +12,51 @@ from defend.learned import Learned
 from defend.noise import Noise
 from defend.purifier import Purifier
 
-CUT = 512  # images at a time
+CHUNK = 512  # images evaluated together
+SMALLEST_ERROR = 1e-12  # mean square error below which a copy counts as perfect: 120 dB
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A score and the name of its measure."""
+
+    measure: str  # "accuracy" for a classifier, "PSNR" (in dB) for a purifier
+    value: float
+
+
+def measure_quality(component: Learned, x: Tensor, y: Tensor) -> Quality:
+    """Return the accuracy of a classifier or the PSNR of a purifier on x (n, c, h, w), y (n,)."""
+    if isinstance(component, Classifier):
+        return Quality("accuracy", accuracy(component.network, x, y))
+    if isinstance(component, Purifier):
+        return Quality("PSNR", psnr(component, x))
+    raise TypeError(
+        f"expected a classifier or a purifier to measure, got {type(component).__name__}"
+    )
 
 
 @torch.no_grad()
 def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """The share of images x (n, c, h, w) that get their label y (n,); both are brought to the network, cut by cut."""
+    """Return the share of images x (n, c, h, w) that get their label y (n,).
+
+    The images are moved to the network's device one chunk at a time.
+    """
     device = next(net.parameters()).device
-    return sum(
-        int((net(a.to(device)).argmax(1).cpu() == b.cpu()).sum())
-        for a, b in zip(x.split(CUT), y.split(CUT), strict=True)
-    ) / len(x)
+    correct = 0
+    for images, labels in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        predictions = net(images.to(device)).argmax(1).cpu()
+        correct += int((predictions == labels.cpu()).sum())
+    return correct / len(x)
 
 
 @torch.no_grad()
 def psnr(purifier: Purifier, x: Tensor) -> float:
-    """Of purified images against x (n, c, h, w) themselves: -10 log10 of the mean square, in dB."""
+    """Return the PSNR of purified images against x (n, c, h, w): -10 log10(mean square), in dB."""
     device = torch.device(purifier.device)
     noise = Noise.of(0, torch.arange(len(x), device=device))
-    squares = [
-        (purifier.purified(a.to(device), n) - a.to(device)).square().mean((1, 2, 3))
-        for a, n in zip(x.split(CUT), noise.split(CUT), strict=True)
-    ]
-    return float(
-        -10 * torch.cat(squares).mean().clamp(min=1e-12).log10()
-    )  # 1e-12: a perfect copy counts as 120 dB
-
-
-def quality(component: Learned, x: Tensor, y: Tensor) -> tuple[str, float]:
-    """("accuracy", the share of right labels) of a classifier, ("PSNR", dB) of a purifier. x (n, c, h, w), y (n,)."""
-    if isinstance(component, Classifier):
-        return "accuracy", accuracy(component.network, x, y)
-    if isinstance(component, Purifier):
-        return "PSNR", psnr(component, x)
-    raise TypeError(f"{type(component).__name__} is neither a classifier nor a purifier")
+    errors = []
+    for images, chunk_noise in zip(x.split(CHUNK), noise.split(CHUNK), strict=True):
+        images = images.to(device)
+        difference = purifier.purified(images, chunk_noise) - images
+        errors.append(difference.square().mean((1, 2, 3)))
+    return float(-10 * torch.cat(errors).mean().clamp(min=SMALLEST_ERROR).log10())

@@ -1,43 +1,38 @@
-"""What a training run may be told: typed options with defaults, where a misspelt one is an error."""
+"""The options of a training run: typed fields with defaults; a misspelt name is an error."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypeVar
 
-from defend.spec import Configured, typed
+from defend.spec import Configured, typed_params
 
 R = TypeVar("R", bound="Recipe")
 
 
 class Recipe(Configured):
-    """Options of the loop itself; the recipe of a component adds its own."""
+    """Options of the training loop. A component's recipe adds its own."""
 
     epochs: float = 20
     batch: int = 128  # images
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd: with Nesterov's momentum
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd has Nesterov momentum
     lr: float = 0.1  # the highest learning rate
-    momentum: float = 0.9  # AdamW: beta_1
-    weight_decay: float = (
-        5e-4  # for weights of two or more dimensions; norms and biases are left alone
-    )
+    momentum: float = 0.9  # for adamw: beta_1
+    weight_decay: float = 5e-4  # of weights with two or more dimensions; norms and biases: none
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = 0.25  # one-cycle: the share of the steps in which the learning rate rises
-    clip: float = 0.0  # the highest norm of the whole gradient; 0: none
-    ema: float = (
-        0.0  # decay of the moving average of the weights, which is then what is kept; 0: none
-    )
-    keep: Literal["last", "best"] = "last"  # best: of the epochs, on validation images
+    clip: float = 0.0  # the largest norm of the whole gradient; 0: no clipping
+    ema: float = 0.0  # decay of the moving average of the weights, which is then stored; 0: none
+    keep: Literal["last", "best"] = "last"  # best: the best epoch on validation images
     seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: the fastest when measured
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: measured, the fastest
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: bool = (
-        False  # by torch.compile: needs a C++ compiler, and a minute before the first step
-    )
+    compile: bool = False  # with torch.compile, which needs a C++ compiler and a minute to start
 
     def __post_init__(self) -> None:
         self.validate()
 
     def validate(self) -> None:
+        """Raise BadParameter if a field is out of its range."""
         self.require(self.epochs > 0, "epochs", "> 0")
         self.require(self.batch >= 1, "batch", ">= 1")
         self.require(self.lr > 0, "lr", "> 0")
@@ -48,6 +43,10 @@ class Recipe(Configured):
         self.require(0 <= self.ema < 1, "ema", "0 <= ema < 1")
 
 
-def read_recipe(make: type[R], options: dict[str, Any], component: str) -> R:
-    """Raises BadParameter, with near names."""
-    return make(**typed(make, options, f"the recipe of '{component}'"))
+def read_recipe(recipe_type: type[R], options: dict[str, Any], component: str) -> R:
+    """Return the recipe of a component from its options.
+
+    Raises BadParameter for an unknown option, naming near ones, and for a value of a wrong type or
+    out of its range.
+    """
+    return recipe_type(**typed_params(recipe_type, options, f"the recipe of '{component}'"))

@@ -1,4 +1,4 @@
-"""How classifiers are trained: `fit = fit_classifier` in the class body of one."""
+"""The training of classifiers: `fit = fit_classifier` in the body of a classifier's class."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from torch import Tensor, nn
 from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.noise import Noise
-from defend.training import perturb
-from defend.training.data import Arrays, Batch, Source, crop
+from defend.training.data import Arrays, Batch, Source, random_crop
 from defend.training.loop import SAVE_EVERY, train
+from defend.training.perturbations import attack_by_pgd
 from defend.training.quality import accuracy
 from defend.training.recipe import Recipe, read_recipe
 
-PAD = 8  # random crops shift by up to an eighth of the image: 4 pixels of CIFAR-10's 32, as is usual there
-ROBUST_VAL = (
-    500  # validation images that are attacked at the end of an epoch of adversarial training
-)
-FINER = 4  # times as many steps as in training: a network may learn to withstand those alone (arXiv:2001.03994, section 5.4)
+# Random crops shift by up to 1 / CROP_DIVISOR of the image: by the usual 4 pixels on CIFAR-10.
+CROP_DIVISOR = 8
+# Adversarial training attacks this many validation images at the end of an epoch...
+ATTACKED_VAL_IMAGES = 500
+# ...in this many times as many steps as in training, because a network may learn to withstand
+# exactly the attack that it is trained on (arXiv:2001.03994, section 5.4).
+VAL_STEPS_FACTOR = 4
 
 
 class ClassifierRecipe(Recipe):
+    """Options of `fit_classifier`."""
+
     label_smoothing: float = 0.0
     augment: Literal["none", "crop", "crop-flip"] = "none"
-    adversarial: float = (
-        0.0  # eps of PGD on the network in training, arXiv:1706.06083; 0: clean images
-    )
+    adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
     adversarial_norm: Literal["Linf", "L2"] = "Linf"
     adversarial_steps: int = 10
 
@@ -40,6 +42,14 @@ class ClassifierRecipe(Recipe):
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 <= label_smoothing < 1")
         self.require(self.adversarial >= 0, "adversarial", "an eps >= 0")
         self.require(self.adversarial_steps >= 1, "adversarial_steps", ">= 1")
+
+    @property
+    def trained_on(self) -> str:
+        """Return the value of `trained_on` in the header of the weights."""
+        if not self.adversarial:
+            return "clean"
+        budget = f"{self.adversarial_norm} {self.adversarial:g}"
+        return f"adversarial(pgd-{self.adversarial_steps}, {budget}, itself)"
 
 
 def fit_classifier(
@@ -53,74 +63,67 @@ def fit_classifier(
     progress: bool = True,
     **recipe: Any,
 ) -> None:
-    """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Source; `recipe`: fields of ClassifierRecipe.
+    """Train a classifier on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Source.
 
-    val: images and labels whose accuracy is reported after each epoch. resume: see `defend.training.loop.train`.
-    Raises BadParameter for unknown options, with near names.
+    val: images and labels whose accuracy is reported after each epoch. resume, save_every: see
+    `defend.training.loop.train`. recipe: the fields of ClassifierRecipe. Raises BadParameter for
+    unknown options, naming near ones, and for labels that the classifier does not have.
     """
     options = read_recipe(ClassifierRecipe, recipe, self.component)
     if y is not None and len(y) and int(y.max()) >= self.classes:
         raise BadParameter(
-            f"fit: labels go up to {int(y.max())}, {self.component} has classes={self.classes}; leave the field out or give the right one"
+            f"fit: expected labels below classes={self.classes} of {self.component}, got"
+            f" {int(y.max())}; leave the field classes out, or set it to the number of classes"
         )
-    source = as_source(x, y)
-    score = partial(_score, val=val, recipe=options) if val else None
     train(
         self.net,
-        source,
+        as_source(x, y),
         partial(_loss, recipe=options),
         options,
-        score,
+        partial(_val_accuracy, val=val, recipe=options) if val else None,
         resume,
         save_every,
         progress,
     )
     self.file, self.weights = None, "untrained"  # no file holds these weights yet
-    attack = f"pgd-{options.adversarial_steps}, {options.adversarial_norm} {options.adversarial:g}, itself"
-    self.fitted_on = f"adversarial({attack})" if options.adversarial else "clean"
+    self.fitted_on = options.trained_on
 
 
 def as_source(x: Tensor | Source, y: Tensor | None) -> Source:
-    """Raises BadParameter where images have no labels."""
+    """Return images with their labels as a source. Raises BadParameter if labels are missing."""
     if not isinstance(x, Tensor):
         return x
     if y is None or len(y) != len(x) or not len(x):
+        labels = "none" if y is None else len(y)
         raise BadParameter(
-            f"fit: expected images with as many labels, got {len(x)} images and {'none' if y is None else len(y)}"
+            f"fit: expected images and as many labels, got {len(x)} images and {labels}; give"
+            " fit(x, y) with one label for each image"
         )
     return Arrays(x, y)
 
 
 def _loss(net: nn.Module, x: Tensor, y: Tensor, noise: Noise, recipe: ClassifierRecipe) -> Tensor:
     if recipe.augment != "none":
-        x = crop(x, x.shape[-1] // PAD, noise.fork("augment"), flip=recipe.augment == "crop-flip")
+        flip = recipe.augment == "crop-flip"
+        x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
     if recipe.adversarial:
-        x = perturb.pgd(
-            net,
-            x,
-            y,
-            recipe.adversarial,
-            recipe.adversarial_norm,
-            recipe.adversarial_steps,
-            noise.fork("attack"),
-        )
+        x = _attack(net, x, y, recipe.adversarial_steps, noise.fork("attack"), recipe)
     return F.cross_entropy(net(x).float(), y, label_smoothing=recipe.label_smoothing)
 
 
-def _score(net: nn.Module, val: Batch, recipe: ClassifierRecipe) -> float:
-    """Accuracy on validation images; in adversarial training, on images attacked in finer steps than those of training."""
+def _val_accuracy(net: nn.Module, val: Batch, recipe: ClassifierRecipe) -> float:
+    """Return the accuracy on validation images, which adversarial training attacks."""
     x, y = val
     if recipe.adversarial:
         device = next(net.parameters()).device
-        x, y = x[:ROBUST_VAL].to(device), y[:ROBUST_VAL].to(device)
+        x, y = x[:ATTACKED_VAL_IMAGES].to(device), y[:ATTACKED_VAL_IMAGES].to(device)
         noise = Noise.of(recipe.seed, torch.arange(len(x), device=x.device)).fork("val")
-        x = perturb.pgd(
-            net,
-            x,
-            y,
-            recipe.adversarial,
-            recipe.adversarial_norm,
-            FINER * recipe.adversarial_steps,
-            noise,
-        )
+        x = _attack(net, x, y, VAL_STEPS_FACTOR * recipe.adversarial_steps, noise, recipe)
     return accuracy(net, x, y)
+
+
+def _attack(
+    net: nn.Module, x: Tensor, y: Tensor, steps: int, noise: Noise, recipe: ClassifierRecipe
+) -> Tensor:
+    eps, norm = recipe.adversarial, recipe.adversarial_norm
+    return attack_by_pgd(net, x, y, eps, norm, steps, noise)

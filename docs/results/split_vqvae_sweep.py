@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 import defend
-from defend.spec import write
+from defend.spec import write_value
 
 KS = range(100, 1001, 100)
 GRIDS = {"whole": 1, "quad": 2}
@@ -148,7 +148,7 @@ def train(model: str, codes: int, file: Path, options: argparse.Namespace) -> No
 
 
 def spec(file: Path) -> str:
-    return f"split-vqvae:weights={write(str(file))}"
+    return f"split-vqvae:weights={write_value(str(file))}"
 
 
 def rows(records: list[dict[str, Any]], models: dict[str, tuple[str, int]]) -> list[dict[str, Any]]:

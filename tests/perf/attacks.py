@@ -30,7 +30,7 @@ import defend
 from defend.classifier import Classifier
 from defend.noise import Noise
 from defend.purifier import Purifier
-from defend.spec import read
+from defend.spec import read_value
 from defend.stats import difference
 from defend.target import Target
 
@@ -269,7 +269,7 @@ def prepared(args: argparse.Namespace) -> Bench:
     data = defend.load(args.dataset, "dataset")
     classifier = defend.load(args.classifier, "classifier", dataset=data)
     x, y = data.rows("test", 0, max(args.n, args.time_n))
-    eps = float(read(args.eps)) if args.eps else data.card.claim[args.norm]
+    eps = float(read_value(args.eps)) if args.eps else data.card.claim[args.norm]
     theirs, ours = (defend.load(args.defense, dataset=data) for _ in range(2))
     arranged, layout, ours.max_batch = (
         (classifier.network, "contiguous", 256) if args.as_is else fastest(classifier, x)

@@ -1,4 +1,7 @@
-"""Workers: spawned, kept alive, fed with jobs; one alone works in this process."""
+"""The pool: worker processes of this machine, kept alive and fed with jobs.
+
+One worker alone works in this process.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,18 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from typing import Any
 
-import torch
-
 from defend.benchmarks.components import Components
-from defend.benchmarks.engines.worker import set_determinism, to_json
-from defend.benchmarks.execute import AttackJob, OnUnitDone, execute_job
-from defend.benchmarks.units import NumericSettings
+from defend.benchmarks.execute import Executor
+from defend.benchmarks.jobs import AttackJob, OnUnitDone, job_to_json
+from defend.benchmarks.writer import Writer
+from defend.numerics import NumericSettings, numerics_applied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,85 +31,111 @@ class RunSettings:
     dataset: str
     data_root: str | None
     run_dir: Path
-    frame: NumericSettings
+    numerics: NumericSettings
     provenance: dict[str, Any]
 
 
 def run_jobs(
     jobs: Sequence[AttackJob],
-    setup: RunSettings,
+    settings: RunSettings,
     components: Components,
     devices: Sequence[str],
-    report: OnUnitDone,
+    on_unit_done: OnUnitDone,
 ) -> None:
-    """One worker for each device given ("cpu" may be given several times)."""
+    """Execute the jobs, with one worker for each device; "cpu" may be given several times."""
     if min(len(devices), len(jobs)) <= 1:
-        with numerics_applied(setup.frame):
-            for job in jobs:
-                execute_job(job, components, setup.run_dir, setup.provenance, report)
+        _run_here(jobs, settings, components, on_unit_done)
         return
-    crew = [_Worker(setup, device) for device in devices[: len(jobs)]]
+    workers = [_Worker(settings, device) for device in devices[: len(jobs)]]
     try:
-        _feed(crew, deque(jobs), report)
+        _Feeder(workers, deque(jobs), on_unit_done).run()
     finally:
-        for worker in crew:
-            worker.dismiss()
+        for worker in workers:
+            worker.stop()
 
 
-@contextmanager
-def numerics_applied(frame: NumericSettings) -> Iterator[None]:
-    """As a worker process settles itself, and back: the caller's threads are his own."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    set_determinism(frame)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+def _run_here(
+    jobs: Sequence[AttackJob],
+    settings: RunSettings,
+    components: Components,
+    on_unit_done: OnUnitDone,
+) -> None:
+    with numerics_applied(settings.numerics), Writer() as writer:
+        executor = Executor(components, settings.run_dir, settings.provenance, writer)
+        for job in jobs:
+            executor.execute(job, on_unit_done)
 
 
-# A terminal's Ctrl-C reaches every process of the group: the parent answers it, and a worker ends when its stdin is closed.
-WORKER = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from defend.benchmarks.engines.worker import main; main()"
+# A terminal's Ctrl-C reaches every process of the group: the parent answers it, and a worker ends
+# when its stdin is closed.
+_WORKER_CODE = (
+    "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    " from defend.benchmarks.engines.worker import worker_main; worker_main()"
+)
+Message = dict[str, Any] | None  # None: the process has ended
 
 
 class _Worker:
-    """A worker process and what it has in hand."""
+    """A worker process, and the jobs that it has been given."""
 
-    def __init__(self, setup: RunSettings, device: str) -> None:
-        env = os.environ | {
-            "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path),
-            "OMP_NUM_THREADS": str(setup.frame.threads),
-        }
-        command = [sys.executable, "-P", "-c", WORKER]
+    def __init__(self, settings: RunSettings, device: str) -> None:
+        search_path = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        threads = str(settings.numerics.threads)
+        env = os.environ | {"PYTHONPATH": search_path, "OMP_NUM_THREADS": threads}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            [sys.executable, "-P", "-c", _WORKER_CODE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
         )
         self.listener: Thread | None = None
-        self.job: AttackJob | None = None
-        self.pending: set[str] = set()
-        shared = {
-            "dataset": setup.dataset,
-            "data_root": setup.data_root,
-            "run_dir": str(setup.run_dir),
-            "provenance": setup.provenance,
-        }
-        self._say({**shared, "device": device, "frame": asdict(setup.frame)})
+        self.pending: dict[str, int] = {}  # keys of units that it owes -> their images
+        self._send(
+            {
+                "dataset": settings.dataset,
+                "data_root": settings.data_root,
+                "run_dir": str(settings.run_dir),
+                "provenance": settings.provenance,
+                "device": device,
+                "numerics": asdict(settings.numerics),
+            }
+        )
 
     def give(self, job: AttackJob) -> None:
-        self.job, self.pending = job, {t.key for t in job.tasks}
-        self._say(to_json(job))
+        """Send a job; the worker queues it behind the one that it executes."""
+        for task in job.tasks:
+            self.pending[task.key] = job.images
+        self._send(job_to_json(job))
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def close(self) -> None:
+        """Tell the worker that there are no more jobs."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(message) + "\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it died: `_feed` hears that from its stdout
+            pass  # it died: the feeder hears that from its stdout
 
-    def dismiss(self) -> None:
+    def listen(self, on_message: Callable[[_Worker, Message], None]) -> None:
+        """Call on_message for each line of the process in a thread, and with None at its end."""
+        self.listener = Thread(target=self._listen, args=(on_message,), daemon=True)
+        self.listener.start()
+
+    def _listen(self, on_message: Callable[[_Worker, Message], None]) -> None:
+        assert self.process.stdout is not None
+        try:
+            for line in self.process.stdout:
+                on_message(self, json.loads(line))
+        finally:  # whatever came, nobody may wait for this worker for ever
+            on_message(self, None)
+
+    def stop(self) -> None:
+        """End the process, and everything that belongs to it."""
         self.process.kill()
         self.process.wait()
         if self.listener is not None:
@@ -117,54 +144,46 @@ class _Worker:
             if pipe is not None:
                 pipe.close()
 
-    def listen_in_a_thread(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
-        self.listener = Thread(target=self._listen, args=(heard,), daemon=True)
-        self.listener.start()
 
-    def _listen(self, heard: Callable[[_Worker, dict[str, Any] | None], None]) -> None:
-        """Calls heard(self, message) for each line, and heard(self, None) when the process is gone."""
-        assert self.process.stdout is not None
-        try:
-            for line in self.process.stdout:
-                heard(self, json.loads(line))
-        finally:  # whatever came: nobody may wait for it for ever
-            heard(self, None)
+@dataclass
+class _Feeder:
+    """Gives each worker its next job while it executes the last one.
 
+    A worker that dies fails the units that it owes.
+    """
 
-def _feed(crew: Sequence[_Worker], jobs: deque[AttackJob], report: OnUnitDone) -> None:
-    """Each worker gets a job when it has none. A worker that dies fails the units it had in hand."""
-    heard: Queue[tuple[_Worker, dict[str, Any] | None]] = Queue()
-    for worker in crew:
-        worker.listen_in_a_thread(lambda w, m: heard.put((w, m)))
-    alive = len(crew)
-    while alive:
-        worker, message = heard.get()
-        if message is None:
-            alive -= 1
-            _fail(worker, report)
-        elif "key" in message:
-            worker.pending.discard(message["key"])
-            report(message["key"], message["images"], message["error"])
-        elif jobs:
-            worker.give(jobs.popleft())
-        else:
-            worker.job = None
-            if worker.process.stdin is not None:
-                worker.process.stdin.close()
-    for job in jobs:
-        for task in job.tasks:
-            report(
-                task.key,
-                job.stop - job.start,
-                "no worker is left: each of them died (out of memory?)",
-            )
+    workers: Sequence[_Worker]
+    jobs: deque[AttackJob]
+    on_unit_done: OnUnitDone
 
+    def run(self) -> None:
+        messages: Queue[tuple[_Worker, Message]] = Queue()
+        for worker in self.workers:
+            worker.listen(lambda source, message: messages.put((source, message)))
+        alive = len(self.workers)
+        while alive:
+            worker, message = messages.get()
+            if message is None:
+                alive -= 1
+                self._fail_pending(worker)
+            elif "key" in message:
+                worker.pending.pop(message["key"], None)
+                self.on_unit_done(message["key"], message["images"], message["error"])
+            else:  # ready, or done with a job
+                self._give_next(worker)
+        for job in self.jobs:
+            for task in job.tasks:
+                reason = "no worker is left: each of them died (out of memory?)"
+                self.on_unit_done(task.key, job.images, reason)
 
-def _fail(worker: _Worker, report: OnUnitDone) -> None:
-    if worker.job is not None:
+    def _give_next(self, worker: _Worker) -> None:
+        if self.jobs:
+            worker.give(self.jobs.popleft())
+        elif not worker.pending:
+            worker.close()
+
+    def _fail_pending(self, worker: _Worker) -> None:
         for key in sorted(worker.pending):
-            report(
-                key,
-                worker.job.stop - worker.job.start,
-                f"the worker died (exit {worker.process.wait()}; out of memory?)",
-            )
+            code = worker.process.wait()
+            reason = f"the worker died (exit {code}; out of memory?)"
+            self.on_unit_done(key, worker.pending[key], reason)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from defend.benchmarks.controls import is_control
 from defend.errors import BadParameter
-from defend.files import write
+from defend.files import write_file
 from defend.records import identity, read_records
 from defend.results.build import table
 from defend.results.diagnostics import marked
@@ -72,7 +72,7 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in pages:
-            write(path, text)
+            write_file(path, text)
     except OSError as e:
         raise BadParameter(
             f"{folder}: the report cannot be written there: {e.strerror}. Give another place."

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from defend import Attack, AttackCard, Noise, Target
-from defend.norms import project, steepest
+from defend.norms import project, steepest_direction
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class FGM(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         g, _, _ = target.gradient(x, y, cross_entropy)
-        return project(x + eps * steepest(g, self.norm), x, eps, self.norm)
+        return project(x + eps * steepest_direction(g, self.norm), x, eps, self.norm)
 
 
 class LeavesTheBall(Attack):

@@ -1,0 +1,202 @@
+"""The attacks that are compared with the declared gradient's best, as attempts on rows of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from defend.audit.comparison import Attempt, pipeline_attempts
+from defend.audit.context import Context, Surrogate
+from defend.audit.spsa import spsa
+from defend.audit.verdict import NotApplicable, NotTried
+from defend.benchmarks.component_keys import is_undefended
+from defend.gradients import Backward, identity
+from defend.losses import negative_margin
+from defend.training.bpda_network import fit_bpda_network
+from defend.training.perturbations import add_random_signs
+
+# On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
+TRANSFER_ATTACKS = ("pgd:steps=40", "apgd:loss=ce,steps=40")
+MIN_WITH_GRADIENT = 0.5  # share of images that need a gradient for a transfer attack to make sense
+
+
+class SquareEffort(NamedTuple):
+    """How Square spends its queries."""
+
+    steps: int
+    draws: int  # over which each step is averaged
+
+
+class TransferRoute(NamedTuple):
+    """A surrogate, and the gradient through which it is attacked (None: its declared one)."""
+
+    surrogate: Surrogate
+    backward: Backward | None
+
+
+def identity_attempts(context: Context) -> Iterator[Attempt]:
+    """Return attacks through the identity gradient (BPDA). Raises NotApplicable."""
+    if context.purifier.card.gradient == "identity":
+        raise NotApplicable("the declared gradient is the identity")
+    return pipeline_attempts(context, _gradient_attacks(context), identity)
+
+
+def learned_attempts(context: Context) -> Iterator[Attempt]:
+    """Return attacks through the gradient of a fitted network. Raises NotApplicable, NotTried."""
+    if is_undefended(context.purifier):
+        raise NotApplicable("there is no purifier to imitate")
+    if not context.budget.fit_images:
+        raise NotTried("left out of budget=quick")
+    network, context.bpda_network_error = fit_network(context)
+    return pipeline_attempts(context, _gradient_attacks(context), network)
+
+
+def fit_network(context: Context) -> tuple[nn.Module, float]:
+    """Return a network that imitates the purifier, and its relative error.
+
+    For specs it is the bench's network, so that audit and bench report the same gradient.
+    """
+    pipeline = context.bench_pipeline
+    if pipeline is not None:
+        fitted = pipeline.components.bpda.get(pipeline.classifier, pipeline.defense)
+        return fitted.backward, fitted.error
+    images, labels = context.training_images(context.budget.fit_images)
+    return fit_bpda_network(
+        context.purifier, images, labels, context.network, context.seed, eps=context.eps
+    )
+
+
+def _gradient_attacks(context: Context) -> tuple[str, ...]:
+    steps = context.budget.alternative_steps
+    return f"apgd:loss=ce,steps={steps}", f"pgd:steps={min(40, steps)}"
+
+
+def spsa_attempts(context: Context) -> Iterator[Attempt]:
+    """Yield the attack by finite differences."""
+    yield partial(_run_spsa, context)
+
+
+def _run_spsa(context: Context, rows: Tensor) -> Tensor:
+    return spsa(
+        context.target(rows, stream="spsa"),
+        context.x[rows],
+        context.y[rows],
+        context.eps,
+        context.noise.take(rows).fork("spsa"),
+        context.budget.spsa_steps,
+        context.budget.spsa_pairs,
+    )
+
+
+def describe_spsa(context: Context) -> str:
+    """Return the number of steps and queries."""
+    steps, pairs = context.budget.spsa_steps, context.budget.spsa_pairs
+    return f", in {steps} steps, {2 * pairs * steps} queries an image"
+
+
+def square_attempts(context: Context) -> Iterator[Attempt]:
+    """Yield Square, the search without gradients."""
+    steps, draws = square_effort(context)
+    spec = f"square:queries={steps}"
+    yield lambda rows: context.attack(spec, context.target(rows, eot=draws), rows)
+
+
+def square_effort(context: Context) -> SquareEffort:
+    """Return Square's steps and draws.
+
+    Where noise changes almost no prediction, the queries go into steps instead of averages.
+    Otherwise noise that does nothing would shorten the search.
+    """
+    queries, eot = context.budget.square_queries, context.budget.eot
+    if context.noise_is_negligible:
+        return SquareEffort(queries * eot, 1)
+    return SquareEffort(queries, eot)
+
+
+def describe_square(context: Context) -> str:
+    """Return the number of steps and queries.
+
+    Behind a stochastic purifier each step measures the incumbent image again, beside the candidate.
+    """
+    steps, draws = square_effort(context)
+    queries_per_step = 2 * draws if context.stochastic else 1
+    return f", in {steps} steps, {steps * queries_per_step} queries an image"
+
+
+def oblivious_attempts(context: Context) -> Iterator[Attempt]:
+    """Yield attacks on the bare classifier."""
+    bare_classifier = Surrogate(context.no_defense, context.network)
+    for spec in TRANSFER_ATTACKS:
+        yield partial(_attack_surrogate, context, spec, TransferRoute(bare_classifier, None))
+
+
+def transfer_attempts(context: Context) -> Iterator[Attempt]:
+    """Return attacks on every surrogate. Raises NotTried if none can be attacked."""
+    if not context.surrogates:
+        raise NotTried(context.no_surrogate_reason)
+    routes: list[TransferRoute] = []
+    for surrogate in context.surrogates:
+        routes += transfer_routes(context, surrogate)
+    if not routes:
+        raise NotTried(
+            "the surrogate's gradient is zero, through its purifier and past its purifier"
+        )
+    return _attack_routes(context, routes)
+
+
+def _attack_routes(context: Context, routes: list[TransferRoute]) -> Iterator[Attempt]:
+    for route in routes:
+        for spec in TRANSFER_ATTACKS:
+            yield partial(_attack_surrogate, context, spec, route)
+
+
+def _attack_surrogate(context: Context, spec: str, route: TransferRoute, rows: Tensor) -> Tensor:
+    target = context.transfer_target(rows, route.surrogate, route.backward)
+    return context.attack(spec, target, rows)
+
+
+def transfer_routes(context: Context, surrogate: Surrogate) -> list[TransferRoute]:
+    """Return how a surrogate is attacked: through its declared gradient.
+
+    If that is zero for most images, the attack also goes past its purifier, by the identity: a
+    retrained copy of a masked purifier masks its gradient, too. If both are zero, there is no way.
+    """
+    declared, past = TransferRoute(surrogate, None), TransferRoute(surrogate, identity)
+    if _has_gradient(context, declared):
+        return [declared]
+    return [declared, past] if _has_gradient(context, past) else []
+
+
+def _has_gradient(context: Context, route: TransferRoute) -> bool:
+    """Return True if at least half of the probe images have a gradient that is not zero."""
+    target = context.transfer_target(context.probe_rows, route.surrogate, route.backward)
+    gradient, _, _ = target.gradient(context.probe_points, context.probe_y, negative_margin)
+    is_nonzero = gradient.flatten(1).abs().amax(1) > 0
+    return bool(is_nonzero.double().mean() >= MIN_WITH_GRADIENT)
+
+
+def describe_transfer(context: Context) -> str:
+    """Return a note if a surrogate was attacked past its purifier."""
+    for surrogate in context.surrogates:
+        if len(transfer_routes(context, surrogate)) > 1:
+            return ", past a surrogate's purifier too: its own gradient is zero"
+    return ""
+
+
+def one_step_attempts(context: Context) -> Iterator[Attempt]:
+    """Return attacks of a single step."""
+    return pipeline_attempts(context, ("fgsm", "pgd:steps=1,step=1"))
+
+
+def random_attempts(context: Context) -> Iterator[Attempt]:
+    """Yield random corners of the ball."""
+    for draw in range(context.budget.random_draws):
+        yield partial(_draw_corner, context, draw)
+
+
+def _draw_corner(context: Context, draw: int, rows: Tensor) -> Tensor:
+    noise = context.noise.take(rows).fork(f"signs {draw}")
+    return add_random_signs(context.x[rows], context.eps, noise)

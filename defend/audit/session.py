@@ -1,0 +1,73 @@
+"""Results that several checks of one audit need, each computed at the first request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from traceback import walk_tb
+from typing import TypeVar
+
+from defend.audit.context import Context
+from defend.audit.declared import DeclaredAttack, attack_declared
+from defend.audit.pgd_trace import TRACE_STEPS, PGDTrace, trace_pgd
+from defend.audit.verdict import CheckResult, NotApplicable
+from defend.losses import cross_entropy
+
+T = TypeVar("T")
+
+
+class Session:
+    """One audit while it runs: the context, and what earlier checks found out."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.outcomes: dict[str, CheckResult | Exception] = {}  # by the name of the check
+
+    @property
+    def declared(self) -> DeclaredAttack:
+        """Return the result of the declared gradient's attacks, which run at the first request.
+
+        Raises what they raised, at every request.
+        """
+        if isinstance(self.declared_or_error, Exception):
+            raise self.declared_or_error
+        return self.declared_or_error
+
+    @cached_property
+    def declared_or_error(self) -> DeclaredAttack | Exception:
+        """Return the result of the declared gradient's attacks, or what they raised."""
+        return result_or_error(lambda: attack_declared(self.context))
+
+    @cached_property
+    def trace(self) -> PGDTrace:
+        """Return a plain PGD on the probe images, step by step."""
+        context = self.context
+        target = context.target(context.probe_rows, stream="trace")
+        return trace_pgd(
+            target, context.probe_x, context.probe_y, context.eps, TRACE_STEPS, cross_entropy
+        )
+
+    @property
+    def square_gap(self) -> float | None:
+        """Return how many more images Square broke, or None if it has not run."""
+        outcome = self.outcomes.get("Square")
+        return outcome.gap if isinstance(outcome, CheckResult) else None
+
+
+def result_or_error(run: Callable[[], T]) -> T | Exception:
+    """Return what `run` returns, or the exception that it raises.
+
+    A plugin may raise anything. NotApplicable counts only if the audit's own code raised it.
+    """
+    try:
+        return run()
+    except NotApplicable as e:
+        return e if _raised_by_audit(e) else RuntimeError(f"{type(e).__name__}: {e}")
+    except Exception as e:
+        return e
+
+
+def _raised_by_audit(e: BaseException) -> bool:
+    """Return True if the audit's code raised this, and not the code that is audited."""
+    *_, (frame, _) = walk_tb(e.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith(__package__ or "defend")

@@ -1,0 +1,173 @@
+"""The identity of code: a hash of what it does, over the modules that a component really imports.
+
+Docstrings, comments, layout and the words of error messages are not part of it, nor is a module
+that is never imported: editing prose or a report throws no measurement away.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from defend.errors import BadParameter
+from defend.hashing import cache_key
+
+HOME = "defend"
+_DYNAMIC_IMPORTS = ("import_module", "__import__")
+_EXECUTION = "defend.benchmarks.execute"  # imports all that runs between an image and its outcome
+
+
+def hash_packages(modules: Iterable[str]) -> dict[str, str]:
+    """Return top-level package -> hash, of what these modules and the bench import.
+
+    Only packages of these modules are followed; other libraries are known by their versions.
+    Raises BadParameter where a module has no source to be identified by.
+    """
+    roots = {*modules, _EXECUTION}
+    packages = {module.partition(".")[0] for module in roots}
+    hashes: dict[str, dict[str, str]] = {package: {} for package in packages}
+    for module in sorted(_reachable(roots, packages)):
+        hashes[module.partition(".")[0]][module] = hash_module(module)
+    return {package: cache_key(hashes[package]) for package in sorted(packages)}
+
+
+def _reachable(roots: set[str], packages: set[str]) -> set[str]:
+    """Return the roots and every module of these packages that they import, however deep."""
+    reached: set[str] = set()
+    todo = list(roots)
+    while todo:
+        module = todo.pop()
+        if module in reached:
+            continue
+        reached.add(module)
+        todo += [name for name in _imports(module) if name.partition(".")[0] in packages]
+    return reached
+
+
+@cache
+def hash_module(module: str) -> str:
+    """Return the hash of a module's syntax tree without prose. Raises BadParameter."""
+    return hash_source(_source(module))
+
+
+def hash_source(source: str) -> str:
+    """Return the hash of this Python text's syntax tree without prose."""
+    tree = _WithoutProse().visit(ast.parse(source))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+class _WithoutProse(ast.NodeTransformer):
+    """Drop docstrings, and the texts of what is raised."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        self.generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            assert isinstance(body, list)
+            if body and _is_text(body[0]):
+                del body[0]
+        if isinstance(node, ast.Raise):
+            for child in ast.walk(node):
+                _blank_texts(child)
+        return node
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    is_constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_constant and isinstance(statement.value.value, str)  # type: ignore[attr-defined]
+
+
+def _blank_texts(node: ast.AST) -> None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        node.value = ""
+    if isinstance(node, ast.JoinedStr):
+        node.values = []
+
+
+def _source(module: str) -> str:
+    file = _file(module)
+    if file is None:
+        package = module.partition(".")[0]
+        raise BadParameter(
+            f"package {package}: module {module} has no .py file to identify its results by;"
+            " the bench runs components of installed packages"
+        )
+    return file.read_text(encoding="utf-8")
+
+
+@cache
+def _file(module: str) -> Path | None:
+    """Return a module's source file; None for built-in and compiled modules."""
+    loaded = sys.modules.get(module)
+    origin = getattr(loaded, "__file__", None)
+    if origin is None:
+        try:
+            spec = find_spec(module)
+        except (ImportError, ValueError):  # no such module; __main__
+            return None
+        origin = spec.origin if spec else None
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+@cache
+def _imports(module: str) -> tuple[str, ...]:
+    """Return the modules that a module imports, inside functions too.
+
+    A package that imports by computed names may import anything: then all its modules count.
+    """
+    file = _file(module)
+    if file is None or module == HOME:  # which only lists public names
+        return ()
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += _from_import(node, package)
+        elif isinstance(node, ast.Call) and _called_name(node) in _DYNAMIC_IMPORTS:
+            names += _all_modules(module.partition(".")[0])
+    with_parents = [parent for name in names for parent in _parents(name)]
+    return tuple(name for name in dict.fromkeys(with_parents) if _file(name) is not None)
+
+
+def _from_import(node: ast.ImportFrom, package: str) -> Iterator[str]:
+    """Yield what `from x import y` may load: x, and x.y where y is a module."""
+    base = node.module or ""
+    if node.level:
+        parts = package.split(".")
+        above = parts[: len(parts) - node.level + 1]
+        base = ".".join([*above, base] if base else above)
+    if base == HOME:
+        return  # public names are resolved on first use, and the bench imports their modules
+    yield base
+    for alias in node.names:
+        yield f"{base}.{alias.name}"
+
+
+def _called_name(node: ast.Call) -> str:
+    return ast.unparse(node.func).rpartition(".")[2]
+
+
+def _parents(name: str) -> list[str]:
+    """Return a.b.c as a, a.b, a.b.c: importing a module runs its packages too."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+
+
+def _all_modules(package: str) -> Iterator[str]:
+    file = _file(package)
+    if file is None:
+        return
+    if file.name != "__init__.py":
+        yield package
+        return
+    for path in sorted(file.parent.rglob("*.py")):
+        relative = path.relative_to(file.parent).with_suffix("")
+        parts = [part for part in relative.parts if part != "__init__"]
+        yield ".".join([package, *parts])

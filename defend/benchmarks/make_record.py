@@ -1,0 +1,174 @@
+"""Make the record of a cell from its components and its units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.components import Components
+from defend.benchmarks.flags import make_flags
+from defend.benchmarks.query_curve import QueryCurve
+from defend.hashing import cache_key
+from defend.numerics import NumericSettings
+from defend.records import AttackedSettings, Flag, FlagCode, PipelineHash, Record, Settings
+from defend.tasks.classification import CLASSIFICATION
+from defend.unit_files import Unit
+
+
+def make_record(
+    cell: Cell,
+    components: Components,
+    numerics: NumericSettings,
+    keys: Sequence[str],
+    units: Sequence[Unit | None],
+    provenance: dict[str, Any],
+    error: str | None,
+) -> Record:
+    """Return the record of a cell; a failed one has its error, never a part of n."""
+    present = [unit for unit in units if unit is not None]
+    if error is None and len(present) < len(units):
+        error = "a unit is missing"
+    source = present[0].header["provenance"] if present else provenance
+    measured = {} if error else _with_finite_numbers(_measure(cell, components, present))
+    return Record(
+        **_describe(cell, components),
+        precision=numerics.precision,
+        layout=numerics.layout,
+        threads=numerics.threads,
+        versions=source["versions"],
+        commit=source["commit"],
+        device=source["device"],
+        units=tuple(keys),
+        error=error,
+        **measured,
+    )
+
+
+def _describe(cell: Cell, components: Components) -> dict[str, Any]:
+    """Return what was evaluated, and facts about its components."""
+    classifier = components.classifier(cell.classifier)
+    defense = components.defense(cell.defense)
+    attack = components.attack(cell.bare_attack)
+    attacked_classifier = components.classifier(cell.attacked.classifier)
+    attacked_defense = components.defense(cell.attacked.defense)
+    weights: dict[str, str] = {}
+    for component in (classifier, defense, attacked_classifier, attacked_defense):
+        weights |= component.weights_sha256
+    data = components.data
+    distinct = data.card.distinct.get(cell.split, cell.n)
+    return {
+        "dataset": cell.dataset,
+        "classifier": cell.classifier,
+        "defense": cell.defense,
+        "attack": cell.attack,
+        "knowledge": cell.knowledge,
+        "gradient": cell.gradient,
+        "surrogate": cell.surrogate,
+        "norm": cell.norm,
+        "eps": cell.eps.value,
+        "eps_text": cell.eps.text,
+        "n": cell.n,
+        "split": cell.split,
+        "seed": cell.seed,
+        "draws": cell.draws,
+        "eot": cell.eot,
+        "protocol": cell.protocol,
+        "access": attack.card.access,
+        "stochastic": defense.card.stochastic,
+        "declared_gradient": defense.card.gradient,
+        "trained_on": defense.trained_on,
+        "images": data.count(cell.split),
+        "classes": data.classes,
+        "claim_eps": data.card.claim.get(cell.norm),
+        "distinct_images": min(cell.n, distinct),
+        "settings": Settings(
+            classifier=classifier.settings,
+            defense=defense.settings,
+            attack=attack.settings,
+            dataset=data.settings,
+            attacked=AttackedSettings(
+                classifier=attacked_classifier.settings, defense=attacked_defense.settings
+            ),
+        ),
+        "weights": weights,
+        "pipeline": PipelineHash(
+            classifier=_short_hash(components.key("classifier", cell.classifier)),
+            defense=_short_hash(components.key("defense", cell.defense)),
+        ),
+    }
+
+
+def _short_hash(key: Any) -> str:
+    """Return twelve digits that stand for settings and weights, whatever they are called."""
+    return cache_key({"": key})[:12]
+
+
+def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:
+    """Return the measured fields of a cell whose units are all present."""
+    score = torch.cat([unit.tensors["score"] for unit in units]).double()
+    clean = torch.cat([unit.tensors["clean_score"] for unit in units]).double()
+    per_image = score.mean(1)
+    summary = CLASSIFICATION.summarise(score.numpy(), cell.seed)
+    curve = _query_curve(cell, components, units)
+    accuracy_lost_late = curve.accuracy_lost_late() if curve else 0.0
+    costs = [unit.header["costs"] for unit in units]
+    return {
+        "clean_accuracy": clean.mean(1).mean().item(),
+        "robust_accuracy": summary.value,
+        "ci_low": summary.low,
+        "ci_high": summary.high,
+        "all_draws_correct": (score.min(1).values == 1).double().mean().item(),
+        "majority": (per_image > 0.5).double().mean().item(),
+        "accuracy_after": curve.accuracy_at_marks() if curve else None,
+        "gradient_error": _gradient_error(cell, components),
+        "flags": make_flags(cell, components, units, accuracy_lost_late),
+        "seconds": sum(c["seconds"] for c in costs),
+        "purify_images_per_second": _purify_rate(units),
+        "forwards": sum(c["forwards"] for c in costs) / cell.n,
+        "backwards": sum(c["backwards"] for c in costs) / cell.n,
+    }
+
+
+def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> QueryCurve | None:
+    """Return the curve of a search of the scored pipeline itself, if that is deterministic.
+
+    Behind noise, "first wrong" is a minimum of noisy measurements.
+    """
+    is_stochastic = components.defense(cell.defense).card.stochastic
+    if is_stochastic or not cell.threat_model.may_drop:
+        return None
+    queries = components.attack(cell.bare_attack).settings.get("queries")
+    return QueryCurve.of_units(units, queries)
+
+
+def _gradient_error(cell: Cell, components: Components) -> float | None:
+    """Return the relative error of the BPDA network; None where none was used."""
+    attacked = cell.attacked
+    if attacked.gradient != "learned":
+        return None
+    return components.bpda.get(attacked.classifier, attacked.defense).error
+
+
+def _purify_rate(units: Sequence[Unit]) -> float:
+    """Return images purified per second, over all units."""
+    images, seconds = 0, 0.0
+    for unit in units:
+        count = unit.header["stop"] - unit.header["start"]
+        images += count
+        seconds += count / unit.header["costs"]["purify_images_per_second"]
+    return images / seconds
+
+
+def _with_finite_numbers(measured: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: such a field becomes None, and a flag says so."""
+    flags = list(measured["flags"])
+    fields = dict(measured)
+    for name, value in measured.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            fields[name] = None
+            flags.append(Flag(code=FlagCode.NOT_FINITE, value=name))
+    return fields | {"flags": tuple(flags)}

@@ -1,0 +1,113 @@
+"""Score one range of images behind each defense that asks, and check the defenses on the first.
+
+A defense that fails a check fails all its units of the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from defend.benchmarks.cell import Cell
+from defend.benchmarks.components import Components
+from defend.benchmarks.purifier_checks import (
+    check_batch_independence,
+    check_declared_deterministic,
+    check_fresh_copy,
+)
+from defend.benchmarks.scoring import Scorer, Scores
+from defend.benchmarks.stopwatch import Stopwatch
+from defend.noise import Noise
+from defend.threat_models import Pipeline
+
+
+@dataclass(frozen=True)
+class CleanScores:
+    """Clean images behind one defense, which all units of a pipeline and a range share."""
+
+    scores: Scores
+    images_per_second: float  # of purifying alone
+
+
+CleanCache = dict[tuple[object, ...], CleanScores]
+
+
+class RangeScores:
+    """One range of images x (b, c, h, w) with labels y (b,), for one job."""
+
+    def __init__(
+        self,
+        components: Components,
+        clean_cache: CleanCache,
+        x: Tensor,
+        y: Tensor,
+        noise: Noise,
+        start: int,
+    ) -> None:
+        self._components, self._clean_cache = components, clean_cache
+        self._x, self._y, self._noise, self._start = x, y, noise, start
+        self._checked: dict[Pipeline, Exception | None] = {}  # on the first range of a run
+
+    def score(self, cell: Cell, batches: Sequence[Tensor]) -> list[Scores | Exception]:
+        """Return the scores of adversarial images at several eps, or why there are none.
+
+        The first batch of a defense must be that of the largest eps: on it the defense is checked.
+        """
+        try:
+            scorer = self._scorer(cell)
+            scores = scorer.score(batches, Stopwatch(self._components.device))
+            if self._start == 0 and cell.scored not in self._checked:
+                self._checked[cell.scored] = self._check(cell, scorer, batches[0], scores[0])
+        except Exception as e:  # a purifier may raise anything, perhaps for one eps alone
+            if len(batches) == 1:
+                return [e]
+            return [self.score(cell, [batch])[0] for batch in batches]
+        error = self._checked.get(cell.scored)
+        return list(scores) if error is None else [error] * len(batches)
+
+    def clean(self, cell: Cell) -> CleanScores:
+        """Return the clean images' scores. Raises BrokenPurifier."""
+        n = len(self._x)
+        key = (self._start, n, cell.split, cell.seed, cell.scored, cell.draws)
+        if key not in self._clean_cache:
+            scorer, stopwatch = self._scorer(cell), Stopwatch(self._components.device)
+            scores = scorer.score([self._x], stopwatch)[0]
+            if self._start == 0:
+                self._check_deterministic(scorer, self._x, scores)
+            self._clean_cache[key] = CleanScores(scores, stopwatch.images_per_second)
+        return self._clean_cache[key]
+
+    def _scorer(self, cell: Cell) -> Scorer:
+        return Scorer(
+            purifier=self._components.defense(cell.defense),
+            network=self._components.classifier(cell.classifier).network,
+            y=self._y,
+            noise=self._noise,
+            draws=cell.draws,
+        )
+
+    def _check(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> Exception | None:
+        """Return why outcomes depend on more than an image and its noise; None if they do not."""
+        purifier, noise = scorer.purifier, scorer.draw_noise("score", 0)
+        try:
+            self._check_deterministic(scorer, x_adv, scores)
+            check_fresh_copy(
+                purifier,
+                fresh=partial(self._components.fresh_defense, cell.defense),
+                logits_of=lambda copy: scorer.logits(copy, x_adv, noise),
+                logits=scores.first_logits,
+            )
+            if self._components.precision == "float32":  # bfloat16 rounds otherwise in batches
+                check_batch_independence(purifier, x_adv, scores.first_draw, noise)
+        except Exception as e:
+            return e
+        return None
+
+    def _check_deterministic(self, scorer: Scorer, x: Tensor, scores: Scores) -> None:
+        if not scorer.purifier.card.stochastic:
+            other_noise = scorer.draw_noise("score", 0).fork("flags")
+            logits = scorer.logits(scorer.purifier, x, other_noise)
+            check_declared_deterministic(scorer.purifier, scores.first_logits, logits)

@@ -1,0 +1,96 @@
+"""Turn specs into objects: the one place where components are met by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from defend.chain import Chain
+from defend.classifier import Classifier
+from defend.dataset import Dataset
+from defend.errors import BadParameter
+from defend.purifier import Purifier, check_device
+from defend.registry import REGISTRY, Kind
+from defend.spec import Spec, parse, parse_single
+
+
+def pick_device(device: str | None) -> torch.device:
+    """Return the device of that name; for "auto" and None the first GPU, or the CPU if there is no
+    GPU.
+
+    Raise BadParameter if this machine has no such device.
+    """
+    if device in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return check_device(str(device))
+
+
+def load(
+    spec: str | Spec | tuple[Spec, ...],
+    kind: Kind = "defense",
+    dataset: str | Dataset | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Any:
+    """Return the defense (or chain of defenses), attack, classifier or data set that a spec
+    describes.
+
+    dataset: the data set that `weights=auto` looks for; if it is an object, untrained components
+    take its channels, size and classes. device: for defenses and classifiers; None is the CPU,
+    "auto" is the first GPU, or the CPU if there is none. options: further fields of the component;
+    for a chain, fields of the chain. Raise DefendError.
+    """
+    specs = _specs(spec, kind)
+    if kind in ("attack", "dataset"):
+        return REGISTRY.of_spec(kind, specs[0], **options)
+    target_device = pick_device("auto") if device == "auto" else check_device(device or "cpu")
+    component: Purifier | Classifier
+    if kind == "defense" and len(specs) != 1:
+        members = tuple(_component(kind, member, dataset, {}) for member in specs)
+        component = Chain(members=members, **options)
+    else:
+        component = _component(kind, specs[0], dataset, options)
+    component.move(target_device)
+    return component
+
+
+def _specs(spec: str | Spec | tuple[Spec, ...], kind: Kind) -> tuple[Spec, ...]:
+    """Return the parsed members. Only a defense may be a chain. Raise BadSpec, BadParameter."""
+    if isinstance(spec, Spec):
+        return (spec,)
+    if isinstance(spec, tuple):
+        return spec
+    if not isinstance(spec, str):
+        raise BadParameter(f"load({spec!r}): expected a spec such as 'jpeg:quality=60'")
+    return parse(spec) if kind == "defense" else (parse_single(spec, kind),)
+
+
+def _component(
+    kind: Kind, spec: Spec, dataset: str | Dataset | None, options: Mapping[str, Any]
+) -> Any:
+    return REGISTRY.of_spec(kind, spec, **_dataset_fields(kind, spec, dataset), **options)
+
+
+def _dataset_fields(kind: Kind, spec: Spec, dataset: str | Dataset | None) -> dict[str, Any]:
+    """Return the fields of a learned component that the data set decides.
+
+    They are the data set's name, for `weights=auto`, and the shape of an untrained network.
+    """
+    annotated = getattr(REGISTRY.entry(kind, spec.name).load(), "__dataclass_fields__", {})
+    if dataset is None or "weights" not in annotated or "dataset" not in annotated:
+        return {}
+    fields: dict[str, Any] = {}
+    fields["dataset"] = dataset if isinstance(dataset, str) else dataset_name(dataset)
+    params = dict(spec.params)
+    if params.get("weights") == "untrained" and isinstance(dataset, Dataset):
+        for name in ("channels", "size", "classes"):
+            if name in annotated and name not in params:
+                fields[name] = getattr(dataset, name)
+    return fields
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """Return the registered name of a data set, with which weights are labelled."""
+    return REGISTRY.component("dataset", type(dataset))

@@ -1,0 +1,111 @@
+"""Which records a claim may rest on. Every function takes records of one pipeline in one norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from defend.eps import same_eps
+from defend.records import Record
+from defend.spec import Spec, parse
+from defend.threat_models import NO_DEFENSE
+
+MIN_IMAGES = 1000  # of the test split
+MIN_DRAWS = 20  # by fewer a stochastic purifier's mean, and what chooses its worst case, are noise
+UNBOUNDED_STEPS = 20  # of PGD at eps 1, at least
+
+
+def purifier_names(members: Sequence[Spec]) -> list[str]:
+    """Return the names of the members of a chain that do something."""
+    return [member.name for member in members if member.name != NO_DEFENSE]
+
+
+def is_undefended(defense: str) -> bool:
+    """Return True for a spec without any purifier, whose gradient could be learned."""
+    return not purifier_names(parse(defense))
+
+
+def is_at_claim_eps(record: Record) -> bool:
+    """Return True if the record is at the claim eps of its data set and norm."""
+    return record.claim_eps is not None and same_eps(record.eps, record.claim_eps)
+
+
+def has_enough_draws(record: Record) -> bool:
+    """Return True for a deterministic purifier, and for enough draws of a stochastic one."""
+    return not record.stochastic or record.draws >= MIN_DRAWS
+
+
+def _is_of_test_split(record: Record) -> bool:
+    return record.split == "test"
+
+
+def _has_enough_images(record: Record) -> bool:
+    return record.n >= MIN_IMAGES
+
+
+_PREFERENCES: tuple[Callable[[Record], bool], ...] = (
+    is_at_claim_eps,
+    _is_of_test_split,
+    _has_enough_images,
+    has_enough_draws,
+)
+
+
+def at_claim(records: Sequence[Record]) -> list[Record]:
+    """Return the records without failures that come nearest to a claim.
+
+    They are at the claim eps, of the test split, with enough images and draws, each condition as
+    far as any record meets it.
+    """
+    chosen = [r for r in records if not r.failed]
+    for is_preferred in _PREFERENCES:
+        chosen = [r for r in chosen if is_preferred(r)] or chosen
+    return chosen
+
+
+def evidence(records: Sequence[Record]) -> list[Record]:
+    """Return the records that a protocol asked for; attacks beside it take nothing away."""
+    nearest = at_claim(records)
+    return [r for r in nearest if r.protocol is not None] or nearest
+
+
+def unbounded_pgd(records: Sequence[Record]) -> list[Record]:
+    """Return PGD to any image at all from the clean one, which no gradient withstands.
+
+    Only records on as many images as the largest cell has count, of the test split if any is.
+    """
+    sound = [r for r in records if not r.failed]
+    sound = [r for r in sound if r.split == "test"] or sound
+    most_images = max((r.n for r in sound), default=0)
+    return [r for r in sound if r.n >= min(most_images, MIN_IMAGES) and _is_unbounded_pgd(r)]
+
+
+def _is_unbounded_pgd(record: Record) -> bool:
+    attack = record.settings.attack
+    from_clean_image = attack.get("random_start") is False
+    long_enough = attack.get("steps", 0) >= UNBOUNDED_STEPS
+    covers_box = record.norm == "Linf" and record.eps >= 1
+    return (
+        record.attack_name == "pgd"
+        and record.knowledge == "adaptive"
+        and record.access == "gradient"
+        and from_clean_image
+        and long_enough
+        and covers_box
+    )
+
+
+def is_from_same_purifier(record: Record) -> bool:
+    """Return True for a transfer from the same components before some classifier.
+
+    Learned components are trained anew; others have the same settings. Images made for another
+    purifier say little of this one. For an undefended classifier any pipeline will do.
+    """
+    if record.knowledge != "transfer" or not record.surrogate:
+        return False
+    if is_undefended(record.defense):
+        return True
+    surrogate_names = purifier_names(parse(record.surrogate)[:-1])
+    if surrogate_names != purifier_names(parse(record.defense)):
+        return False
+    same_settings = record.settings.attacked.defense == record.settings.defense
+    return record.trained_on is not None or same_settings

@@ -1,0 +1,240 @@
+"""The weights that installed packages ship, and the search for the file that a spec names.
+
+No torch.
+
+An entry point of the group `defend.weights` names a package folder with a zoo.toml. The folder is
+found without importing the package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from defend.errors import BadWeights, UnknownName
+from defend.weights.header import WeightsFile, file_sha256, read_header
+
+GROUP = "defend.weights"
+HOME = "defend"  # the package whose names no other package can shadow
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZooEntry:
+    """One table of a zoo.toml: a weights file that a package ships."""
+
+    name: str
+    file: Path
+    sha256: str
+    kind: str
+    component: str
+    dataset: str
+    licence: str
+    command: str
+    seed: int
+    trained_on: str
+    default: bool = False
+    surrogate: bool = False  # retrained for transfer attacks; such an entry is never a default
+    size: int = 0
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""  # the package it ships with
+
+
+def read_zoos(
+    entry_points_of: Callable[..., Iterable[EntryPoint]] = entry_points,
+) -> dict[str, ZooEntry]:
+    """Return every named weights file of every installed package, by name.
+
+    If two packages use one name, `defend` comes first, then the package that is first in the
+    alphabet. A broken zoo of another package costs a warning and its own weights alone.
+    """
+    entries: dict[str, ZooEntry] = {}
+    for point in sorted(entry_points_of(group=GROUP), key=_precedence):
+        try:
+            zoo = read_zoo(point.value)
+        except BadWeights as e:
+            if _is_home(point.value):
+                raise
+            warnings.warn(f"{e}: the weights of {point.value} are left out", stacklevel=2)
+            continue
+        for name, entry in zoo.items():
+            entries.setdefault(name, entry)
+    return entries
+
+
+def _is_home(package: str) -> bool:
+    return package.partition(".")[0] == HOME
+
+
+def _precedence(point: EntryPoint) -> tuple[bool, str]:
+    return not _is_home(point.value), point.value
+
+
+@cache
+def read_zoo(package: str) -> dict[str, ZooEntry]:
+    """Return the entries of one package's zoo.toml, none if it has no such file.
+
+    Raise BadWeights if the file is broken.
+    """
+    folder = _package_folder(package)
+    if folder is None or not (folder / "zoo.toml").is_file():
+        return {}
+    toml = folder / "zoo.toml"
+    try:
+        tables = tomllib.loads(toml.read_text())
+        return {name: _zoo_entry(name, table, folder, package) for name, table in tables.items()}
+    except (OSError, ValueError, TypeError, KeyError) as e:  # ValueError: not TOML, or not UTF-8
+        raise BadWeights(f"{toml}: not a list of weights ({type(e).__name__}: {e})") from None
+
+
+def _package_folder(package: str) -> Path | None:
+    """Return the folder of a dotted package without importing it; None if the package is not
+    installed.
+    """
+    top, _, below = package.partition(".")
+    spec = find_spec(top)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    return folder.joinpath(*below.split(".")) if below else folder
+
+
+def _zoo_entry(name: str, table: Mapping[str, Any], folder: Path, package: str) -> ZooEntry:
+    fields = {**table, "name": name, "file": folder / table["file"], "source": package}
+    return ZooEntry(**fields)
+
+
+def find_weights(
+    kind: str, component: str, weights: str, dataset: str | None, fields: Mapping[str, Any]
+) -> WeightsFile:
+    """Return the verified weights file that a component asks for.
+
+    weights: "auto", a name in a zoo, or a path. fields: those that the user set; they choose among
+    the defaults of "auto", and none may contradict the file's header. Raise UnknownName if there is
+    no such name or path, BadWeights if "auto" does not decide, or if the file is damaged or does
+    not fit.
+    """
+    entries = read_zoos()
+    if weights == "auto":
+        file = _zoo_file(_choose_default(entries, kind, component, dataset, fields))
+    elif weights in entries:
+        file = _zoo_file(entries[weights])
+    elif Path(weights).is_file():
+        path = Path(weights)
+        file = WeightsFile(
+            name=weights, path=path, sha256=file_sha256(path), header=read_header(path)
+        )
+    else:
+        raise UnknownName(
+            _unknown_weights(component, weights, _of_component(entries, kind, component))
+        )
+    _check_fits(file, kind, component, fields)
+    return file
+
+
+def _zoo_file(entry: ZooEntry) -> WeightsFile:
+    return WeightsFile(
+        name=entry.name,
+        path=entry.file,
+        sha256=file_sha256(entry.file, entry.sha256),
+        header=read_header(entry.file),
+    )
+
+
+def _of_component(entries: Mapping[str, ZooEntry], kind: str, component: str) -> list[ZooEntry]:
+    return [e for e in entries.values() if (e.kind, e.component) == (kind, component)]
+
+
+def _unknown_weights(component: str, weights: str, entries: Iterable[ZooEntry]) -> str:
+    names = sorted(e.name for e in entries)
+    close = difflib.get_close_matches(weights, names, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return (
+        f"{component}: no weights named {weights!r}, nor a file of that path.{hint} "
+        f"Weights of {component}: {', '.join(names) or 'none'}."
+    )
+
+
+def _choose_default(
+    entries: Mapping[str, ZooEntry],
+    kind: str,
+    component: str,
+    dataset: str | None,
+    fields: Mapping[str, Any],
+) -> ZooEntry:
+    """Return the one default for this component, data set and these fields.
+
+    Raise BadWeights if none or several fit.
+    """
+    on_dataset = [
+        e for e in _of_component(entries, kind, component) if dataset in (None, e.dataset)
+    ]
+    fitting = [e for e in on_dataset if all(e.fields.get(k, v) == v for k, v in fields.items())]
+    defaults = [e for e in fitting if e.default]
+    if len(defaults) == 1:
+        return defaults[0]
+    if defaults:
+        raise BadWeights(_ambiguous(component, dataset, defaults))
+    raise BadWeights(_no_default(kind, component, dataset, fields, on_dataset, fitting))
+
+
+def _ambiguous(component: str, dataset: str | None, defaults: Iterable[ZooEntry]) -> str:
+    on = f" on {dataset}" if dataset else ""
+    choice = "weights=NAME" if dataset else "weights=NAME, or name the data set with --dataset"
+    names = ", ".join(e.name for e in defaults)
+    return f"{component}: weights=auto is ambiguous{on}: {names}. Write {choice}."
+
+
+def _no_default(
+    kind: str,
+    component: str,
+    dataset: str | None,
+    fields: Mapping[str, Any],
+    on_dataset: Iterable[ZooEntry],
+    fitting: Iterable[ZooEntry],
+) -> str:
+    """Word the error of "auto" without a default: name the weights that fit, else those of the data
+    set and the way to train some.
+    """
+    on = f" on {dataset}" if dataset else ""
+    settings = [f"{key}={value}" for key, value in fields.items()]
+    searched = f"{component}: weights=auto finds nothing trained{', '.join([on, *settings])}"
+    names = [e.name for e in fitting if not e.surrogate]
+    if names:
+        return f"{searched} that is a default. Write weights=NAME, one of: {', '.join(names)}."
+    spec = f"{component}:{','.join(settings)}" if settings else component
+    available = ", ".join(e.name for e in on_dataset if not e.surrogate) or "none"
+    return (
+        f"{searched}; available weights{on}: {available}. Train some with "
+        f"`defend train {kind} {spec} --dataset {dataset or 'D'}`, or write weights=PATH."
+    )
+
+
+def _check_fits(file: WeightsFile, kind: str, component: str, fields: Mapping[str, Any]) -> None:
+    """Raise BadWeights if the file belongs to another component, or if its header contradicts a
+    field.
+    """
+    header = file.header
+    if (header.kind, header.component) != (kind, component):
+        raise BadWeights(
+            f"{file.name}: expected weights of the {kind} '{component}', "
+            f"got weights of the {header.kind} '{header.component}'"
+        )
+    contradictions = [
+        f"the file has {key}={header.fields[key]!r}, the spec has {key}={value!r}"
+        for key, value in fields.items()
+        if key in header.fields and header.fields[key] != value
+    ]
+    if contradictions:
+        raise BadWeights(
+            f"{component}: weights {file.name} contradict the spec: {'; '.join(contradictions)}. "
+            "Leave the field out, or choose other weights."
+        )
