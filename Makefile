@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 DONE := .venv/installed
 DOCS := .venv/installed-docs
 
-.PHONY: bench test lint types perf docs setup clean
+.PHONY: bench test lint types perf gpu docs setup clean
 
 bench: $(DONE)  ## The embedded suite: a table, and runs/embedded/report.html
 	$(BIN)/defend bench
@@ -23,7 +23,10 @@ types: $(DONE)
 	$(BIN)/mypy
 
 perf: $(DONE)  ## Ratios measured side by side in one run; nothing is asserted
-	for file in tests/perf/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in tests/perf/bench.py tests/perf/attacks.py tests/perf/split_vqvae.py; do $(BIN)/python $$file || exit 1; done
+
+gpu: $(DONE)  ## What needs a GPU, in ten minutes, into gpu.json; smaller without one
+	$(BIN)/python tests/gpu/check_gpu.py
 
 docs: $(DOCS)
 	$(BIN)/mkdocs build --strict

@@ -6,6 +6,7 @@ The public names are resolved on first use, so that `import defend` loads no tor
 
 from __future__ import annotations
 
+import itertools
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ _HOMES = {
     "purifier": ("Card", "LearnedPurifier", "Purifier"),
     "target": ("Target",),
 }
-__all__ = sorted(name for names in _HOMES.values() for name in names)
+__all__ = sorted(itertools.chain.from_iterable(_HOMES.values()))
 __version__ = "0.1.0"
 
 

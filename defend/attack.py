@@ -1,4 +1,4 @@
-"""What an author of attacks subclasses."""
+"""The base class of attacks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ from defend.target import Access, Target
 
 @dataclass(frozen=True, kw_only=True)
 class AttackCard:
+    """The source of an attack, and the access to the target that it needs."""
+
     paper: str
     access: Access
     norms: tuple[Norm, ...] = ("Linf",)
-    stops_early: bool = False  # does it leave an image alone once the target is wrong, whatever `target.may_drop` says?
-    per_image: bool = True  # is an image's result the same alone, in any batch and order? Attacks of ART draw by row and call
+    # True: it stops at an image once the target is wrong, whatever `target.may_drop` says.
+    stops_early: bool = False
+    # True: an image's result is the same alone, in any batch and order. Attacks of ART draw noise
+    # by row and call, so that theirs is not.
+    per_image: bool = True
 
     def __post_init__(self) -> None:
         check_choice(self, "access")
@@ -30,10 +35,14 @@ class AttackCard:
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Attack(Configured):
-    """Abstract. A subclass adds annotated fields (keyword-only), a `card`, and `run`. eps is no field: it comes with the call."""
+    """Abstract base of attacks.
+
+    A subclass adds annotated fields (keyword-only), a `card`, and `run`. eps is not a field: it
+    comes with the call.
+    """
 
     card: ClassVar[AttackCard]
-    norm: str = ""  # the first of the card's, where none is given
+    norm: str = ""  # if it is not set: the first norm of the card
 
     def __post_init__(self) -> None:
         self.require_card('AttackCard(paper="none: my own", access="gradient")')
@@ -42,22 +51,29 @@ class Attack(Configured):
         self.validate()
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
-        """Why it cannot attack such a pipeline, in a few words; nothing where it can. The bench then leaves the pair out, with a line."""
+        """Return the reason why it cannot attack such a pipeline, in a few words, or "" if it can.
+
+        The bench then skips the pair and prints the reason.
+        """
         return ""
 
     @abstractmethod
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
-        """x_adv (b, c, h, w) in [0, 1], within eps of x. Drop images only where `target.may_drop`.
+        """Return adversarial images (b, c, h, w) in [0, 1], within eps of x.
 
-        Never the clean image where the attack failed: what is scored may be another pipeline than the target.
+        Drop images only if `target.may_drop`.
+
+        Never return the clean image where the attack failed: the pipeline that is scored may be
+        another than the target.
         """
 
     def sweep(
         self, target: Target, x: Tensor, y: Tensor, epsilons: Sequence[float], noise: Noise
     ) -> Iterator[Tensor]:
-        """One x_adv for each eps, each as if it had been asked for alone. Override it where eps can share work.
+        """Yield the adversarial images for each eps, each as if it had been asked for alone.
 
-        After each, `target.counts` says what that eps costs by itself.
+        Override this if several eps can share work. After each, `target.counts` must say what this
+        eps costs by itself.
         """
         for eps in epsilons:
             yield self.run(target.again(), x, y, eps, noise.again())

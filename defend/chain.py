@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,14 @@ from defend.purifier import Card, Purifier
 
 
 class Chain(Purifier):
-    """x -> members[0] -> members[1] -> ...; each keeps its own noise, memory, checks and declared gradient."""
+    """x -> members[0] -> members[1] -> ...; each keeps its own noise, memory, checks and
+    gradient.
+    """
 
     members: tuple[Purifier, ...]
 
     def validate(self) -> None:
+        """Raise BadParameter without members, or if they share no number of channels."""
         self.require(len(self.members) >= 1, "members", "at least one purifier")
         self.require(
             len(self.card.channels) >= 1, "members", "purifiers that share a number of channels"
@@ -24,51 +27,82 @@ class Chain(Purifier):
 
     @property
     def card(self) -> Card:  # type: ignore[override]
-        cards = [m.card for m in self.members]
+        """The claims that hold for all members together."""
+        cards = [member.card for member in self.members]
+        names = ", ".join(type(member).__name__ for member in self.members)
+        channels = set.intersection(*(set(card.channels) for card in cards))
         return Card(
-            paper="none: a chain of " + ", ".join(type(m).__name__ for m in self.members),
-            gradient=next(
-                (g for g in ("exact", "identity") if {c.gradient for c in cards} == {g}),
-                "approximate",
-            ),
-            stochastic=any(c.stochastic for c in cards),
-            channels=tuple(sorted(set.intersection(*(set(c.channels) for c in cards)))),
+            paper=f"none: a chain of {names}",
+            gradient=self._gradient(cards),
+            stochastic=any(card.stochastic for card in cards),
+            channels=tuple(sorted(channels)),
         )
+
+    @staticmethod
+    def _gradient(cards: list[Card]) -> Literal["exact", "identity", "approximate"]:
+        """Return the gradient that all members declare if it is "exact" or "identity", else
+        "approximate".
+        """
+        if all(card.gradient == "exact" for card in cards):
+            return "exact"
+        if all(card.gradient == "identity" for card in cards):
+            return "identity"
+        return "approximate"
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"members": [{"name": type(m).__name__, **m.settings} for m in self.members]}
+        """The settings of all members, in order."""
+        return {
+            "members": [
+                {"name": type(member).__name__, **member.settings} for member in self.members
+            ]
+        }
 
     @property
     def trained_on(self) -> str | None:
-        known = [m.trained_on for m in self.members if m.trained_on is not None]
-        return " + ".join(known) or None
+        """The training images of the learned members, joined by " + "; None if nothing is
+        learned.
+        """
+        labels = [member.trained_on for member in self.members if member.trained_on is not None]
+        return " + ".join(labels) or None
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        return {name: digest for m in self.members for name, digest in m.weights_sha256.items()}
+        """The hashes of all members' weights files by their names."""
+        hashes: dict[str, str] = {}
+        for member in self.members:
+            hashes.update(member.weights_sha256)
+        return hashes
 
     def networks(self) -> list[nn.Module]:
-        return [net for m in self.members for net in m.networks()]
+        """Return the networks of all members."""
+        networks: list[nn.Module] = []
+        for member in self.members:
+            networks.extend(member.networks())
+        return networks
 
     def move(self, device: str | torch.device) -> None:
+        """Purify on this device from now on."""
         for member in self.members:
             member.move(device)
         super().move(device)
 
     def run_as(self, precision: str, layout: str) -> None:
+        """Deploy every member in this precision and layout."""
         for member in self.members:
             member.run_as(precision, layout)
 
     def example(self, n: int = 6) -> Tensor:
+        """Return a legal batch of the first member."""
         return self.members[0].example(n)
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return the output of the last member. Each member forks the noise by its position."""
         for stage, member in enumerate(self.members):
             x = member.purified(x, noise.fork(str(stage)))
         return x
 
 
 def members_of(purifier: Purifier) -> tuple[Purifier, ...]:
-    """Of a chain its members; anything else is its own only one."""
+    """Return the members of a chain; another purifier is its own only member."""
     return purifier.members if isinstance(purifier, Chain) else (purifier,)

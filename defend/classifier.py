@@ -1,4 +1,4 @@
-"""What an author of classifiers subclasses: a frozen network that gives logits for images in [0, 1]."""
+"""The base class of classifiers: a frozen network that gives logits for images in [0, 1]."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from defend.errors import Mismatch
-from defend.learned import Frozen, Learned, set_layout, fold_batch_norms
+from defend.folding import fold_batch_norms
+from defend.learned import Frozen, Learned, set_layout
 from defend.registry import Kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierCard:
+    """The source of a classifier."""
+
     paper: str  # "arXiv:1605.07146", or "none: <reason>"
     licence: str  # of the code and of the weights that ship
 
@@ -22,7 +25,11 @@ class ClassifierCard:
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Classifier(Learned):
-    """Abstract. A subclass adds fields, a `card`, `build`, and a recipe as `fit`. Normalisation belongs inside the network."""
+    """Abstract base of classifiers.
+
+    A subclass adds fields, a `card`, `build`, and a recipe as `fit`. Normalisation belongs inside
+    the network.
+    """
 
     kind: ClassVar[Kind] = "classifier"
     card: ClassVar[ClassifierCard]
@@ -42,34 +49,42 @@ class Classifier(Learned):
 
     @property
     def net(self) -> nn.Module:
+        """The network that `build` returned."""
         return self.network.net
 
     def move(self, device: str | torch.device) -> None:
+        """Compute on this device from now on."""
         self.network.to(device)
 
     def run_as(self, precision: str, layout: str) -> None:
-        """For many evaluations: in a precision ("float32", "bfloat16") and a layout ("contiguous", "channels_last"), batch norms folded."""
-        self.network.net = fold_batch_norms(self.net, self.example(2).to(next(self.net.parameters()).device))
+        """Prepare for many evaluations: fold the batch norms and set precision and layout.
+
+        precision: "float32" or "bfloat16". layout: "contiguous" or "channels_last".
+        """
+        device = next(self.net.parameters()).device
+        self.network.net = fold_batch_norms(self.net, self.example(2).to(device))
         self.network.precision = precision
         set_layout(self.network, layout)
 
     def example(self, n: int = 6) -> Tensor:
-        return torch.rand(
-            n, self.channels, self.size, self.size, generator=torch.Generator().manual_seed(7)
-        )
+        """Return a legal batch of n images."""
+        generator = torch.Generator().manual_seed(7)
+        return torch.rand(n, self.channels, self.size, self.size, generator=generator)
 
     def check_fits(self, channels: int, size: int, classes: int, dataset: str) -> None:
-        """Raises Mismatch where the data set is of another shape."""
-        mine, theirs = (self.channels, self.size, self.classes), (channels, size, classes)
-        if mine != theirs:
-            raise Mismatch(
-                f"classifier {type(self).__name__} takes {mine[0]}x{mine[1]}x{mine[1]} images of {mine[2]} classes, data set {dataset} has "
-                f"{theirs[0]}x{theirs[1]}x{theirs[1]} of {theirs[2]}. Choose other weights, or train some: `defend train classifier ... --dataset {dataset}`."
-            )
+        """Raise Mismatch if the data set has other channels, another size or other classes."""
+        if (self.channels, self.size, self.classes) == (channels, size, classes):
+            return
+        raise Mismatch(
+            f"classifier {type(self).__name__} takes {self.channels}x{self.size}x{self.size} "
+            f"images of {self.classes} classes, data set {dataset} has "
+            f"{channels}x{size}x{size} of {classes}. Choose other weights, or train some: "
+            f"`defend train classifier ... --dataset {dataset}`."
+        )
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std for each channel: the first layer of a classifier."""
+    """The first layer of a classifier: (x - mean) / std for each channel."""
 
     mean: Tensor
     std: Tensor
@@ -80,4 +95,5 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised images."""
         return (x - self.mean) / self.std

@@ -1,4 +1,4 @@
-"""What an author of data sets subclasses: labelled images in a fixed order, in three splits."""
+"""The base classes of data sets: labelled images in a fixed order, in three splits."""
 
 from __future__ import annotations
 
@@ -25,34 +25,42 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCard:
+    """The source of a data set, and the budget at which claims are made on it."""
+
     source: str  # paper or address, as "arXiv:...", "doi:..." or "none: <reason>"
     licence: str
-    claim: Mapping[str, float]  # norm -> the eps of a claim, {} where there is none
-    distinct: Mapping[Split, int] = field(
-        default_factory=dict
-    )  # split -> how many come before what they show comes again; left out: all
+    claim: Mapping[str, float]  # norm -> the eps of a claim; {} if there is none
+    # split -> the number of images before their subjects repeat; all images if a split is absent
+    distinct: Mapping[Split, int] = field(default_factory=dict)
 
 
 def data_root(root: str | None = None) -> Path:
-    """--data-root, else DEFEND_DATA, else the user's cache folder."""
+    """Return the folder of the data: `root` (--data-root), else DEFEND_DATA, else the user's cache
+    folder.
+    """
     return Path(root or os.environ.get("DEFEND_DATA") or cache_folder() / "data")
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Dataset(Configured):
-    """Abstract. A subclass adds a `card`, `shape`, `names`, `count` and `_rows`. `val` is cut from training and never trained on."""
+    """Abstract base of data sets.
+
+    A subclass adds a `card`, `channels`, `size`, `names`, `count` and `_rows`. The split `val` is
+    cut from the training images and is never trained on.
+    """
 
     card: ClassVar[DatasetCard]
     _runtime = frozenset({"root"})
-    root: str | None = None  # where data lies; says nothing about what it is
+    root: str | None = None  # the folder of the data; no influence on the images
 
     def __post_init__(self) -> None:
         self.validate()
 
     @property
     @abstractmethod
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """The number of channels, 1 or 3."""
 
     @property
     @abstractmethod
@@ -62,56 +70,69 @@ class Dataset(Configured):
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """Of the classes, in the order of the labels."""
+        """The names of the classes, in the order of the labels."""
 
     @property
     def classes(self) -> int:
+        """The number of classes."""
         return len(self.names)
 
     @abstractmethod
     def count(self, split: Split) -> int:
-        """Raises MissingData, naming the expected path and how to get the data."""
+        """Return the number of images.
+
+        Raise MissingData, naming the expected path and how to get the data.
+        """
 
     @abstractmethod
     def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """What `rows` returns; the range is checked already."""
+        """Return the images and labels of a range that `rows` has checked."""
 
     def rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """x float32 (stop - start, c, h, w) in [0, 1], y int64. Raises BadParameter where there are not so many."""
+        """Return images x float32 (stop - start, c, h, w) in [0, 1] and labels y int64.
+
+        Raise BadParameter for an unknown split, or if the split has fewer images.
+        """
         if split not in SPLITS:
             raise BadParameter(f"split {split!r}: expected {', '.join(SPLITS)}")
-        there = self.count(split)
-        if not 0 <= start <= stop <= there:
+        count = self.count(split)
+        if not 0 <= start <= stop <= count:
             raise BadParameter(
-                f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, which has {there}; give --n {there} or fewer"
+                f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, "
+                f"which has {count}; give --n {count} or fewer"
             )
         return self._rows(split, start, stop)
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor] | None:
-        """len(noise) fresh training images with their labels, for data without an end; None where training data has an end."""
+        """Return len(noise) fresh training images with their labels, or None if the training data
+        is finite.
+        """
         return None
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class ArrayDataset(Dataset):
-    """A data set that fits into memory as uint8. A subclass writes `arrays`; each split is read once."""
+    """A data set that fits into memory as uint8.
+
+    A subclass writes `arrays`; each split is read once.
+    """
 
     @abstractmethod
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """x uint8 (n, c, h, w), y int64 (n,)."""
+        """Return images uint8 (n, c, h, w) and labels int64 (n,)."""
 
     def _cached(self, split: Split) -> tuple[Tensor, Tensor]:
-        kept = self.__dict__.setdefault("_arrays", {})
-        if split not in kept:
+        """Return the arrays of a split as tensors, read at the first call."""
+        cache = self.__dict__.setdefault("_arrays", {})
+        if split not in cache:
             x, y = self.arrays(split)
-            kept[split] = (
-                torch.from_numpy(np.ascontiguousarray(x)),
-                torch.from_numpy(y.astype(np.int64)),
-            )
-        return cast(tuple[Tensor, Tensor], kept[split])
+            images = torch.from_numpy(np.ascontiguousarray(x))
+            cache[split] = images, torch.from_numpy(y.astype(np.int64))
+        return cast(tuple[Tensor, Tensor], cache[split])
 
     def count(self, split: Split) -> int:
+        """Return the number of images. Raise MissingData."""
         return len(self._cached(split)[0])
 
     def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -120,9 +141,10 @@ class ArrayDataset(Dataset):
 
 
 def held_out(x: np.ndarray, share: float) -> np.ndarray:
-    """Which training images belong to `val`: bool (n,), by the hash of the pixels, so that copies of an image stay together."""
-    first = [
-        int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=4).digest(), "big")
-        for image in x
-    ]
-    return np.array(first, np.int64) < share * 2**32
+    """Return the mask (n,) of the training images that belong to `val`, a share of all.
+
+    The hash of the pixels decides, so that copies of an image stay together.
+    """
+    hashes = [hashlib.blake2b(image.tobytes(), digest_size=4).digest() for image in x]
+    numbers = [int.from_bytes(digest, "big") for digest in hashes]
+    return np.array(numbers, np.int64) < share * 2**32

@@ -64,6 +64,13 @@ class BrokenPurifier(DefendError, RuntimeError):
     """
 
 
+class NotApplicable(Exception):
+    """A check that says nothing about the component at hand; the message is the reason.
+
+    It is neither a pass nor a failure, and no error of the user.
+    """
+
+
 def one_line(text: object) -> str:
     """Return the text on one line, without runs of spaces, so that a foreign exception fits into
     one of our messages.

@@ -11,11 +11,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold_batch_norms(net: nn.Module, example: torch.Tensor) -> nn.Module:
-    """Return a network that computes the same function up to rounding, in eval mode, with folded batch norms.
+    """Return a network that computes the same function up to rounding, in eval mode, with folded
+    batch norms.
 
-    Return the network itself if nothing can be folded, if it cannot be traced, or if the trace gives other logits or another
-    gradient at the images `example`: Python code in `forward` may do anything, and a trace drops custom backward passes and what
-    stands under `no_grad`.
+    Return the network itself if nothing can be folded, if it cannot be traced, or if the trace
+    gives other logits or another gradient at the images `example`: Python code in `forward` may do
+    anything, and a trace drops custom backward passes and what stands under `no_grad`.
     """
     if not _count_norms(net):
         return net
@@ -49,12 +50,11 @@ def _count_norms(net: nn.Module) -> int:
 
 
 def _fold_traced(traced: fx.GraphModule) -> fx.GraphModule:
-    """Fold every BatchNorm2d whose input is a Conv2d that is called once and has no other user.
-
-    torch.fx.experimental.optimization.fuse would be shorter, but it also fuses 1d, 3d and linear layers, skips subclasses of
-    Conv2d, and folds every norm into a convolution that is called several times, so that the comparison would then reject the
-    whole network; torch.ao's fusion is deprecated and fuses activations too.
-    """
+    """Fold every BatchNorm2d whose input is a Conv2d that is called once and has no other user."""
+    # torch.fx.experimental.optimization.fuse would be shorter, but it behaves differently: it fuses
+    # 1d, 3d and linear layers too, skips subclasses of Conv2d, and folds every norm that follows
+    # into a convolution that is called several times, so that the comparison would reject the whole
+    # network.
     modules = dict(traced.named_modules())
     calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
     norms = [node for node in traced.graph.nodes if _calls(node, modules, nn.BatchNorm2d)]

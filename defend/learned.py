@@ -1,4 +1,6 @@
-"""The common part of learned purifiers and classifiers: networks built from fields, filled from named weights, and frozen."""
+"""The common part of learned purifiers and classifiers: networks built from fields, filled from
+named weights, and frozen.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from defend.weights.zoo import find_weights
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context for a precision: bfloat16 where that is sound, or no change for "float32"."""
+    """Return the context for a precision: bfloat16 where that is sound, or no change for
+    "float32".
+    """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -28,7 +32,9 @@ def set_layout(net: nn.Module, layout: str) -> None:
 
 
 class Frozen(nn.Module):
-    """A network that stays in eval mode whatever `train()` says, and whose parameters have no gradients."""
+    """A network that stays in eval mode whatever `train()` says, and whose parameters have no
+    gradients.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -49,7 +55,9 @@ class Frozen(nn.Module):
 
 
 class InBfloat16(nn.Module):
-    """A network computed in bfloat16 where that is sound (convolutions, matrices), without a change to its parameters."""
+    """A network computed in bfloat16 where that is sound (convolutions, matrices), without a change
+    to its parameters.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -65,8 +73,9 @@ class InBfloat16(nn.Module):
 class Learned(Configured):
     """Abstract base of components with weights.
 
-    `weights` is "auto" (the zoo's default for the component, the data set and the fields that were set), a name, a path, or
-    "untrained". With a name or a path, fields that were not set come from the file's header.
+    `weights` is "auto" (the zoo's default for the component, the data set and the fields that were
+    set), a name, a path, or "untrained". With a name or a path, fields that were not set come from
+    the file's header.
     """
 
     kind: ClassVar[Kind]
@@ -87,17 +96,25 @@ class Learned(Configured):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the network that the fields describe. Its initial weights may be random: the generator is seeded."""
+        """Return the network that the fields describe.
+
+        Its initial weights may be random: the generator is seeded.
+        """
 
     def fit(self, x: Any, y: Any = None, **recipe: Any) -> None:
-        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream. Raise BadWeights if there is no recipe.
+        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream.
+
+        Raise BadWeights if there is no recipe.
 
         Components take their recipe from `defend.training`.
         """
         raise BadWeights(f"{type(self).__name__} has no recipe for training; load weights instead")
 
     def _adopt(self) -> None:
-        """Find the weights file and adopt the fields of its header. To be called before `validate`."""
+        """Find the weights file and adopt the fields of its header.
+
+        To be called before `validate`.
+        """
         self.file: WeightsFile | None = None
         if self.weights == "untrained":
             return

@@ -191,10 +191,11 @@ def _plain(value: Any) -> Any:
 class Sign(_Model):
     """A sign that an attack was too weak or a gradient masked; no claim survives one.
 
-    The codes and their sentences are those of defend/results/masking_signs.py.
+    The codes and their sentences are those of defend/results/diagnostics.py.
     """
 
     code: str
+    subject: str | None = None  # the attack or the gradient that it is about
     value: float | str | None = None
 
 
@@ -202,14 +203,22 @@ class Claim(_Model):
     """What may be claimed of one pipeline in one norm under a protocol."""
 
     protocol: str
+    dataset: str = ""
     missing: tuple[str, ...] = ()  # codes of the protocol's requirements that are not met
     signs: tuple[Sign, ...] = ()
     accuracy: float | None = None  # the worst case over everything at the claim eps
     low: float | None = None
     high: float | None = None
+    bound: bool = False  # units were not at hand, so that the worst case is at most the accuracy
+    unconverged: bool = False  # an attack was still winning when it stopped
     eps: float | None = None
     eps_text: str = ""
     norm: str = ""
+    n: int = 0
+    distinct_images: int = 0  # among the n
+    images: int | None = None  # in the whole test split
+    remarks: tuple[Sign, ...] = ()  # that stand beside a claim and do not take it away
+    told_apart_by: Mapping[str, str] = {}  # fields, from other claims of the same names
 
     @property
     def stands(self) -> bool:

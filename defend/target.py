@@ -1,11 +1,13 @@
-"""What an attack sees: a pipeline to query and to differentiate, as far as its knowledge goes.
+"""The view that an attack has of a pipeline: it may query and differentiate it as far as its access
+allows.
 
-Attacks never call backward themselves: here gradients are taken for the images alone, cut to memory, averaged over copies.
+Attacks never call backward themselves. Here gradients are taken with respect to the images alone,
+cut to memory, and averaged over EOT copies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,19 +22,25 @@ from defend.purifier import Backward, Purifier, straight_through
 Access = Literal["gradient", "scores", "labels"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
 
+_FIRST_DRAW = torch.empty(0, dtype=torch.int64)  # a marker: draws are counted from zero
 
-_NEW = torch.empty(0, dtype=torch.int64)  # stands for "from the first draw"
+
+def _mean(sums: Sequence[Tensor], copies: int) -> Tensor:
+    total: Tensor = sum(sums)  # type: ignore[assignment]  # sum() starts at the integer 0
+    return total / copies
 
 
-def _zeros() -> dict[str, int]:
+def _no_counts() -> dict[str, int]:
     return {"forwards": 0, "backwards": 0}
 
 
 @dataclass
 class Target:
-    """classifier(purifier(x)). An image's noise depends on its own calls alone, whatever its company.
+    """The pipeline classifier(purifier(x)).
 
-    All its state stays on the device of the noise: nothing here waits for a GPU.
+    An image's noise depends on its own calls alone, not on the rest of its batch.
+
+    All its state stays on the device of the noise, so that no call waits for a GPU.
     """
 
     classifier: nn.Module
@@ -40,119 +48,137 @@ class Target:
     noise: Noise
     backward: Backward | None = None  # None: the purifier's declared gradient
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
-    scored: bool = False  # is this exactly the pipeline that will be scored?
-    access: Access = (
-        "gradient"  # what the attacker may see; of a `query` number nothing else may be true
-    )
-    counts: dict[str, int] = field(
-        default_factory=_zeros
-    )  # network evaluations, one for each image and copy
-    notes: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # what an attack has to say of each image: the harness keeps it beside the outcomes
-    _drawn: Tensor = field(
-        default=_NEW, repr=False
-    )  # draws used by each image; every take() shares it
-    _rows: Tensor = field(default=_NEW, repr=False)  # our places in it
+    scored: bool = False  # True: this is exactly the pipeline that will be scored
+    access: Access = "gradient"  # the most that the attacker may see, as its card declares
+    # network evaluations, one for each image and copy
+    counts: dict[str, int] = field(default_factory=_no_counts)
+    # values that an attack reports for each image; the harness stores them beside the outcomes
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    _drawn: Tensor = field(default=_FIRST_DRAW, repr=False)  # draws per image, shared by all take()
+    _rows: Tensor = field(default=_FIRST_DRAW, repr=False)  # the rows of these images in _drawn
 
     def __post_init__(self) -> None:
-        if self._drawn is _NEW:
+        if self._drawn is _FIRST_DRAW:
             self._rows = torch.arange(len(self.noise), device=self.noise.device)
             self._drawn = torch.zeros_like(self._rows)
 
     @property
     def deterministic(self) -> bool:
+        """True if two queries of an image give the same logits."""
         return not self.purifier.card.stochastic
 
     @property
     def may_drop(self) -> bool:
-        """May an attack leave an image alone once it is wrong? Elsewhere that falsifies: any blur cures an image that has
-        only just crossed the boundary of a bare classifier, and one wrong draw proves little."""
+        """True if an attack may leave an image alone once it is misclassified.
+
+        Elsewhere that falsifies the result: any blur cures an image that has only just crossed the
+        boundary of a bare classifier, and one wrong draw of a stochastic purifier proves little.
+        """
         return self.scored and self.deterministic
 
     def take(self, rows: Tensor) -> Target:
-        """The same pipeline for fewer images, going on with their draws."""
+        """Return the same pipeline for some of the images, which continue with their draws."""
         return replace(self, noise=self.noise.take(rows), _rows=self._rows[rows])
 
     def copies(self, n: int) -> Target:
-        """n independent pipelines for each image, those of one image together: for restarts."""
-        return replace(self, noise=self.noise.copies(n), _drawn=_NEW, _rows=_NEW)
+        """Return n independent pipelines for each image, those of one image side by side: for
+        restarts.
+        """
+        return replace(self, noise=self.noise.copies(n), _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
 
     def again(self) -> Target:
-        """From the first draw, and counting from zero (in the same `counts`, which the harness reads)."""
-        self.counts.update(_zeros())
+        """Return the pipeline at its first draw, with counts of zero and without notes.
+
+        Counts and notes are reset in place, because the harness reads these dictionaries.
+        """
+        self.counts.update(_no_counts())
         self.notes.clear()
-        return replace(self, _drawn=_NEW, _rows=_NEW)
+        return replace(self, _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
 
     def note(self, name: str, values: Tensor) -> None:
-        """values (b, ...): one row for each image that the attack was given, as the query at which it was broken."""
+        """Store values (b, ...) for the harness, one row for each image of the attack, such as the
+        query that broke it.
+        """
         self.notes[name] = values.detach()
 
     def logits(self, x: Tensor) -> Tensor:
-        """One fresh draw of each image: (b, classes). To an attack of access "labels" the predicted class alone, as 0 and 1."""
+        """Return the logits of one fresh draw of each image: (b, classes).
+
+        With access "labels" it is the predicted class alone, one-hot.
+        """
         first = self._advance(1)
+        batches = self._slices(len(x), self.purifier.max_batch)
         with torch.no_grad():
-            logits = torch.cat(
-                [
-                    self._pipeline(x[at], at, first[at])
-                    for at in self._slices(len(x), self.purifier.max_batch)
-                ]
-            )
-        return (
-            one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
-            if self.access == "labels"
-            else logits
-        )
+            logits = torch.cat([self._pipeline(x[rows], rows, first[rows]) for rows in batches])
+        if self.access == "labels":
+            return one_hot(logits.argmax(1), logits.shape[1]).to(logits.dtype)
+        return logits
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b, classes). y: (b, ...).
+        """Return means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b,
+        classes). y: (b, ...).
 
-        Raises BrokenAttack where the attack's card says that it needs none.
+        Raise BrokenAttack if the attack's card declares that it needs no gradient.
         """
         if self.access != "gradient":
             raise BrokenAttack(f'it asked for a gradient, and its card says access="{self.access}"')
         copies = 1 if self.deterministic else self.eot
         first = self._advance(copies)
-        parts = []
-        for at in self._slices(len(x), max(1, self.purifier.max_batch // copies)):
-            cuts = self._slices(copies, self.purifier.max_batch)
-            sums = [
-                self._sums(x[at], y[at], loss, at, first[at] + cut.start, cut.stop - cut.start)
-                for cut in cuts
-            ]
-            parts.append([sum(column) / copies for column in zip(*sums, strict=True)])
-        g, v, z = (torch.cat(column) for column in zip(*parts, strict=True))
-        return g, v, z
+        batch_size = max(1, self.purifier.max_batch // copies)
+        batches = [
+            self._batch_means(x[rows], y[rows], loss, rows, first[rows], copies)
+            for rows in self._slices(len(x), batch_size)
+        ]
+        gradients, losses, logits = zip(*batches, strict=True)
+        return torch.cat(gradients), torch.cat(losses), torch.cat(logits)
 
-    def _sums(
-        self, x: Tensor, y: Tensor, loss: Loss, at: slice, first: Tensor, n: int
-    ) -> list[Tensor]:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-        ):  # under a caller's no_grad all gradients would be zero, and any defense robust
+    def _batch_means(
+        self, x: Tensor, y: Tensor, loss: Loss, rows: slice, first: Tensor, copies: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradient, loss and logits of a few images, averaged over all copies."""
+        sums = [
+            self._copy_sums(x, y, loss, rows, first + part.start, part.stop - part.start)
+            for part in self._slices(copies, self.purifier.max_batch)
+        ]
+        gradients, losses, logits = zip(*sums, strict=True)
+        return _mean(gradients, copies), _mean(losses, copies), _mean(logits, copies)
+
+    def _copy_sums(
+        self, x: Tensor, y: Tensor, loss: Loss, rows: slice, first: Tensor, copies: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradient, loss and logits, summed over the copies from the draw `first`
+        (b,) on.
+        """
+        # Under a caller's no_grad all gradients would be zero, and any defense would look robust.
+        with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = self._pipeline(leaf, at, first, n)
-            values = loss(logits, y.repeat_interleave(n, 0))
-            # a purifier may be detached from its input, before a classifier whose parameters are not: then the gradient is zero, and flagged
-            slope = (
-                torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0]
-                if values.requires_grad
-                else torch.zeros_like(leaf)
-            )
+            logits = self._pipeline(leaf, rows, first, copies)
+            values = loss(logits, y.repeat_interleave(copies, 0))
+            # A purifier may be detached from its input, in front of a classifier whose parameters
+            # are not: then the gradient is zero, and flagged.
+            if values.requires_grad:
+                slope = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0]
+            else:
+                slope = torch.zeros_like(leaf)
         self.counts["backwards"] += len(values)
-        return [slope, *(t.detach().unflatten(0, (len(x), n)).sum(1) for t in (values, logits))]
+        loss_sums = values.detach().unflatten(0, (len(x), copies)).sum(1)
+        logit_sums = logits.detach().unflatten(0, (len(x), copies)).sum(1)
+        return slope, loss_sums, logit_sums
 
-    def _pipeline(self, x: Tensor, at: slice, first: Tensor, copies: int = 1) -> Tensor:
+    def _pipeline(self, x: Tensor, rows: slice, first: Tensor, copies: int = 1) -> Tensor:
+        """Return logits (b * copies, classes) of the draws first, first + 1, ... of each image."""
         self.counts["forwards"] += len(x) * copies
-        draw = first[:, None] + torch.arange(copies, device=first.device)
-        logits: Tensor = self.classifier(self.purified(x, self.noise.take(at).nth(draw), copies))
+        draws = first[:, None] + torch.arange(copies, device=first.device)
+        noise = self.noise.take(rows).nth(draws)
+        logits: Tensor = self.classifier(self.purified(x, noise, copies))
         return logits
 
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
-        """noise: of b * copies rows, those of one image together, as what comes back.
+        """Return purified images (b * copies, c, h, w), those of one image side by side, as the
+        rows of `noise`.
 
-        A stand-in has no noise of its own: it is differentiated once for all copies, whose gradients add up before they reach it.
+        A stand-in for the gradient has no noise: it is differentiated once for all copies, whose
+        gradients add up before they reach it.
         """
         if self.backward is None or not torch.is_grad_enabled():
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise)
@@ -160,10 +186,12 @@ class Target:
         return straight_through(self.backward(x).repeat_interleave(copies, 0), value)
 
     def _advance(self, n: int) -> Tensor:
+        """Reserve n draws for each image and return the number of the first: (b,)."""
         first = self._drawn[self._rows]
         self._drawn[self._rows] = first + n
         return first
 
     @staticmethod
     def _slices(n: int, size: int) -> list[slice]:
+        """Return the slices of at most `size` that cover n rows; one empty slice for n = 0."""
         return [slice(start, min(start + size, n)) for start in range(0, max(n, 1), size)]

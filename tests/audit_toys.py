@@ -1,4 +1,4 @@
-"""Toys that the tests of the audit share: purifiers that mislead in one way each, a scene of few images, and one check alone."""
+"""Purifiers that mislead in one way each, a context of few images, and one check alone."""
 
 from dataclasses import replace
 from functools import cache
@@ -10,39 +10,51 @@ import defend
 from defend import Purifier, straight_through
 from defend.audit import state
 from defend.audit.budget import budget_for
-from defend.audit.prepare import prepare
+from defend.audit.prepare import AuditRequest, prepare
 from defend.audit.run import all_checks
-from defend.audit.verdict import NotApplicable, apply_holm, checked
+from defend.audit.session import Session
+from defend.audit.verdict import NotApplicable, apply_holm, make_row
 
-EXACT, APPROXIMATE = masked.card("exact"), masked.card("approximate")
+EXACT, APPROXIMATE = masked.make_card("exact"), masked.make_card("approximate")
+IMAGES = 40
+SMALL_BUDGET = {
+    "curve_steps": (10, 40),
+    "target_steps": 5,
+    "alternative_steps": 20,
+    "square_queries": 150,
+    "active_images": 8,
+    "inner_points": 60,
+    "fit_images": 128,
+    "max_eot": 6,
+}
 
 
-def pictures(x):
-    """Which images stand on the grid of 256 levels (b, 1, 1, 1)."""
+def is_picture(x):
+    """Return which images lie on the grid of 256 levels (b, 1, 1, 1)."""
     return ((x * 255 - (x * 255).round()).abs().flatten(1).amax(1) < 1e-3).view(-1, 1, 1, 1)
 
 
 class RightAtFirst(Purifier):
-    """Shows the way at the clean image alone."""
+    """Have a gradient that points the right way at the clean image alone."""
 
-    card = masked.card("surrogate")
+    card = masked.make_card("surrogate")
 
     def purify(self, x, noise):
         return x.clone()
 
     def surrogate(self, x, noise):
-        return torch.where(pictures(x), x, -x)
+        return torch.where(is_picture(x), x, -x)
 
 
 class AliveOnTheGrid(RightAtFirst):
-    """Has a gradient at pictures alone."""
+    """Have a gradient at pictures alone."""
 
     def surrogate(self, x, noise):
-        return torch.where(pictures(x), x, x.detach())
+        return torch.where(is_picture(x), x, x.detach())
 
 
 class Neighbourly(Purifier):
-    """Subtracts a tenth of the batch's mean."""
+    """Subtract a tenth of the batch's mean."""
 
     card = EXACT
 
@@ -51,36 +63,39 @@ class Neighbourly(Purifier):
 
 
 class Blinking(masked.CountsCalls, Purifier):
-    """Every other call is blank."""
+    """Return blank images at every other call."""
 
     card = APPROXIMATE
 
     def purify(self, x, noise):
-        return x * (self.called() % 2)
+        return x * (self.count_call() % 2)
 
 
 class Tiring(masked.CountsCalls, Purifier):
-    """Another image after two calls."""
+    """Return another image after two calls."""
 
     card = EXACT
 
     def purify(self, x, noise):
-        return x if self.called() <= 2 else x.flip(-1)
+        return x if self.count_call() <= 2 else x.flip(-1)
 
 
 class Lottery(Purifier):
-    """Each draw shows the slope of one pixel in twenty: over many steps all are seen, with the noise frozen hardly any."""
+    """Show the slope of one pixel in twenty at each draw.
 
-    card = masked.card("approximate", stochastic=True)
+    Over many steps an attack sees all of them, with the noise frozen hardly any.
+    """
+
+    card = masked.make_card("approximate", stochastic=True)
 
     def purify(self, x, noise):
         return torch.where(noise.uniform(x) < 0.95, x.detach(), x)
 
 
 class FewCopies(Purifier):
-    """One copy's gradient says little."""
+    """Have a gradient of which one EOT copy says little."""
 
-    card = masked.card("surrogate", stochastic=True)
+    card = masked.make_card("surrogate", stochastic=True)
 
     def purify(self, x, noise):
         return x + 0 * noise.normal(x)
@@ -90,7 +105,7 @@ class FewCopies(Purifier):
 
 
 class Undefined(Purifier):
-    """Its gradient is 0 / 0."""
+    """Have a gradient of 0 / 0."""
 
     card = APPROXIMATE
 
@@ -99,17 +114,17 @@ class Undefined(Purifier):
 
 
 class Rough(Purifier):
-    """Adds one of fifty patterns, as the last digits of its sum say: no slope holds for long."""
+    """Add one of fifty patterns, by the last digits of the image's sum: no slope holds for long."""
 
     card = EXACT
 
     def purify(self, x, noise):
-        which = (x.detach().double().sum((1, 2, 3)) * 1e5).floor().long() % 50
-        return masked.patterned(x, 0.2, which)
+        numbers = (x.detach().double().sum((1, 2, 3)) * 1e5).floor().long() % 50
+        return masked.add_patterns(x, 0.2, numbers)
 
 
 class Startled(Purifier):
-    """Turns the image around for whoever asks for a gradient."""
+    """Turn the image around when a gradient is requested."""
 
     card = APPROXIMATE
 
@@ -118,16 +133,19 @@ class Startled(Purifier):
 
 
 class Wavering(masked.CountsCalls, Purifier):
-    """Blank at one call in eight, and without a gradient, so that nothing else breaks an image."""
+    """Return a blank image at one call in eight.
+
+    It has no gradient, so that nothing else breaks an image.
+    """
 
     card = APPROXIMATE
 
     def purify(self, x, noise):
-        return x.detach() * (self.called() % 8 != 4)
+        return x.detach() * (self.count_call() % 8 != 4)
 
 
 class Shy(Purifier):
-    """Will not be differentiated."""
+    """Refuse to be differentiated."""
 
     card = EXACT
 
@@ -138,43 +156,39 @@ class Shy(Purifier):
 
 
 class Recalls(Purifier):
-    """Remembers the first images that it sees, and answers whatever lies near one of them with that one. Its memory is the module's, which
-    copies share."""
+    """Store the first images, and replace whatever lies near one of them by that one.
+
+    The memory belongs to the module, so that copies share it.
+    """
 
     card = APPROXIMATE
 
     def purify(self, x, noise):
-        if (
-            len(MEMORY) < 3
-        ):  # two looks of the estimate at clean images, and what the audit asks before its attacks
+        if len(MEMORY) < 3:  # the audit's first forwards see clean images
             MEMORY.append(x.detach().clone())
             return x.clone()
-        known = torch.cat(MEMORY)
-        apart = torch.cdist(x.detach().flatten(1), known.flatten(1), p=torch.inf)
-        return straight_through(
-            x,
-            torch.where(
-                (apart.amin(1) < 0.35).view(-1, 1, 1, 1), known[apart.argmin(1)], x.detach()
-            ),
-        )
+        memory = torch.cat(MEMORY)
+        distances = torch.cdist(x.detach().flatten(1), memory.flatten(1), p=torch.inf)
+        is_near = (distances.amin(1) < 0.35).view(-1, 1, 1, 1)
+        return straight_through(x, torch.where(is_near, memory[distances.argmin(1)], x.detach()))
 
 
 MEMORY = []
 
 
 class Excused(Purifier):
-    """Gives back what the audit says where a check has nothing to do."""
+    """Raise the audit's own exception for checks that do not apply."""
 
     card = APPROXIMATE
 
     def purify(self, x, noise):
-        if not pictures(x).all():
+        if not is_picture(x).all():
             raise NotApplicable("nothing to do")
         return x.clone()
 
 
 class Double(Purifier):
-    """Another purifier for whoever differentiates past it."""
+    """Be another purifier for an attack through the identity gradient."""
 
     card = EXACT
 
@@ -182,17 +196,17 @@ class Double(Purifier):
         return x.clone()
 
     def purified(self, x, noise=None, backward=None):
-        return super().purified(
-            x.flip(-1) if torch.is_grad_enabled() and not x.requires_grad else x, noise, backward
-        )
+        is_attacked = torch.is_grad_enabled() and not x.requires_grad
+        return super().purified(x.flip(-1) if is_attacked else x, noise, backward)
 
 
 def hidden(family, strength):
-    """A masked one of tests/masked.py."""
+    """Return a function that makes a purifier of tests/masked.py."""
     return lambda: masked.make(family, strength, network(), digits().rows("train", 0, 200)[0])
 
 
 def honest(spec):
+    """Return a function that makes the purifier of a spec."""
     return lambda: defend.load(spec)
 
 
@@ -201,80 +215,61 @@ def digits():
     return defend.load("digits", "dataset")
 
 
+def convnet():
+    return defend.load("convnet", "classifier", dataset="digits")
+
+
 @cache
 def network():
-    return defend.load("convnet", "classifier", dataset="digits").network
+    return convnet().network
 
 
-def network_of_another():
-    return defend.load("none"), defend.load("convnet", "classifier", dataset="digits")
+def request(spec, dataset="digits", classifier="convnet", **changes):
+    """Return a quick audit of few validation images on the CPU."""
+    defaults = {"budget": "quick", "n": 16, "split": "val", "device": "cpu"}
+    return AuditRequest(spec, dataset, classifier, **{**defaults, **changes})
 
 
-def scene_of(purifier, surrogates=(), eps=None, n=40):
-    """n images of digits before the convnet."""
-    net = defend.load("convnet", "classifier", dataset="digits")
-    return prepare(
-        purifier,
-        digits(),
-        net,
-        "quick",
-        n=n,
-        split="val",
-        eps=eps,
-        surrogates=surrogates,
-        seed=0,
-        device="cpu",
-        data_root=None,
-    )[0]
+def context_of(purifier, surrogates=(), eps=None, n=IMAGES):
+    """Return a context of n images of digits before the convnet."""
+    audit = request(purifier, digits(), convnet(), n=n, eps=eps, surrogates=surrogates)
+    return prepare(audit)[0]
 
 
-def look(name, purifier, surrogates=None, eps=None):
-    """One check alone, on 40 images with few steps; "all together" after the attacks that it adds up."""
-    context = scene_of(
-        purifier, surrogates or ([network_of_another()] if name == "transfer" else []), eps
-    )
-    plan = budget_for("quick", context.stochastic, 40)
-    small = {
-        "curve": (10, 40),
-        "target_steps": 5,
-        "rival": 20,
-        "queries": 150,
-        "active": 8,
-        "inner": 60,
-        "images": 128,
-        "eot": min(plan.eot, 3),
-        "eot_most": 6,
-    }
-    context.budget = replace(plan, **small)
-    state.remember(context)
-    table = all_checks(context, {})[0]
-    rule = next(r for r in table if r.name == name)
-    for other in table[: table.index(rule)] if name == "all together" else []:
-        ran(other, context)
-    return apply_holm([checked(rule, ran(rule, context))])[0]
+def run_check(name, purifier, surrogates=None, eps=None):
+    """Return the row of one check alone, on 40 images with few steps.
+
+    "all together" runs after the attacks that it combines.
+    """
+    if surrogates is None:
+        surrogates = [(defend.load("none"), convnet())] if name == "transfer" else []
+    context = context_of(purifier, surrogates, eps)
+    budget = budget_for("quick", context.stochastic, IMAGES)
+    context.budget = replace(budget, **SMALL_BUDGET, eot=min(budget.eot, 3))
+    state.record_initial_outputs(context)
+    session = Session(context)
+    checks = all_checks(context)
+    check = find_check(name, context)
+    if name == "all together":
+        for earlier in checks[: checks.index(check)]:
+            run_or_error(earlier, session)
+    return apply_holm([make_row(check, run_or_error(check, session))])[0]
 
 
-def ran(rule, context):
+def find_check(name, context):
+    return next(check for check in all_checks(context) if check.name == name)
+
+
+def run_or_error(check, session):
+    """Return the check's result, or what it raised."""
     try:
-        return rule.run(context)
+        return check.run(session)
     except Exception as e:
         return e
 
 
-def small(**changes):
-    """A scene of 16 images behind a spec, with few steps."""
-    context, _ = prepare(
-        "bitdepth:bits=3",
-        "digits",
-        "convnet",
-        "quick",
-        n=16,
-        split="val",
-        eps=None,
-        surrogates=(),
-        seed=0,
-        device="cpu",
-        data_root=None,
-    )
-    context.budget = replace(context.budget, curve=(2, 3), target_steps=2)
+def small_context(**changes):
+    """Return a context of 16 images behind a spec, with few steps."""
+    context, _ = prepare(request("bitdepth:bits=3"))
+    context.budget = replace(context.budget, curve_steps=(2, 3), target_steps=2)
     return replace(context, **changes)

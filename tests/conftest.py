@@ -120,3 +120,14 @@ def install(monkeypatch):
 def plugin(install, plugin_folder):
     """The third-party package, installed."""
     return install(plugin_folder)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The folder and the records of one small bench that nothing disturbed."""
+    from bench_suite import SMALL
+
+    import defend
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, defend.bench(SMALL, out=folder, workers=1)

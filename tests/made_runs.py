@@ -1,85 +1,113 @@
-"""Run folders made by hand: records with units that hold the outcomes a test wants."""
+"""Run folders made by hand: records with units that hold the outcomes that a test needs."""
 
-import json
 from io import StringIO
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from defend.benchmarks.units import ranges, write_unit
 from defend.hashing import cache_key
-from defend.results import print_table
+from defend.protocols import LADDER_1
+from defend.records import FILE_NAME, Record
+from defend.results import print_table, table
+from defend.results.claim_text import format_claim
 from defend.stats import interval
+from defend.unit_files import write_unit
 
-PLAIN = {
-    "dataset": "digits-m",
-    "classifier": "convnet",
-    "defense": "median",
-    "attack": "pgd",
-    "knowledge": "oblivious",
-    "gradient": None,
-    "surrogate": None,
-    "norm": "Linf",
-    "eps": 16 / 255,
-    "eps_text": "16/255",
-    "split": "test",
-    "seed": 0,
-    "draws": 1,
-    "eot": 1,
-    "access": "gradient",
-    "stochastic": False,
-    "declared_gradient": "approximate",
-    "flags": [],
-    "trained_on": None,
-    "protocol": None,
-    "seconds": 1.5,
-    "purify_images_per_second": 4000.0,
-    "forwards": 20.0,
-    "backwards": 20.0,
-    "settings": {"attack": {"steps": 20}, "defense": {}, "classifier": {}},
-    "weights": {"convnet-digits-m": "ab" * 32},
-    "versions": {"defend": "0.1.0", "torch": "2.11.0"},
-    "commit": "c0ffee",
-    "device": "cpu",
-    "error": None,
-    "units": [],
+# What the cards of data sets say: (data set, norm) -> eps, (data set, split) -> images.
+CLAIM_EPS = {
+    ("digits-m", "Linf"): 16 / 255,
+    ("digits", "Linf"): 0.2,
+    ("mnist", "Linf"): 0.3,
+    ("cifar10", "Linf"): 8 / 255,
+    ("cifar10", "L2"): 0.5,
 }
+DISTINCT_IMAGES = {("digits-m", "test"): 575}
+
+PLAIN = Record(
+    dataset="digits-m",
+    classifier="convnet",
+    defense="median",
+    attack="pgd",
+    knowledge="oblivious",
+    gradient=None,
+    surrogate=None,
+    norm="Linf",
+    eps=16 / 255,
+    eps_text="16/255",
+    n=200,
+    split="test",
+    seed=0,
+    draws=1,
+    eot=1,
+    protocol=None,
+    access="gradient",
+    stochastic=False,
+    declared_gradient="approximate",
+    trained_on=None,
+    images=1150,
+    classes=10,
+    claim_eps=16 / 255,
+    distinct_images=200,
+    settings={"attack": {"steps": 20}},
+    weights={"convnet-digits-m": "ab" * 32},
+    pipeline={},
+    precision="float32",
+    layout="contiguous",
+    threads=1,
+    versions={"defend": "0.1.0", "torch": "2.11.0"},
+    commit="c0ffee",
+    device="cpu",
+    flags=(),
+    seconds=1.5,
+    purify_images_per_second=4000.0,
+    forwards=20.0,
+    backwards=20.0,
+    units=(),
+)
+MEASURED = (
+    "clean_accuracy",
+    "robust_accuracy",
+    "ci_low",
+    "ci_high",
+    "all_draws_correct",
+    "majority",
+    "flags",
+    "seconds",
+    "purify_images_per_second",
+    "forwards",
+    "backwards",
+)
 
 
-def record(right, n=200, clean=None, **over):
-    """A record alone, `right` of n images; without units."""
+def change(original, **changes):
+    """Return the record with other fields, checked, and with what the data set's card says."""
+    fields = original.model_dump() | changes
+    distinct = DISTINCT_IMAGES.get((fields["dataset"], fields["split"]), fields["n"])
+    fields["claim_eps"] = CLAIM_EPS.get((fields["dataset"], fields["norm"]))
+    fields["distinct_images"] = min(fields["n"], distinct)
+    if fields["gradient"] == "learned" and fields["error"] is None:
+        fields["gradient_error"] = 0.5
+    return Record.model_validate(fields | changes)
+
+
+def record(right, n=200, clean=None, **changes):
+    """Return a record of which `right` of n images are right; it has no units."""
     low, high = interval(np.repeat([[1], [0]], [right, n - right], axis=0))
-    clean = n if clean is None else clean
     numbers = {
-        "clean_accuracy": clean / n,
+        "clean_accuracy": (n if clean is None else clean) / n,
         "robust_accuracy": right / n,
         "ci_low": low,
         "ci_high": high,
         "all_draws_correct": right / n,
         "majority": right / n,
     }
-    return PLAIN | {"n": n} | numbers | over
+    return change(PLAIN, n=n, **numbers | changes)
 
 
-def failed(reason="RuntimeError: out of memory", n=200, **over):
-    measured = (
-        "clean_accuracy",
-        "robust_accuracy",
-        "ci_low",
-        "ci_high",
-        "all_draws_correct",
-        "majority",
-        "flags",
-        "seconds",
-        "purify_images_per_second",
-    )
-    return (
-        PLAIN
-        | {"n": n, "error": reason}
-        | dict.fromkeys((*measured, "forwards", "backwards"))
-        | over
-    )
+def failed(reason="RuntimeError: out of memory", n=200, **changes):
+    """Return the record of a failed cell."""
+    return change(PLAIN, n=n, error=reason, **dict.fromkeys(MEASURED) | changes)
 
 
 def cell(
@@ -91,138 +119,161 @@ def cell(
     x_adv="",
     samples=None,
     shard=3,
-    **over,
+    **changes,
 ):
-    """A record and its unit files. score: (n,) for a deterministic purifier, (n, K) for a stochastic one."""
+    """Return a record, and write its unit files.
+
+    score: (n,) for a deterministic purifier, (n, K) for a stochastic one, which needs `select`.
+    """
     score = np.asarray(score, np.uint8)
-    score = score[:, None] if score.ndim == 1 else score
-    clean = (
-        np.ones_like(score) if clean is None else np.asarray(clean, np.uint8).reshape(score.shape)
-    )
-    tensors = {"score": score, "clean_score": clean}
+    if score.ndim == 1:
+        score = score[:, None]
+    clean = np.ones_like(score) if clean is None else np.asarray(clean, np.uint8)
+    tensors = {"score": score, "clean_score": clean.reshape(score.shape)}
     if select is not None:
-        tensors["select"] = np.asarray(select, np.uint8)
-        tensors["clean_select"] = (
-            np.ones_like(tensors["select"])
-            if clean_select is None
-            else np.asarray(clean_select, np.uint8)
-        )
-        over = {"stochastic": True, "draws": score.shape[1]} | over
-    made = PLAIN | {"n": len(score)} | over
-    keys = [
-        _unit(run_dir, made, start, stop, tensors, x_adv, samples)
-        for start, stop in ranges(len(score), shard)
-    ]
+        select = np.asarray(select, np.uint8)
+        clean_select = np.ones_like(select) if clean_select is None else clean_select
+        tensors["select"] = select
+        tensors["clean_select"] = np.asarray(clean_select, np.uint8)
+        changes = {"stochastic": True, "draws": score.shape[1]} | changes
+    described = change(PLAIN, n=len(score), **changes)
+    keys = []
+    for start in range(0, len(score), shard):
+        stop = min(start + shard, len(score))
+        part = {name: values[start:stop] for name, values in tensors.items()}
+        keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples))
     low, high = interval(score)
     means = score.mean(1)
-    return made | {
-        "clean_accuracy": clean.mean(),
-        "robust_accuracy": means.mean(),
-        "ci_low": low,
-        "ci_high": high,
-        "units": keys,
-        "all_draws_correct": (score.min(1) == 1).mean(),
-        "majority": (means > 0.5).mean(),
-    }
-
-
-def _unit(run_dir, made, start, stop, tensors, x_adv, samples):
-    what = {
-        k: made[k]
-        for k in (
-            "dataset",
-            "classifier",
-            "defense",
-            "attack",
-            "knowledge",
-            "gradient",
-            "surrogate",
-            "eps",
-            "seed",
-        )
-    }
-    key_inputs = what | {"range": [start, stop], "x_adv": x_adv}
-    body = {name: torch.from_numpy(t[start:stop].copy()) for name, t in tensors.items()}
-    body |= samples or {} if start == 0 else {}
-    name = x_adv or repr(what)
-    write_unit(
-        run_dir,
-        cache_key(key_inputs),
-        body,
-        {"made_of": key_inputs, "start": start, "stop": stop, "x_adv_sha256": f"{name}-{start}"},
+    return change(
+        described,
+        **changes,
+        clean_accuracy=clean.mean().item(),
+        robust_accuracy=means.mean().item(),
+        ci_low=low,
+        ci_high=high,
+        all_draws_correct=(score.min(1) == 1).mean().item(),
+        majority=(means > 0.5).mean().item(),
+        units=keys,
     )
-    return cache_key(key_inputs)
+
+
+def write_part(run_dir, described, start, stop, part, x_adv, samples):
+    """Write one unit and return its key. Samples are in the first unit alone."""
+    names = ("dataset", "classifier", "defense", "attack", "knowledge")
+    names += ("gradient", "surrogate", "eps", "seed")
+    facts = {name: getattr(described, name) for name in names}
+    key_inputs = facts | {"range": [start, stop], "x_adv": x_adv}
+    tensors = {name: torch.from_numpy(values.copy()) for name, values in part.items()}
+    if start == 0 and samples:
+        tensors |= samples
+    header = {
+        "key_inputs": key_inputs,
+        "start": start,
+        "stop": stop,
+        "x_adv_sha256": f"{x_adv or facts!r}-{start}",
+        "costs": {},
+    }
+    key = cache_key(key_inputs)
+    write_unit(run_dir, key, tensors, header)
+    return key
 
 
 def keep(run_dir, records):
+    """Write the records into the folder and return it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "records.json").write_text(json.dumps(records))
+    lines = ",\n".join(r.to_json() for r in records)
+    (run_dir / FILE_NAME).write_text(f"[\n{lines}\n]\n")
     return run_dir
 
 
 def printed(records, run_dirs=(), width=160):
+    """Return what a terminal of this width shows."""
     out = StringIO()
     print_table(records, Console(file=out, width=width, color_system=None), run_dirs)
     return out.getvalue()
 
 
-# the records of a whole ladder
+# The records of a whole ladder.
 
 IDENTITY = {"knowledge": "adaptive", "gradient": "identity"}
 DECLARED = {"knowledge": "adaptive", "gradient": "declared"}
 LEARNED = {"knowledge": "adaptive", "gradient": "learned"}
-TRANSFER = "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40"
+EVERY_GRADIENT = ("declared", "identity", "learned")
 COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 
 
-def apgd(knowledge, gradient, loss, **over):
-    settings = {"attack": {"loss": loss, "steps": 100, "targets": 9}}
+def apgd(knowledge, gradient, loss, **changes):
+    """Return APGD of 100 steps, as the protocol runs it."""
     return record(
         10,
         attack="apgd",
         knowledge=knowledge,
         gradient=gradient,
-        settings=settings,
-        **(COMPLETE | over),
+        settings={"attack": {"loss": loss, "steps": 100, "targets": 9}},
+        **COMPLETE | changes,
     )
 
 
-def unbounded(gradient, right=0, **over):
-    """PGD at eps 1 from the clean image."""
-    settings = {"attack": {"steps": 40, "random_start": False}}
+def pgd(knowledge, steps=40, **changes):
+    """Return PGD of so many steps."""
+    settings = {"attack": {"steps": steps}}
+    return record(10, knowledge=knowledge, settings=settings, **COMPLETE | changes)
+
+
+def square(queries, **changes):
+    """Return Square with so many queries."""
+    settings = {"attack": {"queries": queries}}
+    fixed = {"attack": "square", "knowledge": "query", "access": "scores"}
+    return record(10, settings=settings, **fixed | COMPLETE | changes)
+
+
+def unbounded(gradient, right=0, **changes):
+    """Return PGD at eps 1 from the clean image."""
     return record(
         right,
         knowledge="adaptive",
         gradient=gradient,
-        settings=settings,
-        **(COMPLETE | {"eps": 1.0, "eps_text": "1"} | over),
+        settings={"attack": {"steps": 40, "random_start": False}},
+        **COMPLETE | {"eps": 1.0, "eps_text": "1"} | changes,
     )
 
 
 def complete():
-    return [
-        apgd("oblivious", None, "ce"),
-        record(10, knowledge="oblivious", settings={"attack": {"steps": 40}}, **COMPLETE),
-        *(
-            apgd("adaptive", g, loss)
-            for g in ("declared", "identity", "learned")
-            for loss in ("ce", "dlr-targeted")
-        ),
-        record(
-            10,
-            knowledge="transfer",
-            surrogate="median+resnet20",
-            settings={"attack": {"steps": 40}},
-            **COMPLETE,
-        ),
-        apgd("transfer", None, "ce", surrogate="median+resnet20"),
-        *(unbounded(g) for g in ("declared", "identity", "learned")),
-        record(
-            10,
-            attack="square",
-            knowledge="query",
-            access="scores",
-            settings={"attack": {"queries": 5000}},
-            **COMPLETE,
-        ),
-    ]
+    """Return everything that ladder-1 needs of a deterministic purifier."""
+    records = [apgd("oblivious", None, "ce"), pgd("oblivious")]
+    for gradient in EVERY_GRADIENT:
+        records += [apgd("adaptive", gradient, loss) for loss in ("ce", "dlr-targeted")]
+    records.append(pgd("transfer", surrogate="median+resnet20"))
+    records.append(apgd("transfer", None, "ce", surrogate="median+resnet20"))
+    records += [unbounded(gradient) for gradient in EVERY_GRADIENT]
+    records.append(square(5000))
+    return records
+
+
+def eot_attacks():
+    """Return what ladder-1 adds for a stochastic purifier."""
+    records = [pgd("adaptive", 200, gradient=gradient, eot=20) for gradient in EVERY_GRADIENT]
+    records += [apgd("adaptive", gradient, "ce", eot=20) for gradient in EVERY_GRADIENT]
+    records.append(square(1000, eot=20))
+    return records
+
+
+def change_all(records, **changes):
+    """Return all records with other fields."""
+    return [change(r, **changes) for r in records]
+
+
+def change_where(records, condition, **changes):
+    """Return the records, with other fields in those that meet the condition."""
+    return [change(r, **changes) if condition(r) else r for r in records]
+
+
+def missing_codes(records, relatives=()):
+    """Return what keeps the records of one pipeline in one norm from a claim."""
+    return [requirement.code for requirement in LADDER_1.missing(records, relatives)]
+
+
+def claim_line(records, run_dirs=()):
+    """Return the one claim of all rows, as it is printed."""
+    (line,) = {format_claim(row.claim) for row in table(records, run_dirs).rows}
+    return line

@@ -20,28 +20,27 @@ from audit_toys import (
     Tiring,
     Undefined,
     Wavering,
-    digits,
+    context_of,
+    find_check,
     hidden,
     honest,
-    look,
     network,
-    small,
+    request,
+    run_check,
+    small_context,
 )
 
 import defend
-from defend.audit import active, rivals, spsa, state
-from defend.audit.budget import budget_for
-from defend.audit.comparison import Best, _worst, together
+from defend.audit import active, attempts, spsa, state
 from defend.audit.context import Context
 from defend.audit.declared import attack_declared
 from defend.audit.prepare import prepare
 from defend.audit.run import all_checks
-from defend.audit.verdict import checked
+from defend.audit.session import Session
+from defend.audit.verdict import make_row
 
-DETACHED, SOFT = (
-    hidden("detached", 1.0),
-    partial(masked.Blur, weight=0.5),
-)  # no gradient at all; an honest one
+DETACHED = hidden("detached", 1.0)  # no gradient at all
+SOFT = partial(masked.Blur, weight=0.5)  # an honest gradient
 ATTACKS = (
     "identity gradient",
     "learned gradient",
@@ -95,50 +94,94 @@ CASES = {  # check: (what it must catch, what it must pass)
 }
 
 
+def test_every_check_has_a_case():
+    context = context_of(defend.load("none"), n=16)
+    assert [check.name for check in all_checks(context)] == list(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_catches(name):
+    row = run_check(name, CASES[name][0]())
+    if name == "declared gradient":  # it fails by not running
+        assert (row.verdict, row.turns, row.measured) == (
+            "not run",
+            True,
+            "could not run: RuntimeError: not while you look",
+        )
+    else:
+        assert row.verdict == "flag", row
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_passes(name):
+    """Attacks run at an eps at which the declared gradient leaves images to break."""
+    row = run_check(name, CASES[name][1](), eps=0.1 if name in ATTACKS else None)
+    assert row.verdict == "pass", row
+    assert not row.turns
+    assert (row.weight == "attack") == (name in ATTACKS)
+    assert "too few for any attack" not in row.measured
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_case_belongs_to_the_half_that_judges(name):
+    """The thresholds were set on these cases, so none of them may judge the thresholds."""
+    judging_kinds = tuple(family.kind for family in masked.FAMILIES.values() if family.half == 1)
+    judging = [entry.make() for entry in masked.HONEST.values() if entry.half == 1]
+    caught, passed = (make() for make in CASES[name])
+    assert not isinstance(caught, judging_kinds)
+    assert not isinstance(passed, judging_kinds)
+    assert (type(passed), passed.settings) not in [(type(p), p.settings) for p in judging]
+
+
 def test_a_card_that_calls_a_deterministic_purifier_stochastic_is_caught():
-    """It would be attacked with a tenth of the queries, and scored on fewer images."""
-    seen = look("five forwards", defend.load("gaussian:sigma=0"))
-    assert seen.turns and "no draw changes a pixel" in seen.measured
+    """Stochastic purifiers get a smaller query budget and fewer images, so the claim is checked."""
+    row = run_check("five forwards", defend.load("gaussian:sigma=0"))
+    assert row.turns
+    assert "no draw changes a pixel" in row.measured
 
 
 def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
-    """Finite differences and the active test's points: no call sees more images than the purifier takes at once."""
-    context, seen = small(), []
-    rows, features = context.all, active.Features(context.network)
+    """Finite differences and the active test never exceed the purifier's max_batch."""
+    context = small_context()
+    rows, features = context.all_rows, active.Features(context.network)
+    points = active.PointSet("inner", 5, 0.9, corners=False)
 
     def run():
-        noise = context.root.fork("spsa")
-        found = spsa.spsa(context.target(rows), context.x, context.y, 0.2, noise, 2, 3)
-        return found, active._at(context, features, rows, "inner", 5, 0.9, corners=False)
+        noise = context.noise.fork("spsa")
+        x_adv = spsa.spsa(context.target(rows), context.x, context.y, 0.2, noise, 2, 3)
+        return x_adv, active.features_around(context, features, rows, points)
 
-    whole, purified = run(), type(context.purifier).purified
-    monkeypatch.setattr(
-        type(context.purifier),
-        "purified",
-        lambda p, x, *a: seen.append(len(x)) or purified(p, x, *a),
-    )
+    expected = run()
+    kind = type(context.purifier)
+    purified = kind.purified
+    sizes = []
+
+    def record_size(purifier, x, *args):
+        sizes.append(len(x))
+        return purified(purifier, x, *args)
+
+    monkeypatch.setattr(kind, "purified", record_size)
     monkeypatch.setattr(context.purifier, "max_batch", 12)
-    assert (
-        all(torch.allclose(a, b, atol=1e-5) for a, b in zip(run(), whole, strict=True))
-        and max(seen) <= 12
-    )
+    for cut, whole in zip(run(), expected, strict=True):
+        assert torch.allclose(cut, whole, atol=1e-5)
+    assert max(sizes) <= 12
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_leave_targeted_dlr_out(classes):
     net = network()
 
-    class Few(torch.nn.Module):
+    class FewClasses(torch.nn.Module):
         def forward(self, x):
             return net(x)[:, :classes]
 
-    whole = small()
-    found = attack_declared(replace(whole, network=Few(), y=whole.y % classes, classes=classes))
-    assert 0 <= found.best.accuracy <= found.clean
+    context = small_context(network=FewClasses(), classes=classes)
+    declared = attack_declared(replace(context, y=context.y % classes))
+    assert 0 <= declared.best.accuracy <= declared.clean_accuracy
 
 
 @pytest.mark.parametrize(
-    ("left", "random", "zero", "ok", "turns"),
+    ("left", "random", "zero", "passed", "turns"),
     [
         (0, 60, 100, True, False),
         (0, 5, 100, False, False),
@@ -151,165 +194,50 @@ def test_few_classes_leave_targeted_dlr_out(classes):
     ],
 )
 def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(
-    monkeypatch, left, random, zero, ok, turns
+    monkeypatch, left, random, zero, passed, turns
 ):
-    """Of 100 images: random steps that break nearly all of them prove nothing against a gradient that breaks all."""
+    """Random steps that break nearly all of 100 images prove nothing against the gradient."""
     scores = iter((np.arange(100) < k).astype(float) for k in (left, random))
     monkeypatch.setattr(Context, "score", lambda *_: next(scores))
-    monkeypatch.setattr(Context, "clean", (np.arange(100) < zero).astype(float))
-    context = small()
-    rule = next(r for r in all_checks(context, {})[0] if r.name == "unbounded attack")
-    seen = rule.run(context)
-    assert (seen.ok, checked(rule, seen).turns) == (ok, turns)
+    monkeypatch.setattr(Context, "clean_scores", (np.arange(100) < zero).astype(float))
+    context = small_context()
+    check = find_check("unbounded attack", context)
+    result = check.run(Session(context))
+    assert (result.passed, make_row(check, result).turns) == (passed, turns)
 
 
 def test_the_learned_gradient_of_specs_is_the_benchs(monkeypatch):
-    asked = []
-    monkeypatch.setattr(
-        rivals,
-        "imitation",
-        lambda _, *specs: asked.append(specs) or SimpleNamespace(backward="kept", error=0.5),
-    )
-    assert rivals._imitation(small()) == ("kept", 0.5) and asked == [("convnet", "bitdepth:bits=3")]
+    context = small_context()
+    requested = []
 
+    def get(*specs):
+        requested.append(specs)
+        return SimpleNamespace(backward="network", error=0.5)
 
-class Draws:
-    """A stochastic pipeline whose images are right with a probability, by number of the attempt (x) and of the image."""
-
-    stochastic = True
-    plan = budget_for("standard", True, 400)
-
-    def __init__(self, right):
-        self.right, self.x = right, torch.zeros(right.shape[1], 1, 1, 1)
-
-    def outcomes(self, x, rows, fork, draws):
-        attempt = int(x[0])
-        chance = np.random.default_rng([attempt, fork == "score"]).random((len(rows), draws))
-        return (chance < self.right[attempt][rows.numpy()][:, None]).astype(np.uint8)
-
-
-@pytest.mark.parametrize("more", [0, 4, 10])
-@pytest.mark.parametrize("null", [0.75, 0.95])
-def test_more_attempts_that_do_nothing_move_no_worst_case(more, null):
-    """The least of several noisy shares falls by itself, and would lead from the attack to whoever was lucky: 0.5 became 0.55 to 0.6."""
-    clean, attacked = np.full(400, 0.95), np.where(np.arange(400) < 200, 0.3, 0.65)
-    context = Draws(np.stack([clean, attacked, *[np.full(400, null)] * more]))
-    best = Best(context, torch.arange(400))
-    for k in range(1, 2 + more):
-        best.run(lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)))
-    assert abs(best.accuracy - attacked.mean()) < 0.02
-    assert (best.x_adv == 1).double().mean() > 0.9
-
-
-@pytest.mark.parametrize("null", [0, 6])
-@pytest.mark.parametrize(
-    ("rival", "where", "left"),
-    [
-        ((0.7, 0.3), "everywhere", 0.3),
-        ((0.7, 0.3), "second half", 0.3),
-        ((0.3, 0.7), "everywhere", 0.5),  # no stronger: the least of two estimates would leave .44
-        ((0.95, 0.95), "everywhere", 0.5),
-    ],
-)
-def test_a_rival_counts_where_it_breaks_more_and_nowhere_else(rival, where, left, null):
-    """The declared attack leaves .3 of the draws of one half of the images, and .7 of the other."""
-    first, clean = np.arange(400) < 200, np.full(400, 0.95)
-    context = Draws(
-        np.stack(
-            [clean, *(np.where(first, *shares) for shares in ((0.3, 0.7), rival)), *[clean] * null]
-        )
-    )
-    attempts = [
-        lambda rows, k=k: torch.full((len(rows), 1, 1, 1), float(k)) for k in range(1, 3 + null)
-    ]
-    best = Best(context, torch.arange(400))
-    best.run(attempts[0])
-    for attempt in attempts[1:]:
-        _worst(best, ~first | (where == "everywhere"), [attempt])
-    assert abs(together(best).mean() - left) < 0.02
-
-
-def test_every_check_has_a_case():
-    context, _ = prepare(
-        defend.load("none"),
-        digits(),
-        "convnet",
-        "quick",
-        n=16,
-        split="val",
-        eps=None,
-        surrogates=(),
-        seed=0,
-        device="cpu",
-        data_root=None,
-    )
-    assert [r.name for r in all_checks(context, {})[0]] == list(CASES)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_it_catches(name):
-    seen = look(name, CASES[name][0]())
-    if name == "declared gradient":  # it fails by not running
-        assert (seen.verdict, seen.turns, seen.measured) == (
-            "not run",
-            True,
-            "could not run: RuntimeError: not while you look",
-        )
-    else:
-        assert seen.verdict == "flag", seen
-
-
-def judging():
-    """(kinds of the families that judge, honest ones that judge as (kind, settings))."""
-    honest_ones = [make() for make, half in masked.HONEST.values() if half == 1]
-    return tuple(f.kind for f in masked.FAMILIES.values() if f.half == 1), [
-        (type(p), p.settings) for p in honest_ones
-    ]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_no_case_belongs_to_the_half_that_judges(name):
-    kinds, honest_ones = judging()
-    caught, passed = (make() for make in CASES[name])
-    assert not isinstance(caught, kinds) and not isinstance(passed, kinds)
-    assert (type(passed), passed.settings) not in honest_ones
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_it_passes(name):
-    """Attacks at an eps at which the declared gradient leaves something to be won."""
-    seen = look(name, CASES[name][1](), eps=0.1 if name in ATTACKS else None)
-    assert seen.verdict == "pass" and not seen.turns, seen
-    assert (seen.weight == "attack") == (name in ATTACKS) and "can win enough" not in seen.measured
+    monkeypatch.setattr(context.bench_pipeline.components.bpda, "get", get)
+    assert attempts.fit_network(context) == ("network", 0.5)
+    assert requested == [("convnet", "bitdepth:bits=3")]
 
 
 class Scales(torch.nn.Module):
-    """Another label for nearly every other image."""
+    """Give nearly every different image a different label."""
 
     def forward(self, x):
         return torch.nn.functional.one_hot((997 * x.flatten(1).sum(1)).long() % 10, 10).float()
 
 
-def test_an_attack_that_ends_on_a_quantisers_edges_is_no_sign_of_masking():
-    """0.1 x 255 = 25.5: jpeg rounds some pixels of x + eps up and others down, so that a millionth to either side moves it."""
-    context, _ = prepare(
-        "jpeg",
-        "digits-m",
-        "lenet",
-        "quick",
-        n=16,
-        split="val",
-        eps=0.1,
-        surrogates=(),
-        seed=0,
-        device="cpu",
-        data_root=None,
-    )
+def test_an_attack_that_ends_on_a_quantisers_boundary_is_no_sign_of_masking():
+    """0.1 x 255 = 25.5: jpeg rounds some pixels of x + eps up and others down.
+
+    A millionth to either side then changes the label.
+    """
+    context, _ = prepare(request("jpeg", "digits-m", "lenet", eps=0.1))
     context = replace(context, network=Scales())
-    ends = (context.x + 0.1 * (context.x.flip(-1) - 0.5).sign()).clamp(0, 1)
-    assert (
-        min(state._relabelled(context, ends[context.some], by) for by in (state.TINY, -state.TINY))
-        > 0.5
-    )
-    seen = state._millionth(context, SimpleNamespace(best=SimpleNamespace(x_adv=ends)))
-    assert seen.ok and seen.value == 0, seen
+    x_adv = (context.x + 0.1 * (context.x.flip(-1) - 0.5).sign()).clamp(0, 1)
+    for change in (state.TINY, -state.TINY):
+        probes = x_adv[context.probe_rows]
+        assert state.share_of_labels_changed(context, probes, change) > 0.5
+    declared = SimpleNamespace(best=SimpleNamespace(x_adv=x_adv))
+    session = SimpleNamespace(context=context, declared=declared)
+    result = find_check("a millionth", context).run(session)
+    assert result.passed and result.value == 0, result

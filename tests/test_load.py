@@ -1,7 +1,8 @@
-"""`defend.load`: the one door from specs to objects."""
+"""`defend.load`: specs become objects."""
 
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -17,32 +18,29 @@ from defend.spec import Spec, parse
 
 
 def test_a_spec_becomes_its_component():
-    made = defend.load("gaussian:sigma=1/4")
-    assert type(made).__name__ == "GaussianNoise" and made.settings == {"sigma": 0.25}
-    assert defend.load(Spec("gaussian", (("sigma", 0.25),))).settings == made.settings
-    assert defend.load(parse("gaussian:sigma=1/4")).settings == made.settings
+    purifier = defend.load("gaussian:sigma=1/4")
+    assert type(purifier).__name__ == "GaussianNoise" and purifier.settings == {"sigma": 0.25}
+    assert defend.load(Spec("gaussian", (("sigma", 0.25),))).settings == purifier.settings
+    assert defend.load(parse("gaussian:sigma=1/4")).settings == purifier.settings
     assert defend.load("pgd:steps=3", "attack").steps == 3
     assert defend.load("digits", "dataset").size == 8
 
 
 def test_a_chain_runs_from_left_to_right():
     chain = defend.load("bitdepth:bits=1+gaussian:sigma=0.1")
-    assert isinstance(chain, Chain) and [type(m).__name__ for m in chain.members] == [
-        "BitDepth",
-        "GaussianNoise",
-    ]
+    assert isinstance(chain, Chain)
+    assert [type(m).__name__ for m in chain.members] == ["BitDepth", "GaussianNoise"]
     x, noise = torch.rand(3, 1, 8, 8), Noise.of(0, torch.arange(3))
     out = chain.purified(x, noise)
     assert torch.equal(out, (x.round() + 0.1 * noise.fork("1").normal(x)).clamp(0, 1))
-    other = defend.load("gaussian:sigma=0.1+bitdepth:bits=1").purified(x, noise)
-    assert set(other.unique().tolist()) <= {0.0, 1.0}
+    reversed_out = defend.load("gaussian:sigma=0.1+bitdepth:bits=1").purified(x, noise)
+    assert set(reversed_out.unique().tolist()) <= {0.0, 1.0}
 
 
-def test_how_it_runs_can_be_said_beside_the_spec():
-    one = defend.load("gaussian", seed=3, max_batch=2, clip_values=(0, 255))
-    assert (one.seed, one.max_batch, one.clip_values) == (3, 2, (0, 255)) and one.settings == {
-        "sigma": 0.1
-    }
+def test_options_beside_the_spec_decide_how_it_runs():
+    purifier = defend.load("gaussian", seed=3, max_batch=2, clip_values=(0, 255))
+    assert (purifier.seed, purifier.max_batch, purifier.clip_values) == (3, 2, (0, 255))
+    assert purifier.settings == {"sigma": 0.1}
     chain = defend.load("none+gaussian", seed=3)
     x = np.random.default_rng(0).random((4, 3, 8, 8), np.float32)
     assert np.array_equal(chain(x)[0], chain(x)[0])
@@ -54,12 +52,9 @@ def test_an_untrained_component_takes_the_shape_of_the_data(name):
     net = defend.load("convnet:weights=untrained", "classifier", data)
     net.check_fits(data.channels, data.size, data.classes, name)
     assert net.network(data.rows("test", 0, 2)[0]).shape == (2, data.classes)
-    assert (
-        defend.load(
-            f"convnet:weights=untrained,channels={4 - data.channels}", "classifier", data
-        ).channels
-        == 4 - data.channels
-    )
+    channels = 4 - data.channels
+    spec = f"convnet:weights=untrained,channels={channels}"
+    assert defend.load(spec, "classifier", data).channels == channels
 
 
 def test_data_sets_know_their_registered_name():
@@ -97,11 +92,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_what_is_wrong_is_said(what):
-    make, error, message = WRONG[what]
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_named(mistake):
+    call, error, message = WRONG[mistake]
     with pytest.raises(error) as e:
-        make()
+        call()
     assert message in str(e.value) and isinstance(e.value, DefendError)
 
 
@@ -121,13 +116,13 @@ def test_two_packages_with_one_name(tmp_path, install):
 
 
 def test_auto_is_the_first_gpu_or_the_cpu():
-    there = "cuda" if torch.cuda.is_available() else "cpu"
-    assert pick_device("auto").type == pick_device(None).type == there
-    assert defend.load("none", device="auto").device.type == there
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert pick_device("auto").type == pick_device(None).type == expected
+    assert defend.load("none", device="auto").device.type == expected
 
 
 @pytest.mark.gpu
-def test_networks_go_where_they_are_sent():
+def test_networks_move_to_the_device():
     net = defend.load("convnet:weights=untrained", "classifier", device="cuda:0")
     assert {p.device.type for p in net.net.parameters()} == {"cuda"}
     noisy = defend.load("gaussian", device="cuda", seed=0)
@@ -135,17 +130,22 @@ def test_networks_go_where_they_are_sent():
 
 
 def test_importing_the_module_does_not_hide_the_function():
-    assert sys.modules["defend.load"] is defend.load
+    assert import_module("defend.loading").load is defend.load
     assert defend.load("none").settings == load("none").settings == {}
 
 
 def test_the_package_loads_no_torch_until_it_is_used():
-    code = "import sys, defend; assert 'torch' not in sys.modules; defend.Noise; assert 'torch' in sys.modules and 'art' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    lines = [
+        "import sys, defend",
+        "assert 'torch' not in sys.modules",
+        "defend.Noise",
+        "assert 'torch' in sys.modules and 'art' not in sys.modules",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
 
 
 @pytest.mark.parametrize("name", defend.__all__)
-def test_every_public_name_is_there(name):
+def test_every_public_name_is_documented(name):
     assert getattr(defend, name).__doc__
 
 
@@ -165,21 +165,17 @@ class CardlessAttack(Attack):
 
 
 @pytest.mark.parametrize("kind", [Cardless, CardlessAttack])
-def test_what_has_no_card_says_what_to_write(kind):
-    with pytest.raises(
-        BadParameter, match=r"has no card, by which it is measured: write card = (Attack)?Card\("
-    ):
+def test_a_missing_card_is_an_error_that_shows_one(kind):
+    with pytest.raises(BadParameter, match=r"has no card.*write card = (Attack)?Card\("):
         kind()
 
 
-def test_a_card_takes_no_word_that_nobody_knows():
-    """A misspelt claim would be one that no check asks for."""
-    with pytest.raises(
-        BadParameter,
-        match=r"Card\(gradient='exactly'\): expected exact, approximate, identity, surrogate. Did you mean exact",
-    ):
+def test_a_misspelt_word_on_a_card_is_an_error():
+    """A misspelt claim would be a claim that no check asks for."""
+    words = "exact, approximate, identity, surrogate"
+    message = rf"Card\(gradient='exactly'\): expected {words}. Did you mean exact"
+    with pytest.raises(BadParameter, match=message):
         Card(paper="none: a test", gradient="exactly", stochastic=False)
-    with pytest.raises(
-        BadParameter, match=r"AttackCard\(access='score'\): expected gradient, scores, labels"
-    ):
+    message = r"AttackCard\(access='score'\): expected gradient, scores, labels"
+    with pytest.raises(BadParameter, match=message):
         AttackCard(paper="none: a test", access="score")

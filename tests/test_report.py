@@ -1,64 +1,53 @@
-"""The report's content: offline, escaped, complete; its strips and curves show what the units hold."""
+"""The report: offline, escaped, complete; results.csv and summary.json beside it."""
 
-import base64
 import csv
+import json
 import re
 from html.parser import HTMLParser
-from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
-from made_runs import DECLARED, IDENTITY, cell, failed, keep, printed, record
-from PIL import Image
+from made_runs import DECLARED, IDENTITY, cell, change, failed, keep, printed, record
 
-from defend.benchmarks.flags import unconverged
 from defend.errors import BadParameter
+from defend.records import Flag, FlagCode
 from defend.results import table
 from defend.results.report import write_report
-from defend.results.report.curves import plots
-from defend.results.report.image_examples import strips
 
 EVIL = "<script>alert(1)</script>"
+LEVELS = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
+SQUARE = {"attack": "square", "knowledge": "query", "access": "scores"}
 
 
-def samples(m=6, channels=3, size=28, change=0.03):
+def samples(m=6, channels=3, size=28, difference=0.03):
     x = torch.rand(m, channels, size, size, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
     return {
         "sample_x": x.half(),
-        "sample_adv": (x + change).half(),
-        "sample_purified": (x - change).half(),
+        "sample_adv": (x + difference).half(),
+        "sample_purified": (x - difference).half(),
     }
 
 
-def run(folder, defenses=("none", "median"), eps=("8/255", "16/255"), **over):
-    """A small run with samples: two levels, units on disk."""
+def make_run(folder, defenses=("none", "median"), eps=("8/255", "16/255"), **changes):
+    """Return the folder of a small run with samples and its records."""
     rng = np.random.default_rng(0)
-    levels = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
-    cells = [
-        cell(
-            folder,
-            rng.integers(0, 2, 40),
-            shard=32,
-            samples=samples(),
-            defense=d,
-            eps=int(e.split("/")[0]) / 255,
-            eps_text=e,
-            **level,
-            **over,
-        )
-        for d in defenses
-        for e in eps
-        for level in levels
-    ]
-    return keep(folder, cells), cells
+    records = []
+    for defense in defenses:
+        for text in eps:
+            names = {"defense": defense, "eps": int(text.split("/")[0]) / 255, "eps_text": text}
+            for level in LEVELS:
+                score = rng.integers(0, 2, 40)
+                fields = names | level | changes
+                records.append(cell(folder, score, shard=32, samples=samples(), **fields))
+    return keep(folder, records), records
 
 
-def page(folder, **options):
+def read_page(folder, **options):
     return write_report([folder], **options)[0].read_text()
 
 
-def lines_of(path):
+def read_csv(path):
     with path.open(newline="") as f:
         return list(csv.DictReader(f))
 
@@ -77,318 +66,245 @@ class Tags(HTMLParser):
     def handle_data(self, data):
         self.text += data
 
+    def attributes(self, name):
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
 
-# the file
+
+# The page.
 
 
-def test_the_file_needs_no_network(tmp_path):
-    text = page(run(tmp_path)[0])
+def test_the_page_needs_no_network(tmp_path):
+    text = read_page(make_run(tmp_path)[0])
     assert "http" not in text.lower()
     assert "//" not in re.sub(r"base64,[^\"]*", "", text)
-    seen = Tags(text)
-    assert not {tag for tag, _ in seen.tags} & {"script", "link", "iframe", "object", "embed"}
-    assert all(
-        a["src"].startswith("data:image/png;base64,") for tag, a in seen.tags if tag == "img"
-    )
-    assert all(a["href"].startswith("#") for _, a in seen.tags if "href" in a)
+    page = Tags(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed"}
+    sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(link.startswith("#") for link in page.attributes("href"))
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
 
 
 def test_inner_links_and_ids_are_sound(tmp_path):
-    seen = Tags(page(run(tmp_path)[0]))
-    ids = [a["id"] for _, a in seen.tags if "id" in a]
+    page = Tags(read_page(make_run(tmp_path)[0]))
+    ids = page.attributes("id")
     assert len(ids) == len(set(ids))
-    assert {a["href"][1:] for _, a in seen.tags if "href" in a} <= set(ids)
+    assert {link[1:] for link in page.attributes("href")} <= set(ids)
 
 
 @pytest.mark.parametrize("eps", [("8/255", "16/255"), ("16/255",)])
 def test_every_string_of_a_plugin_is_escaped(tmp_path, eps):
-    """Names, flags, errors, settings, weights, versions; in the table, the figures (curves and dots), the strips, the notes."""
-    over = {
+    """Names, flags, errors, settings, weights and versions are escaped in the table, the figures
+    (curves and dots), the examples and the notes.
+    """
+    flag = Flag(code=FlagCode.NOT_FINITE, value=EVIL)
+    facts = {
         "trained_on": EVIL,
-        "flags": [EVIL],
+        "flags": [flag],
         "commit": EVIL,
         "device": EVIL,
         "versions": {EVIL: EVIL},
         "weights": {EVIL: EVIL},
+        "settings": {"attack": {EVIL: EVIL}, "defense": {EVIL: [EVIL]}},
     }
-    folder, cells = run(
-        tmp_path,
-        defenses=(EVIL, "-->" + EVIL, "$x^$"),
-        eps=eps,
-        settings={"attack": {EVIL: EVIL}, "defense": [EVIL]},
-        **over,
-    )
-    keep(folder, [*cells, failed(EVIL, defense=EVIL, attack="fgsm")])
-    text = page(folder)
+    names = (EVIL, "-->" + EVIL, "$x^$")
+    folder, records = make_run(tmp_path, defenses=names, eps=eps, **facts)
+    keep(folder, [*records, failed(EVIL, defense=EVIL, attack="fgsm")])
+    text = read_page(folder)
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 20
     assert "$x^$" in text
 
 
 def test_the_size_is_sane(tmp_path):
-    """Thirty cells of colour noise, which no PNG makes smaller."""
-    text = page(run(tmp_path, defenses=("none", "jpeg", "median", "gaussian", "bitdepth"))[0])
+    """Thirty cells of colour noise, which no PNG makes smaller, stay below 5 MB."""
+    defenses = ("none", "jpeg", "median", "gaussian", "bitdepth")
+    text = read_page(make_run(tmp_path, defenses=defenses)[0])
     assert text.count("<img") == 30
     assert len(text) < 5_000_000
 
 
-def test_what_a_reader_must_know_is_on_the_page(tmp_path):
-    folder, cells = run(tmp_path)
-    keep(
-        folder,
-        [
-            *cells,
-            failed(
-                "RuntimeError: out of memory", defense="median", **IDENTITY, eps=0.5, eps_text="0.5"
-            ),
-        ],
-    )
-    seen = Tags(page(folder)).text
-    for said in (
+def test_all_that_a_reader_must_know_is_on_the_page(tmp_path):
+    folder, records = make_run(tmp_path)
+    names = {"defense": "median", "eps": 0.5, "eps_text": "0.5"} | IDENTITY
+    keep(folder, [*records, failed("RuntimeError: out of memory", **names)])
+    text = Tags(read_page(folder)).text
+    for words in (
         "upper bound",
         "cover sampling alone",
         "no claim (missing: oblivious APGD-CE",
         "RuntimeError: out of memory",
         "13, 1 failed",
+        "BPDA",
+        "torch 2.11.0",
+        "c0ffee",
+        "steps = 20",
     ):
-        assert said in seen, said
-    for said in ("BPDA", "torch 2.11.0", "c0ffee", "steps = 20"):
-        assert said in seen, said
+        assert words in text, words
 
 
 def test_the_numbers_are_the_tables(tmp_path):
-    folder, cells = run(tmp_path)
-    seen = Tags(page(folder)).text
-    for row in table(cells, [folder]).rows:
+    folder, records = make_run(tmp_path)
+    text = Tags(read_page(folder)).text
+    for row in table(records, [folder]).rows:
         for number in row.numbers.values():
-            assert (
-                f"{100 * number.accuracy:.1f}{100 * number.low:.1f}\N{EN DASH}{100 * number.high:.1f}"
-                in seen
+            accuracy, low, high = (
+                f"{100 * value:.1f}" for value in (number.accuracy, number.low, number.high)
             )
+            assert f"{accuracy}{low}\N{EN DASH}{high}" in text
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
-    folder, _ = run(tmp_path)
-    first = page(folder)
-    assert page(folder) == first
+    folder, _ = make_run(tmp_path)
+    first = read_page(folder)
+    assert read_page(folder) == first
 
 
 def test_a_run_json_is_shown(tmp_path):
-    folder, _ = run(tmp_path)
+    folder, _ = make_run(tmp_path)
     (folder / "run.json").write_text('{"precision": "float32", "command": "defend bench --n 40"}')
-    assert "defend bench --n 40" in page(folder)
+    assert "defend bench --n 40" in read_page(folder)
     (folder / "run.json").write_text("{damaged")
-    assert "damaged" not in page(folder)
+    assert "damaged" not in read_page(folder)
 
 
-def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
-    square = record(20, attack="square", knowledge="query", access="scores")
-    write_report([keep(tmp_path, [record(100, knowledge="adaptive", gradient="declared"), square])])
-    accused, other = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    assert (
-        accused["flags"] == "black box beats it: median, square, query leaves 10.0 %"
-        and other["flags"] == ""
+def test_flags_and_findings_are_told_beside_the_mark(tmp_path):
+    flags = [Flag(code=FlagCode.ZERO_GRADIENT, value=3)]
+    accused = record(100, flags=flags, **DECLARED)
+    page = Tags(read_page(keep(tmp_path, [accused, record(20, **SQUARE)])))
+    expected = (
+        "zero gradient: 3 of 200 images; black box beats it: median, square, query leaves 10.0 %"
     )
+    assert expected in page.attributes("title")
 
 
-def test_a_number_that_still_fell_is_a_bound_in_table_and_page(tmp_path):
-    square = record(
-        20, attack="square", knowledge="query", access="scores", flags=[unconverged(0.02)]
-    )
-    for told, bound in ((square, True), (square | {"flags": []}, False)):
-        page, _ = write_report([keep(tmp_path, [told])])
-        assert ("≤ 10.0" in page.read_text()) is bound and ("<= 10.0" in printed([told])) is bound
+@pytest.mark.parametrize("is_unconverged", [True, False])
+def test_a_number_that_still_fell_is_a_bound_in_table_and_page(tmp_path, is_unconverged):
+    flags = [Flag(code=FlagCode.UNCONVERGED, value=0.02)] if is_unconverged else []
+    square = record(20, flags=flags, **SQUARE)
+    assert ("≤ 10.0" in read_page(keep(tmp_path, [square]))) is is_unconverged
+    assert ("<= 10.0" in printed([square])) is is_unconverged
 
 
-def test_damaged_records_are_said_to_be_damaged(tmp_path):
-    folder, _ = run(tmp_path)
-    (folder / "records.json").write_text("garbage")
-    with pytest.raises(
-        BadParameter, match=r"could not be read, and lies there as records.json.damaged"
-    ):
-        write_report([folder])
-
-
-@pytest.mark.parametrize("records", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
-def test_a_list_of_something_else_is_named(tmp_path, records):
-    with pytest.raises(
-        BadParameter,
-        match=r"records.json: expected records of `defend bench`.* lack .*attack.*Move that file away",
-    ):
-        write_report([keep(tmp_path, records)])
-
-
-# where and what
+# Where it is written, and from what.
 
 
 def test_it_is_written_into_the_first_run_or_out(tmp_path):
-    folder, _ = run(tmp_path / "run")
+    folder, _ = make_run(tmp_path / "run")
     assert write_report([folder]) == (folder / "report.html", folder / "results.csv")
-    assert (
-        write_report([folder], tmp_path / "new" / "place")[1]
-        == tmp_path / "new" / "place" / "results.csv"
-    )
+    place = tmp_path / "new" / "place"
+    assert write_report([folder], place)[1] == place / "results.csv"
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_several_runs_make_one_report_and_a_cell_counts_once(tmp_path):
-    first, _ = run(tmp_path / "a")
-    second, _ = run(tmp_path / "b", defenses=("median", "jpeg"))
-    html, lines = write_report([first, second])
-    rows = lines_of(lines)
-    assert len(rows) == 18  # three defenses, two eps, three levels
-    assert "jpeg" in html.read_text()
-    assert html.read_text().count("<img") == 18  # units are found in either folder
+    first, _ = make_run(tmp_path / "a")
+    second, _ = make_run(tmp_path / "b", defenses=("median", "jpeg"))
+    page, results = write_report([first, second])
+    assert len(read_csv(results)) == 18  # three defenses, two eps, three levels
+    assert "jpeg" in page.read_text()
+    assert page.read_text().count("<img") == 18  # units are found in either folder
 
 
-def test_only_the_given_records(tmp_path):
-    folder, cells = run(tmp_path)
-    _, lines = write_report([folder], records=cells[:3])
-    assert len(lines_of(lines)) == 3
+def test_only_the_given_records_are_shown(tmp_path):
+    folder, records = make_run(tmp_path)
+    _, results = write_report([folder], records=records[:3])
+    assert len(read_csv(results)) == 3
+
+
+def test_damaged_records_are_said_to_be_damaged(tmp_path):
+    folder, _ = make_run(tmp_path)
+    (folder / "records.json").write_text("garbage")
+    expected = r"could not be read, and lies there as records.json.damaged"
+    with pytest.raises(BadParameter, match=expected):
+        write_report([folder])
+
+
+@pytest.mark.parametrize("content", [[1], [{"dataset": "digits"}], {"dataset": "digits"}, 7])
+def test_a_list_of_something_else_is_named(tmp_path, content):
+    (tmp_path / "records.json").write_text(json.dumps(content))
+    expected = r"records\.json: expected records of `defend bench`.*, got .*Move that file away"
+    with pytest.raises(BadParameter, match=expected):
+        write_report([tmp_path])
 
 
 def test_nothing_to_report_is_one_clear_line(tmp_path):
-    with pytest.raises(
-        BadParameter, match=r"holds no records: expected .*records\.json; give the folder of a run"
-    ):
+    expected = r"holds no records: expected .*records\.json; give the folder of a run"
+    with pytest.raises(BadParameter, match=expected):
         write_report([tmp_path])
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BadParameter, match="holds no records: the run was stopped before its end"):
         write_report([tmp_path])
-    with pytest.raises(
-        BadParameter, match=f"it is a file; give the folder of the run, {tmp_path}$"
-    ):
+    expected = f"it is a file; give the folder of the run, {re.escape(str(tmp_path))}$"
+    with pytest.raises(BadParameter, match=expected):
         write_report([tmp_path / "run.json"])
     with pytest.raises(BadParameter, match="nothing to report"):
         write_report([], records=[])
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path):
-    folder, _ = run(tmp_path)
+    folder, _ = make_run(tmp_path)
     with pytest.raises(BadParameter, match="cannot be written there"):
         write_report([folder], folder / "records.json" / "below")
 
 
-# the CSV
+# The files of data.
 
 
 def test_csv_round_trip(tmp_path):
-    folder, cells = run(
-        tmp_path, defenses=('art:name="a,b"', "median"), flags=["one", "two, three"]
-    )
-    keep(folder, [*cells, failed("line\nbreak", attack="fgsm")])
-    rows = lines_of(write_report([folder])[1])
+    flags = [Flag(code=FlagCode.NOT_FINITE, value=text) for text in ("one", "two, three")]
+    names = ('art:name="a,b"', "median")
+    folder, records = make_run(tmp_path, defenses=names, flags=flags)
+    keep(folder, [*records, failed("line\nbreak", attack="fgsm")])
+    rows = read_csv(write_report([folder])[1])
     assert len(rows) == 13
-    for row, r in zip(rows, cells):
-        assert float(row["robust_accuracy"]) == r["robust_accuracy"]
-        assert float(row["eps"]) == r["eps"]
-        assert (row["defense"], row["eps_text"], row["gradient"], row["flags"]) == (
-            r["defense"],
-            r["eps_text"],
-            r["gradient"] or "",
-            "one; two, three",
-        )
+    for row, r in zip(rows, records):
+        assert float(row["robust_accuracy"]) == r.robust_accuracy
+        assert float(row["eps"]) == r.eps
+        assert (row["defense"], row["eps_text"]) == (r.defense, r.eps_text)
+        assert row["gradient"] == (r.gradient or "")
+        assert row["flags"].startswith("not_finite=one; not_finite=two, three")
     assert (rows[-1]["error"], rows[-1]["robust_accuracy"]) == ("line\nbreak", "")
     assert not {"settings", "units", "versions", "weights"} & rows[0].keys()
-    assert {k for k, v in cells[0].items() if isinstance(v, str | int | float)} <= rows[0].keys()
+    fields = records[0].model_dump()
+    scalars = {name for name, value in fields.items() if isinstance(value, str | int | float)}
+    assert scalars <= rows[0].keys()
 
 
-# strips
-
-
-def decoded(strip):
-    return np.asarray(Image.open(BytesIO(base64.b64decode(strip.png))).convert("RGBA")).astype(int)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_strip_holds_the_images_of_the_unit(tmp_path, channels):
-    given = samples(m=3, channels=channels, size=10)
-    r = cell(tmp_path, [1, 0, 1], samples=given, **DECLARED)
-    (strip,), _ = strips([r], [tmp_path])
-    pixels = decoded(strip)
-    assert pixels.shape == (4 * 11, 3 * 11, 4)  # a transparent pixel between images
-    assert pixels[10, :, 3].max() == pixels[:, 10, 3].max() == 0
-    for i, name in enumerate(("sample_x", "sample_adv", "sample_purified")):
-        expected = (given[name][1].float().numpy() * 255).round().transpose(1, 2, 0)
-        assert np.abs(pixels[11 * i : 11 * i + 10, 11:21, :3] - expected).max() <= 1
-    difference = pixels[33:43, 11:21, :3]
-    assert np.abs(difference - 255 * (0.5 + 10 * 0.03)).max() <= 4  # float16 samples, times ten
-
-
-def test_a_strip_shows_at_most_eight_images_and_fewer_large_ones(tmp_path):
-    many = cell(tmp_path, [1, 0], samples=samples(m=12, size=8), **DECLARED)
-    large = cell(tmp_path, [1, 0], samples=samples(m=6, size=160), **IDENTITY)
-    (small_strip, large_strip), _ = strips([many, large], [tmp_path])
-    assert decoded(small_strip).shape[1] == 8 * 9
-    assert decoded(large_strip).shape[1] == 2 * 161
-    assert (small_strip.pixelated, large_strip.pixelated) == (True, False)
-    assert (
-        small_strip.width % decoded(small_strip).shape[1] == 0
-    )  # nearest neighbour by a whole factor
-
-
-def test_cells_without_something_to_see_have_no_strip(tmp_path):
-    without = cell(tmp_path, [1, 0], **DECLARED)
-    clean = cell(tmp_path, [1, 0], samples=samples(), eps=0.0, eps_text="0", **DECLARED)
-    assert strips([without, clean, failed(**DECLARED), record(20)], [tmp_path]) == ([], 0)
-
-
-def test_over_budget_every_series_keeps_its_largest_eps(tmp_path):
-    folder, cells = run(tmp_path, eps=("4/255", "8/255", "16/255"))
-    every, none_left = strips(cells, [folder])
-    assert (len(every), none_left) == (18, 0)
-    some, left_out = strips(cells, [folder], budget=sum(len(s.png) for s in every) // 3 + 2000)
-    assert left_out == 18 - len(some)
-    assert [s.eps_text for s in some[:6]] == ["16/255"] * 6
-    assert len({(s.defense, s.name) for s in some}) == 6
-    assert f"{left_out} more cells" not in page(folder)
-
-
-# figures
-
-
-def test_a_figure_for_each_attack_and_a_line_for_each_defense_and_level():
-    levels = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
-    records = [
-        record(150 - 4 * i, attack=a, defense=d, eps=i / 50, eps_text=f"{i / 50:g}", **level)
-        for a in ("fgsm", "pgd")
-        for d in ("none", "jpeg")
-        for i in range(16)
-        for level in levels
+def test_the_csv_lists_flags_as_codes_and_values(tmp_path):
+    flags = [
+        Flag(code=FlagCode.ZERO_GRADIENT, value=3),
+        Flag(code=FlagCode.UNCONVERGED, value=0.02),
+        Flag(code=FlagCode.LOSS_FELL),
     ]
-    made = plots(table(records).sections)
-    assert [p.title for p in made] == [
-        "digits-m, convnet, fgsm, Linf",
-        "digits-m, convnet, pgd, Linf",
+    _, results = write_report([keep(tmp_path, [record(100, flags=flags, **DECLARED)])])
+    (row,) = read_csv(results)
+    assert row["flags"] == "zero_gradient=3; unconverged=0.02; loss_fell"
+
+
+def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
+    accused, square = record(100, **DECLARED), record(20, **SQUARE)
+    _, results = write_report([keep(tmp_path, [accused, square])])
+    first, second = read_csv(results)
+    expected = "black_box_beats_white_box=median, square, query leaves 10.0 %"
+    assert first["flags"] == expected and second["flags"] == ""
+
+
+def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
+    records = [record(100, **DECLARED), change(record(20, **SQUARE), surrogate=None)]
+    write_report([keep(tmp_path, records)])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert list(summary) == [
+        "worst",
+        "comparisons",
+        "claims",
+        "surrogates",
+        "signs",
+        "findings",
+        "reading",
     ]
-    colours = dict(made[0].colours)
-    assert list(colours) == ["none", "jpeg"]
-    assert len(set(colours.values())) == 2
-    assert dict(made[0].dashes) == {"worst": "-", "oblivious": "--"}
-    for colour in colours.values():
-        assert made[0].svg.lower().count(f"stroke: {colour.lower()}") >= 2  # solid and dashed
-
-
-def test_a_single_eps_is_a_dot_chart():
-    (made,) = plots(table([record(50, **DECLARED), record(150)]).sections)
-    assert made.title.endswith("eps 16/255")
-    assert made.colours == ()
-    assert all(level in made.svg for level in ("clean", "oblivious", "declared", "worst"))
-
-
-def test_failed_cells_break_the_line_and_are_no_zero():
-    ends = [record(150, eps=0.1, eps_text="0.1"), record(90, eps=0.3, eps_text="0.3")]
-    whole, broken = (
-        plots(table(records).sections)[0]
-        for records in (ends, [*ends, failed(eps=0.2, eps_text="0.2")])
-    )
-    assert strokes(whole) == 1
-    assert strokes(broken) == 2
-    assert plots(table([failed()]).sections) == []
-
-
-def strokes(plot):
-    """Pieces of the dashed line."""
-    (path,) = re.findall(r'd="([^"]*)"[^>]*style="[^"]*stroke-dasharray', plot.svg)
-    return path.count("M")
+    assert summary["claims"][0].startswith("no claim (missing: oblivious APGD-CE")
+    assert "black box beats white box: square, query" in summary["signs"][0]
+    assert summary["findings"][0].startswith("black box beats white box: median, square, query")
+    assert summary["worst"][0]["number"]["accuracy"] == 0.1
+    assert summary["worst"][0]["claim"] == summary["claims"][0]

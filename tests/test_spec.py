@@ -1,4 +1,4 @@
-"""Specs: parse and str are inverse, and every bad one is refused in one clear line."""
+"""Specs: parse and str are inverse, and every bad spec is refused in one clear line."""
 
 import math
 import string
@@ -16,19 +16,18 @@ from defend.spec import (
     Spec,
     canonical_spec,
     coerce,
-    spec_from_table,
     parse,
     parse_single,
     read_value,
+    spec_from_table,
     typed_params,
     write_value,
 )
 
 fractions = st.builds(Fraction, st.integers(-(10**6), 10**6), st.integers(1, 10**6))
 floats = st.floats(allow_nan=False, allow_infinity=False)
-tricky = st.text(
-    "ab01eE+-./,:='\"\\ \n_ntruefalse", max_size=8
-)  # what the grammar gives a meaning to
+# Texts of the characters to which the grammar gives a meaning.
+tricky = st.text("ab01eE+-./,:='\"\\ \n_ntruefalse", max_size=8)
 values = (
     st.none() | st.booleans() | st.integers() | floats | fractions | st.text(max_size=12) | tricky
 )
@@ -49,16 +48,16 @@ def test_parse_undoes_str(spec):
 
 @settings(max_examples=300)
 @given(st.lists(specs, min_size=1, max_size=4))
-def test_chains_too(chain):
+def test_parse_undoes_str_for_chains(chain):
     assert parse("+".join(map(str, chain))) == tuple(chain)
 
 
 @settings(max_examples=500)
 @given(values)
 def test_a_value_keeps_its_type(value):
-    again = read_value(write_value(value))
-    whole = isinstance(value, Fraction) and value.denominator == 1
-    assert again == value and type(again) is (int if whole else type(value))
+    result = read_value(write_value(value))
+    integral = isinstance(value, Fraction) and value.denominator == 1
+    assert result == value and type(result) is (int if integral else type(value))
 
 
 @settings(max_examples=500)
@@ -149,17 +148,15 @@ def test_only_defenses_are_chained():
         parse_single("pgd+fgsm", "attack")
 
 
-def test_a_field_can_be_taken_out():
+def test_a_field_can_be_removed():
     spec, eps = parse("pgd:steps=2,eps=8/255")[0].without("eps")
     assert (str(spec), eps) == ("pgd:steps=2", Fraction(8, 255))
     assert spec.without("eps") == (spec, None)
 
 
 def test_tables_are_specs():
-    assert (
-        str(spec_from_table({"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"}))
-        == 'pgd:eps=8/255,norm=L2,steps=40,text="1"'
-    )
+    table = {"name": "pgd", "steps": 40, "norm": "L2", "eps": "8/255", "text": "1"}
+    assert str(spec_from_table(table)) == 'pgd:eps=8/255,norm=L2,steps=40,text="1"'
 
 
 BAD_TABLES = [{}, {"name": 3}, {"name": ""}, {"name": "a+b"}, {"name": "a:x=1"}]
@@ -174,7 +171,7 @@ def test_bad_table(table):
         spec_from_table(table)
 
 
-FITS = [  # value, annotation, what the field gets
+FITS = [  # value, annotation, value of the field
     (3, int, 3),
     (3.0, int, 3),
     (Fraction(1, 4), float, 0.25),
@@ -192,10 +189,10 @@ FITS = [  # value, annotation, what the field gets
 ]
 
 
-@pytest.mark.parametrize(("value", "annotation", "want"), FITS, ids=str)
-def test_annotation_decides_the_type(value, annotation, want):
-    got = coerce(value, annotation, "x: f")
-    assert got == want and type(got) is type(want)
+@pytest.mark.parametrize(("value", "annotation", "expected"), FITS, ids=str)
+def test_annotation_decides_the_type(value, annotation, expected):
+    converted = coerce(value, annotation, "x: f")
+    assert converted == expected and type(converted) is type(expected)
 
 
 MISFITS = [
@@ -219,7 +216,7 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("value", "annotation", "message"), MISFITS, ids=str)
-def test_misfit_says_what_was_wanted(value, annotation, message):
+def test_a_misfit_names_the_expected_value(value, annotation, message):
     with pytest.raises(BadParameter) as e:
         coerce(value, annotation, "x: f")
     assert message in str(e.value)
@@ -242,7 +239,8 @@ def test_fields_and_settings():
         "tag": (str | None, None),
     }
     assert Finer(steps=2).settings == {"steps": 2, "rate": 0.25, "tag": None}
-    assert typed_params(Knob, {"steps": 2.0, "rate": 1}, "attack 'knob'") == {"steps": 2, "rate": 1.0}
+    params = typed_params(Knob, {"steps": 2.0, "rate": 1}, "attack 'knob'")
+    assert params == {"steps": 2, "rate": 1.0}
 
 
 WRONG_FIELDS = {

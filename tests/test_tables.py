@@ -1,4 +1,4 @@
-"""The table's theory: worst cases image by image, what is said of one gradient, what a claim misses."""
+"""The rows of a table: levels side by side, the worst case over gradients, failures and flags."""
 
 from io import StringIO
 
@@ -7,13 +7,12 @@ import pytest
 from made_runs import DECLARED, IDENTITY, LEARNED, cell, failed, printed, record
 from rich.console import Console
 
+from defend.records import Flag, FlagCode
 from defend.results import print_table, table
-from defend.results.outcomes import Outcomes, distinct, read_outcomes, worst
+from defend.results.candidates import worst_outcomes
+from defend.results.claim_text import format_claim
+from defend.results.outcomes import read_outcomes
 from defend.stats import bootstrap, wilson
-
-
-def bits(*rows):
-    return np.array(rows, np.uint8)
 
 
 def one_row(records, run_dirs=()):
@@ -21,95 +20,24 @@ def one_row(records, run_dirs=()):
     return row
 
 
-# worst cases
-
-
-def test_worst_of_deterministic_is_right_only_where_right_under_all():
-    clean = bits([1], [1], [1], [0])
-    a = Outcomes(score=bits([1], [0], [1], [0]), clean_score=clean, x_adv=("a",))
-    b = Outcomes(score=bits([1], [1], [0], [0]), clean_score=clean, x_adv=("b",))
-    assert worst([a, b])[:, 0].tolist() == [1, 0, 0, 0]
-
-
-def stochastic(score, select, name="x", clean_score=1, clean_select=1):
-    score, select = np.array(score, np.uint8), np.array(select, np.uint8)
-    return Outcomes(
-        score=score,
-        select=select,
-        clean_score=np.full_like(score, clean_score),
-        clean_select=np.full_like(select, clean_select),
-        x_adv=(name,),
-    )
-
-
-def test_worst_of_stochastic_is_chosen_on_select_and_read_off_on_score():
-    """Image 0: b is worse on select although a is worse on score. Image 1: the other way round."""
-    a = stochastic(score=[[0, 0], [1, 0]], select=[[1, 1, 1], [0, 0, 1]], name="a")
-    b = stochastic(score=[[1, 0], [0, 0]], select=[[0, 0, 1], [1, 1, 1]], name="b")
-    assert worst([a, b]).tolist() == [[1, 0], [1, 0]]
-    assert worst([b, a]).tolist() == [[1, 0], [1, 0]]
-
-
-def test_the_clean_image_is_a_candidate():
-    """Where the attack helped the purifier, the attacker hands in the clean image."""
-    helped = stochastic(score=[[1, 1]], select=[[1, 1, 1]], clean_score=0, clean_select=0)
-    assert worst([helped]).tolist() == [[0, 0]]
-
-
-def test_ties_on_select_go_to_the_candidate_that_is_stronger_overall():
-    weak = stochastic(score=[[1, 1], [1, 1], [1, 1]], select=[[1, 1], [0, 1], [1, 1]], name="weak")
-    strong = stochastic(
-        score=[[0, 1], [0, 0], [0, 0]], select=[[1, 1], [0, 0], [0, 0]], name="strong"
-    )
-    assert worst([weak, strong])[0].tolist() == worst([strong, weak])[0].tolist() == [0, 1]
-
-
-def test_reading_off_on_other_draws_keeps_null_attacks_from_winning():
-    """Ten attacks that do nothing: the worst case stays at the clean accuracy, the minimum over `score` would fall by itself."""
-    rng = np.random.default_rng(0)
-    p = rng.uniform(0.3, 0.9, (4000, 1))
-
-    def draw(k):
-        return (rng.uniform(size=(4000, k)) < p).astype(np.uint8)
-
-    clean_score, clean_select = draw(20), draw(10)
-    null = [
-        Outcomes(
-            score=draw(20),
-            select=draw(10),
-            clean_score=clean_score,
-            clean_select=clean_select,
-            x_adv=(str(i),),
-        )
-        for i in range(10)
-    ]
-    assert worst(null).mean() == pytest.approx(p.mean(), abs=0.01)
-    naive = np.minimum.reduce([o.score.mean(1) for o in null]).mean()
-    assert naive < p.mean() - 0.1
-
-
-def test_identical_adversarial_images_count_once():
-    a, same, other = (stochastic([[1, 0]], [[1]], name=n) for n in ("a", "a", "b"))
-    assert len(distinct([a, same])) == 1
-    assert len(distinct([a, same, other])) == 2
+# Outcomes on disk.
 
 
 def test_outcomes_are_joined_in_the_order_of_the_images(tmp_path):
     score = [1, 0, 0, 1, 1, 0, 1]
     r = cell(tmp_path, score, shard=3, **DECLARED)
-    r["units"] = r["units"][::-1]
-    got = read_outcomes(r, [tmp_path])
-    assert got.score[:, 0].tolist() == score
-    assert len(got.x_adv) == 3
+    outcomes = read_outcomes(r.replace(units=r.units[::-1]), [tmp_path])
+    assert outcomes.score[:, 0].tolist() == score
+    assert len(outcomes.x_adv) == 3
 
 
-def test_a_missing_unit_is_no_outcome(tmp_path):
+def test_without_one_of_its_units_a_cell_has_no_outcomes(tmp_path):
     r = cell(tmp_path, [1, 0, 0, 1], **DECLARED)
-    assert read_outcomes(r | {"units": [*r["units"], "0" * 64]}, [tmp_path]) is None
+    assert read_outcomes(r.replace(units=(*r.units, "0" * 64)), [tmp_path]) is None
     assert read_outcomes(r, [tmp_path / "elsewhere"]) is None
 
 
-# rows and columns
+# Rows and columns.
 
 
 def test_levels_stand_side_by_side(tmp_path):
@@ -121,8 +49,7 @@ def test_levels_stand_side_by_side(tmp_path):
         cell(tmp_path, [1, 0, 1, 1], knowledge="transfer", surrogate="jpeg+convnet"),
     ]
     numbers = one_row(records, [tmp_path]).numbers
-    got = {c: n.accuracy for c, n in numbers.items()}
-    assert got == {
+    expected = {
         "clean": 1.0,
         "oblivious": 0.75,
         "identity": 0.5,
@@ -131,36 +58,31 @@ def test_levels_stand_side_by_side(tmp_path):
         "worst": 0.25,
         "transfer": 0.75,
     }
+    assert {column: number.accuracy for column, number in numbers.items()} == expected
     assert (numbers["worst"].low, numbers["worst"].high) == wilson(1, 4)
-    assert table(records).sections[0].columns == (
-        "clean",
-        "oblivious",
-        "identity",
-        "declared",
-        "learned",
-        "worst",
-        "transfer",
-    )
+    assert table(records).sections[0].columns == tuple(expected)
 
 
 def test_worst_of_a_stochastic_row_has_a_bootstrap_interval(tmp_path):
     rng = np.random.default_rng(0)
     score, select = rng.integers(0, 2, (2, 30, 20)), rng.integers(0, 2, (2, 30, 10))
     records = [
-        cell(tmp_path, score[i], select=select[i], **g) for i, g in enumerate((IDENTITY, DECLARED))
+        cell(tmp_path, score[i], select=select[i], **level)
+        for i, level in enumerate((IDENTITY, DECLARED))
     ]
     number = one_row(records, [tmp_path]).numbers["worst"]
-    expected = worst([read_outcomes(r, [tmp_path]) for r in records])
+    expected = worst_outcomes([read_outcomes(r, [tmp_path]) for r in records])
     assert number.accuracy == pytest.approx(expected.mean())
     assert (number.low, number.high) == bootstrap(expected.mean(1), seed=0)
 
 
 def test_several_surrogates_give_their_worst_per_image(tmp_path):
     records = [
-        cell(tmp_path, s, knowledge="transfer", surrogate=f"jpeg+{i}")
-        for i, s in enumerate(([1, 0, 1], [0, 1, 1]))
+        cell(tmp_path, score, knowledge="transfer", surrogate=f"jpeg+{i}")
+        for i, score in enumerate(([1, 0, 1], [0, 1, 1]))
     ]
-    assert one_row(records, [tmp_path]).numbers["transfer"].accuracy == pytest.approx(1 / 3)
+    number = one_row(records, [tmp_path]).numbers["transfer"]
+    assert number.accuracy == pytest.approx(1 / 3)
 
 
 def test_without_units_the_worst_case_is_a_bound(tmp_path):
@@ -168,56 +90,48 @@ def test_without_units_the_worst_case_is_a_bound(tmp_path):
     number = one_row(records).numbers["worst"]
     assert (number.accuracy, number.bound) == (0.25, True)
     assert "<= 25.0" in printed(records, width=200)
-    real = [cell(tmp_path, [1, 0], **IDENTITY), cell(tmp_path, [0, 1], **DECLARED)]
-    assert not one_row(real, [tmp_path]).numbers["worst"].bound
+    on_disk = [cell(tmp_path, [1, 0], **IDENTITY), cell(tmp_path, [0, 1], **DECLARED)]
+    assert not one_row(on_disk, [tmp_path]).numbers["worst"].bound
 
 
 @pytest.mark.parametrize(
-    ("gradient", "said"),
+    ("gradient", "note"),
     [("declared", "declared only"), ("identity", "BPDA only"), ("learned", "learned only")],
 )
-def test_a_single_gradient_is_named(gradient, said):
+def test_a_single_gradient_is_named(gradient, note):
     records = [record(50, knowledge="adaptive", gradient=gradient)]
-    assert one_row(records).numbers["worst"].note == said
-    assert all(said in printed(records, width=width) for width in (80, 200))
+    assert one_row(records).numbers["worst"].note == note
+    assert all(note in printed(records, width=width) for width in (80, 200))
 
 
 def test_two_gradients_with_the_same_images_are_one(tmp_path):
-    same = [cell(tmp_path, [1, 0], x_adv="same", **g) for g in (IDENTITY, DECLARED)]
-    apart = [cell(tmp_path, [1, 0], **g) for g in (IDENTITY, DECLARED)]
-    assert one_row(same, [tmp_path]).numbers["worst"].note == "declared = BPDA"
-    assert one_row(apart, [tmp_path]).numbers["worst"].note == ""
+    equal = [cell(tmp_path, [1, 0], x_adv="equal", **level) for level in (IDENTITY, DECLARED)]
+    different = [cell(tmp_path, [1, 0], **level) for level in (IDENTITY, DECLARED)]
+    assert one_row(equal, [tmp_path]).numbers["worst"].note == "declared = BPDA"
+    assert one_row(different, [tmp_path]).numbers["worst"].note == ""
 
 
-def test_at_eps_0_no_gradient_is_doubted(tmp_path):
-    """Every gradient gives the clean image there, and "declared only" would stand beside a BPDA cell that was run."""
-    clean = [
-        cell(tmp_path, [1, 0], x_adv="clean", eps=0.0, eps_text="0", **g)
-        for g in (IDENTITY, DECLARED)
-    ]
+def test_at_eps_0_no_gradient_is_named(tmp_path):
+    """Every gradient gives the clean image, and "declared only" would stand beside a BPDA cell."""
+    eps_0 = {"x_adv": "clean", "eps": 0.0, "eps_text": "0"}
+    clean = [cell(tmp_path, [1, 0], **eps_0, **level) for level in (IDENTITY, DECLARED)]
     assert one_row(clean, [tmp_path]).numbers["worst"].note == ""
     assert one_row(clean[1:], [tmp_path]).numbers["worst"].note == ""
 
 
-def test_without_a_purifier_there_is_no_gradient_to_doubt():
-    assert one_row([record(50, defense="none", **DECLARED)]).numbers["worst"].note == ""
-    assert (
-        one_row([record(50, knowledge="adaptive", gradient=None, access="scores")])
-        .numbers["worst"]
-        .note
-        == ""
-    )
+def test_without_a_purifier_or_a_gradient_no_gradient_is_named():
+    bare = record(50, defense="none", **DECLARED)
+    scores = record(50, knowledge="adaptive", gradient=None, access="scores")
+    assert [one_row([r]).numbers["worst"].note for r in (bare, scores)] == ["", ""]
 
 
 def test_eps_in_the_spec_and_eps_of_the_suite_make_one_series():
     records = [
-        record(50, attack="pgd:eps=8/255", eps=8 / 255, eps_text="8/255"),
         record(20, attack="pgd"),
+        record(50, attack="pgd:eps=8/255", eps=8 / 255, eps_text="8/255"),
     ]
-    assert [(row.attack, row.eps_text) for row in table(records[::-1]).rows] == [
-        ("pgd", "8/255"),
-        ("pgd", "16/255"),
-    ]
+    rows = [(row.attack, row.eps_text) for row in table(records).rows]
+    assert rows == [("pgd", "8/255"), ("pgd", "16/255")]
 
 
 def test_other_images_are_another_section():
@@ -229,7 +143,8 @@ def test_other_images_are_another_section():
         record(50, norm="L2"),
     ]
     model = table(records)
-    assert [(s.classifier, s.norm, s.n, s.seed) for s in model.sections] == [
+    keys = [section.key for section in model.sections]
+    assert [(key.classifier, key.norm, key.n, key.seed) for key in keys] == [
         ("convnet", "Linf", 200, 0),
         ("convnet", "Linf", 200, 1),
         ("convnet", "Linf", 100, 0),
@@ -239,22 +154,24 @@ def test_other_images_are_another_section():
     assert model.sections[0].title == "digits-m | convnet | Linf | n = 200 of test | seed 0"
 
 
-def test_costs_are_those_of_the_dearest_cell():
-    row = one_row(
-        [
-            record(50, forwards=20.0, backwards=20.0),
-            record(9, forwards=400.0, backwards=400.0, **DECLARED),
-        ]
-    )
+def test_an_unusual_precision_and_layout_stand_in_the_title():
+    (section,) = table([record(50, precision="bfloat16", layout="channels_last")]).sections
+    assert section.title.endswith(" | seed 0 | bfloat16 | channels_last")
+
+
+def test_costs_are_those_of_the_most_expensive_cell():
+    cheap = record(50, forwards=20.0, backwards=20.0)
+    expensive = record(9, forwards=400.0, backwards=400.0, **DECLARED)
+    row = one_row([cheap, expensive])
     assert (row.forwards, row.backwards) == (400.0, 400.0)
     assert "400+400" in printed([record(9, forwards=400.0, backwards=400.0)], width=200)
     assert "1.5k+12k" in printed([record(9, forwards=1500.0, backwards=12_000.0)], width=200)
 
 
-# failures and flags
+# Failures and flags.
 
 
-def test_a_failed_cell_says_so_and_the_rest_stands():
+def test_a_failed_cell_says_so_and_the_others_stand():
     records = [
         record(100),
         failed("RuntimeError: out of memory", **IDENTITY),
@@ -271,58 +188,72 @@ def test_a_failed_cell_says_so_and_the_rest_stands():
 
 def test_a_row_of_failures_alone_is_printed():
     records = [failed(knowledge="oblivious"), failed(**DECLARED)]
-    assert {n.accuracy for n in one_row(records).numbers.values()} == {None}
+    assert {number.accuracy for number in one_row(records).numbers.values()} == {None}
     assert printed(records, width=80).count("failed") >= 3
 
 
 def test_flags_mark_the_number_and_are_listed_once_for_a_series():
-    flags = ["zero gradient: 3 of 200 images"]
+    flags = [Flag(code=FlagCode.ZERO_GRADIENT, value=3)]
     records = [
-        record(50, eps=e / 255, eps_text=f"{e}/255", flags=flags, **DECLARED) for e in (4, 8)
+        record(50, eps=eps / 255, eps_text=f"{eps}/255", flags=flags, **DECLARED) for eps in (4, 8)
     ]
     text = printed(records, width=200)
     assert text.count("!25.0") == 4  # declared and worst, two eps
     assert text.count("zero gradient") == 1
-    assert "eps 4/255, 8/255: zero gradient" in text
+    assert "eps 4/255, 8/255: zero gradient: 3 of 200 images" in text
 
 
-# printing
+# Printing.
 
 
 def suite(eps=("8/255", "16/255")):
-    levels = ({"knowledge": "oblivious"}, IDENTITY, DECLARED)
-    return [
-        record(150 - 5 * i - 30 * j, defense=d, attack=a, eps=i / 255, eps_text=e, **level)
-        for d in ("none", "jpeg:quality=50", "split-vqvae:grid=2+split-vqvae:grid=1")
-        for a in ("fgsm", "pgd")
-        for i, e in enumerate(eps)
-        for j, level in enumerate(levels)
-    ]
+    """Return the records of three defenses, two attacks, three levels and these eps."""
+    records = []
+    for defense in ("none", "jpeg:quality=50", "split-vqvae:grid=2+split-vqvae:grid=1"):
+        for attack in ("fgsm", "pgd"):
+            for i, text in enumerate(eps):
+                names = {"defense": defense, "attack": attack, "eps": i / 255, "eps_text": text}
+                for j, level in enumerate(({"knowledge": "oblivious"}, IDENTITY, DECLARED)):
+                    records.append(record(150 - 5 * i - 30 * j, **names, **level))
+    return records
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
     text = printed(suite(), width=width)
     assert max(map(len, text.splitlines())) <= width
-    for number in {f"{100 * r['robust_accuracy']:.1f}" for r in suite()}:
-        assert number in text
+    for r in suite():
+        assert f"{100 * r.robust_accuracy:.1f}" in text
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_every_eps_of_a_sweep_is_one_row(width):
     eps = [f"{i / 50:g}" for i in range(16)]
     lines = [line.split() for line in printed(suite(eps), width=width).splitlines()]
-    for e in eps[1:]:
-        assert sum(e in words[:3] for words in lines if words) == 6  # defenses x attacks
+    for text in eps[1:]:
+        assert sum(text in words[:3] for words in lines if words) == 6  # defenses x attacks
 
 
 def test_every_row_says_no_claim_and_nothing_is_bold():
     out = StringIO()
     print_table(suite(), Console(file=out, width=200, force_terminal=True, color_system="standard"))
-    assert "no claim (missing: oblivious APGD-CE, oblivious PGD-40, " in out.getvalue()
-    assert all(row.claim.startswith("no claim (missing: ") for row in table(suite()).rows)
-    assert out.getvalue().count("no [a]") == len(table(suite()).rows)
-    assert "\x1b[1m" not in out.getvalue() and ";1m" not in out.getvalue()
+    text = out.getvalue()
+    assert "no claim (missing: oblivious APGD-CE, oblivious PGD-40, " in text
+    rows = table(suite()).rows
+    assert all(format_claim(row.claim).startswith("no claim (missing: ") for row in rows)
+    assert text.count("no [a]") == len(rows)
+    assert "\x1b[1m" not in text and ";1m" not in text
+
+
+def test_claims_have_letters_in_the_order_of_the_rows():
+    records = [record(50, defense=f"median:size={i}", seed=i) for i in range(28)]
+    model = table(records)
+    letters = [model.letter(row.claim) for row in model.rows]
+    assert letters == ["a"] * 28  # the same line
+    different = [record(50, layout=f"layout{i}") for i in range(28)]
+    model = table(different)
+    letters = [model.letter(row.claim) for row in model.rows]
+    assert letters[:2] == ["a", "b"] and letters[25:] == ["z", "aa", "ab"]
 
 
 def test_bpda_heads_the_identity_column():
@@ -332,26 +263,20 @@ def test_bpda_heads_the_identity_column():
 
 
 def test_trained_on_has_a_column_when_any_row_has_it():
-    records = [
-        record(50),
-        record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)"),
-    ]
-    assert "trained on" not in printed(records[:1], width=200)
-    assert all(
-        "trained on" in printed(records, width=w)
-        and "adversarial(fgsm," in printed(records, width=w)
-        for w in (80, 200)
-    )
+    trained = record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)")
+    assert "trained on" not in printed([record(50)], width=200)
+    for width in (80, 200):
+        text = printed([record(50), trained], width=width)
+        assert "trained on" in text and "adversarial(fgsm," in text
 
 
 def test_markup_in_a_name_is_text():
-    assert "art:name=[red]x[/red]" in printed(
-        [record(50, defense="art:name=[red]x[/red]")], width=200
-    )
+    name = "art:name=[red]x[/red]"
+    assert name in printed([record(50, defense=name)], width=200)
 
 
-def test_what_must_be_said_is_said():
+def test_how_to_read_the_numbers_is_told():
     text = printed([record(50, stochastic=True, draws=20, **DECLARED)], width=200)
-    for said in ("upper bound", "cover sampling alone", "mean over 20 draws", "a smoke test"):
-        assert said in text
+    for words in ("upper bound", "cover sampling alone", "mean over 20 draws", "a smoke test"):
+        assert words in text
     assert "smoke" not in printed([record(500, n=1000)], width=200)

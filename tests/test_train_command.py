@@ -4,71 +4,92 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
-from train_toys import Killed, bright, noise_of
+from train_toys import Killed, brightness_images, make_noise
 
 from defend.classifiers.convnet import ConvNet
-from defend.cli.train import train as command
+from defend.cli.train import train as train_command
 from defend.errors import BadParameter, BadWeights, DefendError
 from defend.loading import load
-from defend.training import perturb
-from defend.training.loop import Run
+from defend.training.loop import TrainingRun
+from defend.training.perturbations import attack_by_pgd
 from defend.training.recipe import Recipe, read_recipe
 from defend.weights.header import read_header
 
-TYPOS = {
-    "name": ({"epoch": 3}, "no field 'epoch'.*epochs"),
-    "type": ({"epochs": "three"}, "expected a number"),
-    "choice": ({"optimiser": "adam"}, "'sgd' or 'adamw'"),
+
+def make_classifier():
+    return ConvNet(weights="untrained", width=2, channels=1, size=6, classes=3)
+
+
+def make_images(n=64):
+    x, y = brightness_images(n)
+    return x[:, :1], y
+
+
+# Recipes.
+
+WRONG_OPTIONS = {
+    "name": ({"epoch": 3}, "'epoch'.*epochs"),
+    "type": ({"epochs": "three"}, "epochs.*a number"),
+    "choice": ({"optimiser": "adam"}, "adam.*'sgd' or 'adamw'"),
     "range": ({"lr": 0}, "lr=0.0.*> 0"),
-    "own": ({"augment": "flip"}, "'none' or 'crop' or 'crop-flip'"),
+    "own choice": ({"augment": "flip"}, "flip.*'none' or 'crop' or 'crop-flip'"),
     "own range": ({"label_smoothing": 1}, "label_smoothing"),
 }
 
 
-@pytest.mark.parametrize(("options", "message"), TYPOS.values(), ids=TYPOS)
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS.values(), ids=WRONG_OPTIONS)
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(BadParameter, match=message):
-        small().fit(*toy(), progress=False, **options)
+        make_classifier().fit(*make_images(), progress=False, **options)
 
 
-def small(**fields):
-    return ConvNet(weights="untrained", width=2, channels=2 - 1, size=6, classes=3, **fields)
-
-
-def toy(n=64):
-    x, y = bright(n)
-    return x[:, :1], y
-
-
-def test_a_base_recipe_reads_the_values_of_a_command_line():
+def test_a_recipe_reads_the_values_of_a_command_line():
     recipe = read_recipe(Recipe, {"epochs": 3, "lr": 1, "ema": 0.5}, "x")
     assert (recipe.epochs, recipe.lr, recipe.ema) == (3.0, 1.0, 0.5)
 
 
-def test_fit_wants_labels():
+# `fit`.
+
+
+def test_fit_needs_labels():
     with pytest.raises(BadParameter, match="64 images and none"):
-        small().fit(toy()[0])
+        make_classifier().fit(make_images()[0])
 
 
-def test_fit_says_what_it_trained_on():
-    classifier = small()
+def test_fit_refuses_labels_that_the_classifier_does_not_have():
+    x, y = make_images()
+    with pytest.raises(BadParameter, match=r"classes=3.*got 5"):
+        make_classifier().fit(x, y + 3, progress=False)
+
+
+def test_fit_records_what_it_trained_on():
+    classifier = make_classifier()
     assert classifier.trained_on == "untrained"
-    classifier.fit(*toy(), epochs=1, progress=False)
+    classifier.fit(*make_images(), epochs=1, progress=False)
     assert classifier.trained_on == "clean"
-    classifier.fit(*toy(), epochs=1, adversarial=0.1, adversarial_steps=2, progress=False)
+    options = {"adversarial": 0.1, "adversarial_steps": 2}
+    classifier.fit(*make_images(), epochs=1, progress=False, **options)
     assert classifier.trained_on == "adversarial(pgd-2, Linf 0.1, itself)"
 
 
-def test_adversarial_training_is_harder_to_attack():
-    """Where a weak and a strong feature both tell the classes apart, only the strong one survives an attack: Tsipras et al., arXiv:1805.12152."""
+def make_features():
+    """Return images with a weak feature in many pixels and a strong one in few.
+
+    The strong feature agrees with the label in 90 % of the images.
+    """
     y = torch.arange(200) % 2
     x = torch.full((200, 1, 6, 6), 0.5)
-    x[:, :, :3] += (0.03 * (2 * y - 1)).view(-1, 1, 1, 1)  # weak, in many pixels
-    strong = torch.where(
-        torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.9, 2 * y - 1, 1 - 2 * y
-    )
+    x[:, :, :3] += (0.03 * (2 * y - 1)).view(-1, 1, 1, 1)
+    agrees = torch.rand(200, generator=torch.Generator().manual_seed(0)) < 0.9
+    strong = torch.where(agrees, 2 * y - 1, 1 - 2 * y)
     x[:, :, 4:, 2:4] += 0.3 * strong.view(-1, 1, 1, 1)
-    held = {}
+    return x, y
+
+
+def test_adversarial_training_is_harder_to_attack():
+    """Only the strong feature survives an attack: Tsipras et al., arXiv:1805.12152."""
+    x, y = make_features()
+    robust_accuracy = {}
     for eps in (0.0, 0.1):
         classifier = ConvNet(weights="untrained", width=4, channels=1, size=6, classes=2)
         classifier.fit(
@@ -82,107 +103,90 @@ def test_adversarial_training_is_harder_to_attack():
             adversarial_steps=3,
             progress=False,
         )
-        x_adv = perturb.pgd(classifier.net, x, y, 0.1, "Linf", 10, noise_of(200))
-        held[eps] = float((classifier.net(x_adv).argmax(1) == y).float().mean())
-    assert held[0.1] > held[0.0] + 0.3
+        x_adv = attack_by_pgd(classifier.net, x, y, 0.1, "Linf", 10, make_noise(200))
+        correct = classifier.net(x_adv).argmax(1) == y
+        robust_accuracy[eps] = float(correct.float().mean())
+    assert robust_accuracy[0.1] > robust_accuracy[0.0] + 0.3
+
+
+# The command.
 
 
 def run(*args):
-    return CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+    return CliRunner().invoke(train_command, [str(a) for a in args], catch_exceptions=False)
 
 
 def test_the_command_writes_a_file_that_loads(tmp_path):
     out = tmp_path / "c.safetensors"
-    result = run(
-        "convnet:width=4",
-        "--dataset",
-        "digits",
-        "--out",
-        out,
-        "-o",
-        "epochs=2",
-        "-o",
-        "lr=0.05",
-        "--seed",
-        3,
-        "--device",
-        "cpu",
+    options = "--dataset digits -o epochs=2 -o lr=0.05 --seed 3 --device cpu"
+    result = run("convnet:width=4", *options.split(), "--out", out)
+    assert result.exit_code == 0
+    assert f"wrote {out}" in result.stderr
+    assert result.stdout == ""
+
+    header = read_header(out)
+    assert (header.kind, header.component, header.dataset) == ("classifier", "convnet", "digits")
+    assert (header.trained_on, header.seed) == ("clean", 3)
+    assert header.fields == {"channels": 1, "size": 8, "classes": 10, "width": 4}
+    assert header.command == (
+        "defend train classifier convnet:width=4 --dataset digits --out c.safetensors"
+        " -o epochs=2 -o lr=0.05 -o seed=3"
     )
-    assert result.exit_code == 0 and "wrote" in result.output
-    head = read_header(out)
-    assert (head.kind, head.component, head.dataset, head.trained_on, head.seed) == (
-        "classifier",
-        "convnet",
-        "digits",
-        "clean",
-        3,
-    )
-    assert head.fields == {"channels": 1, "size": 8, "classes": 10, "width": 4}
-    assert (
-        head.command
-        == "defend train classifier convnet:width=4 --dataset digits --out c.safetensors -o epochs=2 -o lr=0.05 -o seed=3"
-    )
+
     classifier = load(f'convnet:weights="{out}"', "classifier")
-    assert classifier.width == 4 and classifier.trained_on == "clean"
+    assert classifier.width == 4
+    assert classifier.trained_on == "clean"
     x, y = load("digits", "dataset").rows("val", 0, 100)
-    assert f"{float((classifier.network(x).argmax(1) == y).float().mean()):.1f}" != "0.1"
+    accuracy = float((classifier.network(x).argmax(1) == y).float().mean())
+    assert f"{accuracy:.1f}" != "0.1"  # better than guessing one of ten classes
     assert not out.with_name("c.safetensors.resume").exists()
 
 
-def test_an_interrupted_command_goes_on(tmp_path, monkeypatch):
-    """The same file to the bit; what is killed is the loss, what remains is what the process wrote."""
-    args = [
-        "convnet:width=2",
-        "--dataset",
-        "digits",
-        "-o",
-        "epochs=2",
-        "-o",
-        "batch=256",
-        "-o",
-        "precision=float32",
-        "-o",
-        "layout=contiguous",
-    ]
-    whole, pieces = tmp_path / "a" / "w", tmp_path / "b" / "w"
-    run(*args, "--out", whole)
-    with monkeypatch.context() as m:
-        go, advance = Run.go, Run._advance
-        m.setattr(Run, "go", lambda self, *_: go(self, 0.0, False))
-        m.setattr(Run, "_advance", lambda self: advance(self) if self.step < 3 else stop())
+def test_an_interrupted_command_goes_on_to_the_same_file(tmp_path, monkeypatch):
+    """A step raises Killed; what remains is what the process wrote to its resume file."""
+    options = "--dataset digits -o epochs=2 -o batch=256 -o precision=float32 -o layout=contiguous"
+    args = ["convnet:width=2", *options.split()]
+    undisturbed, resumed = tmp_path / "a" / "w", tmp_path / "b" / "w"
+    run(*args, "--out", undisturbed)
+    complete, take_step = TrainingRun.complete, TrainingRun._take_step
+
+    def save_every_step(self, *_):
+        complete(self, 0.0, False)
+
+    def die_at_step_3(self):
+        if self.step == 3:
+            raise Killed
+        take_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingRun, "complete", save_every_step)
+        patch.setattr(TrainingRun, "_take_step", die_at_step_3)
         with pytest.raises(Killed):
-            run(*args, "--out", pieces)
-    run(*args, "--out", pieces)
-    assert whole.read_bytes() == pieces.read_bytes()
-
-
-def stop():
-    raise Killed
+            run(*args, "--out", resumed)
+    run(*args, "--out", resumed)
+    assert undisturbed.read_bytes() == resumed.read_bytes()
 
 
 ERRORS = {
-    "nothing to learn": (["jpeg", "--dataset", "digits"], "nothing to learn"),
-    "unknown": (["convnot", "--dataset", "digits"], "convnet"),
-    "weights given": (["convnet:weights=auto", "--dataset", "digits"], "leave weights=auto out"),
-    "option without value": (
-        ["convnet", "--dataset", "digits", "-o", "epochs"],
-        "expected KEY=VALUE",
-    ),
-    "option twice": (["convnet", "--dataset", "digits", "-o", "lr=1", "-o", "lr=2"], "given twice"),
-    "option unknown": (["convnet", "--dataset", "digits", "-o", "epoch=1"], "Did you mean epochs"),
-    "two seeds": (["convnet", "--dataset", "digits", "-o", "seed=1", "--seed", "2"], "contradicts"),
-    "wrong shape": (["torchvision:model=resnet18", "--dataset", "digits"], "colour"),
+    "nothing to learn": ("jpeg", "jpeg.*nothing to learn"),
+    "unknown": ("convnot", "convnot.*convnet"),
+    "weights given": ("convnet:weights=auto", "weights=auto"),
+    "option without value": ("convnet -o epochs", "epochs.*KEY=VALUE"),
+    "option twice": ("convnet -o lr=1 -o lr=2", "lr.*twice"),
+    "option unknown": ("convnet -o epoch=1", "epoch.*epochs"),
+    "two seeds": ("convnet -o seed=1 --seed 2", "seed 2.*seed=1"),
+    "wrong shape": ("torchvision:model=resnet18", "colour"),
 }
 
 
 @pytest.mark.parametrize(("args", "message"), ERRORS.values(), ids=ERRORS)
-def test_what_the_user_can_get_wrong(args, message, tmp_path):
+def test_an_error_of_the_user_names_the_value_and_writes_nothing(args, message, tmp_path):
     with pytest.raises(DefendError, match=message):
-        run(*args, "--out", tmp_path / "w")
+        run(*args.split(), "--dataset", "digits", "--out", tmp_path / "w")
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_are_not_overwritten_unasked(tmp_path):
+def test_weights_are_not_overwritten_unless_asked(tmp_path):
     out = tmp_path / "w"
     args = ["convnet:width=2", "--dataset", "digits", "-o", "epochs=0.1", "--out", out]
     run(*args)
@@ -194,7 +198,7 @@ def test_weights_are_not_overwritten_unasked(tmp_path):
     assert out.read_bytes() != before
 
 
-def test_float16_is_kept_only_where_it_scores_no_worse(tmp_path):
+def test_float32_is_stored_if_asked_for(tmp_path):
     out = tmp_path / "w"
     run("convnet:width=2", "--dataset", "digits", "-o", "epochs=1", "--out", out, "--float32")
     with safe_open(out, "pt") as f:

@@ -1,202 +1,169 @@
-"""An active test: Zimmermann, Brendel, Tramer, Carlini, "Increasing Confidence in Adversarial Robustness Evaluations", arXiv:2206.13991.
+"""An active test: does the attack find adversarial images that provably exist?
 
-For each image a linear head on frozen features is made, for which an adversarial image provably lies in the ball; the attack must find one.
+Zimmermann, Brendel, Tramer, Carlini, "Increasing Confidence in Adversarial Robustness Evaluations",
+arXiv:2206.13991. For each image a linear head on frozen features separates one point on the
+boundary of the ball, which it labels as adversarial, from points inside the ball.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from defend.audit.active_heads import Features, HeadClassifier, Heads, separate
 from defend.audit.context import Context
-from defend.audit.indicators import climb
+from defend.audit.pgd_trace import trace_pgd
+from defend.audit.session import Session
 from defend.audit.thresholds import THRESHOLDS
 from defend.audit.verdict import Check, CheckResult, NotApplicable
 from defend.noise import Noise
 
-INSIDE = 0.95  # inner points lie in this share of the ball (paper, section 4.1)
+INNER_RADIUS = 0.95  # inner points lie in this share of the ball (paper, section 4.1)
 STEPS = 100
-RETRIES = 3  # boundary points tried until one can be told from the inner ones
-RIDGE = 1e-3
-WIDEST = 2048  # features: a head takes a matrix of their square
+ATTEMPTS = 3  # boundary points tried for each image, until one can be separated
+MAX_FEATURES = 2048  # a head solves a linear system of this size for each image
 
 
-class Features(nn.Module):
-    """What a network hands to its last linear layer; its logits where it has none."""
+@dataclass(frozen=True)
+class PointSet:
+    """How random points around an image are drawn."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
-        self._last = linear[-1] if linear else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self._last is None:
-            return self.network(x).flatten(1)  # type: ignore[no-any-return]
-        caught: list[Tensor] = []
-        hook = self._last.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
-        try:
-            self.network(x)
-        finally:
-            hook.remove()
-        return caught[-1].flatten(1)
+    stream: str  # the name of their noise
+    count: int  # for each image
+    radius: float  # in eps
+    corners: bool  # corners of the cube, or uniform in it
 
 
-class Heads(nn.Module):
-    """A head for each image: logits (-s, s), s > 0 where the features are on the side of the boundary point."""
-
-    def __init__(self, features: Features, weight: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.features, self.weight, self.bias = features, weight, bias  # (b, d), (b,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        copies = len(x) // len(self.weight)  # the copies of one image stand together
-        s = (self.features(x) * self.weight.repeat_interleave(copies, 0)).sum(
-            1
-        ) + self.bias.repeat_interleave(copies)
-        return torch.stack([-s, s], 1)
-
-
-def checks() -> list[Check]:
-    t = THRESHOLDS
-    return [
-        Check(
-            name="active test",
-            question="Does the attack find adversarial images that are known to be there?",
-            weight="sign",
-            threshold=f">= {100 * t['active'].value:g} % found, and <= {100 * t['search'].value:g} % by random search",
-            source=t["active"].source,
-            advice="The attack misses what exists: a stronger attack, or another gradient, will find more",
-            run=_active,
-        )
-    ]
-
-
-def _active(context: Context) -> CheckResult:
+def _check_active(session: Session) -> CheckResult:
+    context = session.context
     features = Features(context.network)
-    found, searched, skipped = [], [], 0
-    wide = _features(
-        context, features, context.x[:1], context.root.take(context.all[:1]).fork("active width")
-    ).shape[1]
-    if wide > WIDEST:
-        raise NotApplicable(
-            f"{wide} features: more than {WIDEST} make a matrix too large for each image"
-        )
-    for rows in _chunks(context):
-        weight, bias, told = _heads(context, features, rows)
-        skipped += int((~told).sum())
-        if not told.any():
+    _check_width(context, features)
+    successes: list[Tensor] = []  # the attack found an adversarial image, bool
+    random_successes: list[Tensor] = []
+    without_head = 0
+    for rows in _batches(context):
+        heads = fit_heads(context, features, rows)
+        without_head += int((~heads.separable).sum())
+        if not heads.separable.any():
             continue
-        rows, heads = rows[told], Heads(features, weight[told], bias[told])
-        searched.append(_search(context, heads, rows))
-        target = context.target(rows, fork="active")
-        target.classifier, target.scored = heads, False
-        trace = climb(
-            target, context.x[rows], torch.zeros_like(context.y[rows]), context.eps, STEPS, _side
-        )
-        found.append(trace.wrong.any(0))
-    if not found:
-        raise NotApplicable("no boundary point could be told from the inner ones")
-    hit, lucky = torch.cat(found).double().mean().item(), torch.cat(searched).double().mean().item()
-    measured = f"{100 * hit:.0f} % found, random search {100 * lucky:.0f} %, {skipped} of {context.plan.active} images without a head"
+        rows, heads = rows[heads.separable], heads.take(heads.separable)
+        random_successes.append(_search_randomly(context, features, heads, rows))
+        successes.append(_attack(context, HeadClassifier(features, heads), rows))
+    if not successes:
+        raise NotApplicable("no boundary point could be separated from the inner points")
+    attack_share = torch.cat(successes).double().mean().item()
+    random_share = torch.cat(random_successes).double().mean().item()
+    return _judge(context, attack_share, random_share, without_head)
+
+
+def _judge(
+    context: Context, attack_share: float, random_share: float, without_head: int
+) -> CheckResult:
+    is_found = attack_share >= THRESHOLDS.active.value
+    is_hard = random_share <= THRESHOLDS.search.value
     return CheckResult(
-        measured=measured,
-        value=hit,
-        ok=hit >= THRESHOLDS["active"].value and lucky <= THRESHOLDS["search"].value,
+        measured=f"{100 * attack_share:.0f} % found, random search {100 * random_share:.0f} %,"
+        f" {without_head} of {context.budget.active_images} images without a head",
+        value=attack_share,
+        passed=is_found and is_hard,
     )
 
 
-def _side(logits: Tensor, _: Tensor) -> Tensor:
-    """Rises towards the side of the boundary point."""
+def _check_width(context: Context, features: Features) -> None:
+    """Raise NotApplicable if there are too many features for a head."""
+    row = context.all_rows[:1]
+    noise = context.noise.take(row).fork("active width")
+    count = _purified_features(context, features, context.x[:1], noise).shape[1]
+    if count > MAX_FEATURES:
+        raise NotApplicable(
+            f"{count} features: more than {MAX_FEATURES} make a matrix too large for each image"
+        )
+
+
+def _batches(context: Context) -> Iterator[Tensor]:
+    """Yield rows that a target evaluates in one batch, with their EOT copies.
+
+    A head belongs to a position of the batch, so that a batch must not be cut.
+    """
+    size = max(1, context.purifier.max_batch // max(1, context.budget.eot))
+    yield from context.all_rows[: context.budget.active_images].split(size)
+
+
+def _attack(context: Context, classifier: HeadClassifier, rows: Tensor) -> Tensor:
+    """Return True for images that PGD moves to the adversarial side at any step: bool (b,)."""
+    target = context.target(rows, stream="active")
+    target.classifier, target.scored = classifier, False
+    inner_label = torch.zeros_like(context.y[rows])
+    trace = trace_pgd(target, context.x[rows], inner_label, context.eps, STEPS, _adversarial_logit)
+    return trace.is_wrong.any(0)
+
+
+def _adversarial_logit(logits: Tensor, _: Tensor) -> Tensor:
     return logits[:, 1]
 
 
-def _chunks(context: Context) -> Iterator[Tensor]:
-    """Rows that a target evaluates in one piece, their copies included: a head is found by its place."""
-    yield from context.all[: context.budget.active].split(
-        max(1, context.purifier.max_batch // max(1, context.budget.eot))
-    )
+def _search_randomly(context: Context, features: Features, heads: Heads, rows: Tensor) -> Tensor:
+    """Return True for images with a random point on the adversarial side: bool (b,)."""
+    points = PointSet("search", context.budget.inner_points, 1.0, corners=False)
+    values = features_around(context, features, rows, points)  # (b, points, d)
+    sides = (values * heads.weight[:, None]).sum(2) + heads.bias[:, None]
+    return (sides > 0).any(1)
 
 
-def _heads(context: Context, features: Features, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (b, d), biases (b,), and whether the boundary point can be told from all inner ones (b,)."""
-    inner = _at(
-        context, features, rows, "inner", context.budget.inner, INSIDE, corners=False
-    )  # (b, inner, d)
+def fit_heads(context: Context, features: Features, rows: Tensor) -> Heads:
+    """Return a head for each image, from the first boundary point that it can separate."""
+    inner_points = PointSet("inner", context.budget.inner_points, INNER_RADIUS, corners=False)
+    inner = features_around(context, features, rows, inner_points)  # (b, points, d)
     weight, bias = inner.new_zeros(len(rows), inner.shape[2]), inner.new_zeros(len(rows))
-    told = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    for k in range(RETRIES):
-        edge = _at(context, features, rows, f"edge {k}", 1, 1.0, corners=True)[:, 0]
-        w, b, apart = _separate(inner, edge)
-        new = apart & ~told
-        weight[new], bias[new], told = w[new], b[new], told | apart
-    return weight, bias, told
+    separable = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    for attempt in range(ATTEMPTS):
+        edge_point = PointSet(f"edge {attempt}", 1, 1.0, corners=True)
+        edge = features_around(context, features, rows, edge_point)[:, 0]
+        heads = separate(inner, edge)
+        is_new = heads.separable & ~separable
+        weight[is_new], bias[is_new] = heads.weight[is_new], heads.bias[is_new]
+        separable = separable | heads.separable
+    return Heads(weight, bias, separable)
 
 
-def _separate(inner: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Fisher's direction from the inner points (b, m, d) to the edge point (b, d), the bias half way between it and the nearest inner one."""
-    mean = inner.mean(1, keepdim=True)
-    centred = (inner - mean).double()
-    scatter = centred.transpose(1, 2) @ centred / inner.shape[1]
-    ridge = RIDGE * scatter.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-    eye = torch.eye(scatter.shape[1], dtype=scatter.dtype, device=scatter.device)
-    w = torch.linalg.solve(scatter + ridge[:, None, None] * eye, (edge - mean[:, 0]).double())
-    w = w / w.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    high, low = (edge.double() * w).sum(1), (inner.double() @ w[:, :, None])[:, :, 0].amax(1)
-    return w.to(inner.dtype), (-(high + low) / 2).to(inner.dtype), high > low
+def features_around(context: Context, features: Features, rows: Tensor, points: PointSet) -> Tensor:
+    """Return the features (b, points, d) of random points around each image."""
+    images_at_once = max(1, context.purifier.max_batch // points.count)
+    parts = [_features_of(context, features, r, points) for r in rows.split(images_at_once)]
+    return torch.cat(parts)
 
 
-def _search(context: Context, heads: Heads, rows: Tensor) -> Tensor:
-    """Does any of as many random points of the ball lie on the other side? bool (b,)."""
-    points = _at(context, heads.features, rows, "search", context.budget.inner, 1.0, corners=False)
-    return ((points * heads.weight[:, None]).sum(2) + heads.bias[:, None] > 0).any(1)
-
-
-def _at(
-    context: Context,
-    features: Features,
-    rows: Tensor,
-    fork: str,
-    m: int,
-    radius: float,
-    corners: bool,
-) -> Tensor:
-    """Features (b, m, d) of m random points for each image: uniform in radius eps, or corners of that cube."""
-    few = max(1, context.purifier.max_batch // m)  # images at a time: each takes m points
-    return torch.cat(
-        [_of_some(context, features, some, fork, m, radius, corners) for some in rows.split(few)]
-    )
-
-
-def _of_some(
-    context: Context,
-    features: Features,
-    rows: Tensor,
-    fork: str,
-    m: int,
-    radius: float,
-    corners: bool,
-) -> Tensor:
-    x, noise = context.x[rows], context.root.take(rows).fork(f"active {fork}")
-    wide = x.repeat_interleave(m, 0)
-    u = 2 * noise.copies(m).uniform(wide) - 1
-    points = (wide + radius * context.eps * (u.sign() if corners else u)).clamp(0, 1)
-    found: Tensor = torch.cat(
-        [
-            _features(context, features, p, n)
-            for p, n in _cuts(context, points, noise.fork("draws").copies(m))
-        ]
-    )
-    return found.view(len(rows), m, -1)
-
-
-def _cuts(context: Context, points: Tensor, noise: Noise) -> Iterator[tuple[Tensor, Noise]]:
+def _features_of(context: Context, features: Features, rows: Tensor, points: PointSet) -> Tensor:
+    x = context.x[rows].repeat_interleave(points.count, 0)
+    noise = context.noise.take(rows).fork(f"active {points.stream}")
+    offsets = 2 * noise.copies(points.count).uniform(x) - 1
+    if points.corners:
+        offsets = offsets.sign()
+    x = (x + points.radius * context.eps * offsets).clamp(0, 1)
+    draws = noise.fork("draws").copies(points.count)
     size = context.purifier.max_batch
-    return zip(points.split(size), noise.split(size), strict=True)
+    parts = []
+    for part, part_noise in zip(x.split(size), draws.split(size), strict=True):
+        parts.append(_purified_features(context, features, part, part_noise))
+    return torch.cat(parts).view(len(rows), points.count, -1)
 
 
-def _features(context: Context, features: Features, points: Tensor, noise: Noise) -> Tensor:
+def _purified_features(context: Context, features: Features, x: Tensor, noise: Noise) -> Tensor:
     with torch.no_grad():
-        return features(context.purified(points, noise))  # type: ignore[no-any-return]
+        return features(context.purify(x, noise))  # type: ignore[no-any-return]
+
+
+CHECK = Check(
+    name="active test",
+    question="Does the attack find adversarial images that are known to exist?",
+    weight="sign",
+    threshold=f">= {100 * THRESHOLDS.active.value:g} % found, and"
+    f" <= {100 * THRESHOLDS.search.value:g} % by random search",
+    source=THRESHOLDS.active.source,
+    advice="The attack misses existing adversarial images: a stronger attack, or another gradient,"
+    " will find more",
+    run=_check_active,
+)

@@ -6,11 +6,12 @@ If one of them breaks significantly more, the declared gradient hides something.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from defend.audit import attempts
 from defend.audit.comparison import (
-    Attempt,
     AttackedImages,
+    Attempt,
     compare_attempts,
     round_to_8_bit,
     worst_over_alternatives,
@@ -21,20 +22,15 @@ from defend.audit.thresholds import THRESHOLDS
 from defend.audit.verdict import ROUNDING_ERROR, Check, CheckResult
 
 _THRESHOLD = (
-    f">= {THRESHOLDS.gap.value:g} points more,"
-    f" significant at {THRESHOLDS.alpha.value:g} after Holm"
+    f">= {THRESHOLDS.gap.value:g} points more, significant at {THRESHOLDS.alpha.value:g} after Holm"
 )
 _ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
 _CARLINI = "Carlini et al., arXiv:1902.06705, section 5"
 
 
-def _no_description(context: Context) -> str:
-    return ""
-
-
 def _compare(
     make_attempts: Callable[[Context], Iterator[Attempt]],
-    describe_cost: Callable[[Context], str] = _no_description,
+    describe_cost: Callable[[Context], str] | None = None,
 ) -> Callable[[Session], CheckResult]:
     """Return a check that compares these attempts with the declared gradient's best."""
 
@@ -43,7 +39,7 @@ def _compare(
         return compare_attempts(
             session.declared.best,
             lambda: make_attempts(context),
-            describe_cost=lambda: describe_cost(context),
+            describe_cost=partial(describe_cost, context) if describe_cost else str,
         )
 
     return run

@@ -1,4 +1,4 @@
-"""The attacks that are compared with the declared gradient's best, as attempts on rows of images."""
+"""The attacks that are compared with the declared gradient's best; each takes rows of images."""
 
 from __future__ import annotations
 

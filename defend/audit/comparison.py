@@ -17,7 +17,7 @@ from defend.audit.verdict import ROUNDING_ERROR, CheckResult
 from defend.benchmarks.scoring import SELECT_DRAWS
 from defend.gradients import Backward
 from defend.norms import check_adversarial
-from defend.results.outcomes import chosen
+from defend.results.candidates import choose_worst
 
 Attempt = Callable[[Tensor], Tensor]  # row indices (b,) -> adversarial images (b, c, h, w)
 GRID_TOLERANCE = 1e-3  # of a grey level: float32 holds k / 255 only up to rounding
@@ -38,14 +38,16 @@ class DrawOutcomes:
         return DrawOutcomes(select, score)
 
 
-def choose_worst(outcomes: Sequence[DrawOutcomes]) -> tuple[NDArray[np.int64], DrawOutcomes]:
+def choose_worst_attempts(
+    outcomes: Sequence[DrawOutcomes],
+) -> tuple[NDArray[np.int64], DrawOutcomes]:
     """Return for each image the number of its worst attempt (b,), and its outcomes there.
 
     The attempt is chosen on the `select` draws; the accuracy is read off the `score` draws.
     """
     select = np.stack([o.select for o in outcomes])
     score = np.stack([o.score for o in outcomes])
-    worst = chosen(select)
+    worst = choose_worst(select)
     images = np.arange(select.shape[1])
     return worst, DrawOutcomes(select[worst, images], score[worst, images])
 
@@ -120,7 +122,7 @@ class AttackedImages:
         score = context.classify_draws(x_adv, self.rows, "score", context.budget.score_draws)
         images = x_adv.clone() if self.keep_images else None
         self.outcomes.append(DrawOutcomes(select, score, images))
-        worst, worst_outcomes = choose_worst(self.outcomes)
+        worst, worst_outcomes = choose_worst_attempts(self.outcomes)
         self.scores = np.asarray(worst_outcomes.score.mean(1), np.float64)
         for number, outcomes in enumerate(self.outcomes):
             if outcomes.x_adv is not None:
@@ -216,13 +218,13 @@ def _choose_over_alternatives(declared: AttackedImages) -> Floats:
 
     Where an alternative did not run, its outcomes are those of the declared gradient's worst case.
     """
-    _, declared_worst = choose_worst(declared.outcomes)
+    _, declared_worst = choose_worst_attempts(declared.outcomes)
     candidates = list(declared.outcomes)
     for alternative in declared.alternatives:
         positions = alternative.rows.cpu().numpy()
         for outcomes in alternative.outcomes[1:]:  # without the clean image
             candidates.append(outcomes.inserted_into(declared_worst, positions))
-    _, worst = choose_worst(candidates)
+    _, worst = choose_worst_attempts(candidates)
     return np.asarray(worst.score.mean(1), np.float64)
 
 

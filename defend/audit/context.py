@@ -26,7 +26,10 @@ from defend.stats import mcnemar, permutation
 from defend.target import Target
 
 NORM = "Linf"
-PRECISION, LAYOUT = "float32", "contiguous"  # the bench's defaults, so that specs run as they do there
+PRECISION, LAYOUT = (
+    "float32",
+    "contiguous",
+)  # the bench's defaults, so that specs run as they do there
 TRANSFER_EOT = 5  # EOT copies of a stochastic surrogate, at least
 
 Floats = NDArray[np.float64]

@@ -1,36 +1,41 @@
-"""The audit as one HTML page that works offline; every text of a plugin is escaped."""
+"""The audit's report as one HTML page that works offline; texts of plugins are escaped."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from defend.audit.verdict import AuditReport
+from defend.audit.verdict import WEIGHT_MEANINGS, AuditReport
 from defend.errors import BadParameter
 from defend.files import write_file
-from defend.results.html import templates
-
-MEANING = {
-    "attack": "another attack: it turns the verdict where it breaks significantly more than the declared gradient's best",
-    "required": "it turns the verdict where it fails or could not run",
-    "sign": "it is said, and turns nothing",
-}
+from defend.results.html import make_environment
 
 
-def summary(report: AuditReport) -> str:
-    """What was audited, and its numbers, in one line."""
-    a = report.about
-    numbers = "the declared gradient's attack could not run"
-    if a["declared"] is not None:
-        numbers = f"clean {100 * a['clean_accuracy']:.1f} %, declared gradient {a['declared']}, lowest seen {100 * a['lowest_accuracy']:.1f} %"
-    return f"{a['defense']} before {a['classifier']}, {a['n']} images of {a['dataset']} {a['split']}, {a['norm']} eps {a['eps']:.6g}: {numbers}"
+def summarise(report: AuditReport) -> str:
+    """Return what was audited and its accuracies, in one line."""
+    subject = report.subject
+    return (
+        f"{subject.defense} before {subject.classifier}, {subject.n} images of"
+        f" {subject.dataset} {subject.split}, {subject.norm} eps {subject.eps:.6g}:"
+        f" {_format_accuracies(report)}"
+    )
+
+
+def _format_accuracies(report: AuditReport) -> str:
+    clean = report.accuracies.clean_accuracy
+    lowest = report.accuracies.lowest_accuracy
+    if clean is None or lowest is None:
+        return "the attacks through the declared gradient could not run"
+    return (
+        f"clean {100 * clean:.1f} %, declared gradient {report.accuracies.declared},"
+        f" lowest under any attack {100 * lowest:.1f} %"
+    )
 
 
 def write_page(report: AuditReport, path: Path) -> None:
-    """Raises BadParameter where it cannot be written."""
-    text = (
-        templates()
-        .get_template("audit.html")
-        .render(report=report, summary=summary(report), meaning=MEANING)
+    """Write the page. Raises BadParameter if the file cannot be written."""
+    template = make_environment().get_template("audit.html")
+    text = template.render(
+        report=report, summary=summarise(report), weight_meanings=WEIGHT_MEANINGS
     )
     try:
         write_file(path, text)

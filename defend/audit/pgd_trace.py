@@ -25,9 +25,7 @@ class PGDTrace:
     no_gradient: Tensor  # bool (b,): the first gradient is zero, or not finite
 
 
-def trace_pgd(
-    target: Target, x: Tensor, y: Tensor, eps: float, steps: int, loss: Loss
-) -> PGDTrace:
+def trace_pgd(target: Target, x: Tensor, y: Tensor, eps: float, steps: int, loss: Loss) -> PGDTrace:
     """Run PGD in L-inf from the clean images x (b, c, h, w); every image takes every step."""
     x_adv = x
     losses: list[Tensor] = []

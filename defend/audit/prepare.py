@@ -1,232 +1,205 @@
-"""From what the caller names to the scene: components, images, noise. Raises DefendError for what the caller can mend."""
+"""From what the caller names to the context of an audit."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from defend.audit.budget import budget_for
-from defend.audit.context import LAYOUT, NORM, PRECISION, Bench, Context
-from defend.audit.subprocess_check import purify_fresh
-from defend.benchmarks import cell
-from defend.benchmarks.bpda_network import check_cache
-from defend.benchmarks.components import Components, check_final, check_trained
-from defend.benchmarks.expand import check_shape
-from defend.benchmarks.suite import component, one_eps, too_wide
+from defend.audit.budget import Budget, budget_for
+from defend.audit.context import NORM, BenchPipeline, Context, FreshPurifier, Surrogate
+from defend.audit.inputs import ComponentLoader, check_kind, describe, load_rows, parse_eps
+from defend.audit.subprocess_check import purify_in_subprocess
+from defend.audit.verdict import Subject
+from defend.benchmarks.components import Components
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier
-from defend.dataset import Dataset, Split
-from defend.errors import BadParameter, suggest_names
+from defend.dataset import Dataset
+from defend.errors import BadParameter
 from defend.loading import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
-from defend.registry import REGISTRY
+from defend.threat_models import NO_DEFENSE, Pipeline
 
-AUDITED = ("test", "val")  # on training images a classifier, or a purifier, knows the answers
-Pipeline = Classifier | tuple[Purifier, Classifier]
+SurrogateInput = str | Classifier | tuple[Purifier, Classifier]  # "C", "DEFENSE+C", or objects
+MAX_SEED = 2**64
 
 
-def prepare(
-    spec: str | Purifier,
-    dataset: str | Dataset,
-    classifier: str | Classifier,
-    budget: str,
-    *,
-    n: int | None,
-    split: str,
-    eps: float | str | None,
-    surrogates: Sequence[str | Pipeline],
-    seed: int,
-    device: str,
-    data_root: str | None,
-) -> tuple[Context, dict[str, Any]]:
-    """The scene, and what it is in words for the report."""
-    check_kind(dataset, "dataset")
-    if not 0 <= seed < 2**64:
-        raise BadParameter(f"seed {seed}: expected a whole number >= 0")
-    where = pick_device(device)
-    parts = Components(dataset, data_root, where) if isinstance(dataset, str) else None
-    data: Dataset = dataset if parts is None else parts.data  # type: ignore[assignment]
-    made = partial(_made, data=data, device=where)
-    purifier, net = made("defense", spec), made("classifier", classifier)
-    bench = (
-        Bench(parts, spec, classifier)
-        if parts is not None and isinstance(spec, str) and isinstance(classifier, str)
-        else None
-    )
-    surrogates, no_surrogate = _others(surrogates, bench)
-    plan = budget_for(budget, purifier.card.stochastic, n)
-    if bench is not None and plan.fits(purifier):
-        check_cache(bench.components, bench.classifier, bench.defense)
-    x, y = (t.to(where) for t in _rows(data, split, plan.n, n is not None))
+@dataclass(frozen=True)
+class AuditRequest:
+    """The arguments of `defend.audit`."""
+
+    spec: str | Purifier
+    dataset: str | Dataset
+    classifier: str | Classifier
+    budget: str = "standard"
+    n: int | None = None
+    split: str = "test"
+    eps: float | str | None = None
+    surrogates: Sequence[SurrogateInput] = ()
+    seed: int = 0
+    device: str = "auto"
+    data_root: str | None = None
+
+
+def prepare(request: AuditRequest) -> tuple[Context, Subject]:
+    """Return the context of the audit, and its description for the report.
+
+    Raises DefendError for what the caller can correct.
+    """
+    check_kind(request.dataset, "dataset")
+    if not 0 <= request.seed < MAX_SEED:
+        raise BadParameter(f"seed {request.seed}: expected a whole number >= 0")
+    device = pick_device(request.device)
+    components, data = _load_data(request, device)
+    loader = ComponentLoader(data, device)
+    purifier = loader.defense(request.spec)
+    classifier = loader.classifier(request.classifier)
+    pipeline = _bench_pipeline(request, components)
+    surrogates, no_surrogate_reason = _choose_surrogates(request, pipeline)
+    budget = budget_for(request.budget, purifier.card.stochastic, request.n)
+    _check_cache(pipeline, budget, purifier)
+    x, y = load_rows(data, request.split, budget.n, request.n is not None)
+    x, y = x.to(device), y.to(device)
+    no_defense: Purifier = load(NO_DEFENSE, device=device)
     context = Context(
         purifier=purifier,
-        network=net.network,
-        bare=load("none", device=where),
+        network=classifier.network,
+        no_defense=no_defense,
         x=x,
         y=y,
-        root=Noise.of(seed, torch.arange(len(x), device=where)),
-        eps=_eps(eps, data),
+        noise=Noise.of(request.seed, torch.arange(len(x), device=device)),
+        eps=parse_eps(request.eps, data),
         classes=data.classes,
-        bench=bench,
-        no_surrogate=no_surrogate,
-        plan=plan,
-        seed=seed,
-        twin=_twin(spec, purifier, data, seed, where),
-        twin_is="a fresh process"
-        if isinstance(spec, str)
-        else "a copy made before the audit (a spec is loaded in a fresh process)",
-        training=lambda m: _training(data, m, where),
-        surrogates=[_pipeline(s, made, scene_bare=load("none", device=where)) for s in surrogates],
+        budget=budget,
+        seed=request.seed,
+        fresh=_fresh_purifier(request, purifier, data, device),
+        training_images=partial(_load_training_images, data, device),
+        surrogates=[_load_surrogate(s, loader, no_defense) for s in surrogates],
+        no_surrogate_reason=no_surrogate_reason,
+        bench_pipeline=pipeline,
     )
-    about = {
-        "defense": _named(spec, "defense"),
-        "dataset": _named(dataset, "dataset"),
-        "classifier": _named(classifier, "classifier"),
-        "surrogates": [s if isinstance(s, str) else repr(type(s).__name__) for s in surrogates],
-        "split": split,
-        "n": len(x),
-        "norm": NORM,
-        "eps": context.eps,
-        "budget": budget,
-        "seed": seed,
-        "device": str(where),
-        "stochastic": context.stochastic,
-        "declared_gradient": purifier.card.gradient,
-        "eot": plan.eot,
-        "draws": plan.draws,
-        "trained_on": purifier.trained_on,
-        "versions": {"defend": version("defend"), "torch": str(torch.__version__)},
-    }
-    return context, about
+    return context, _describe_subject(request, context, surrogates)
 
 
-def _others(
-    given: Sequence[str | Pipeline], bench: Bench | None
-) -> tuple[Sequence[str | Pipeline], str]:
-    """(the pipelines to transfer from, why there is none). Those given, or the only one; else the bench's default."""
-    if given:
-        return ([given] if isinstance(given, str) else given), ""
-    if bench is None:
+def _load_data(request: AuditRequest, device: torch.device) -> tuple[Components | None, Dataset]:
+    """Return the data set, with the bench's components for it if a spec names it."""
+    if isinstance(request.dataset, Dataset):
+        return None, request.dataset
+    components = Components(request.dataset, request.data_root, device)
+    return components, components.data
+
+
+def _bench_pipeline(request: AuditRequest, components: Components | None) -> BenchPipeline | None:
+    """Return the pipeline as the bench loads it, or None if some of it is an object."""
+    if components is None:
+        return None
+    if not isinstance(request.spec, str) or not isinstance(request.classifier, str):
+        return None
+    return BenchPipeline(components, request.classifier, request.spec)
+
+
+def _choose_surrogates(
+    request: AuditRequest, pipeline: BenchPipeline | None
+) -> tuple[Sequence[SurrogateInput], str]:
+    """Return the pipelines to transfer from, and the reason if there is none.
+
+    They are the caller's (a single one needs no list), or else the bench's default.
+    """
+    surrogates = request.surrogates
+    if isinstance(surrogates, str):
+        surrogates = (surrogates,)
+    if surrogates:
+        return surrogates, ""
+    if pipeline is None:
         return (), "no other pipeline was given (--surrogate C or DEFENSE+C)"
-    found, why = default_surrogate(bench.components, bench.classifier, bench.defense)
-    return ((found,) if found else ()), why
+    default = default_surrogate(pipeline.components, pipeline.classifier, pipeline.defense)
+    return default.specs, default.note
 
 
-def _made(kind: Any, what: Any, data: Dataset, device: torch.device) -> Any:
-    check_kind(what, kind)
-    found = (
-        load(component(what, kind), kind, dataset_name(data), device)
-        if isinstance(what, str)
-        else what
-    )
-    if getattr(found, "seed", None) is not None:
-        raise BadParameter(
-            f"{type(found).__name__}: seed={found.seed} says how a purifier runs, and an audit gives each image noise of its own: leave it out"
+def _check_cache(pipeline: BenchPipeline | None, budget: Budget, purifier: Purifier) -> None:
+    """Raise BadParameter if a network is to be fitted and could not be kept."""
+    if pipeline is not None and budget.fits_network(purifier):
+        pipeline.components.bpda.check_cache(pipeline.classifier, pipeline.defense)
+
+
+def _fresh_purifier(
+    request: AuditRequest, purifier: Purifier, data: Dataset, device: torch.device
+) -> FreshPurifier:
+    """Return a purifier that sees nothing of the audit: in another process, or a copy."""
+    if isinstance(request.spec, str):
+        return FreshPurifier(
+            partial(
+                purify_in_subprocess, request.spec, dataset_name(data), str(device), request.seed
+            ),
+            "a fresh process",
         )
-    check_final(found)
-    if isinstance(what, str):
-        check_trained(found, what)
-        found.run_as(PRECISION, LAYOUT)
-    else:
-        found.move(device)
-    if kind == "defense":
-        check_shape(found, data, what if isinstance(what, str) else type(what).__name__)
-    if kind == "classifier":
-        found.check_fits(data.channels, data.size, data.classes, dataset_name(data))
-    return found
-
-
-def check_kind(what: Any, kind: str) -> None:
-    """Is it a spec, or an object of its kind? Raises BadParameter."""
-    wanted = {"defense": Purifier, "classifier": Classifier, "dataset": Dataset}[kind]
-    if not isinstance(what, str | wanted):
-        got = (
-            f"the class {what.__name__}: give {what.__name__}()"
-            if isinstance(what, type)
-            else f"{type(what).__name__} {what!r}"
-        )
-        raise BadParameter(f"{kind}: expected a spec or a {wanted.__name__} object, got {got}")
-
-
-def _rows(data: Dataset, split: str, n: int, asked: bool) -> tuple[Tensor, Tensor]:
-    """The first n images; all of them, where the split has fewer and nobody asked for more."""
-    if split not in AUDITED:
-        raise BadParameter(
-            f"split {split!r}: expected {' or '.join(AUDITED)}.{suggest_names(split, AUDITED)}"
-        )
-    named = cast(Split, split)
-    return data.rows(named, 0, n if asked else min(n, data.count(named)))
-
-
-def _eps(eps: float | str | None, data: Dataset) -> float:
-    if eps is None and NORM not in data.card.claim:
-        raise BadParameter(
-            f"data set {type(data).__name__} has no claim eps for {NORM}: give --eps"
-        )
-    if isinstance(eps, str) and ("," in eps or ":" in eps):
-        raise BadParameter(
-            f"eps {eps}: expected one number, as 0.1 or 8/255: an audit is at one eps"
-        )
-    value = data.card.claim[NORM] if eps is None else one_eps(eps).value
-    if value > 1:
-        raise BadParameter(too_wide(str(eps)))
-    if value <= 0:
-        raise BadParameter(f"eps {eps}: expected a number above 0, as 0.1 or 8/255")
-    return float(value)
-
-
-def _twin(
-    spec: str | Purifier, purifier: Purifier, data: Dataset, seed: int, device: torch.device
-) -> Callable[[Tensor, Tensor, str], Tensor]:
-    """What the purifier gives elsewhere for images x of these rows."""
-    if isinstance(spec, str):
-        return partial(purify_fresh, spec, dataset_name(data), str(device), seed)
+    description = "a copy made before the audit (a spec is loaded in a fresh process)"
     try:
-        kept = copy.deepcopy(purifier)
+        fresh_copy = copy.deepcopy(purifier)
     except Exception as e:  # a plugin may hold what cannot be copied
-        return partial(_cannot, f"{type(purifier).__name__} cannot be copied: {e}")
-
-    def copied(x: Tensor, rows: Tensor, fork: str) -> Tensor:
-        with torch.no_grad():
-            return kept.purified(x.clone(), Noise.of(seed, rows).fork(fork).draw(0))
-
-    return copied
+        reason = f"{type(purifier).__name__} cannot be copied: {e}"
+        return FreshPurifier(partial(_raise_not_copied, reason), description)
+    return FreshPurifier(partial(_purify_with_copy, fresh_copy, request.seed), description)
 
 
-def _cannot(reason: str, *_: Any) -> Tensor:
+def _purify_with_copy(
+    fresh_copy: Purifier, seed: int, x: Tensor, rows: Tensor, stream: str
+) -> Tensor:
+    with torch.no_grad():
+        return fresh_copy.purified(x.clone(), Noise.of(seed, rows).fork(stream).draw(0))
+
+
+def _raise_not_copied(reason: str, *_: Any) -> Tensor:
     raise BadParameter(reason)
 
 
-def _training(data: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _load_training_images(data: Dataset, device: torch.device, n: int) -> tuple[Tensor, Tensor]:
     x, y = data.rows("train", 0, min(n, data.count("train")))
     return x.to(device), y.to(device)
 
 
-def _pipeline(
-    surrogate: str | Pipeline, made: Callable[..., Any], scene_bare: Purifier
-) -> tuple[Purifier, nn.Module]:
-    if isinstance(surrogate, str):
-        named = cell.Pipeline.of(surrogate)
-        return scene_bare if named.defense == cell.NO_DEFENSE else made(
-            "defense", named.defense
-        ), made("classifier", named.classifier).network
+def _load_surrogate(
+    surrogate: SurrogateInput, loader: ComponentLoader, no_defense: Purifier
+) -> Surrogate:
     if isinstance(surrogate, tuple):
-        return made("defense", surrogate[0]), made("classifier", surrogate[1]).network
-    return scene_bare, made("classifier", surrogate).network
+        defense, classifier = surrogate
+        return Surrogate(loader.defense(defense), loader.classifier(classifier).network)
+    if not isinstance(surrogate, str):
+        return Surrogate(no_defense, loader.classifier(surrogate).network)
+    pipeline = Pipeline.parse(surrogate)
+    purifier = no_defense
+    if pipeline.defense != NO_DEFENSE:
+        purifier = loader.defense(pipeline.defense)
+    return Surrogate(purifier, loader.classifier(pipeline.classifier).network)
 
 
-def _named(what: Any, kind: Any) -> str:
-    if isinstance(what, str):
-        return what
-    fields = ",".join(
-        f"{k}={v}" for k, v in what.settings.items() if isinstance(v, int | float | str | bool)
+def _describe_subject(
+    request: AuditRequest, context: Context, surrogates: Sequence[SurrogateInput]
+) -> Subject:
+    purifier, budget = context.purifier, context.budget
+    return Subject(
+        defense=describe(request.spec, "defense"),
+        dataset=describe(request.dataset, "dataset"),
+        classifier=describe(request.classifier, "classifier"),
+        surrogates=[s if isinstance(s, str) else repr(type(s).__name__) for s in surrogates],
+        split=request.split,
+        n=len(context.x),
+        norm=NORM,
+        eps=context.eps,
+        budget=request.budget,
+        seed=request.seed,
+        device=str(context.x.device),
+        stochastic=context.stochastic,
+        declared_gradient=purifier.card.gradient,
+        eot=budget.eot,
+        draws=budget.score_draws,
+        trained_on=purifier.trained_on,
+        versions={"defend": version("defend"), "torch": str(torch.__version__)},
     )
-    name = REGISTRY.component(kind, type(what))
-    return f"{name}:{fields}" if fields else name

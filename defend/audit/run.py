@@ -1,38 +1,49 @@
-"""`defend.audit`: the checks one after another, and the verdict. A check that raises is a row of the report, never the end of it."""
+"""`defend.audit`: the checks one after another, and the verdict.
+
+A check that raises is a row of the report and does not end the audit.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from traceback import walk_tb
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
-import torch
-
-from defend.audit import active, alternative_attacks, declared, gradients, indicators, state
-from defend.audit.comparison import together
-from defend.audit.context import Context, frame
-from defend.audit.prepare import Pipeline, prepare
+from defend.audit import (
+    active,
+    alternative_attacks,
+    autoattack_flags,
+    declared,
+    gradients,
+    indicators,
+    state,
+)
+from defend.audit.comparison import worst_over_alternatives
+from defend.audit.context import Context, numeric_settings
+from defend.audit.declared import DeclaredAttack
+from defend.audit.estimate import describe_duration
+from defend.audit.prepare import AuditRequest, SurrogateInput, prepare
+from defend.audit.session import Session, result_or_error
 from defend.audit.verdict import (
+    Accuracies,
     AuditReport,
     Check,
     CheckResult,
     CheckRow,
-    NotApplicable,
     apply_holm,
-    checked,
-    verdict_of,
+    decide_verdict,
+    make_row,
 )
-from defend.benchmarks.engines.local import numerics_applied
-from defend.benchmarks.suite import Eps
 from defend.classifier import Classifier
 from defend.dataset import Dataset
+from defend.eps import Eps
 from defend.errors import one_line
 from defend.loading import pick_device
-from defend.losses import cross_entropy
+from defend.numerics import numerics_applied
 from defend.purifier import Purifier
+
+Say = Callable[[str], None]
 
 
 def audit(
@@ -44,184 +55,113 @@ def audit(
     n: int | None = None,
     split: str = "test",
     eps: float | str | None = None,
-    surrogates: Sequence[str | Pipeline] = (),
+    surrogates: Sequence[SurrogateInput] = (),
     seed: int = 0,
     device: str = "auto",
     data_root: str | None = None,
     progress: bool = False,
 ) -> AuditReport:
-    """Is what the declared gradient of a purifier reports before this classifier real? L-inf; eps: by default the data set's claim eps.
+    """Judge whether the robust accuracy under a purifier's declared gradient is real, in L-inf.
 
-    spec, dataset, classifier: specs, or objects. surrogates: other pipelines to transfer from, as "C" or "DEFENSE+C", or (purifier,
-    classifier). n: images, by default the budget's. progress: the estimate of the time, and each check, on stderr. Raises DefendError for
-    what the caller can mend; a check that fails or cannot run is a row of the report.
+    spec, dataset, classifier: specs, or objects. n: images, by default the budget's. eps: by
+    default the data set's claim eps. surrogates: other pipelines to transfer from, as "C" or
+    "DEFENSE+C", or as (purifier, classifier). progress: print the estimated duration and each
+    check to stderr.
+
+    Raises DefendError for what the caller can correct. A check that fails or cannot run is a row
+    of the report.
     """
-    given = {
-        "n": n,
-        "split": split,
-        "eps": eps,
-        "surrogates": surrogates,
-        "seed": seed,
-        "data_root": data_root,
-    }
-    where = pick_device(device)
-    with numerics_applied(frame(where)):
-        return _audit(
-            spec, dataset, classifier, budget, _teller(progress), {**given, "device": str(where)}
-        )
-
-
-def _audit(
-    spec: str | Purifier,
-    dataset: str | Dataset,
-    classifier: str | Classifier,
-    budget: str,
-    tell: Callable[[str], None],
-    given: dict[str, Any],
-) -> AuditReport:
-    began = time.perf_counter()
-    context, about = prepare(spec, dataset, classifier, budget, **given)
-    tell(
-        f"{about['defense']} before {about['classifier']}: {len(context.x)} images of {about['dataset']} {about['split']}, eps {Eps.of(context.eps).text}"
+    resolved = pick_device(device)
+    request = AuditRequest(
+        spec,
+        dataset,
+        classifier,
+        budget,
+        n=n,
+        split=split,
+        eps=eps,
+        surrogates=surrogates,
+        seed=seed,
+        device=str(resolved),
+        data_root=data_root,
     )
-    tell(_expected(context))
-    checks, found = _checks(context, tell)
-    verdict, reasons = verdict_of(checks)
-    about |= found | {"seconds": round(time.perf_counter() - began, 1)}
-    return AuditReport(verdict=verdict, reasons=reasons, checks=checks, about=about)
+    with numerics_applied(numeric_settings(resolved)):
+        return _audit(request, _make_say(progress))
 
 
-def _checks(context: Context, tell: Callable[[str], None]) -> tuple[list[CheckRow], dict[str, Any]]:
-    seen: dict[str, CheckResult | Exception] = {}
-    table, attacked = all_checks(context, seen)
-    began = _once(lambda: state.remember(context))
-    for rule in table:
-        seen[rule.name] = (
-            began
-            if isinstance(began, Exception) and rule.name == "before and after"
-            else _once(lambda r=rule: r.run(context))
-        )  # type: ignore[misc]
-        outcome = seen[rule.name]
-        tell(
-            f"{rule.name}: {outcome.measured if isinstance(outcome, CheckResult) else one_line(outcome)}"
-        )
-    return apply_holm([checked(rule, seen[rule.name]) for rule in table]), _numbers(
-        context, attacked()
-    )
+def _make_say(progress: bool) -> Say:
+    """Return a function that prints a line to stderr, or nothing without progress."""
 
-
-def all_checks(
-    context: Context, seen: Mapping[str, CheckResult | Exception]
-) -> tuple[list[Check], Callable[[], declared.Declared | Exception]]:
-    """Every check of this scene, and the declared gradient's attack, which runs when a check first asks. seen: what was seen so far."""
-    attacked = cache(lambda: _once(lambda: declared.attack_declared(context)))
-
-    def best() -> declared.Declared:
-        found = attacked()
-        if isinstance(found, declared.Declared):
-            return found
-        raise found
-
-    def square() -> float | None:
-        there = seen.get("Square")
-        return there.gap if isinstance(there, CheckResult) else None
-
-    table = [
-        *declared.checks(context, best),
-        *alternative_attacks.checks(best),
-        *gradients.checks(context, best),
-        *indicators.checks(context, best, square),
-        *active.checks(),
-        *state.checks(best),
-    ]
-    return table, attacked
-
-
-def _once(run: Callable[[], Any]) -> Any:
-    """What it gives, or why it gives nothing: a plugin may raise anything, the audit's own LeftOut too."""
-    try:
-        return run()
-    except Exception as e:
-        return (
-            RuntimeError(f"{type(e).__name__}: {e}")
-            if isinstance(e, NotApplicable) and not _of_the_audit(e)
-            else e
-        )
-
-
-def _of_the_audit(e: BaseException) -> bool:
-    """Was it raised here, and not by what is audited?"""
-    *_, (frame, _) = walk_tb(e.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith(__package__ or "defend")
-
-
-def _numbers(context: Context, found: declared.Declared | Exception) -> dict[str, Any]:
-    if isinstance(found, Exception):
-        none = dict.fromkeys(
-            (
-                "clean_accuracy",
-                "declared_accuracy",
-                "declared",
-                "lowest_accuracy",
-                "imitation_error",
-            )
-        )
-        return {**none, "curve": [], "copies": []}
-    return {
-        "clean_accuracy": found.clean,
-        "declared_accuracy": found.best.accuracy,
-        "declared": found.text,
-        "lowest_accuracy": float(together(found.best).mean()),
-        "imitation_error": context.imitation_error,
-        "curve": found.curve,
-        "copies": found.copies,
-    }
-
-
-def estimate(context: Context) -> float:
-    """Seconds, from one forward and one gradient of some images."""
-    rows = context.all[:32]
-    target = context.target(rows, eot=1, fork="estimate")
-
-    def clock(run: Callable[[], Any]) -> float:
-        run()  # warm
-        began = time.perf_counter()
-        run()
-        if rows.device.type == "cuda":
-            torch.cuda.synchronize(rows.device)
-        return (time.perf_counter() - began) / len(rows)
-
-    timed = _once(
-        lambda: (
-            clock(lambda: target.gradient(context.x[rows], context.y[rows], cross_entropy)),
-            clock(lambda: target.logits(context.x[rows])),
-        )
-    )
-    if isinstance(timed, Exception):
-        return float("nan")
-    backwards, forwards = context.budget.cost(len(context.surrogates))
-    return float(timed[0] * backwards + timed[1] * forwards)
-
-
-def _expected(context: Context) -> str:
-    seconds = estimate(context)
-    if seconds != seconds:
-        return "how long it takes cannot be estimated: a first gradient could not be computed"
-    fit = (
-        "; the fit of the learned gradient comes on top"
-        if context.budget.fits(context.purifier)
-        else ""
-    )
-    return f"at most about {minutes(seconds)}, if no attack breaks anything{fit}"
-
-
-def minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def _teller(progress: bool) -> Callable[[str], None]:
-    def tell(line: str) -> None:
+    def say(line: str) -> None:
         if progress:
             print(line, file=sys.stderr, flush=True)
 
-    return tell
+    return say
+
+
+def _audit(request: AuditRequest, say: Say) -> AuditReport:
+    start = time.perf_counter()
+    context, subject = prepare(request)
+    say(
+        f"{subject.defense} before {subject.classifier}: {subject.n} images of"
+        f" {subject.dataset} {subject.split}, eps {Eps.of(context.eps).text}"
+    )
+    say(describe_duration(context))
+    rows, accuracies = run_checks(context, say)
+    verdict, reasons = decide_verdict(rows)
+    return AuditReport(
+        verdict=verdict,
+        reasons=reasons,
+        checks=rows,
+        subject=subject,
+        accuracies=accuracies,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def run_checks(context: Context, say: Say) -> tuple[list[CheckRow], Accuracies]:
+    """Run every check; return the rows of the report, and the accuracies."""
+    session = Session(context)
+    checks = all_checks(context)
+    initial_error = result_or_error(lambda: state.record_initial_outputs(context))
+    for check in checks:
+        if check.name == "before and after" and isinstance(initial_error, Exception):
+            outcome: CheckResult | Exception = initial_error
+        else:
+            outcome = result_or_error(partial(check.run, session))
+        session.outcomes[check.name] = outcome
+        say(f"{check.name}: {_describe(outcome)}")
+    rows = apply_holm([make_row(check, session.outcomes[check.name]) for check in checks])
+    return rows, _collect_accuracies(session)
+
+
+def _describe(outcome: CheckResult | Exception) -> str:
+    return outcome.measured if isinstance(outcome, CheckResult) else one_line(outcome)
+
+
+def all_checks(context: Context) -> list[Check]:
+    """Return every check of an audit, in the order in which they run."""
+    return [
+        *declared.CHECKS,
+        *alternative_attacks.CHECKS,
+        *gradients.checks(context.stochastic),
+        *indicators.CHECKS,
+        autoattack_flags.CHECK,
+        active.CHECK,
+        *state.CHECKS,
+    ]
+
+
+def _collect_accuracies(session: Session) -> Accuracies:
+    attack = session.declared_or_error
+    if not isinstance(attack, DeclaredAttack):
+        return Accuracies()
+    return Accuracies(
+        clean_accuracy=attack.clean_accuracy,
+        declared_accuracy=attack.best.accuracy,
+        declared=attack.text,
+        lowest_accuracy=float(worst_over_alternatives(attack.best).mean()),
+        imitation_error=session.context.bpda_network_error,
+        curve=attack.curve,
+        copies=attack.copies,
+    )

@@ -1,227 +1,287 @@
-"""Does the purifier do the same each time: with the same noise, in any company, before and after an attack, watched or not?"""
+"""Checks that a purifier depends on the image and its noise alone.
+
+Its output must not change with other images in the batch, with earlier calls, or with gradients.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from defend.audit.comparison import to_grid
+from defend.audit.comparison import round_to_8_bit
 from defend.audit.context import Context
-from defend.audit.declared import Declared
+from defend.audit.session import Session
 from defend.audit.thresholds import THRESHOLDS
 from defend.audit.verdict import Check, CheckResult
-from defend.stats import mcnemar, permutation
+from defend.noise import Noise
 
 FORWARDS = 5
-TINY = 1e-6  # the change of a pixel that nothing may depend on
-BACK = 1e-3  # of the way to the clean image. x + eps is a quantiser's edge by itself (0.3 x 255 = 76.5), rounded up here and down there
+SINGLE_IMAGES = 16  # purified one by one, too
+TINY = 1e-6  # a change of each pixel that must change nothing
+# The attack's images are moved by this share of the way back to the clean image. x + eps may lie
+# exactly on a quantiser's boundary (0.3 x 255 = 76.5), rounded up in some pixels, down in others.
+BACK = 1e-3
+LARGE_CHANGE = 10.0  # times the threshold of a pixel
+MANY_PIXELS = 0.05  # share of an image's pixels
+
 _SOURCE = "AutoAttack's flags (arXiv:2003.01690, flags_doc.md); Tramer et al., arXiv:2002.08347"
+_THRESHOLD = f"<= {100 * THRESHOLDS.state.value:g} % of the images change"
 
 
-def checks(declared: Callable[[], Declared]) -> list[Check]:
-    share = f"<= {100 * THRESHOLDS['state'].value:g} % of the images move"
-    table: dict[str, tuple[str, str, Callable[[Context], CheckResult]]] = {
-        "five forwards": (
-            "Do five forwards agree with the same noise, and with other noise as the card says?",
-            "Let the card say what it does, stochastic=True or False, and draw from `noise` alone: attacks and scores go by it",
-            _forwards,
-        ),
-        "a millionth": (
-            "Does x + 1e-6 give what x gives, on the grid of 256 levels and off it?",
-            "What depends on exact numbers hides the slope: attack its average over small changes",
-            lambda s: _millionth(s, declared()),
-        ),
-        "company": (
-            "Is an image purified alone as it is in a batch, and in any order?",
-            "Let no image depend on its neighbours",
-            _company,
-        ),
-        "watched": (
-            "Does it do the same when a gradient is asked for?",
-            "The attacker is shown another purifier than the one that is scored",
-            _watched,
-        ),
-        "before and after": (
-            "Does it do the same after the attacks as before?",
-            "It remembers what it has seen: remove the state",
-            _after,
-        ),
-        "fresh process": (
-            "Does a fresh one do the same, with the attacks' images too?",
-            "It depends on what else has run: remove the state",
-            lambda s: _fresh(s, declared()),
-        ),
-    }
-    made = [
-        Check(
-            name=name,
-            question=question,
-            weight="required",
-            threshold=share,
-            source=_SOURCE,
-            advice=advice,
-            run=run,
-        )
-        for name, (question, advice, run) in table.items()
+def record_initial_outputs(context: Context) -> None:
+    """Store what the purifier returns before any attack, for the check "before and after"."""
+    context.initial_outputs = [
+        context.purify(x, _state_noise(context)) for x in _probe_batches(context)
     ]
-    rekeyed = Check(
+
+
+def share_changed(a: Tensor, b: Tensor) -> float:
+    """Return the share of images that differ between two batches (b, c, h, w).
+
+    An image differs if its pixels change by more than a thousandth on average, or by more than a
+    hundredth in more than a twentieth of them.
+    """
+    difference = (a - b).abs().flatten(1)
+    limit = THRESHOLDS.moved.value
+    changes_on_average = difference.mean(1) > limit
+    changes_in_places = (difference > LARGE_CHANGE * limit).double().mean(1) > MANY_PIXELS
+    return (changes_on_average | changes_in_places).double().mean().item()
+
+
+def _judge_share(share: float, detail: str = "") -> CheckResult:
+    return CheckResult(
+        measured=f"{100 * share:.1f} % of the images change{detail}",
+        value=share,
+        passed=share <= THRESHOLDS.state.value,
+    )
+
+
+def _probe_batches(context: Context) -> tuple[Tensor, Tensor]:
+    """Return the clean probe images, and points that are off their grid of 256 levels."""
+    return context.probe_x, context.probe_points
+
+
+def _state_noise(context: Context, draw: int = 0) -> Noise:
+    return context.noise_of(context.probe_rows, "state", draw)
+
+
+def _check_five_forwards(session: Session) -> CheckResult:
+    """Compare forwards on the same noise, and on other noise."""
+    context = session.context
+    same_noise, other_noise = 0.0, 0.0
+    noise_has_effect = False
+    for x in _probe_batches(context):
+        first = context.purify(x, _state_noise(context))
+        for draw in range(1, FORWARDS):
+            repeated = context.purify(x, _state_noise(context))
+            redrawn = context.purify(x, _state_noise(context, draw))
+            same_noise = max(same_noise, share_changed(first, repeated))
+            other_noise = max(other_noise, share_changed(first, redrawn))
+            noise_has_effect = noise_has_effect or not torch.equal(first, redrawn)
+    if context.stochastic and not noise_has_effect:
+        return CheckResult(
+            measured="no draw changes a pixel, and the card says stochastic",
+            value=0.0,
+            passed=False,
+        )
+    return _judge_share(same_noise if context.stochastic else max(same_noise, other_noise))
+
+
+def _check_millionth(session: Session) -> CheckResult:
+    """Change each pixel by a millionth, up or down: one of them may cross a quantiser's boundary.
+
+    Pixels are compared where the attack did not choose the place. Labels are compared where it did,
+    too: inside its images, and in its images rounded to the grid.
+    """
+    context, best = session.context, session.declared.best
+    clean, off_grid = _probe_batches(context)
+    worst = 0.0
+    for x in (clean, off_grid):
+        shares = [_share_of_pixels_changed(context, x, change) for change in (TINY, -TINY)]
+        worst = max(worst, min(shares))
+    for x in (clean, off_grid, *_near_attack(context, best.x_adv[context.probe_rows])):
+        shares = [share_of_labels_changed(context, x, change) for change in (TINY, -TINY)]
+        worst = max(worst, min(shares))
+    return _judge_share(worst)
+
+
+def _near_attack(context: Context, x_adv: Tensor) -> Iterator[Tensor]:
+    clean = context.probe_x
+    yield x_adv.lerp(clean, BACK)
+    yield round_to_8_bit(x_adv, clean, context.eps)
+
+
+def _share_of_pixels_changed(context: Context, x: Tensor, change: float) -> float:
+    """Return the share of images that differ after a change of each pixel of the input."""
+    noise = _state_noise(context)
+    purified = context.purify(x, noise)
+    return share_changed(purified, context.purify((x + change).clamp(0, 1), noise))
+
+
+def share_of_labels_changed(context: Context, x: Tensor, change: float) -> float:
+    """Return the share of images whose label changes after a change of each pixel."""
+    noise = _state_noise(context)
+    labels = context.logits(x, noise).argmax(1)
+    changed_labels = context.logits((x + change).clamp(0, 1), noise).argmax(1)
+    return (labels != changed_labels).double().mean().item()
+
+
+def _check_company(session: Session) -> CheckResult:
+    """Purify images alone and in reversed order, and compare with their batch."""
+    context = session.context
+    worst = 0.0
+    for x in _probe_batches(context):
+        noise = _state_noise(context)
+        batch = context.purify(x, noise)
+        alone = _purify_one_by_one(context, x[:SINGLE_IMAGES])
+        worst = max(worst, share_changed(batch[: len(alone)], alone))
+        order = _reversed_order(x)
+        reordered = context.purify(x[order], noise.again().take(order))
+        worst = max(worst, share_changed(batch[order], reordered))
+    return _judge_share(worst)
+
+
+def _purify_one_by_one(context: Context, x: Tensor) -> Tensor:
+    noise = _state_noise(context)
+    outputs = []
+    for i in range(len(x)):
+        row = slice(i, i + 1)
+        outputs.append(context.purify(x[row], noise.again().take(row)))
+    return torch.cat(outputs)
+
+
+def _reversed_order(x: Tensor) -> Tensor:
+    return torch.arange(len(x) - 1, -1, -1, device=x.device)
+
+
+def _check_watched(session: Session) -> CheckResult:
+    """Purify with gradients enabled, and without."""
+    context = session.context
+    worst = 0.0
+    for x in _probe_batches(context):
+        noise = _state_noise(context)
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            with_gradient = context.purifier.purified(leaf, noise.again()).detach()
+        worst = max(worst, share_changed(context.purify(x, noise), with_gradient))
+    return _judge_share(worst)
+
+
+def _check_before_and_after(session: Session) -> CheckResult:
+    """Compare with what the purifier returned before any attack."""
+    context = session.context
+    shares = []
+    for x, initial in zip(_probe_batches(context), context.initial_outputs, strict=True):
+        shares.append(share_changed(initial, context.purify(x, _state_noise(context))))
+    return _judge_share(max(shares))
+
+
+def _check_fresh_process(session: Session) -> CheckResult:
+    """Compare with a fresh purifier, on reversed images, so that a memory of positions shows, too.
+
+    Each batch has a process of its own. The attack's images are one of them: a purifier that
+    remembers the clean images answers otherwise where it has never seen these.
+    """
+    context, best = session.context, session.declared.best
+    batches = list(_probe_batches(context))
+    if best.images:
+        batches.append(best.images[-1][context.probe_rows])
+    worst = 0.0
+    for x in batches:
+        order = _reversed_order(x)
+        expected = context.purify(x, _state_noise(context))[order]
+        fresh = context.fresh.purify(x[order], order, "state")
+        worst = max(worst, share_changed(expected, fresh))
+    return _judge_share(worst, f", against {context.fresh.description}")
+
+
+def _check_rekeyed_noise(session: Session) -> CheckResult:
+    """Score the declared gradient's best images on the `score` draws, and on as many others.
+
+    Both the test and the size of the difference count: chance alone is significant in one audit of
+    a hundred.
+    """
+    context, x_adv = session.context, session.declared.best.x_adv
+    rows, draws = context.all_rows, context.budget.score_draws
+    scores = context.score_rows(x_adv, rows, "score", draws)
+    rekeyed = context.score_rows(x_adv, rows, "re-keyed", draws)
+    p = context.paired_p_value(scores, rekeyed)
+    points = 100 * abs(scores.mean() - rekeyed.mean())
+    return CheckResult(
+        measured=f"{100 * scores.mean():.1f} % and {100 * rekeyed.mean():.1f} %, p = {p:.2g}",
+        value=p,
+        passed=bool(p >= THRESHOLDS.rekeyed.value or points < THRESHOLDS.gap.value),
+    )
+
+
+CHECKS = (
+    Check(
+        name="five forwards",
+        question="Do five forwards agree with the same noise, and with other noise as the card"
+        " says?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="Set the card's stochastic=True or False as the purifier behaves, and draw from"
+        " `noise` alone: attacks and scores rely on both",
+        run=_check_five_forwards,
+    ),
+    Check(
+        name="a millionth",
+        question="Does x + 1e-6 give what x gives, on the grid of 256 levels and off it?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="Dependence on exact numbers hides the slope: attack the average over small changes",
+        run=_check_millionth,
+    ),
+    Check(
+        name="company",
+        question="Is an image purified alone as it is in a batch, and in any order?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="Let no image depend on the other images of its batch",
+        run=_check_company,
+    ),
+    Check(
+        name="watched",
+        question="Is the output the same when a gradient is requested?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="The attacked purifier is not the scored one: purify() must not depend on"
+        " requires_grad",
+        run=_check_watched,
+    ),
+    Check(
+        name="before and after",
+        question="Is the output the same after the attacks as before?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="The purifier remembers earlier images: remove the state",
+        run=_check_before_and_after,
+    ),
+    Check(
+        name="fresh process",
+        question="Does a fresh purifier give the same, for the attacks' images too?",
+        weight="required",
+        threshold=_THRESHOLD,
+        source=_SOURCE,
+        advice="The purifier depends on earlier calls: remove the state",
+        run=_check_fresh_process,
+    ),
+    Check(
         name="re-keyed noise",
         question="Is the score the same under other noise?",
         weight="required",
-        threshold=f"p >= {THRESHOLDS['rekeyed'].value:g}, paired, or less than {THRESHOLDS['gap'].value:g} points apart",
-        source=THRESHOLDS["rekeyed"].source,
+        threshold=f"p >= {THRESHOLDS.rekeyed.value:g}, paired, or less than"
+        f" {THRESHOLDS.gap.value:g} points apart",
+        source=THRESHOLDS.rekeyed.source,
         advice="The noise of the score is not like that of deployment",
-        run=lambda s: _rekeyed(s, declared()),
-    )
-    return [*made, rekeyed]
-
-
-def moved(a: Tensor, b: Tensor) -> float:
-    """The share of images whose pixels differ by more than a thousandth on average, or by a hundredth anywhere in a twentieth of them."""
-    d = (a - b).abs().flatten(1)
-    limit = THRESHOLDS["moved"].value
-    return ((d.mean(1) > limit) | ((d > 10 * limit).double().mean(1) > 0.05)).double().mean().item()
-
-
-def _judged(share: float, of: str = "") -> CheckResult:
-    return CheckResult(
-        measured=f"{100 * share:.1f} % of the images move{of}",
-        value=share,
-        ok=share <= THRESHOLDS["state"].value,
-    )
-
-
-def _seen(context: Context) -> tuple[Tensor, Tensor]:
-    """The clean images, and places off their grid."""
-    return context.x[context.some], context.points
-
-
-def _forwards(context: Context) -> CheckResult:
-    same, other, drew = 0.0, 0.0, False
-    for x in _seen(context):
-        first = context.purified(x, context.nth(context.some, "state"))
-        for k in range(1, FORWARDS):
-            again, anew = (
-                context.purified(x, context.nth(context.some, "state", draw)) for draw in (0, k)
-            )
-            same, other, drew = (
-                max(same, moved(first, again)),
-                max(other, moved(first, anew)),
-                drew or not torch.equal(first, anew),
-            )
-    if context.stochastic and not drew:
-        return CheckResult(
-            measured="no draw changes a pixel, and the card says stochastic", value=0.0, ok=False
-        )
-    return _judged(same if context.stochastic else max(same, other))
-
-
-def _millionth(context: Context, declared: Declared) -> CheckResult:
-    """Pixels, where the attack did not choose the place; labels, where it did: inside its images, and in those rounded to the grid."""
-    clean, off = _seen(context)
-    worst = max(
-        min(_apart(context, x, TINY), _apart(context, x, -TINY)) for x in (clean, off)
-    )  # one side may cross a quantiser's edge
-    found = declared.best.x_adv[context.some]
-    for x in (clean, off, found.lerp(clean, BACK), to_grid(found, clean, context.eps)):
-        worst = max(worst, min(_relabelled(context, x, TINY), _relabelled(context, x, -TINY)))
-    return _judged(worst)
-
-
-def _apart(context: Context, x: Tensor, by: float) -> float:
-    noise = context.nth(context.some, "state")
-    return moved(context.purified(x, noise), context.purified((x + by).clamp(0, 1), noise))
-
-
-def _relabelled(context: Context, x: Tensor, by: float) -> float:
-    """The share of images whose label changes."""
-    noise = context.nth(context.some, "state")
-    return (
-        (
-            context.logits(x, noise).argmax(1)
-            != context.logits((x + by).clamp(0, 1), noise).argmax(1)
-        )
-        .double()
-        .mean()
-        .item()
-    )
-
-
-def _company(context: Context) -> CheckResult:
-    worst = 0.0
-    for x in _seen(context):
-        noise = context.nth(context.some, "state")
-        whole, few = context.purified(x, noise), min(16, len(x))
-        alone = torch.cat(
-            [
-                context.purified(x[i : i + 1], noise.again().take(slice(i, i + 1)))
-                for i in range(few)
-            ]
-        )
-        worst = max(worst, moved(whole[:few], alone) if few else 0.0)
-        order = torch.arange(len(x) - 1, -1, -1, device=x.device)
-        worst = max(
-            worst, moved(whole[order], context.purified(x[order], noise.again().take(order)))
-        )
-    return _judged(worst)
-
-
-def _watched(context: Context) -> CheckResult:
-    worst = 0.0
-    for x in _seen(context):
-        noise = context.nth(context.some, "state")
-        with torch.enable_grad():
-            watched = context.purifier.purified(x.clone().requires_grad_(), noise.again()).detach()
-        worst = max(worst, moved(context.purified(x, noise), watched))
-    return _judged(worst)
-
-
-def _after(context: Context) -> CheckResult:
-    """Against what it gave when the audit began."""
-    noise = context.nth(context.some, "state")
-    return _judged(
-        max(
-            moved(before, context.purified(x, noise))
-            for x, before in zip(_seen(context), context.before, strict=True)
-        )
-    )
-
-
-def remember(context: Context) -> None:
-    context.before = [
-        context.purified(x, context.nth(context.some, "state")) for x in _seen(context)
-    ]
-
-
-def _fresh(context: Context, declared: Declared) -> CheckResult:
-    """In another order, so that a memory of places shows too. Each set of images in a process of its own: attacked ones, whose clean ones
-    it never saw, tell a memory of what was shown before."""
-    worst, order = 0.0, torch.arange(len(context.some) - 1, -1, -1, device=context.x.device)
-    for x in (*_seen(context), *(made[context.some] for made in declared.best.made[-1:])):
-        noise = context.nth(context.some, "state")
-        worst = max(
-            worst, moved(context.purified(x, noise)[order], context.twin(x[order], order, "state"))
-        )
-    return _judged(worst, f", against {context.twin_is}")
-
-
-def _rekeyed(context: Context, declared: Declared) -> CheckResult:
-    """The declared gradient's best images, scored on `score` draws and on as many others."""
-    x_adv, rows = declared.best.x_adv, context.all
-    here, there = (
-        context.right(x_adv, rows, fork, context.budget.draws) for fork in ("score", "re-keyed")
-    )
-    p, apart = (
-        (permutation if context.stochastic else mcnemar)(here, there),
-        100 * abs(here.mean() - there.mean()),
-    )
-    ok = (
-        p >= THRESHOLDS["rekeyed"].value or apart < THRESHOLDS["gap"].value
-    )  # noise alone is significant once in a hundred
-    return CheckResult(
-        measured=f"{100 * here.mean():.1f} % and {100 * there.mean():.1f} %, p = {p:.2g}",
-        value=p,
-        ok=bool(ok),
-    )
+        run=_check_rekeyed_noise,
+    ),
+)

@@ -1,4 +1,4 @@
-"""A purifier loaded in a process of its own, so that nothing that ran before can show."""
+"""A purifier loaded in a process of its own, which nothing that ran before can influence."""
 
 from __future__ import annotations
 
@@ -7,57 +7,73 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from defend.audit.context import frame
-from defend.benchmarks.engines.worker import apply_holm
+from defend.audit.context import numeric_settings
 from defend.loading import load
 from defend.noise import Noise
+from defend.numerics import set_determinism
+
+COMMAND = "from defend.audit.subprocess_check import main; main()"
+MAX_ERROR = 200  # characters of the process's last output in an error
 
 
-def purify_fresh(
-    spec: str, dataset: str, device: str, seed: int, x: Tensor, rows: Tensor, fork: str
+@dataclass(frozen=True)
+class SubprocessJob:
+    """What the process is told, as JSON on its standard input."""
+
+    spec: str
+    dataset: str
+    device: str
+    seed: int
+    stream: str  # the name of the noise
+    input_file: str
+    output_file: str
+
+
+def purify_in_subprocess(
+    spec: str, dataset: str, device: str, seed: int, x: Tensor, rows: Tensor, stream: str
 ) -> Tensor:
-    """x purified by `spec`, with the noise of these rows. Raises RuntimeError with what the process said last."""
+    """Return x purified by `spec` in a new process, with the noise of these rows.
+
+    Raises RuntimeError with the last output of the process if it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        given, made = Path(folder, "given.safetensors"), Path(folder, "made.safetensors")
-        save_file({"x": x.cpu().contiguous(), "rows": rows.cpu().contiguous()}, given)
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
-        order = {
-            "spec": spec,
-            "dataset": dataset,
-            "device": device,
-            "seed": seed,
-            "fork": fork,
-            "given": str(given),
-            "made": str(made),
-        }
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            "from defend.audit.subprocess_check import main; main()",
-        ]
-        done = subprocess.run(
-            command, input=json.dumps(order), env=env, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(
-                f"the fresh process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
-            )
-        return load_file(made)["x"].to(x.device)
+        input_file, output_file = Path(folder, "in.safetensors"), Path(folder, "out.safetensors")
+        save_file({"x": x.cpu().contiguous(), "rows": rows.cpu().contiguous()}, input_file)
+        job = SubprocessJob(spec, dataset, device, seed, stream, str(input_file), str(output_file))
+        _run(job)
+        return load_file(output_file)["x"].to(x.device)
+
+
+def _run(job: SubprocessJob) -> None:
+    """Run the process with the same import path as this one."""
+    import_path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", COMMAND],
+        input=json.dumps(asdict(job)),
+        env={**os.environ, "PYTHONPATH": import_path},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode:
+        error = process.stderr.strip()[-MAX_ERROR:]
+        raise RuntimeError(f"the fresh process ended with {process.returncode}: {error}")
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
-    given = load_file(order["given"], order["device"])
-    x, rows = given["x"], given["rows"]
-    noise = Noise.of(order["seed"], rows).fork(order["fork"]).draw(0)
-    apply_holm(frame(torch.device(order["device"])))  # as the audit that asks
+    """Do the job on standard input."""
+    job = SubprocessJob(**json.load(sys.stdin))
+    tensors = load_file(job.input_file, job.device)
+    x, rows = tensors["x"], tensors["rows"]
+    noise = Noise.of(job.seed, rows).fork(job.stream).draw(0)
+    set_determinism(numeric_settings(torch.device(job.device)))  # as in the audit
+    purifier = load(job.spec, "defense", job.dataset, job.device)
     with torch.no_grad():
-        out = load(order["spec"], "defense", order["dataset"], order["device"]).purified(x, noise)
-    save_file({"x": out.contiguous()}, order["made"])
+        purified = purifier.purified(x, noise)
+    save_file({"x": purified.contiguous()}, job.output_file)

@@ -195,9 +195,7 @@ def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
         return _row_without_result(check, str(outcome), untried=isinstance(outcome, NotTried))
     if isinstance(outcome, Exception):
         reason = f"{type(outcome).__name__}: {one_line(outcome)}"[:MAX_REASON]
-        return _row_without_result(
-            check, f"could not run: {reason}", turns=check.weight != "sign"
-        )
+        return _row_without_result(check, f"could not run: {reason}", turns=check.weight != "sign")
     failed = not outcome.passed and check.weight != "attack"
     return CheckRow(
         name=check.name,

@@ -15,7 +15,7 @@ from defend.attack import Attack
 from defend.benchmarks.attacking import AttackFailure, AttackResult, sweep_eps
 from defend.benchmarks.components import Components
 from defend.benchmarks.gradient_probe import (
-    FirstGradients,
+    FirstGradient,
     GradientCounts,
     ObservedTarget,
     check_attacked_pipeline,
@@ -80,7 +80,7 @@ class _JobRun:
         rows = self.components.data.rows(job.cell.split, job.start, job.stop)
         self.x, self.y = (tensor.to(device) for tensor in rows)
         self.noise = Noise.of(job.cell.seed, torch.arange(job.start, job.stop, device=device))
-        self.first_gradients = FirstGradients(job.images)
+        self.first_gradient = FirstGradient(self.x)
         self.scores = RangeScores(
             self.components, executor.clean_cache, self.x, self.y, self.noise, job.start
         )
@@ -109,7 +109,7 @@ class _JobRun:
             eot=cell.eot,
             scored=is_scored,  # in bfloat16 a repacked batch may round an image right again
             access=self._attack_component.card.access,
-            first_gradients=self.first_gradients,
+            first_gradient=self.first_gradient,
         )
 
     @property
@@ -195,7 +195,7 @@ class _JobRun:
         """Images whose gradient no attack could follow; none where the attack needs none."""
         if self._attack_component.card.access != "gradient":
             return GradientCounts(zero=0, undefined=0)
-        return count_unusable(self.target, self.first_gradients, self.x, self.y)
+        return count_unusable(self.target, self.first_gradient, self.y)
 
     def _loss(self, x: Tensor) -> float:
         """Return the attacked pipeline's loss, summed over images."""

@@ -1,7 +1,7 @@
 """How the attacked pipeline's gradient looks: counted from what the attack itself computed.
 
-An image whose first gradient in the attack is finite and not zero is usable. The others are
-looked at again, on the grid of 256 levels and half a step off it, where attacks climb.
+A gradient is looked at on the grid of 256 levels, where clean images lie, and off it, where
+attacks climb. One of the two is the attack's own first step; the other costs one gradient.
 """
 
 from __future__ import annotations
@@ -20,69 +20,82 @@ from defend.losses import cross_entropy
 from defend.target import Loss, Target
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """Images (b,) without a gradient that an attack could follow, at one point."""
+
+    zero: Tensor
+    undefined: Tensor  # some value is not finite
+
+    @classmethod
+    def of(cls, gradient: Tensor) -> Unusable:
+        """Look at gradients (b, c, h, w)."""
+        flat = gradient.flatten(1)
+        return cls(zero=(flat == 0).all(1), undefined=~flat.isfinite().all(1))
+
+
 @dataclass
-class FirstGradients:
-    """Which images had a usable gradient at the attack's first step: bool (b,)."""
+class FirstGradient:
+    """What the attack's first gradient of the cross entropy of all images showed."""
 
-    images: int
-    usable: Tensor | None = None  # None until the attack has asked for all images at once
+    x: Tensor  # clean images
+    unusable: Unusable | None = None  # None until the attack has asked
+    is_on_grid: bool = False  # the attack began at the clean images themselves
 
-    def record(self, gradient: Tensor) -> None:
-        """Keep the first gradient (b, c, h, w) of all images."""
-        if self.usable is None and len(gradient) == self.images:
-            flat = gradient.flatten(1)
-            self.usable = flat.isfinite().all(1) & (flat != 0).any(1)
+    def record(self, x: Tensor, gradient: Tensor, loss: Loss) -> None:
+        """Keep the first gradient (b, c, h, w) at x, if it is of all images."""
+        if self.unusable is None and loss is cross_entropy and len(x) == len(self.x):
+            self.unusable = Unusable.of(gradient)
+            self.is_on_grid = torch.equal(x, self.x)
 
 
 @dataclass
 class ObservedTarget(Target):
     """A target that records the first gradient that an attack asks for."""
 
-    first_gradients: FirstGradients | None = field(default=None, repr=False)
+    first_gradient: FirstGradient | None = field(default=None, repr=False)
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Return what Target.gradient returns."""
         gradient, losses, logits = super().gradient(x, y, loss)
-        if self.first_gradients is not None:
-            self.first_gradients.record(gradient)
+        if self.first_gradient is not None:
+            self.first_gradient.record(x, gradient, loss)
         return gradient, losses, logits
 
     def copies(self, n: int) -> Target:
         """Return what Target.copies returns; restarts are not recorded."""
-        return replace(super().copies(n), first_gradients=None)  # type: ignore[call-arg]
+        return replace(super().copies(n), first_gradient=None)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
 class GradientCounts:
-    """Images without a gradient that an attack could follow."""
+    """Images whose gradient is zero, or not finite, on the grid or off it."""
 
     zero: int
     undefined: int
 
 
-def separate_target(target: Target, rows: Tensor | None = None) -> Target:
+def separate_target(target: Target) -> Target:
     """Return the same pipeline with noise and counts of its own: the attack's stay as they are."""
     noise = target.noise.fork("flags")
-    if rows is not None:
-        noise = noise.take(rows)
     return Target(target.classifier, target.purifier, noise, target.backward, target.eot)
 
 
-def count_unusable(target: Target, first: FirstGradients, x: Tensor, y: Tensor) -> GradientCounts:
-    """Count images whose gradient is zero, or not finite, at every point that was looked at."""
-    if first.usable is None:
-        rows = torch.arange(len(x), device=x.device)
+def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientCounts:
+    """Count the images whose gradient no attack could follow. y: labels (b,)."""
+    probe, x = separate_target(target), first.x
+    half_step = (probe.noise.fork("off the grid").uniform(x) - 0.5) / 255
+    on_grid, off_grid = x, (x + half_step).clamp(0, 1)
+    observed = [first.unusable] if first.unusable is not None else []
+    if not observed:
+        points = [on_grid, off_grid]
     else:
-        rows = (~first.usable).nonzero().flatten()
-    if not len(rows):
-        return GradientCounts(zero=0, undefined=0)
-    probe = separate_target(target, rows)
-    off_grid = probe.noise.fork("off the grid").uniform(x[rows]) - 0.5
-    points = (x[rows], (x[rows] + off_grid / 255).clamp(0, 1))
-    gradients = [probe.again().gradient(point, y[rows], cross_entropy)[0] for point in points]
-    flat = torch.stack([gradient.flatten(1) for gradient in gradients])
-    zero = (flat == 0).all(2).any(0)
-    undefined = ~flat.isfinite().all(2).all(0)
+        points = [off_grid if first.is_on_grid else on_grid]
+    for point in points:
+        gradient = probe.again().gradient(point, y, cross_entropy)[0]
+        observed.append(Unusable.of(gradient))
+    zero = torch.stack([unusable.zero for unusable in observed]).any(0)
+    undefined = torch.stack([unusable.undefined for unusable in observed]).any(0)
     return GradientCounts(zero=int(zero.sum()), undefined=int(undefined.sum()))
 
 

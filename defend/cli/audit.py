@@ -110,12 +110,12 @@ def is_unreliable(report: AuditReport) -> bool:
 
 def print_report(report: AuditReport) -> None:
     """Print the verdict, its reasons, the checks, and the advice of flags that do not decide it."""
-    from defend.audit.page import summary
+    from defend.audit.page import summarise
 
     console = make_console()
     style = "bold red" if is_unreliable(report) else "bold green"
     console.print(report.headline, style=style)
-    console.print(summary(report))
+    console.print(summarise(report))
     for reason in report.reasons:
         console.print(f"- {reason}", soft_wrap=True)
     console.print(_make_table(report))

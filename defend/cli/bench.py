@@ -205,9 +205,9 @@ def publish(records: Sequence[Record], out: Path, as_json: bool) -> None:
 
 
 def _describe_failure(record: Record) -> str:
-    from defend.results.diagnostics import name_of
+    from defend.results.diagnostics import describe_cell
 
     return (
-        f"failed: {name_of(record)}, before {record.classifier}, eps {record.eps_text}:"
+        f"failed: {describe_cell(record)}, before {record.classifier}, eps {record.eps_text}:"
         f" {record.error}"
     )

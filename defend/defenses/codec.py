@@ -49,8 +49,8 @@ class Codec(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return z (b, d, h / 4, w / 4), rounded up, in float32 whatever the precision of x."""
-        (top, bottom), (left, right) = (padding(n) for n in x.shape[2:])
-        padded = F.pad(x, (left, right, top, bottom), mode="replicate")
+        rows, columns = padding(x.shape[2]), padding(x.shape[3])
+        padded = F.pad(x, (*columns, *rows), mode="replicate")
         return to_float32(self.encoder(padded))
 
     def decode(self, z: Tensor, h: int, w: int) -> Tensor:
@@ -59,8 +59,8 @@ class Codec(nn.Module):
         The output goes through a sigmoid: a clamp would have no gradient where the background is
         black.
         """
-        (top, _), (left, _) = padding(h), padding(w)
-        cropped = self.decoder(z)[:, :, top : top + h, left : left + w]
+        row, column = padding(h)[0], padding(w)[0]
+        cropped = self.decoder(z)[:, :, row : row + h, column : column + w]
         return torch.sigmoid(to_float32(cropped))
 
 

@@ -112,7 +112,10 @@ def classify_with_fixed_weights(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def build_surrogates(channels: int, size: int, classes: int) -> nn.ModuleList:
-    """Return three small untrained classifiers of different families."""
+    """Return three small untrained classifiers of different families.
+
+    Their initial weights come from torch's global generator.
+    """
     return nn.ModuleList(
         [
             build_strided(channels, size, classes),

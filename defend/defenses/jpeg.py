@@ -117,9 +117,9 @@ def quantisation_steps(base: list[list[int]], quality: int, like: Tensor) -> Ten
 
 def dct_matrix(like: Tensor) -> Tensor:
     """Return D (8, 8): 8192 sqrt(8) times the orthonormal DCT-II, in libjpeg's integers."""
-    left = as_tensor(ISLOW_LEFT_HALF, like)
+    left_half = as_tensor(ISLOW_LEFT_HALF, like)
     parity = as_tensor([[1], [-1]] * 4, like)  # even rows are even functions, odd rows are odd
-    return torch.cat([left, parity * left.flip(1)], 1)
+    return torch.cat([left_half, parity * left_half.flip(1)], 1)
 
 
 def as_tensor(table: list[list[int]], like: Tensor) -> Tensor:

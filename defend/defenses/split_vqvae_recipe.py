@@ -8,7 +8,7 @@ from defend.training.recipe import Recipe
 
 
 class RestorerRecipe(Recipe):
-    """Options of `fit_restorer`.
+    """Options of `SplitVQVAE.fit`.
 
     `paper` trains on clean images and nothing else, as the papers do. `denoise` trains on perturbed
     images, with the clean ones as targets.

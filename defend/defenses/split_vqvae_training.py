@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from defend.defenses.codec import Codec
 from defend.defenses.corrupt import (
     attack_surrogates,
-    build_surrogates,
     corrupt,
     recognition_loss,
 )
@@ -24,53 +23,14 @@ from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.purifier import straight_through
 from defend.training.data import Arrays, Batch, Source
-from defend.training.loop import SAVE_EVERY, train
-from defend.training.recipe import read_recipe
-
-if TYPE_CHECKING:
-    from defend.defenses.split_vqvae import SplitVQVAE
+from defend.training.loop import train
 
 FIRST_IMAGES = 1024  # images from which the first codes are drawn
 VAL_IMAGES = 1000  # validation images that are restored at the end of an epoch
 VAL_BATCH = 256  # images restored together where no gradient is needed
 
 
-def fit_restorer(
-    self: SplitVQVAE,
-    x: Tensor | Source,
-    y: Tensor | None = None,
-    *,
-    val: Batch | None = None,
-    resume: Path | None = None,
-    save_every: float = SAVE_EVERY,
-    progress: bool = True,
-    **recipe: Any,
-) -> None:
-    """Train the purifier on images x (n, c, h, w) in [0, 1], or on a Source.
-
-    Labels y (n,) are needed with perturbation=adversarial alone. val: images and labels whose
-    restoration is reported after each epoch. resume, save_every: see `defend.training.loop.train`.
-    recipe: the fields of RestorerRecipe. Raises BadParameter for unknown options or missing labels.
-    """
-    options = read_recipe(RestorerRecipe, recipe, self.component)
-    source = _as_source(x, y, options)
-    device = next(self.net.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(options.seed)
-        trainee = Trainee(self, options).to(device)
-    first_images = min(FIRST_IMAGES, source.epoch)
-    trainee.start(source.to(device).batch(0, first_images, options.seed)[0], options.seed)
-    score = None
-    if val:
-        images, labels = (t[:VAL_IMAGES].to(device) for t in val)
-        score = partial(_psnr, val=(images, labels), recipe=options)
-    loss = partial(_loss, recipe=options)
-    train(trainee, source, loss, options, score, resume, save_every, progress)
-    self.file, self.weights = None, "untrained"  # no file holds these weights yet
-    self.fitted_on = options.trained_on
-
-
-def _as_source(x: Tensor | Source, y: Tensor | None, recipe: RestorerRecipe) -> Source:
+def as_source(x: Tensor | Source, y: Tensor | None, recipe: RestorerRecipe) -> Source:
     """Return images as a source. Raises BadParameter if labels are needed and missing."""
     if not isinstance(x, Tensor):
         return x
@@ -82,17 +42,43 @@ def _as_source(x: Tensor | Source, y: Tensor | None, recipe: RestorerRecipe) -> 
     return Arrays(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)
 
 
-class Trainee(nn.Module):
-    """Hold all that is trained: the codec, the moving means of its codes, and the surrogates."""
+def train_restorer(
+    trainee: Trainee,
+    source: Source,
+    recipe: RestorerRecipe,
+    val: Batch | None,
+    resume: Path | None,
+    save_every: float,
+    progress: bool,
+) -> None:
+    """Train the codec of the trainee, and report the PSNR of restored validation images.
 
-    def __init__(self, purifier: SplitVQVAE, recipe: RestorerRecipe) -> None:
+    resume, save_every: see `defend.training.loop.train`.
+    """
+    device = trainee.means.counts.device
+    first_images = min(FIRST_IMAGES, source.epoch)
+    trainee.start(source.to(device).batch(0, first_images, recipe.seed)[0], recipe.seed)
+    score = None
+    if val:
+        images, labels = (t[:VAL_IMAGES].to(device) for t in val)
+        score = partial(_psnr, val=(images, labels), recipe=recipe)
+    loss = partial(_loss, recipe=recipe)
+    train(trainee, source, loss, recipe, score, resume, save_every, progress)
+
+
+class Trainee(nn.Module):
+    """Hold all that is trained: the codec, the moving means of its codes, and the surrogates.
+
+    grid: pieces along each side of an image. surrogates: empty unless the recipe is adversarial.
+    """
+
+    def __init__(self, codec: Codec, grid: int, surrogates: nn.ModuleList) -> None:
         super().__init__()
-        self.grid = purifier.grid
-        self.codec: Codec = purifier.net  # type: ignore[assignment]
-        self.means = MovingMeans(purifier.codes, purifier.embedding_dim)
-        self.surrogates = nn.ModuleList()
-        if recipe.adversarial:
-            self.surrogates = build_surrogates(purifier.channels, purifier.size, recipe.classes)
+        self.grid = grid
+        self.codec = codec
+        self.means = MovingMeans(*codec.codebook.codes.shape)
+        self.surrogates = surrogates
+        self.to(codec.codebook.codes.device)
 
     @torch.no_grad()
     def start(self, x: Tensor, seed: int) -> None:

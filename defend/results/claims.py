@@ -1,276 +1,157 @@
-"""What a claim needs: the protocol `ladder-1` as a table of requirements, each a predicate on the records of one defense."""
+"""What may be claimed of each pipeline in each norm, with its value, or what is missing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Literal
 
-from defend.benchmarks.suite import DRAWS
-from defend.errors import DefendError
-from defend.protocols.ladder_1 import TARGETED_DLR
-from defend.registry import REGISTRY
-from defend.results.outcomes import Record
-from defend.spec import Spec, parse, parse_single
+from defend.eps import SAME_EPS
+from defend.protocols import LADDER_1
+from defend.protocols.evidence import at_claim, evidence
+from defend.records import Claim, Record, Sign
+from defend.results.claim_text import format_signs, format_told_apart
+from defend.results.diagnostics import RemarkCode, SignCode, describe_attack
+from defend.results.grouping import ClaimKey, claim_key, group_by, pipeline_key
+from defend.results.masking_signs import find_signs
+from defend.results.model import Number
+from defend.results.numbers import worst_number
+from defend.results.outcomes import OutcomeReader
+from defend.results.significance import IsStronger, high_of, strongest
 
-IMAGES = 1000  # of the test split
-SAME_EPS = 1e-9  # one may be typed 8/255, the other .031372549
-ANY_CLASSES = 10**9  # where a record does not say how many there are: then everything is owed
-EVERY_GRADIENT = ("declared", "identity", "learned")
-STEPS = {"steps": 100}
-Predicate = Callable[[Sequence[Record]], bool]
+Claims = dict[ClaimKey, Claim]
+
+
+def make_claims(records: Sequence[Record], read: OutcomeReader, is_stronger: IsStronger) -> Claims:
+    """Return the claim of each pipeline in each norm."""
+    groups = group_by(records, claim_key)
+    in_any_norm = group_by(records, lambda r: claim_key(r).in_any_norm())
+    of_pipeline = group_by(records, pipeline_key)
+    claims = {}
+    for key, cells in groups.items():
+        relatives = [r for r in in_any_norm[key.in_any_norm()] if r.norm != key.pipeline.norm]
+        claim_maker = _ClaimMaker(cells, relatives, of_pipeline[key.pipeline], read)
+        claims[key] = claim_maker.make(is_stronger, _tell_apart(key, groups))
+    return claims
+
+
+def refute_claims(claims: Claims, claims_of_all: Mapping[ClaimKey, Claim]) -> Claims:
+    """Return the claims of what is shown, as far as all cells of the folders allow them.
+
+    Other cells can lower a claim or take it away; they cannot make one.
+    """
+    return {key: claims_of_all[key] if claim.stands else claim for key, claim in claims.items()}
+
+
+def list_signs(claims: Mapping[ClaimKey, Claim]) -> tuple[str, ...]:
+    """Return a line for each pipeline that shows a sign of masking."""
+    lines = []
+    for key, claim in claims.items():
+        if claim.signs:
+            of = key.pipeline
+            pipeline = f"{of.defense} before {of.classifier}, {of.dataset}, {of.norm}"
+            lines.append(f"{pipeline}{format_told_apart(claim)}: {format_signs(claim)}.")
+    return tuple(lines)
 
 
 @dataclass(frozen=True)
-class Requirement:
-    """`met` sees the records of one (data set, classifier, defense, norm) that come nearest to a claim: see `evidence`."""
+class _ClaimMaker:
+    """The records that decide one claim."""
 
-    name: str
-    met: Predicate
-    stochastic: bool | None = (
-        None  # asked of stochastic purifiers alone, of deterministic ones alone, of all
-    )
-    classes: int = 2  # asked where there are at least so many
-    sees: Literal["evidence", "defense"] = (
-        "evidence"  # defense: at every eps and in every norm, failed or not
-    )
-    hopeless: Callable[[Sequence[Record]], str] = lambda _: ""  # why nobody can meet it here
+    cells: Sequence[Record]  # of the pipeline in the norm, from one seed, computed in one way
+    relatives: Sequence[Record]  # of the same pipeline in other norms
+    of_pipeline: Sequence[Record]  # in the norm, from any seed and however computed
+    read: OutcomeReader
 
-
-def ran(
-    attack: str,
-    knowledge: str,
-    gradients: Sequence[str | None] = (None,),
-    *,
-    eot: int = 1,
-    at_least: Mapping[str, int] | None = None,
-    **settings: Any,
-) -> Predicate:
-    """Was this attack run at this level, through each of these gradients (None: any)? Of targets no more are asked than there are."""
-
-    def enough(r: Record) -> bool:
-        mine, most = r["settings"].get("attack", {}), {"targets": _classes(r) - 1}
-        as_set = all(mine.get(k) == v for k, v in settings.items())
-        as_set = as_set and all(
-            mine.get(k, 0) >= min(v, most.get(k, v)) for k, v in (at_least or {}).items()
-        )
-        return (
-            as_set
-            and r["eot"] >= eot
-            and r["knowledge"] == knowledge
-            and parse_single(r["attack"], "attack").name == attack
+    def make(self, is_stronger: IsStronger, told_apart_by: Mapping[str, str]) -> Claim:
+        nearest = at_claim(self.cells)
+        attacks = [r for r in nearest if not r.is_control]
+        number = worst_number(attacks, self.read)[0] if attacks else Number(accuracy=None)
+        signs = find_signs(self.cells, self.relatives, is_stronger)
+        signs += self._stronger_attacks(attacks, number)
+        missing = LADDER_1.missing(self.cells, self.relatives)
+        first = nearest[0] if nearest else self.cells[0]
+        return Claim(
+            protocol=LADDER_1.name,
+            dataset=first.dataset,
+            missing=tuple(requirement.code for requirement in missing),
+            signs=tuple(signs),
+            accuracy=number.accuracy,
+            low=number.low,
+            high=number.high,
+            bound=number.bound,
+            unconverged=number.unconverged,
+            eps=first.eps,
+            eps_text=first.eps_text,
+            norm=first.norm,
+            n=first.n,
+            distinct_images=first.distinct_images,
+            images=_split_size(evidence(self.cells)),
+            remarks=tuple(_make_remarks(nearest)),
+            told_apart_by=told_apart_by,
         )
 
-    return lambda records: all(
-        any(enough(r) and g in (None, r["gradient"]) for r in records)
-        for g in gradients
-        if g != "learned" or not _bare(records)
+    def _stronger_attacks(self, attacks: Sequence[Record], number: Number) -> list[Sign]:
+        """Return a sign if a cell that is no part of the claim lies below the claim's interval.
+
+        Such a cell has fewer images or draws, another split, seed or precision, or a smaller ball,
+        which lies inside the claim's.
+        """
+        if number.low is None:
+            return []
+        largest_eps = max(r.eps for r in attacks)
+        stronger = []
+        for record in self.of_pipeline:
+            is_other = not any(record is attack for attack in attacks)
+            is_inside = record.eps <= largest_eps + SAME_EPS
+            is_attack = not record.failed and not record.is_control
+            if is_attack and is_other and is_inside and high_of(record) < number.low:
+                stronger.append(record)
+        if not stronger:
+            return []
+        return [_sign_of_stronger(strongest(stronger), attacks[0])]
+
+
+def _sign_of_stronger(record: Record, claimed: Record) -> Sign:
+    """Return the sign, which says where the attack differs from the claimed cells."""
+    place = [
+        describe_attack(record),
+        f"eps {record.eps_text}",
+        f"n = {record.n:,} of {record.split}",
+    ]
+    for field in ("seed", "precision", "layout"):
+        value = getattr(record, field)
+        if value != getattr(claimed, field):
+            place.append(f"{field} {value}")
+    return Sign(
+        code=SignCode.STRONGER_ATTACK, subject=", ".join(place), value=record.robust_accuracy
     )
 
 
-def bare(defense: str) -> bool:
-    """Is there no purifier, whose gradient could be learned?"""
-    return not purifiers(parse(defense))
+def _make_remarks(records: Sequence[Record]) -> list[Sign]:
+    """Return a remark if the BPDA network is no nearer to the purifier than the identity is."""
+    errors = [r.gradient_error for r in records if r.gradient == "learned"]
+    if None in errors:
+        return [Sign(code=RemarkCode.WEAK_LEARNED_GRADIENT)]
+    largest = max((error for error in errors if error is not None), default=0.0)
+    if largest > 1:
+        return [Sign(code=RemarkCode.WEAK_LEARNED_GRADIENT, value=largest)]
+    return []
 
 
-def purifiers(members: Sequence[Spec]) -> list[str]:
-    """The names of those that do something."""
-    return [m.name for m in members if m.name != "none"]
+def _split_size(records: Sequence[Record]) -> int | None:
+    """Return the number of images in the whole test split, None if no record is of it."""
+    return min((r.images for r in records if r.split == "test"), default=None)
 
 
-def _classes(r: Record) -> int:
-    return int(r["settings"].get("classifier", {}).get("classes", ANY_CLASSES))
+def _tell_apart(key: ClaimKey, keys: Iterable[ClaimKey]) -> dict[str, str]:
+    """Return what tells a pipeline from others of the same names: seed, precision, layout, hashes.
 
-
-def _bare(records: Sequence[Record]) -> bool:
-    return all(bare(r["defense"]) for r in records)
-
-
-def _at_claim_eps(r: Record) -> bool:
-    eps = claim_eps(r["dataset"]).get(r["norm"])
-    return eps is not None and abs(r["eps"] - eps) < SAME_EPS
-
-
-def _from_a_pipeline(r: Record) -> bool:
-    """Of the same components before a classifier, trained anew or, where nothing is trained, with the same settings: images made for
-    another purifier say little of this one. Behind none, any pipeline will do."""
-    if r["knowledge"] != "transfer" or not r["surrogate"]:
-        return False
-    scored = r["settings"].get("defense")
-    same = r["trained_on"] or r["settings"].get("attacked", {}).get("defense", scored) == scored
-    return bare(r["defense"]) or bool(
-        same and purifiers(parse(r["surrogate"])[:-1]) == purifiers(parse(r["defense"]))
-    )
-
-
-def _transferred(records: Sequence[Record]) -> bool:
-    """By both attacks that the protocol transfers: one step from a pipeline tells little of what many steps from it do."""
-    mine = [r for r in records if _from_a_pipeline(r)]
-    return ran("apgd", "transfer", loss="ce", at_least=STEPS)(mine) and ran(
-        "pgd", "transfer", at_least={"steps": 40}
-    )(mine)
-
-
-def _too_few(records: Sequence[Record]) -> str:
-    """Where the whole test split has fewer images than a claim needs, which records of older runs do not say."""
-    there = min(
-        (r["images"] for r in records if r["split"] == "test" and "images" in r), default=IMAGES
-    )
-    return (
-        f" ({parse_single(records[0]['dataset'], 'dataset').name} has {there:,})"
-        if there < IMAGES
-        else ""
-    )
-
-
-def _drawn(r: Record) -> bool:
-    """By fewer draws a stochastic purifier's mean, and what its worst case is chosen by, are noise."""
-    return not r["stochastic"] or r["draws"] >= DRAWS
-
-
-def unbounded(records: Sequence[Record]) -> list[Record]:
-    """PGD to any image at all, from the clean one, which no purifier with a gradient withstands: on as many images as the largest cell has,
-    of the test split where a cell is of it."""
-    sound = [r for r in records if r["error"] is None]
-    sound = [r for r in sound if r["split"] == "test"] or sound
-    most = max((r["n"] for r in sound), default=0)
-    return [r for r in sound if r["n"] >= min(most, IMAGES) and _is_unbounded(r)]
-
-
-def _is_unbounded(r: Record) -> bool:
-    settings = r["settings"].get("attack", {})
-    whole = r["norm"] == "Linf" and r["eps"] >= 1 and settings.get("random_start") is False
-    return bool(
-        whole and r["access"] == "gradient" and ran("pgd", "adaptive", at_least={"steps": 20})([r])
-    )
-
-
-def _was_unbounded(records: Sequence[Record]) -> bool:
-    return ran("pgd", "adaptive", EVERY_GRADIENT)(unbounded(records))
-
-
-LADDER_1 = (
-    Requirement("oblivious APGD-CE", ran("apgd", "oblivious", loss="ce", at_least=STEPS)),
-    Requirement("oblivious PGD-40", ran("pgd", "oblivious", at_least={"steps": 40})),
-    Requirement(
-        "adaptive APGD-CE through every gradient",
-        ran("apgd", "adaptive", EVERY_GRADIENT, loss="ce", at_least=STEPS),
-    ),
-    Requirement(
-        "adaptive targeted APGD-DLR through every gradient",
-        ran(
-            "apgd",
-            "adaptive",
-            EVERY_GRADIENT,
-            loss="dlr-targeted",
-            at_least={**STEPS, "targets": 9},
-        ),
-        classes=TARGETED_DLR,
-    ),
-    Requirement(
-        "PGD-EOT (200 steps x 20) through every gradient",
-        ran("pgd", "adaptive", EVERY_GRADIENT, eot=20, at_least={"steps": 200}),
-        stochastic=True,
-    ),
-    Requirement(
-        "APGD-EOT through every gradient",
-        ran("apgd", "adaptive", EVERY_GRADIENT, eot=20, loss="ce", at_least=STEPS),
-        stochastic=True,
-    ),
-    Requirement(
-        "transfer from a pipeline with the same purifier, by APGD-CE and PGD-40", _transferred
-    ),
-    Requirement(
-        "Square 5,000", ran("square", "query", at_least={"queries": 5000}), stochastic=False
-    ),
-    Requirement(
-        "Square 1,000 x 20",
-        ran("square", "query", eot=20, at_least={"queries": 1000}),
-        stochastic=True,
-    ),
-    Requirement(
-        "PGD at eps 1 from the clean image, through every gradient", _was_unbounded, sees="defense"
-    ),
-    Requirement(f"{DRAWS} draws", lambda records: all(map(_drawn, records)), stochastic=True),
-    Requirement("claim eps", lambda records: all(map(_at_claim_eps, records))),
-    Requirement("test split", lambda records: all(r["split"] == "test" for r in records)),
-    Requirement(
-        f"n >= {IMAGES:,}",
-        lambda records: all(r["n"] >= IMAGES for r in records),
-        hopeless=_too_few,
-    ),
-    Requirement(
-        "run as protocol ladder-1",
-        lambda records: bool(records) and all(r["protocol"] == "ladder-1" for r in records),
-    ),
-)
-
-
-def claim_eps(dataset: str) -> Mapping[str, float]:
-    """Norm -> the eps of a claim; empty where the data set has none or is not installed here."""
-    return getattr(card_of(dataset), "claim", {})
-
-
-@cache
-def card_of(dataset: str) -> object:
-    """What the data set says of itself; None where it is not installed here."""
-    try:
-        return getattr(
-            REGISTRY.entry("dataset", parse_single(dataset, "dataset").name).load(), "card", None
-        )
-    except DefendError:
-        return None
-
-
-def at_claim(records: Sequence[Record]) -> list[Record]:
-    """The records that a claim could rest on: without failures, and at the claim eps, of the test split, with enough images and draws,
-    each as far as there are such records."""
-    found = [r for r in records if r["error"] is None]
-    for wanted in (
-        _at_claim_eps,
-        lambda r: r["split"] == "test",
-        lambda r: r["n"] >= IMAGES,
-        _drawn,
-    ):
-        found = [r for r in found if wanted(r)] or found
-    return found
-
-
-def evidence(records: Sequence[Record]) -> list[Record]:
-    """Of those, what the protocol asked for: attacks beside it take nothing away."""
-    found = at_claim(records)
-    return [r for r in found if r["protocol"] is not None] or found
-
-
-def missing(
-    records: Sequence[Record],
-    relatives: Sequence[Record] = (),
-    protocol: Sequence[Requirement] = LADDER_1,
-) -> list[str]:
-    """What keeps the records of one (data set, classifier, defense, norm) from a claim, in the protocol's order.
-
-    relatives: the same defense's in other norms.
+    A precision other than float32 is always told.
     """
-    seen = {"evidence": evidence(records), "defense": [*records, *relatives]}
-    stochastic = any(r["stochastic"] for r in records)
-    classes = min(map(_classes, records), default=ANY_CLASSES)
-    owed = [q for q in protocol if q.stochastic in (None, stochastic) and classes >= q.classes]
-    return [q.name + q.hopeless(seen[q.sees]) for q in owed if not q.met(seen[q.sees])]
-
-
-def weak_imitation(records: Sequence[Record]) -> str:
-    """What must stand beside a claim whose learned gradient is of a network that is no nearer to the purifier than the identity is."""
-    errors = [r.get("gradient_error", 0.0) for r in records if r["gradient"] == "learned"]
-    wild, far = None in errors, max((e for e in errors if e is not None), default=0.0)
-    said = "no number" if wild else f"{far:.2f}, the identity's is 1"
-    return f"; the learned gradient says little (its error is {said})" if wild or far > 1 else ""
-
-
-def claim(
-    records: Sequence[Record], relatives: Sequence[Record] = (), doubts: Sequence[str] = ()
-) -> str:
-    """The line that stands for every row of these records. doubts: what was seen, as masking, that no claim survives."""
-    lacking = missing(records, relatives)
-    reasons = [*([f"missing: {', '.join(lacking)}"] if lacking else []), *doubts]
-    return f"no claim ({'; '.join(reasons)})" if reasons else "claim: ladder-1"
+    namesakes = [other.facts() for other in keys if key.has_same_names(other)]
+    told = {}
+    for name, value in key.facts().items():
+        differs = len({facts[name] for facts in namesakes}) > 1
+        if differs or (name == "precision" and value != "float32"):
+            told[name] = value
+    return told

@@ -1,189 +1,209 @@
-"""Findings that compare cells: signs that an attack failed where the purifier did not succeed. Each is a function on records.
+"""The catalogue of diagnoses: for each code the sentence that is made of its values when printed.
 
-Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Carlini et al., "On Evaluating Adversarial Robustness"
-(arXiv:1902.06705) section 5. What beats what: see `beats`.
+A flag is what one cell says against itself (FlagCode of defend/records.py). A finding comes from
+comparing two cells. No claim survives a sign. A remark stands beside a claim. Nothing reads a
+sentence again.
+
+Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Carlini et al., "On
+Evaluating Adversarial Robustness" (arXiv:1902.06705) section 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, pairwise
-from typing import Any
+from dataclasses import dataclass
+from enum import StrEnum
 
-from defend.results.outcomes import Record, bare_attack, frame_of, purifier_of
-from defend.results.significance import Beats, best, by_intervals
-from defend.spec import parse_single
+from defend.records import Flag, FlagCode, Record, Sign
+from defend.threat_models import GRADIENT_NAMES
 
-Pair = tuple[
-    Record, Record
-]  # (the cell that should be the weaker attack and is the stronger, the other)
-Finding = Callable[[Sequence[Record], Beats], list[str]]
-_IMAGES = ("dataset", "classifier", "defense", "norm", "n", "split", "seed")
-_LEVEL = {"identity": "BPDA"}
-
-
-def black_box_beats_white_box(records: Sequence[Record], beats: Beats) -> list[str]:
-    """Query or transfer against the best adaptive cell at the same eps."""
-    return _told(black_box_pairs(records, beats), "black box beats white box")
-
-
-def oblivious_beats_adaptive(records: Sequence[Record], beats: Beats) -> list[str]:
-    """Against the best adaptive cell at the same eps: knowing the purifier should not hurt."""
-    return _told(oblivious_pairs(records, beats), "oblivious beats adaptive")
-
-
-def another_gradient_beats_the_declared(records: Sequence[Record], beats: Beats) -> list[str]:
-    """The same attack through the identity or the learned network: the card's word is worth less than a guess."""
-    return _told(gradient_pairs(records, beats), "another gradient beats the declared one")
-
-
-def fewer_steps_beat_more(records: Sequence[Record], beats: Beats) -> list[str]:
-    """Adaptive, through the same gradient: one attack with few steps against itself with twice as many or more."""
-    return _told(_step_pairs(records, beats), "fewer steps beat more")
-
-
-def more_eps_helps_the_defender(records: Sequence[Record], beats: Beats) -> list[str]:
-    """One attack along eps: a larger ball holds the smaller one, so accuracy cannot honestly grow."""
-    lines = []
-    for series in _groups(
-        [{**r, "attack": bare_attack(r)} for r in records],
-        (*_IMAGES, "attack", "knowledge", "gradient", "surrogate", "eot"),
-    ):
-        along = sorted(series, key=lambda r: float(r["eps"]))
-        worse = [(small, large) for small, large in pairwise(along) if beats(small, [large])]
-        for small, large in worse[:1]:
-            more = f" (and {len(worse) - 1} more steps of eps)" if len(worse) > 1 else ""
-            lines.append(
-                f"accuracy grows with eps: {name_of(small)}: {_percent(small)} at eps {small['eps_text']}, {_percent(large)} at {large['eps_text']}{more}."
-                " The attack fails at the larger eps; the number there is no robustness."
-            )
-    return lines
-
-
-FINDINGS: tuple[Finding, ...] = (
-    black_box_beats_white_box,
-    oblivious_beats_adaptive,
-    another_gradient_beats_the_declared,
-    fewer_steps_beat_more,
-    more_eps_helps_the_defender,
-)
-
-
-def find(records: Sequence[Record], beats: Beats = by_intervals) -> list[str]:
-    """One line for each finding, failed cells aside."""
-    sound = [r for r in records if r["error"] is None]
-    return [line for finding in FINDINGS for line in finding(sound, beats)]
-
-
-def marked(records: Sequence[Record], beats: Beats = by_intervals) -> list[Record]:
-    """With a flag on each cell that a comparison accuses, so that nobody reads its number alone."""
-    sound = [r for r in records if r["error"] is None]
-    said: dict[int, list[str]] = {}
-    for pairs, what in ACCUSING.items():
-        for weak, strong in pairs(sound, beats):
-            said.setdefault(id(strong), []).append(
-                f"{what}: {name_of(weak)} leaves {_percent(weak)}"
-            )
-    return [
-        {**r, "flags": [*r["flags"], *dict.fromkeys(said[id(r)])]} if id(r) in said else r
-        for r in records
-    ]
-
-
-def name_of(r: Record) -> str:
-    """defense, attack and level: "jpeg, pgd, adaptive BPDA"."""
-    return f"{r['defense']}, {way_of(r)}"
-
-
-def way_of(r: Record) -> str:
-    """Attack and level."""
-    level = str(r["knowledge"])
-    if level == "adaptive" and r["gradient"]:
-        level += f" {_LEVEL.get(r['gradient'], r['gradient'])}"
-    if r["surrogate"]:
-        level += f" from {r['surrogate']}"
-    return f"{r['attack']}, {level}"
-
-
-def white_box(records: Iterable[Record]) -> list[Record]:
-    return [r for r in records if r["knowledge"] == "adaptive" and r["access"] == "gradient"]
-
-
-def black_box_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
-    for group in _groups(records, (*_IMAGES, "eps")):
-        white = white_box(group)
-        black = [r for r in group if r["knowledge"] in ("query", "transfer")]
-        if white and black:
-            yield from ((b, best(white)) for b in black if beats(b, white))
-
-
-def oblivious_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
-    for group in _groups(records, (*_IMAGES, "eps")):
-        adaptive = white_box(group)  # from an attack without a gradient nothing can be masked
-        oblivious = [r for r in group if r["knowledge"] == "oblivious"]
-        if adaptive and oblivious and beats(best(oblivious), adaptive):
-            yield best(oblivious), best(adaptive)
-
-
-def gradient_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
-    for group in _groups(white_box(records), (*_IMAGES, "attack", "eps", "eot")):
-        declared = [r for r in group if r["gradient"] == "declared"]
-        yield from (
-            (r, d) for d in declared for r in group if r["gradient"] != "declared" and beats(r, [d])
-        )
-
-
-def _step_pairs(records: Sequence[Record], beats: Beats) -> Iterator[Pair]:
-    for group in _groups(white_box(records), (*_IMAGES, "gradient", "eps", "eot")):
-        yield from ((a, b) for a in group for b in group if _shorter(a, b) and beats(a, [b]))
-
-
-ACCUSING: Mapping[Callable[[Sequence[Record], Beats], Iterator[Pair]], str] = {
-    black_box_pairs: "black box beats it",
-    oblivious_pairs: "oblivious beats it",
-    gradient_pairs: "another gradient beats it",
-    _step_pairs: "fewer steps beat it",
+FLAG_TEXTS: dict[FlagCode, str] = {
+    FlagCode.ZERO_GRADIENT: "zero gradient: {count} of {n} images",
+    FlagCode.UNDEFINED_GRADIENT: "undefined gradient: {count} of {n} images",
+    FlagCode.UNCHANGED_IMAGES: "nothing changed: the attack returned every image as it was",
+    FlagCode.LOSS_FELL: "loss fell: the attack lowered the loss that it should raise",
+    FlagCode.UNCONVERGED: (
+        "unconverged: accuracy still fell by {points} points in the last fifth of the queries"
+    ),
+    FlagCode.NO_DRAW_CHANGES_A_PIXEL: (
+        "nothing drawn: the card says stochastic=True, and no draw changed a pixel"
+    ),
+    FlagCode.GRADIENT_OF_ONE_DRAW: (
+        "no EOT: a stochastic defense, attacked through the gradient of one draw"
+    ),
+    FlagCode.SCORES_OF_ONE_DRAW: (
+        "no EOT: a stochastic defense, searched by the scores of single draws"
+    ),
+    FlagCode.NOT_FINITE: "{field} is not a finite number",
 }
 
 
-def _shorter(a: Record, b: Record) -> bool:
-    """Is a what b is, but for half of its steps or fewer? By the settings: what was measured is shorter where images were dropped."""
-    (one, few, own), (other, many, rest) = _climb(a), _climb(b)
-    if one == "fgsm":  # PGD's one step: arXiv:1802.00420, section 3.1
-        return other == "pgd" and many > 1 and rest.get("step") is None
-    return (one, own) == (other, rest) and 0 < 2 * few <= many
+class FindingCode(StrEnum):
+    """What comparing two cells shows: a sign that an attack failed, not that a purifier works."""
+
+    BLACK_BOX_BEATS_WHITE_BOX = "black_box_beats_white_box"
+    OBLIVIOUS_BEATS_ADAPTIVE = "oblivious_beats_adaptive"
+    ANOTHER_GRADIENT_BEATS_DECLARED = "another_gradient_beats_declared"
+    FEWER_STEPS_BEAT_MORE = "fewer_steps_beat_more"
+    ACCURACY_GROWS_WITH_EPS = "accuracy_grows_with_eps"
 
 
-def _climb(r: Record) -> tuple[str, int, dict[str, Any]]:
-    """The attack, its steps (0 where it has none) and its other settings."""
-    settings = dict(r["settings"]["attack"])
-    return parse_single(r["attack"], "attack").name, settings.pop("steps", 0), settings
+FINDING_TITLES: dict[FindingCode, str] = {
+    FindingCode.BLACK_BOX_BEATS_WHITE_BOX: "black box beats white box",
+    FindingCode.OBLIVIOUS_BEATS_ADAPTIVE: "oblivious beats adaptive",
+    FindingCode.ANOTHER_GRADIENT_BEATS_DECLARED: "another gradient beats the declared one",
+    FindingCode.FEWER_STEPS_BEAT_MORE: "fewer steps beat more",
+    FindingCode.ACCURACY_GROWS_WITH_EPS: "accuracy grows with eps",
+}
+# What is said beside the accused cell's own number.
+ACCUSATIONS: dict[FindingCode, str] = {
+    FindingCode.BLACK_BOX_BEATS_WHITE_BOX: "black box beats it",
+    FindingCode.OBLIVIOUS_BEATS_ADAPTIVE: "oblivious beats it",
+    FindingCode.ANOTHER_GRADIENT_BEATS_DECLARED: "another gradient beats it",
+    FindingCode.FEWER_STEPS_BEAT_MORE: "fewer steps beat it",
+    FindingCode.ACCURACY_GROWS_WITH_EPS: "a smaller eps beats it",
+}
 
 
-def _told(pairs: Iterable[Pair], title: str) -> list[str]:
-    """One line for each pair of series: the eps with the widest gap, and how many more there are."""
-    series: dict[tuple[str, ...], list[Pair]] = {}
-    for weak, strong in pairs:
-        series.setdefault(
-            (*(str(weak[k]) for k in _IMAGES), name_of(weak), strong["attack"]), []
-        ).append((weak, strong))
-    lines = []
-    for same in series.values():
-        weak, strong = max(
-            same, key=lambda p: float(p[1]["robust_accuracy"] - p[0]["robust_accuracy"])
-        )
-        more = f" (and at {len(same) - 1} more eps)" if len(same) > 1 else ""
-        seen = f"{name_of(weak)} leaves {_percent(weak)} at eps {weak['eps_text']}, {way_of(strong)} {_percent(strong)}{more}"
-        lines.append(f"{title}: {seen}: a sign of masked gradients.")
-    return lines
+class SignCode(StrEnum):
+    """Signs that an attack was too weak or a gradient masked: no claim survives one."""
+
+    DECLARED_GRADIENT_ALONE = "declared_gradient_alone"
+    NO_EOT = "no_eot"
+    NOTHING_DRAWN = "nothing_drawn"
+    NO_DRAW_DECIDES = "no_draw_decides"
+    BLACK_BOX_BEATS_WHITE_BOX = "black_box_beats_white_box"  # subject: the black-box attack
+    OBLIVIOUS_BEATS_ADAPTIVE = "oblivious_beats_adaptive"  # subject: the oblivious attack
+    SURVIVES_EPS_1 = "survives_eps_1"  # value: the accuracy that is left
+    NO_GRADIENT = "no_gradient"  # subject: which gradient; value: the share of the images
+    FAILED_CELLS = "failed_cells"  # value: how many
+    STRONGER_ATTACK = "stronger_attack"  # subject: the attack and where; value: what it leaves
 
 
-def _groups(records: Iterable[Record], keys: Sequence[str]) -> list[list[Record]]:
-    def at(r: Record) -> str:
-        return repr([*(r[k] for k in keys), *frame_of(r), purifier_of(r)])
+SIGN_TEXTS: dict[SignCode, str] = {
+    SignCode.DECLARED_GRADIENT_ALONE: "the declared gradient alone was attacked",
+    SignCode.NO_EOT: "randomised, and attacked without EOT",
+    SignCode.NOTHING_DRAWN: "its card says stochastic=True, and nothing was drawn",
+    SignCode.NO_DRAW_DECIDES: "its card says stochastic=True, and no draw decides anything",
+    SignCode.BLACK_BOX_BEATS_WHITE_BOX: "black box beats white box: {subject}",
+    SignCode.OBLIVIOUS_BEATS_ADAPTIVE: "oblivious beats adaptive: {subject}",
+    SignCode.SURVIVES_EPS_1: "PGD at eps 1 from the clean image leaves {percent} %",
+    SignCode.NO_GRADIENT: (
+        "the {subject} gradient vanishes or is undefined on {percent} % of the images"
+    ),
+    SignCode.FAILED_CELLS: "{cells} failed",
+    SignCode.STRONGER_ATTACK: "a stronger attack: {subject}, leaves {percent} %",
+}
 
-    return [list(group) for _, group in groupby(sorted(records, key=at), at)]
+
+class RemarkCode(StrEnum):
+    """What stands beside a claim and does not take it away."""
+
+    WEAK_LEARNED_GRADIENT = "weak_learned_gradient"  # value: its error; None if it is no number
 
 
-def _percent(r: Record) -> str:
-    return f"{100 * r['robust_accuracy']:.1f} %"
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Two cells of which the attack that should be the weaker one leaves less."""
+
+    code: FindingCode
+    weaker: Record  # the attack that knows or does less, and yet leaves fewer images right
+    stronger: Record  # the attack that should do at least as well: its number is accused
+    more: int = 0  # further eps at which the same two attacks show the same
+
+
+def format_flag(flag: Flag, n: int) -> str:
+    """Return the sentence of a flag of a cell of n images."""
+    text = FLAG_TEXTS[flag.code]
+    if isinstance(flag.value, float | int):
+        return text.format(count=f"{flag.value:.0f}", points=f"{100 * flag.value:.1f}", n=n)
+    return text.format(field=flag.value)
+
+
+def format_finding(finding: Finding) -> str:
+    """Return the line below a table."""
+    if finding.code == FindingCode.ACCURACY_GROWS_WITH_EPS:
+        return _format_growth(finding)
+    weaker, stronger = finding.weaker, finding.stronger
+    more = f" (and at {finding.more} more eps)" if finding.more else ""
+    return (
+        f"{FINDING_TITLES[finding.code]}: {describe_cell(weaker)} leaves {_accuracy(weaker)}"
+        f" at eps {weaker.eps_text}, {describe_attack(stronger)} {_accuracy(stronger)}{more}:"
+        " a sign of masked gradients."
+    )
+
+
+def _format_growth(finding: Finding) -> str:
+    small, large = finding.weaker, finding.stronger
+    series = f"{small.defense}, {small.bare_attack}, {describe_level(small)}"
+    more = f" (and {finding.more} more steps of eps)" if finding.more else ""
+    return (
+        f"{FINDING_TITLES[finding.code]}: {series}: {_accuracy(small)} at eps {small.eps_text},"
+        f" {_accuracy(large)} at {large.eps_text}{more}."
+        " The attack fails at the larger eps; the number there is no robustness."
+    )
+
+
+def format_accusation(finding: Finding) -> str:
+    """Return what is said beside the accused cell's own number."""
+    return f"{ACCUSATIONS[finding.code]}: {_format_weaker(finding)}"
+
+
+def format_sign(sign: Sign) -> str:
+    """Return the sign in a few words."""
+    text = SIGN_TEXTS[SignCode(sign.code)]
+    if not isinstance(sign.value, float | int):
+        return text.format(subject=sign.subject)
+    cells = "1 cell" if sign.value == 1 else f"{sign.value:.0f} cells"
+    return text.format(subject=sign.subject, percent=f"{100 * sign.value:.1f}", cells=cells)
+
+
+def format_remark(remark: Sign) -> str:
+    """Return what stands beside a claim."""
+    assert remark.code == RemarkCode.WEAK_LEARNED_GRADIENT, "there is no other remark"
+    error = "no number"
+    if isinstance(remark.value, float | int):
+        error = f"{remark.value:.2f}, the identity's is 1"
+    return f"the learned gradient says little (its error is {error})"
+
+
+def encode_flag(flag: Flag) -> str:
+    """Return the flag as code=value, as a file of data lists it."""
+    if flag.value is None:
+        return flag.code
+    value = f"{flag.value:.6g}" if isinstance(flag.value, float | int) else flag.value
+    return f"{flag.code}={value}"
+
+
+def encode_finding(finding: Finding) -> str:
+    """Return the finding as code=value, as a file of data lists it beside the accused cell."""
+    return f"{finding.code}={_format_weaker(finding)}"
+
+
+def _format_weaker(finding: Finding) -> str:
+    return f"{describe_cell(finding.weaker)} leaves {_accuracy(finding.weaker)}"
+
+
+def describe_cell(record: Record) -> str:
+    """Return defense, attack and level: "jpeg, pgd, adaptive BPDA"."""
+    return f"{record.defense}, {describe_attack(record)}"
+
+
+def describe_attack(record: Record) -> str:
+    """Return attack and level: "pgd, adaptive BPDA"."""
+    return f"{record.attack}, {describe_level(record)}"
+
+
+def describe_level(record: Record) -> str:
+    """Return the level: "adaptive BPDA", "transfer from jpeg+convnet"."""
+    level = record.knowledge
+    if level == "adaptive" and record.gradient:
+        level += f" {GRADIENT_NAMES.get(record.gradient, record.gradient)}"
+    if record.surrogate:
+        level += f" from {record.surrogate}"
+    return level
+
+
+def _accuracy(record: Record) -> str:
+    return (
+        "no number" if record.robust_accuracy is None else f"{100 * record.robust_accuracy:.1f} %"
+    )

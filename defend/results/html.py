@@ -1,4 +1,4 @@
-"""The pages' templates, which share one style."""
+"""The templates of the pages, which share one style."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 
-def templates() -> Environment:
-    """Every text of a plugin is escaped; a name that a page does not get is an error."""
-    loader = FunctionLoader(
-        lambda name: files("defend.results").joinpath("templates", name).read_text(encoding="utf-8")
-    )
+def make_environment() -> Environment:
+    """Return the environment of the templates.
+
+    Every text of a plugin is escaped; a name that a page does not get is an error.
+    """
+
+    def read(name: str) -> str:
+        return files("defend.results").joinpath("templates", name).read_text(encoding="utf-8")
+
     return Environment(
-        loader=loader,
+        loader=FunctionLoader(read),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

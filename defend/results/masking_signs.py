@@ -1,115 +1,158 @@
-"""What no claim survives: signs that an attack was too weak, or the gradient masked. Of the records of one defense on one classifier.
+"""Signs that no claim survives: an attack was too weak, or a gradient masked.
 
-Sources: Athalye, Carlini, Wagner, arXiv:1802.00420, section 3.1; Carlini et al., arXiv:1902.06705, section 5; AutoAttack's checks.
+Every function looks at the records of one pipeline. Sources: Athalye, Carlini, Wagner,
+arXiv:1802.00420, section 3.1; Carlini et al., arXiv:1902.06705, section 5; AutoAttack's checks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
-from defend.benchmarks.flags import NOTHING_DRAWN, share_without_gradient
-from defend.results.claims import at_claim, bare, unbounded
-from defend.results.diagnostics import black_box_pairs, oblivious_pairs, way_of, white_box
-from defend.results.outcomes import Record
-from defend.results.significance import Beats, by_intervals
+from defend.protocols.evidence import at_claim, is_undefended, unbounded_pgd
+from defend.records import FlagCode, Record, Sign
+from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
+from defend.results.diagnostics import SignCode, describe_attack
+from defend.results.significance import IsStronger, accuracy_of, stronger_by_intervals
 
-STANDS = 0.01  # of the images may be right at eps 1
-DEAD = 0.01  # of the images may have a gradient of zero: a saturated softmax in float32, which DLR does not mind
-
-
-class CheckResult(NamedTuple):
-    records: Sequence[Record]  # of one norm
-    every: Sequence[Record]  # of all norms
-    beats: Beats
+MAX_LEFT_AT_EPS_1 = 0.01  # of the images may be right
+# Of the images may have no gradient: float32 saturates a softmax, which the DLR loss does not mind.
+MAX_WITHOUT_GRADIENT = 0.01
+_GRADIENT_FLAGS = (FlagCode.ZERO_GRADIENT, FlagCode.UNDEFINED_GRADIENT)
 
 
-Doubt = Callable[[CheckResult], str]  # the sign in a few words, or nothing
+@dataclass(frozen=True)
+class Evaluation:
+    """The records of one pipeline."""
+
+    records: Sequence[Record]  # in one norm
+    in_any_norm: Sequence[Record]
+    is_stronger: IsStronger
+
+    @property
+    def successful(self) -> list[Record]:
+        """Return the records without failures in the one norm."""
+        return [r for r in self.records if not r.failed]
+
+    @property
+    def white_box(self) -> list[Record]:
+        """Return the cells of adaptive gradient attacks that did not fail."""
+        return gradient_cells(self.successful)
 
 
-def declared_alone(seen: CheckResult) -> str:
-    gradients = {r["gradient"] for r in _white(seen.records)}
-    return (
-        "the declared gradient alone was attacked"
-        if gradients == {"declared"} and not bare(seen.records[0]["defense"])
-        else ""
-    )
+FindSign = Callable[[Evaluation], Sign | None]
 
 
-def without_eot(seen: CheckResult) -> str:
-    white = [r for r in _white(seen.records) if r["stochastic"]]
-    return (
-        "randomised, and attacked without EOT"
-        if white and all(r["eot"] == 1 for r in white)
-        else ""
-    )
+def find_signs(
+    records: Sequence[Record],
+    relatives: Sequence[Record] = (),
+    is_stronger: IsStronger = stronger_by_intervals,
+) -> list[Sign]:
+    """Return the signs in the records of one pipeline in one norm.
+
+    relatives: records of the same pipeline in other norms.
+    """
+    evaluation = Evaluation(records, [*records, *relatives], is_stronger)
+    signs = (find_sign(evaluation) for find_sign in CHECKS)
+    return [sign for sign in signs if sign is not None]
 
 
-def false_randomness(seen: CheckResult) -> str:
-    """As deterministic it would have been asked more and attacked for longer. One that draws on some images alone draws in some cell."""
-    sound = [r for r in seen.records if r["error"] is None]
-    if sound and all(NOTHING_DRAWN in r["flags"] for r in sound):
-        return "its card says stochastic=True, and nothing was drawn"
-    steady = sound and all(
-        r["stochastic"] and r["all_draws_correct"] == r["robust_accuracy"] for r in sound
-    )
-    return "its card says stochastic=True, and no draw decides anything" if steady else ""
+def check_declared_alone(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a purifier was attacked through its declared gradient alone."""
+    gradients = {r.gradient for r in evaluation.white_box}
+    if gradients != {"declared"} or is_undefended(evaluation.records[0].defense):
+        return None
+    return Sign(code=SignCode.DECLARED_GRADIENT_ALONE)
 
 
-def black_box_wins(seen: CheckResult) -> str:
-    pairs = list(black_box_pairs(at_claim(seen.records), seen.beats))
-    return f"black box beats white box: {way_of(pairs[0][0])}" if pairs else ""
+def check_eot(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a stochastic purifier was only attacked through single draws."""
+    stochastic = [r for r in evaluation.white_box if r.stochastic]
+    if stochastic and all(r.eot == 1 for r in stochastic):
+        return Sign(code=SignCode.NO_EOT)
+    return None
 
 
-def knowing_hurts(seen: CheckResult) -> str:
-    pairs = list(oblivious_pairs(at_claim(seen.records), seen.beats))
-    return f"oblivious beats adaptive: {pairs[0][0]['attack']}" if pairs else ""
+def check_randomness(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a purifier is called stochastic and is not.
+
+    As a deterministic one it would have been attacked with more queries and more steps. A purifier
+    that draws on some images alone draws in some cell.
+    """
+    records = evaluation.successful
+    if not records:
+        return None
+    if all(r.has_flag(FlagCode.NO_DRAW_CHANGES_A_PIXEL) for r in records):
+        return Sign(code=SignCode.NOTHING_DRAWN)
+    if all(r.stochastic and r.all_draws_correct == r.robust_accuracy for r in records):
+        return Sign(code=SignCode.NO_DRAW_DECIDES)
+    return None
 
 
-def survives_eps_1(seen: CheckResult) -> str:
-    """Through one of its gradients, any pipeline that has one can be led anywhere."""
-    left = [r["robust_accuracy"] for r in unbounded(seen.every)]
-    return (
-        f"PGD at eps 1 from the clean image leaves {100 * min(left):.1f} %"
-        if left and min(left) > STANDS
-        else ""
-    )
+def check_black_box(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a black-box attack beats every adaptive one."""
+    records = at_claim(evaluation.records)
+    finding = next(compare_black_box(records, evaluation.is_stronger), None)
+    if finding is None:
+        return None
+    subject = describe_attack(finding.weaker)
+    return Sign(code=SignCode.BLACK_BOX_BEATS_WHITE_BOX, subject=subject)
 
 
-def dead_gradients(seen: CheckResult) -> str:
-    found = [(share_without_gradient(r["flags"]), r) for r in _white(seen.records)]
-    share, r = max(found, key=lambda pair: pair[0], default=(0.0, {}))
-    return (
-        f"the {r['gradient']} gradient vanishes or is undefined on {100 * share:.1f} % of the images"
-        if share > DEAD
-        else ""
-    )
+def check_oblivious(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if not knowing the purifier is better than knowing it."""
+    records = at_claim(evaluation.records)
+    finding = next(compare_oblivious(records, evaluation.is_stronger), None)
+    if finding is None:
+        return None
+    return Sign(code=SignCode.OBLIVIOUS_BEATS_ADAPTIVE, subject=finding.weaker.attack)
 
 
-def failed_cells(seen: CheckResult) -> str:
-    count = sum(r["error"] is not None for r in seen.every)
-    return f"{count} cell{'s' if count > 1 else ''} failed" if count else ""
+def check_eps_1(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if images survive PGD at eps 1.
+
+    A pipeline that has a gradient can be led anywhere through one of its gradients.
+    """
+    accuracies = [accuracy_of(r) for r in unbounded_pgd(evaluation.in_any_norm)]
+    if not accuracies or min(accuracies) <= MAX_LEFT_AT_EPS_1:
+        return None
+    return Sign(code=SignCode.SURVIVES_EPS_1, value=min(accuracies))
 
 
-DOUBTS: tuple[Doubt, ...] = (
-    declared_alone,
-    without_eot,
-    false_randomness,
-    black_box_wins,
-    knowing_hurts,
-    survives_eps_1,
-    dead_gradients,
-    failed_cells,
+def check_gradients(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a gradient is zero or undefined on too many images."""
+    records = evaluation.white_box
+    if not records:
+        return None
+    record = max(records, key=share_without_gradient)
+    share = share_without_gradient(record)
+    if share <= MAX_WITHOUT_GRADIENT:
+        return None
+    return Sign(code=SignCode.NO_GRADIENT, subject=record.gradient, value=share)
+
+
+def share_without_gradient(record: Record) -> float:
+    """Return the share of images whose gradient is zero or undefined, in [0, 1]."""
+    count = 0.0
+    for flag in record.flags or ():
+        if flag.code in _GRADIENT_FLAGS and flag.value is not None:
+            count += float(flag.value)
+    return min(1.0, count / record.n)
+
+
+def check_failures(evaluation: Evaluation) -> Sign | None:
+    """Return a sign if a cell failed."""
+    count = sum(r.failed for r in evaluation.in_any_norm)
+    return Sign(code=SignCode.FAILED_CELLS, value=count) if count else None
+
+
+CHECKS: tuple[FindSign, ...] = (
+    check_declared_alone,
+    check_eot,
+    check_randomness,
+    check_black_box,
+    check_oblivious,
+    check_eps_1,
+    check_gradients,
+    check_failures,
 )
-
-
-def doubts(
-    records: Sequence[Record], relatives: Sequence[Record] = (), beats: Beats = by_intervals
-) -> list[str]:
-    """Each in a few words. records: of one (data set, classifier, defense, norm); relatives: the same defense's in other norms."""
-    seen = CheckResult(records, [*records, *relatives], beats)
-    return [said for doubt in DOUBTS if (said := doubt(seen))]
-
-
-def _white(records: Sequence[Record]) -> list[Record]:
-    return [r for r in white_box(records) if r["error"] is None]

@@ -1,4 +1,6 @@
-"""A table as data: sections of rows of numbers, and what stands below. Terminal and report print the same one."""
+"""A table as data: sections of rows of numbers, and the notes below. The terminal and the report
+print the same one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from defend.benchmarks.flags import is_unconverged
+from defend.records import Claim, Flag, FlagCode, Record
+from defend.results.claim_text import format_claim
+from defend.results.diagnostics import Finding
+from defend.results.grouping import SectionKey
 
-COLUMNS = {  # in this order, whichever were measured
+# The columns of numbers, in this order, and their headings.
+COLUMNS = {
     "clean": "clean",
     "oblivious": "oblivious",
     "identity": "BPDA",
@@ -18,34 +24,43 @@ COLUMNS = {  # in this order, whichever were measured
     "query": "query",
     "transfer": "transfer",
 }
-ADAPTIVE = ("identity", "declared", "learned", "worst")  # the columns under the heading `adaptive`
+ADAPTIVE = ("identity", "declared", "learned", "worst")  # the columns below the heading `adaptive`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """An accuracy with its interval, all in [0, 1]; None and `failed` where there is none."""
+    """An accuracy with its interval, all in [0, 1]; None and `failed` if there is none."""
 
     accuracy: float | None
     low: float | None = None
     high: float | None = None
+    n: int = 0  # images
     note: str = ""  # "declared only", "declared = BPDA"
-    bound: bool = False  # per-image outcomes were not at hand: the worst case is at most this
-    flags: tuple[str, ...] = ()
-    failed: str | None = None  # the reason
+    bound: bool = False  # units were not at hand, so that the worst case is at most this
+    flags: tuple[Flag, ...] = ()
+    findings: tuple[Finding, ...] = ()  # that accuse a cell of this number
+    failed: str | None = None  # the error
 
     @property
     def unconverged(self) -> bool:
-        """A bound under zero says nothing: where nothing is left, nothing more can fall."""
-        return bool(self.accuracy != 0) and is_unconverged(self.flags)
+        """Return True if an attack was still winning; below zero nothing more can fall."""
+        still_fell = any(flag.code == FlagCode.UNCONVERGED for flag in self.flags)
+        return still_fell and self.accuracy != 0
 
     @property
-    def at_most(self) -> str:
-        return "<= " * (self.bound or self.unconverged)
+    def at_most(self) -> bool:
+        """Return True if the number is an upper bound of what these attacks leave."""
+        return self.bound or self.unconverged
+
+    @property
+    def is_marked(self) -> bool:
+        """Return True if something speaks against the number; it is printed with "!"."""
+        return bool(self.flags or self.findings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One attack at one eps against one defense, all levels side by side."""
+    """One attack at one eps against one defense, with a number for each column."""
 
     defense: str
     attack: str  # without its eps
@@ -55,34 +70,31 @@ class Row:
     trained_on: str | None
     stochastic: bool
     draws: int
-    forwards: float | None  # per image, of the dearest cell of the row
+    forwards: float | None  # per image, of the most expensive cell of the row
     backwards: float | None
-    claim: str
+    claim: Claim
 
 
 @dataclass(frozen=True, kw_only=True)
 class Worst:
-    """One defense at one eps: the worst case of each image over everything that was run, the clean image among it."""
+    """One defense at one eps: the worst case of each image over all cells and the clean image."""
 
     defense: str
-    purifier: str  # which, of several of this name: see `outcomes.purifier_of`
+    purifier: str  # hash of its settings and weights, which tells apart several of one name
     eps: float
     eps_text: str
     number: Number
     clean: Number
     candidates: int  # cells whose adversarial images differ
     draws: int
-    all_draws: (
-        float | None
-    )  # the share of images right in every draw; None where the defense is deterministic
-    majority: float | None  # ... in more than half of them
-    control: Number | None  # the worst over as many null attacks, chosen and read off alike
+    all_draws: float | None  # share of images right in every draw; None if deterministic
+    majority: float | None  # share of images right in more than half of the draws
+    control: Number | None  # the worst case over as many null attacks, chosen in the same way
     controls: int
     passes: tuple[float, float]  # forward and backward, per image, over all cells
-    purify_ms: (
-        float | None
-    )  # per image, on top of the classifier: what the defense costs against none
-    claim: str
+    purify_ms: float | None  # per image, on top of the classifier
+    claim: Claim
+    cells: tuple[Record, ...]  # that the worst case was taken over; controls are none of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +115,7 @@ class Compared:
 
     @property
     def significant(self) -> bool:
+        """Return True if the difference is significant among all pairs of the table."""
         return self.p_holm < 0.05
 
 
@@ -110,91 +123,63 @@ class Compared:
 class Section:
     """Rows over the same images and classifier, in one norm."""
 
-    dataset: str
-    classifier: str
-    norm: str
-    n: int
-    split: str
-    seed: int
-    frame: tuple[str, ...]  # precision, layout, which classifier: see `outcomes.frame_of`
+    key: SectionKey
     rows: tuple[Row, ...]
     worst: tuple[Worst, ...]
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return tuple(c for c in COLUMNS if any(c in row.numbers for row in self.rows))
+        """Return the columns that were measured."""
+        measured = {column for row in self.rows for column in row.numbers}
+        return tuple(column for column in COLUMNS if column in measured)
 
     @property
     def by_defense(self) -> list[tuple[str, list[Row]]]:
-        return [
-            (defense, list(rows)) for defense, rows in groupby(self.rows, lambda row: row.defense)
-        ]
+        """Return the rows of each defense."""
+        groups = groupby(self.rows, lambda row: row.defense)
+        return [(defense, list(rows)) for defense, rows in groups]
 
     @property
     def title(self) -> str:
-        unusual = [
-            f" | {said}"
-            for said, usual in zip(self.frame, ("float32", "contiguous"), strict=False)
-            if said != usual
+        """Return what the section is about, with a precision and a layout that are unusual."""
+        key = self.key
+        parts = [
+            key.dataset,
+            key.classifier,
+            key.norm,
+            f"n = {key.n} of {key.split}",
+            f"seed {key.seed}",
         ]
-        return f"{self.dataset} | {self.classifier} | {self.norm} | n = {self.n} of {self.split} | seed {self.seed}{''.join(unusual)}"
+        if key.precision != "float32":
+            parts.append(key.precision)
+        if key.layout != "contiguous":
+            parts.append(key.layout)
+        return " | ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
+    """Sections, and everything that is printed below them."""
+
     sections: tuple[Section, ...]
-    claims: tuple[str, ...]  # each distinct claim line once
-    surrogates: tuple[str, ...]  # what the transfer attacks were made on
-    signs: tuple[str, ...]  # of masking, or of an attack too weak: no claim survives them
+    claims: tuple[Claim, ...]  # one for each distinct line
+    surrogates: tuple[str, ...]  # the pipelines that transfer attacks attacked
+    signs: tuple[str, ...]  # of masking, or of an attack that was too weak: no claim survives them
     comparisons: tuple[Compared, ...]
-    queries: tuple[str, ...]
-    findings: tuple[str, ...]
+    queries: tuple[str, ...]  # accuracy along the queries of a search
+    findings: tuple[Finding, ...]
     flags: tuple[str, ...]
     failures: tuple[str, ...]
-    reading: tuple[str, ...]  # how to read the numbers
+    footnotes: tuple[str, ...]  # how to read the numbers
 
     @property
     def rows(self) -> tuple[Row, ...]:
+        """Return the rows of all sections."""
         return tuple(row for section in self.sections for row in section.rows)
 
-    def mark(self, row: Row) -> str:
-        """The letter of the row's claim line below the table."""
-        return self.letter(row.claim)
-
-    def letter(self, claim: str) -> str:
-        """a, b, ..., z, aa."""
-        i = self.claims.index(claim)
-        return (chr(ord("a") + i // 26 - 1) if i >= 26 else "") + chr(ord("a") + i % 26)
-
-
-def claims(line: str) -> bool:
-    """Is this a claim, or what keeps it from being one?"""
-    return not line.startswith("no claim")
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def number_text(number: Number) -> str:
-    """25.0 (19.5-31.4); <= 25.0 where the images were not at hand, <= 25.0 (19.5-31.4, unconverged) where an attack was still winning."""
-    if number.accuracy is None:
-        return "failed"
-    still = ", unconverged" if number.unconverged else ""
-    span = (
-        f" ({percent(number.low)}-{percent(number.high)}{still})" if number.low is not None else ""
-    )
-    return f"{number.at_most}{percent(number.accuracy)}{span}"
-
-
-def passes(row: Row) -> str:
-    """Forward + backward passes of the pipeline for each image: 20+20, 1.2k+1.2k."""
-    if row.forwards is None or row.backwards is None:
-        return ""
-    return f"{short(row.forwards)}+{short(row.backwards)}"
-
-
-def short(count: float) -> str:
-    if count >= 9999.5:
-        return f"{count / 1000:.0f}k"
-    return f"{count / 1000:.1f}k" if count >= 999.95 else f"{count:.3g}"
+    def letter(self, claim: Claim) -> str:
+        """Return the letter of the claim's line below the table: a, b, ..., z, aa."""
+        lines = [format_claim(listed) for listed in self.claims]
+        first, second = divmod(lines.index(format_claim(claim)), 26)
+        prefix = chr(ord("a") + first - 1) if first else ""
+        return prefix + chr(ord("a") + second)

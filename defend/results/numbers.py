@@ -1,68 +1,138 @@
-"""Records -> one number of the table: of one cell, or the worst case over several, image by image."""
+"""From records to one number of a table: of one cell, or the worst case over several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from defend.results.outcomes import Outcomes, Record, distinct, worst
-from defend.results.table import Number
-from defend.spec import canonical_spec
-from defend.stats import interval, wilson
+from defend.protocols.evidence import is_undefended
+from defend.records import Flag, Record
+from defend.results.candidates import distinct_candidates, worst_outcomes
+from defend.results.comparisons import findings_against
+from defend.results.diagnostics import Finding
+from defend.results.model import Number
+from defend.results.outcomes import Bits, OutcomeReader, Outcomes
+from defend.results.significance import strongest
+from defend.stats import wilson
+from defend.tasks.classification import CLASSIFICATION
+from defend.threat_models import GRADIENT_NAMES
 
-Read = Callable[[Record], Outcomes | None]
-_GRADIENTS = {"declared": "declared", "identity": "BPDA", "learned": "learned"}
+
+def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | None]) -> Number:
+    """Return the clean accuracy, which all these cells share."""
+    successful = [r for r in cells if not r.failed]
+    if not successful:
+        return _failed(cells)
+    first = successful[0]
+    outcomes = read(first) if first.stochastic else None
+    accuracy = first.clean_accuracy
+    assert accuracy is not None, "a cell without an error has its numbers"
+    if outcomes is None:
+        low, high = wilson(accuracy * first.n, first.n)
+    else:
+        summary = CLASSIFICATION.summarise(outcomes.clean_score, first.seed)
+        low, high = summary.low, summary.high
+    return Number(accuracy=accuracy, low=low, high=high, n=first.n)
 
 
-def clean_number(cells: Sequence[Record], read: Read) -> Number:
-    sound = [r for r in cells if r["error"] is None]
-    if not sound:
-        return Number(accuracy=None, failed=cells[0]["error"])
-    outcomes = read(sound[0]) if sound[0]["stochastic"] else None
-    accuracy, n = sound[0]["clean_accuracy"], sound[0]["n"]
-    low, high = (
-        interval(outcomes.clean_score, sound[0]["seed"]) if outcomes else wilson(accuracy * n, n)
+def cells_number(
+    cells: Sequence[Record],
+    read: OutcomeReader,
+    accusations: Iterable[Finding] = (),
+    name_gradient: bool = False,
+) -> Number:
+    """Return the worst case over these cells of one row.
+
+    Failed cells are left to the list of failures, unless there is nothing else. name_gradient: note
+    which gradient was used if it was a single one.
+    """
+    successful = [r for r in cells if not r.failed]
+    if not successful:
+        return _failed(cells)
+    outcomes = None
+    if len(successful) > 1:
+        outcomes = read.read_all(successful)
+    is_single = len(successful) == 1
+    if outcomes is not None:
+        is_single = len(distinct_candidates(outcomes)) == 1
+    findings = _findings(successful, accusations)
+    note = name_single_gradient(successful) if name_gradient and is_single else ""
+    if outcomes is not None and not is_single:
+        return _number_of_outcomes(worst_outcomes(outcomes), successful, findings)
+    return _lowest(successful, findings, is_bound=not is_single, note=note)
+
+
+def worst_number(cells: Sequence[Record], read: OutcomeReader) -> tuple[Number, Bits | None]:
+    """Return the worst case over all cells with its outcomes (n, K).
+
+    If the units of some are not at hand, it is the minimum, as a bound, without outcomes.
+    """
+    successful = [r for r in cells if not r.failed]
+    if not successful:
+        return _failed(cells), None
+    outcomes = read.read_all(successful)
+    if outcomes is None:
+        return _lowest(successful, (), is_bound=len(successful) > 1), None
+    score = worst_outcomes(outcomes)
+    return _number_of_outcomes(score, successful, ()), score
+
+
+def _failed(cells: Sequence[Record]) -> Number:
+    return Number(accuracy=None, n=cells[0].n, failed=cells[0].error)
+
+
+def _number_of_outcomes(
+    score: Bits, cells: Sequence[Record], findings: tuple[Finding, ...]
+) -> Number:
+    summary = CLASSIFICATION.summarise(score, cells[0].seed)
+    return Number(
+        accuracy=summary.value,
+        low=summary.low,
+        high=summary.high,
+        n=cells[0].n,
+        flags=_flags(cells),
+        findings=findings,
     )
-    return Number(accuracy=accuracy, low=low, high=high)
 
 
-def flags_of(cells: Sequence[Record]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(f for r in cells for f in r["flags"]))
+def _lowest(
+    cells: Sequence[Record], findings: tuple[Finding, ...], is_bound: bool, note: str = ""
+) -> Number:
+    """Return the lowest of the cells' own numbers."""
+    lowest = strongest(cells)
+    return Number(
+        accuracy=lowest.robust_accuracy,
+        low=lowest.ci_low,
+        high=lowest.ci_high,
+        n=lowest.n,
+        note=note,
+        bound=is_bound,
+        flags=_flags(cells),
+        findings=findings,
+    )
 
 
-def number(cells: Sequence[Record], read: Read, name_single: bool = False) -> Number:
-    """The worst case over these cells; failed ones are left to the list of failures, unless nothing else is there."""
-    sound = [r for r in cells if r["error"] is None]
-    if not sound:
-        return Number(accuracy=None, failed=cells[0]["error"])
-    flags = flags_of(sound)
-    outcomes = [o for r in sound if (o := read(r)) is not None] if len(sound) > 1 else []
-    whole = len(sound) > 1 and len(outcomes) == len(sound)
-    single = len(sound) == 1 or (whole and len(distinct(outcomes)) == 1)
-    note = _only(sound) if name_single and single else ""
-    if single or not whole:
-        low = min(sound, key=lambda r: float(r["robust_accuracy"]))
-        return Number(
-            accuracy=low["robust_accuracy"],
-            low=low["ci_low"],
-            high=low["ci_high"],
-            note=note,
-            bound=not single,
-            flags=flags,
-        )
-    return _of_worst(outcomes, sound[0]["seed"], flags)
+def _flags(cells: Iterable[Record]) -> tuple[Flag, ...]:
+    flags: dict[Flag, None] = {}
+    for record in cells:
+        flags |= dict.fromkeys(record.flags or ())
+    return tuple(flags)
 
 
-def _of_worst(outcomes: Sequence[Outcomes], seed: int, flags: tuple[str, ...]) -> Number:
-    score = worst(outcomes)
-    low, high = interval(score, seed)
-    return Number(accuracy=float(score.mean()), low=low, high=high, flags=flags)
+def _findings(cells: Iterable[Record], accusations: Iterable[Finding]) -> tuple[Finding, ...]:
+    findings: list[Finding] = []
+    for record in cells:
+        findings += findings_against(record, accusations)
+    return tuple(findings)
 
 
-def _only(cells: Sequence[Record]) -> str:
-    """A single gradient by its name, several that made the same images as equal; nothing where none could matter: no purifier to
-    differentiate, an attack that takes no gradient, or eps 0, where each gives the clean image."""
-    gradients = {r["gradient"] for r in cells}
-    names = [name for gradient, name in _GRADIENTS.items() if gradient in gradients]
-    if not names or cells[0]["eps"] == 0 or canonical_spec(cells[0]["defense"]) == "none":
+def name_single_gradient(cells: Sequence[Record]) -> str:
+    """Return the name of a single gradient, or of several that made the same images.
+
+    Nothing where none could matter: without a purifier to differentiate, for an attack that takes
+    no gradient, and at eps 0, where each gradient gives the clean image.
+    """
+    gradients = {r.gradient for r in cells}
+    names = [name for gradient, name in GRADIENT_NAMES.items() if gradient in gradients]
+    if not names or cells[0].eps == 0 or is_undefended(cells[0].defense):
         return ""
     return " = ".join(names) if len(names) > 1 else f"{names[0]} only"

@@ -1,19 +1,17 @@
-"""What every data set must do. Each check takes one fresh instance and asserts one thing.
+"""The conformance kit of data sets. Each check takes one data set and asserts one property.
 
-Small on purpose: the first 64 images of a split, except where a split is compared with another. Where the data is absent, or says nothing
-about the claim, a check is not applicable.
+The checks are small on purpose: they read the first 64 images of a split, except where splits are
+compared. A check is not applicable if the data is absent, or if it is about a claim that the data
+set does not make.
 """
 
 from __future__ import annotations
 
 import hashlib
-import socket
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
-from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -21,228 +19,267 @@ from torch import Tensor
 from defend.dataset import SPLITS, Dataset, Split
 from defend.errors import BadParameter, DefendError, MissingData
 from defend.noise import Noise
-from defend.testing.runner import Check, NotApplicable
+from defend.testing.no_network import no_network as no_network
+from defend.testing.runner import (
+    ConformanceCheck,
+    NotApplicable,
+    checks_defined_in,
+    reads_only,
+)
 
-N = 64
-BUDGET = (
-    2 * 10**8
-)  # pixels of a split that are hashed: all of CIFAR-10's training images, 5,000 of 112x112
+FIRST = 64  # images
+# Pixels of a split that are hashed: all of CIFAR-10's training images, or 5,000 of 112x112.
+HASHED_PIXELS = 2 * 10**8
 
 
-def first(d: Dataset, split: Split, n: int = N) -> tuple[Tensor, Tensor]:
-    """The first n images, fewer where there are fewer."""
-    return d.rows(split, 0, min(n, there(d, split)))
+def first_images(d: Dataset, split: Split, n: int = FIRST) -> tuple[Tensor, Tensor]:
+    """Return the first n images with their labels, or all if there are fewer."""
+    return d.rows(split, 0, min(n, count_images(d, split)))
 
 
-def there(d: Dataset, split: Split) -> int:
-    """How many images; NotApplicable where the data is absent."""
+def count_images(d: Dataset, split: Split) -> int:
+    """Return the number of images. Raise NotApplicable if the data is absent."""
     try:
         return d.count(split)
     except MissingData as e:
         raise NotApplicable(str(e)) from None
 
 
-def batches(d: Dataset) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The beginning of each split, and of the stream where there is one."""
+def batch_of_each_source(d: Dataset) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the first images of each split, and of the stream if there is one, with its name."""
     for split in SPLITS:
-        yield split, *first(d, split)
-    fresh = d.stream("train", streams(0))
-    if fresh is not None:
-        yield "stream", *fresh
+        yield split, *first_images(d, split)
+    streamed = d.stream("train", stream_noise())
+    if streamed is not None:
+        yield "stream", *streamed
 
 
-def streams(seed: int) -> Noise:
-    return Noise.of(seed, torch.arange(N))
+def stream_noise() -> Noise:
+    """Return the noise from which a stream draws 64 images."""
+    return Noise.of(0, torch.arange(FIRST))
 
 
-def same(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> bool:
-    return a is b if a is None or b is None else torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+def equal_batches(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> bool:
+    """Return True if images and labels are equal, or both batches are None."""
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-def prints(x: Tensor) -> list[bytes]:
-    """A hash of each image."""
+def image_hashes(x: Tensor) -> list[bytes]:
+    """Return a hash of each image."""
     return [hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in x]
 
 
-@contextmanager
-def no_network() -> Iterator[list[str]]:
-    """Every attempt to reach another machine fails, and is listed."""
-    tried: list[str] = []
-
-    def refuse(*args: Any, **_: Any) -> Any:
-        tried.append(str(next((a for a in args if isinstance(a, str | tuple)), "?")))
-        raise OSError("the network is off in this check")
-
-    with (
-        patch.object(socket, "getaddrinfo", refuse),
-        patch.object(socket.socket, "connect", refuse),
-    ):
-        yield tried
-
-
-def check_images_are_float_in_0_1(d: Dataset) -> None:
-    for split, x, _ in batches(d):
-        assert len(x), f"{split} is empty"
-        assert x.dtype == torch.float32, f"{split}: images are {x.dtype}, not float32"
-        assert x.shape[1:] == (d.channels, d.size, d.size), (
-            f"{split}: images of {tuple(x.shape[1:])} for {d.channels} channels of {d.size}x{d.size}"
-        )
-        assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1, (
-            f"{split}: pixels from {x.min():.4g} to {x.max():.4g}"
-        )
-        assert x.max() > 1 / 8, f"{split}: no pixel above {x.max():.4g}: divided by 255 twice?"
-
-
-def check_labels_are_classes(d: Dataset) -> None:
-    for split, x, y in batches(d):
-        assert y.dtype == torch.int64 and y.shape == (len(x),), (
-            f"{split}: labels {y.dtype} {tuple(y.shape)} for {len(x)} images"
-        )
-        assert y.min() >= 0 and y.max() < d.classes, (
-            f"{split}: labels from {y.min()} to {y.max()} of {d.classes} classes"
-        )
-
-
-def check_same_order_each_time(d: Dataset) -> None:
-    """Whatever the caller does with what it got, whatever the global random state, and in a fresh instance."""
-    again = rebuilt(d, d.root)
-    for split in SPLITS:
-        x, y = first(d, split)
-        kept = x.clone(), y.clone()
-        x.zero_(), y.zero_()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            assert same(first(d, split), kept), f"{split}: two calls for the same images differ"
-            assert same(first(again, split), kept), f"{split}: a fresh instance gives other images"
-    assert same(d.stream("train", streams(0)), d.stream("train", streams(0))), (
-        "the same noise streams other images"
-    )
-
-
-def check_first_n_are_a_prefix(d: Dataset) -> None:
-    for split in SPLITS:
-        x, y = first(d, split)
-        n, k = len(x), len(x) // 3
-        assert same(d.rows(split, 0, k), (x[:k], y[:k])), (
-            f"{split}: the first {k} are not the beginning of the first {n}"
-        )
-        assert same(d.rows(split, k, n), (x[k:], y[k:])), (
-            f"{split}: images {k} to {n} differ when asked for alone"
-        )
-
-
-def check_checksum_of_first_64(d: Dataset) -> None:
-    """`checksum`, where the class declares one: `checksum_of` the test split. Other images under the same name are found here."""
-    wanted = getattr(d, "checksum", "")
-    if not wanted:
-        raise NotApplicable(f"{type(d).__name__} declares no checksum")
-    got = checksum_of(d)
-    assert got == wanted, (
-        f"the first {N} test images and labels have the checksum {got}, declared is {wanted}: other data, or another order"
-    )
-
-
-def checksum_of(d: Dataset) -> str:
-    """sha256 of the first 64 test images, as bytes 0..255, and of their labels: its first 16 hex digits."""
-    x, y = first(d, "test")
-    return hashlib.sha256(
-        (x * 255).round().to(torch.uint8).numpy().tobytes() + y.numpy().tobytes()
-    ).hexdigest()[:16]
-
-
-def check_names_match_classes(d: Dataset) -> None:
-    there(d, "test")
-    assert len(d.names) == d.classes, f"{len(d.names)} names for {d.classes} classes"
-    assert all(isinstance(n, str) and n for n in d.names) and len(set(d.names)) == d.classes, (
-        f"names must be different, not empty: {d.names[:10]}"
-    )
-
-
-def check_no_network_and_a_clear_error(d: Dataset) -> None:
-    """What lies on disk is read without a network; where nothing lies, one line names the place."""
-    with tempfile.TemporaryDirectory() as empty, no_network() as tried:
-        message = error_without_data(d, empty)
-        assert message or not tried, f"embedded data asked the network for {tried[0]}"
-        assert not message or (empty in message and "\n" not in message), (
-            f"without data, the error must be one line that names {empty}: {message}"
-        )
-        tried.clear()
-        for split in SPLITS:
-            first(d, split, 1)
-        assert not tried, f"data that lies on disk asked the network for {tried[0]}"
-
-
-def error_without_data(d: Dataset, empty: str) -> str:
-    """What it says on an empty data root; nothing where it needs none."""
-    try:
-        first(rebuilt(d, empty), "test", 1)
-    except (NotApplicable, MissingData) as e:
-        return str(e)
-    except Exception as e:
-        raise AssertionError(f"without data: {type(e).__name__} instead of MissingData: {e}") from e
-    return ""
-
-
-def check_more_than_there_is_an_error(d: Dataset) -> None:
-    n = there(d, "test")
-    for start, stop in ((0, n + 1), (n, n + 1), (-1, 1), (2, 1)):
-        message = refusal(d, start, stop)
-        assert str(n) in message, (
-            f"images {start} to {stop}: the error must say that there are {n}: {message}"
-        )
-
-
-def refusal(d: Dataset, start: int, stop: int) -> str:
-    try:
-        x, _ = d.rows("test", start, stop)
-    except BadParameter as e:
-        return str(e)
-    raise AssertionError(
-        f"images {start} to {stop} of test: got a batch of {len(x)} instead of an error"
-    )
-
-
-def check_splits_share_no_image(d: Dataset) -> None:
-    limit = BUDGET // (d.channels * d.size**2)
-    seen = {split: set(hashes(d, split, min(there(d, split), limit))) for split in SPLITS}
-    if fresh := d.stream("train", streams(0)):
-        seen["train"] |= set(prints(fresh[0]))
-    for a, b in combinations(SPLITS, 2):
-        shared = len(seen[a] & seen[b])
-        assert not shared, f"{a} and {b} share {shared} images"
-
-
-def hashes(d: Dataset, split: Split, n: int, step: int = 500) -> Iterator[bytes]:
-    for start in range(0, n, step):
-        yield from prints(d.rows(split, start, min(start + step, n))[0])
-
-
-def check_card_names_source_and_licence(d: Dataset) -> None:
-    assert d.card.source.startswith(("arXiv:", "doi:", "https://", "none: ")), (
-        f"card.source {d.card.source!r}: expected arXiv:, doi:, https:// or 'none: why'"
-    )
-    assert d.card.licence.strip() and (type(d).__doc__ or "").strip(), (
-        "the card must name a licence, and the class needs a docstring"
-    )
-    assert all(s in SPLITS and k > 0 for s, k in d.card.distinct.items()), (
-        f"card.distinct {dict(d.card.distinct)}: expected split -> images > 0"
-    )
-    assert all(norm in ("Linf", "L2") and eps > 0 for norm, eps in d.card.claim.items()), (
-        f"card.claim {dict(d.card.claim)}: expected norm -> eps > 0"
-    )
+def split_hashes(d: Dataset, split: Split, n: int, batch: int = 500) -> Iterator[bytes]:
+    """Yield a hash of each of the first n images of a split."""
+    for start in range(0, n, batch):
+        x, _ = d.rows(split, start, min(start + batch, n))
+        yield from image_hashes(x)
 
 
 def rebuilt(d: Dataset, root: str | None) -> Dataset:
-    """A fresh instance with the same settings, on another data root."""
+    """Return a fresh data set with the same settings, on another data root.
+
+    Raise MissingData, which is a fair answer to an empty root.
+    """
     try:
         return type(d)(root=root, **d.settings)
-    except MissingData:  # a fair answer to an empty root
+    except MissingData:
         raise
     except (DefendError, TypeError) as e:
         raise AssertionError(f"type(d)(**d.settings) does not rebuild it: {e}") from e
 
 
-def dataset_checks() -> Iterator[Check]:
-    for name, value in list(globals().items()):
-        if name.startswith("check_"):
-            yield value
+@reads_only
+def check_images_are_float_in_0_1(d: Dataset) -> None:
+    """Fail if a split is empty, or its images are not float32 in [0, 1] of the declared shape."""
+    shape = (d.channels, d.size, d.size)
+    for source, x, _ in batch_of_each_source(d):
+        assert len(x), f"{source}: expected images, got none"
+        assert x.dtype == torch.float32, f"{source}: expected float32 images, got {x.dtype}"
+        assert x.shape[1:] == shape, f"{source}: expected images {shape}, got {tuple(x.shape[1:])}"
+        assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1, (
+            f"{source}: expected pixels in [0, 1], got {x.min():.4g} to {x.max():.4g}"
+        )
+        assert x.max() > 1 / 8, (
+            f"{source}: expected pixels up to 1, got none above {x.max():.4g}; "
+            "were they divided by 255 twice?"
+        )
+
+
+@reads_only
+def check_labels_are_classes(d: Dataset) -> None:
+    """Fail if the labels are not int64 numbers of classes, one for each image."""
+    for source, x, y in batch_of_each_source(d):
+        assert y.dtype == torch.int64 and y.shape == (len(x),), (
+            f"{source}: expected labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}"
+        )
+        assert y.min() >= 0 and y.max() < d.classes, (
+            f"{source}: expected labels from 0 to {d.classes - 1}, got {y.min()} to {y.max()}"
+        )
+
+
+def check_same_order_each_time(d: Dataset) -> None:
+    """Fail if the same images, asked for again, are others.
+
+    The caller may overwrite what it got and move the global random state, and a fresh data set must
+    give the same images too.
+    """
+    fresh = rebuilt(d, d.root)
+    for split in SPLITS:
+        x, y = first_images(d, split)
+        expected = x.clone(), y.clone()
+        x.zero_()
+        y.zero_()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            assert equal_batches(first_images(d, split), expected), (
+                f"{split}: a second call for the same images gives others; return copies"
+            )
+            assert equal_batches(first_images(fresh, split), expected), (
+                f"{split}: a fresh data set gives other images; fix their order"
+            )
+    first, second = d.stream("train", stream_noise()), d.stream("train", stream_noise())
+    assert equal_batches(first, second), "stream: the same noise gives other images"
+
+
+@reads_only
+def check_first_n_are_a_prefix(d: Dataset) -> None:
+    """Fail if an image depends on the range in which it is asked for."""
+    for split in SPLITS:
+        x, y = first_images(d, split)
+        n, k = len(x), len(x) // 3
+        assert equal_batches(d.rows(split, 0, k), (x[:k], y[:k])), (
+            f"{split}: images 0 to {k} differ from the beginning of images 0 to {n}"
+        )
+        assert equal_batches(d.rows(split, k, n), (x[k:], y[k:])), (
+            f"{split}: images {k} to {n} differ from the end of images 0 to {n}"
+        )
+
+
+@reads_only
+def check_checksum_of_first_64(d: Dataset) -> None:
+    """Fail if the class declares a `checksum` that is not `checksum_of` the data: other images have
+    the same name.
+    """
+    declared = getattr(d, "checksum", "")
+    if not declared:
+        raise NotApplicable(f"{type(d).__name__} declares no checksum")
+    checksum = checksum_of(d)
+    assert checksum == declared, (
+        f"expected the checksum {declared} of the first {FIRST} test images and labels, "
+        f"got {checksum}: these are other images, or they have another order"
+    )
+
+
+def checksum_of(d: Dataset) -> str:
+    """Return the first 16 hex digits of the sha256 of the first 64 test images, as bytes from 0 to
+    255, and of their labels.
+    """
+    x, y = first_images(d, "test")
+    pixels = (x * 255).round().to(torch.uint8)
+    return hashlib.sha256(pixels.numpy().tobytes() + y.numpy().tobytes()).hexdigest()[:16]
+
+
+@reads_only
+def check_names_match_classes(d: Dataset) -> None:
+    """Fail if the names of the classes are not as many as the classes, different and not empty."""
+    count_images(d, "test")
+    assert len(d.names) == d.classes, f"expected {d.classes} names of classes, got {len(d.names)}"
+    all_texts = all(isinstance(name, str) and name for name in d.names)
+    assert all_texts and len(set(d.names)) == d.classes, (
+        f"expected names that differ and are not empty, got {d.names[:10]}"
+    )
+
+
+def check_no_network_and_a_clear_error(d: Dataset) -> None:
+    """Fail if data on disk needs a network, or if the error for absent data is not one line that
+    names the folder.
+    """
+    with tempfile.TemporaryDirectory() as empty, no_network() as attempts:
+        message = error_on_empty_root(d, empty)
+        assert message or not attempts, (
+            f"expected embedded data to need no network, got a request to {attempts[0]}"
+        )
+        assert not message or (empty in message and "\n" not in message), (
+            f"without data: expected an error in one line that names {empty}, got: {message}"
+        )
+        attempts.clear()
+        for split in SPLITS:
+            first_images(d, split, 1)
+        assert not attempts, (
+            f"expected data on disk to need no network, got a request to {attempts[0]}"
+        )
+
+
+def error_on_empty_root(d: Dataset, empty: str) -> str:
+    """Return the error of the data set on an empty data root, or "" if it needs no data there."""
+    try:
+        first_images(rebuilt(d, empty), "test", 1)
+    except (NotApplicable, MissingData) as e:
+        return str(e)
+    except Exception as e:
+        raise AssertionError(
+            f"without data: expected MissingData, got {type(e).__name__}: {e}"
+        ) from e
+    return ""
+
+
+@reads_only
+def check_more_than_there_is_an_error(d: Dataset) -> None:
+    """Fail if a range beyond the split raises no BadParameter that says how many images exist."""
+    n = count_images(d, "test")
+    for start, stop in ((0, n + 1), (n, n + 1), (-1, 1), (2, 1)):
+        message = refusal(d, start, stop)
+        assert str(n) in message, (
+            f"images {start} to {stop}: expected an error that says there are {n}, got: {message}"
+        )
+
+
+def refusal(d: Dataset, start: int, stop: int) -> str:
+    """Return the error for a range of the test split. Raise AssertionError if it is accepted."""
+    try:
+        x, _ = d.rows("test", start, stop)
+    except BadParameter as e:
+        return str(e)
+    raise AssertionError(
+        f"images {start} to {stop} of test: expected BadParameter, got a batch of {len(x)}"
+    )
+
+
+@reads_only
+def check_splits_share_no_image(d: Dataset) -> None:
+    """Fail if an image is in two splits."""
+    limit = HASHED_PIXELS // (d.channels * d.size**2)
+    hashes = {}
+    for split in SPLITS:
+        n = min(count_images(d, split), limit)
+        hashes[split] = set(split_hashes(d, split, n))
+    streamed = d.stream("train", stream_noise())
+    if streamed is not None:
+        hashes["train"] |= set(image_hashes(streamed[0]))
+    for a, b in combinations(SPLITS, 2):
+        shared = len(hashes[a] & hashes[b])
+        assert not shared, f"{a} and {b} share {shared} images"
+
+
+@reads_only
+def check_card_names_source_and_licence(d: Dataset) -> None:
+    """Fail if the card lacks a source or a licence, or its numbers make no sense."""
+    assert d.card.source.startswith(("arXiv:", "doi:", "https://", "none: ")), (
+        f"card.source: expected arXiv:, doi:, https:// or 'none: <reason>', got {d.card.source!r}"
+    )
+    assert d.card.licence.strip(), "card.licence: expected the name of a licence, got nothing"
+    assert (type(d).__doc__ or "").strip(), f"expected a docstring of {type(d).__name__}, got none"
+    assert all(s in SPLITS and k > 0 for s, k in d.card.distinct.items()), (
+        f"card.distinct: expected split -> images > 0, got {dict(d.card.distinct)}"
+    )
+    assert all(norm in ("Linf", "L2") and eps > 0 for norm, eps in d.card.claim.items()), (
+        f"card.claim: expected norm -> eps > 0, got {dict(d.card.claim)}"
+    )
+
+
+def dataset_checks() -> Iterator[ConformanceCheck]:
+    """Yield every check of a data set."""
+    yield from checks_defined_in(sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""The global generators, which components leave alone: they draw from `noise`."""
+"""The state of the global random generators. Components never move it: they draw from `noise`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 
 def global_states() -> tuple[Any, ...]:
-    """Of torch, numpy and random, to be compared with ==."""
+    """Return the states of the generators of torch, numpy and random, to be compared with ==."""
     name, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().tolist(), name, np.asarray(keys).tolist(), *rest, random.getstate()
+    torch_state = torch.get_rng_state().tolist()
+    return torch_state, name, np.asarray(keys).tolist(), *rest, random.getstate()

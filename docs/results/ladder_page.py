@@ -1,166 +1,202 @@
-"""The table of docs/ladder.md, the same numbers as ladder.csv and every pair as ladder_pairs.csv, from folders of `defend bench --protocol ladder-1`.
+"""Write the table of docs/ladder.md, the same numbers as ladder.csv, and all pairs as
+ladder_pairs.csv, from folders of `defend bench --protocol ladder-1`.
 
     python docs/results/ladder_page.py runs/ladder-digits-m runs/ladder-mnist ...
 
-For each defense, norm and data set: the worst case image by image at each level, the worst case over everything image by image, and what may be claimed.
+For each defense, norm and data set: the worst case image by image at each level, the worst case
+over everything, and what may be claimed.
 """
 
 from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from defend.benchmarks.suite import Eps
-from defend.records import read_records
+from defend.eps import Eps
+from defend.records import Claim, Record, read_records
 from defend.results.build import table
-from defend.results.claims import EVERY_GRADIENT
-from defend.results.footnotes import distinct_of, widening
-from defend.results.outcomes import Reader, Record, spelled_alike
-from defend.results.table import Compared, Worst, claims, percent
-from defend.results.worst_case import cells_of, worst_over
+from defend.results.claim_text import format_claim
+from defend.results.footnotes import widening
+from defend.results.model import Compared, Worst
+from defend.results.numbers import worst_number
+from defend.results.outcomes import OutcomeReader
+from defend.results.table_text import format_bound, format_percent
 from defend.stats import holm
+from defend.threat_models import GRADIENTS, LEVELS
 
 HERE = Path(__file__).parent
-PAGE, BEGIN, END = (
-    HERE.parent / "ladder.md",
-    "<!-- ladder: written by docs/results/ladder_page.py -->",
-    "<!-- /ladder -->",
-)
-LEVELS = ("oblivious", "transfer", "query", "adaptive")
-COLUMNS = (
-    "dataset",
-    "classifier",
-    "norm",
-    "eps",
-    "n",
-    "defense",
-    "trained_on",
-    "clean",
-    *LEVELS,
-    *EVERY_GRADIENT,
-    "worst",
-    "low",
-    "high",
-    "claim",
-)
-PAIRS = tuple(f.name for f in fields(Compared))
+PAGE = HERE.parent / "ladder.md"
+BEGIN = "<!-- ladder: written by docs/results/ladder_page.py -->"
+END = "<!-- /ladder -->"
+PLACE_COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean")
+COLUMNS = (*PLACE_COLUMNS, *LEVELS, *GRADIENTS, "worst", "low", "high", "claim")
+PAIR_COLUMNS = tuple(field.name for field in fields(Compared))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderRow:
+    """What one defense withstands; accuracies are texts in percent."""
+
+    dataset: str
+    classifier: str
+    norm: str
+    eps: str
+    n: int
+    distinct_images: int
+    defense: str
+    trained_on: str
+    clean: str
+    by_level: Mapping[str, str]
+    by_gradient: Mapping[str, str]
+    worst: str
+    low: str
+    high: str
+    claim: Claim
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Return what defenses are compared on, but for the number of images."""
+        return self.dataset, self.classifier, self.norm, self.eps
+
+    @property
+    def heading(self) -> str:
+        """Return the heading of the rows over the same images."""
+        text = f"{self.dataset}, {self.classifier}, {self.norm} {self.eps}, n = {self.n:,}"
+        if self.distinct_images >= self.n:
+            return text
+        factor = widening(self.n, self.distinct_images)
+        return (
+            f"{text} ({self.distinct_images:,} distinct:"
+            f" intervals are too narrow by up to {factor:.2f} times)"
+        )
+
+    def to_columns(self) -> dict[str, Any]:
+        """Return the values of COLUMNS."""
+        values = {name: getattr(self, name) for name in (*PLACE_COLUMNS, "worst", "low", "high")}
+        return {**values, **self.by_level, **self.by_gradient, "claim": format_claim(self.claim)}
 
 
 def main() -> None:
-    listed, pairs = [], []
+    rows: list[LadderRow] = []
+    pairs: list[Compared] = []
     for run in map(Path, sys.argv[1:]):
-        found, compared = of(run)
-        listed += found
-        pairs += compared
-    listed = list(
-        {(section(r), r["defense"]): r for r in listed}.values()
-    )  # of one that is in several runs the last counts, as in a report
-    listed = [
-        r
-        for r in listed
-        if r["defense"] == "none"
-        or r["n"] == max(other["n"] for other in listed if of_one(other) == of_one(r))
+        run_rows, run_pairs = read_run(run)
+        rows += run_rows
+        pairs += run_pairs
+    rows = choose_rows(rows)
+    write_csv("ladder.csv", COLUMNS, [row.to_columns() for row in rows])
+    adjusted = holm([pair.p for pair in pairs])  # over all pairs that are listed there
+    listed = [replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True)]
+    write_csv("ladder_pairs.csv", PAIR_COLUMNS, [asdict(pair) for pair in listed])
+    before, _, after = PAGE.read_text().partition(BEGIN)
+    body = "\n".join(format_page(rows))
+    PAGE.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after.partition(END)[2]}")
+    print(f"wrote {len(rows)} rows")
+
+
+def choose_rows(rows: Iterable[LadderRow]) -> list[LadderRow]:
+    """Return each defense once, with the most images; "none" stands beside each number of images.
+
+    Of a defense that is in several runs the last one counts, as in a report.
+    """
+    latest = {(row.heading, row.defense): row for row in rows}
+    most: dict[tuple[str, ...], int] = {}
+    for row in latest.values():
+        key = (*row.place, row.defense)
+        most[key] = max(row.n, most.get(key, 0))
+    return [
+        row
+        for row in latest.values()
+        if row.defense == "none" or row.n == most[(*row.place, row.defense)]
     ]
-    write("ladder.csv", COLUMNS, listed)
-    adjusted = holm([p["p"] for p in pairs])
-    write(
-        "ladder_pairs.csv",
-        PAIRS,
-        [pair | {"p_holm": p} for pair, p in zip(pairs, adjusted, strict=True)],
-    )  # over all that are listed there
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(
-        before + BEGIN + "\n\n" + "\n".join(lines(listed)) + "\n" + END + rest.partition(END)[2]
-    )
-    print(f"wrote {len(listed)} rows")
 
 
-def of_one(r: dict[str, Any]) -> tuple[Any, ...]:
-    """Of several numbers of images the most are shown; no defense stands beside each."""
-    return tuple(r[key] for key in ("dataset", "classifier", "norm", "eps", "defense"))
-
-
-def write(name: str, columns: Sequence[str], listed: list[dict[str, Any]]) -> None:
+def write_csv(name: str, columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
     with (HERE / name).open("w", newline="") as f:
         writer = csv.DictWriter(f, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(listed)
+        writer.writerows(rows)
 
 
-def of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A row for each worst case of a run's table, with that of each level beside it, and one for each pair of purifiers."""
-    records, read = spelled_alike(read_records(run)), Reader([run])
-    made = table(records, [run])
-    rows = [
-        row(worst, cells_of(worst, section, records), read)
-        for section in made.sections
-        for worst in section.worst
-    ]
-    return rows, [vars(pair) for pair in made.comparisons]
+def read_run(run: Path) -> tuple[list[LadderRow], list[Compared]]:
+    """Return a row for each worst case of a run's table, and the pairs of purifiers."""
+    read = OutcomeReader([run])
+    model = table(read_records(run), [run], read=read)
+    rows = []
+    for section in model.sections:
+        rows += [make_row(worst, read) for worst in section.worst]
+    return rows, list(model.comparisons)
 
 
-def row(worst: Worst, cells: list[Record], read: Reader) -> dict[str, Any]:
-    number, first = worst.number, cells[0]
-    return {
-        **{key: first[key] for key in ("dataset", "classifier", "norm", "n", "defense")},
-        "eps": Eps.of(worst.eps).text,
-        "trained_on": first["trained_on"] or "",
-        "clean": percent(worst.clean.accuracy),
-        **{level: lowest([r for r in cells if r["knowledge"] == level], read) for level in LEVELS},
-        **{
-            way: lowest(
-                [r for r in cells if r["knowledge"] == "adaptive" and r["gradient"] == way], read
-            )
-            for way in EVERY_GRADIENT
-        },
-        "worst": number.at_most + percent(number.accuracy),
-        "low": percent(number.low),
-        "high": percent(number.high),
-        "claim": worst.claim,
-    }
-
-
-def lowest(records: list[Record], read: Reader) -> str:
-    """The worst case of each image over these attacks."""
-    found = worst_over(records, read)[0] if records else None
-    return (
-        "" if found is None or found.accuracy is None else found.at_most + percent(found.accuracy)
+def make_row(worst: Worst, read: OutcomeReader) -> LadderRow:
+    first, number = worst.cells[0], worst.number
+    adaptive = [r for r in worst.cells if r.knowledge == "adaptive"]
+    by_level = {}
+    for level in LEVELS:
+        by_level[level] = format_worst([r for r in worst.cells if r.knowledge == level], read)
+    by_gradient = {}
+    for gradient in GRADIENTS:
+        by_gradient[gradient] = format_worst([r for r in adaptive if r.gradient == gradient], read)
+    return LadderRow(
+        dataset=first.dataset,
+        classifier=first.classifier,
+        norm=first.norm,
+        eps=Eps.of(worst.eps).text,
+        n=first.n,
+        distinct_images=first.distinct_images,
+        defense=first.defense,
+        trained_on=first.trained_on or "",
+        clean=format_percent(worst.clean.accuracy),
+        by_level=by_level,
+        by_gradient=by_gradient,
+        worst=format_bound(number) + format_percent(number.accuracy),
+        low=format_percent(number.low),
+        high=format_percent(number.high),
+        claim=worst.claim,
     )
 
 
-def lines(listed: list[dict[str, Any]]) -> Iterator[str]:
-    for place in dict.fromkeys(section(r) for r in listed):
-        yield f"### {place}\n"
-        yield (
-            "| purifier | clean | " + " | ".join(LEVELS) + " | worst of all | trained on | claim |"
-        )
+def format_worst(records: Sequence[Record], read: OutcomeReader) -> str:
+    """Return the worst case of each image over these attacks."""
+    if not records:
+        return ""
+    number, _ = worst_number(records, read)
+    if number.accuracy is None:
+        return ""
+    return format_bound(number) + format_percent(number.accuracy)
+
+
+def format_page(rows: Sequence[LadderRow]) -> Iterator[str]:
+    headings = " | ".join(("purifier", "clean", *LEVELS, "worst of all", "trained on", "claim"))
+    for heading in dict.fromkeys(row.heading for row in rows):
+        yield f"### {heading}\n"
+        yield f"| {headings} |"
         yield "| --- " * (len(LEVELS) + 5) + "|"
-        yield from (line(r) for r in listed if section(r) == place)
+        for row in rows:
+            if row.heading == heading:
+                yield format_row(row)
         yield ""
 
 
-def line(r: dict[str, Any]) -> str:
-    """Bold where it may be claimed, and nowhere else."""
-    mark = "**" * claims(r["claim"])
-    numbers = " | ".join(r[key] for key in ("clean", *LEVELS))
-    claim = (
-        r["claim"].partition(",")[0] if claims(r["claim"]) else r["claim"]
-    )  # the rest stands in the row
-    return f"| `{r['defense']}` | {numbers} | {mark}{r['worst']}{mark} ({r['low']} to {r['high']}) | {r['trained_on']} | {claim} |"
-
-
-def section(r: dict[str, Any]) -> str:
-    distinct = distinct_of(r["dataset"], "test", r["n"])
-    again = (
-        f" ({distinct:,} distinct: intervals are too narrow by up to {widening(r['n'], distinct):.2f} times)"
-        if distinct < r["n"]
-        else ""
-    )
-    return f"{r['dataset']}, {r['classifier']}, {r['norm']} {r['eps']}, n = {r['n']:,}{again}"
+def format_row(row: LadderRow) -> str:
+    """Return the line of a row. A number is bold if it may be claimed, and nowhere else."""
+    numbers = " | ".join([row.clean, *row.by_level.values()])
+    worst, claim = row.worst, format_claim(row.claim)
+    if row.claim.stands:
+        worst = f"**{worst}**"
+        claim = f"claim: {row.claim.protocol}"  # its value stands in the row
+    cells = [
+        f"`{row.defense}`",
+        numbers,
+        f"{worst} ({row.low} to {row.high})",
+        row.trained_on,
+        claim,
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Tables 2 and 3 of the Split-VQ-VAE papers: twenty models, K = 100 to 1000, whole and in quadrants, trained and measured on MNIST.
+"""Measure tables 2 and 3 of the Split-VQ-VAE papers: twenty models, K = 100 to 1000, whole and in
+quadrants, trained and measured on MNIST.
 
     python docs/results/split_vqvae_sweep.py --classifier lenet --classifier convnet
 
-Interrupted, the same command goes on: models that are trained are kept, a training goes on where it was, cells that are measured are read.
-Writes a table with a row for each model, classifier and eps, and what the papers print beside what was measured. Needs MNIST: DEFEND_DATA.
+Interrupted, the same command goes on: trained models stay, a training continues where it stopped,
+and measured cells are read. It writes a table with a row for each model, classifier and eps, and
+prints the published numbers beside the measured ones. Needs MNIST: DEFEND_DATA.
 """
 
 from __future__ import annotations
@@ -12,26 +14,22 @@ import argparse
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import ttest_rel
 
 import defend
+from defend.records import Record
 from defend.spec import write_value
 
 KS = range(100, 1001, 100)
 GRIDS = {"whole": 1, "quad": 2}
-PRINTED = (
-    "0",
-    "0.02",
-    "0.04",
-    "0.26",
-    "0.28",
-    "0.3",
-)  # the papers' column heads 0, 0.2, 0.4, 2.6, 2.8, 3.0 are eps x 10
+# The papers' column heads 0, 0.2, 0.4, 2.6, 2.8 and 3.0 are eps x 10.
+PRINTED_EPS = ("0", "0.02", "0.04", "0.26", "0.28", "0.3")
 PUBLISHED = {
     "whole": """
         .976 .971 .963 .522 .433 .346
@@ -56,52 +54,58 @@ PUBLISHED = {
         .9872 .9840 .979 .413 .323 .256
         .9873 .9845 .980 .412 .323 .250""",
 }
-COLUMNS = (
-    "model",
-    "codes",
-    "classifier",
-    "eps",
-    "published",
-    "measured",
-    "difference",
-    "ci_low",
-    "ci_high",
-    "n",
-    "trained_on",
-)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """One model at one eps, as the table prints it."""
+
+    model: str
+    codes: str
+    classifier: str
+    eps: str
+    published: str
+    measured: str
+    difference: str
+    ci_low: str
+    ci_high: str
+    n: int
+    trained_on: str
+
+
+Models = Mapping[str, tuple[str, int]]  # spec -> model, codes
 
 
 def main() -> None:
-    options = arguments()
+    options = parse_arguments()
     options.out.mkdir(parents=True, exist_ok=True)
-    files = {
-        (model, k): options.out / f"{model}-{k}.safetensors"
-        for model in GRIDS
-        for k in KS
-        if k in options.codes
-    }
-    for (model, k), file in files.items():
-        if not file.exists():
-            train(model, k, file, options)
+    models: dict[str, tuple[str, int]] = {}
+    for model in GRIDS:
+        for codes in KS:
+            if codes in options.codes:
+                file = options.out / f"{model}-{codes}.safetensors"
+                models[make_spec(file)] = (model, codes)
+                if not file.exists():
+                    train(model, codes, file, options)
     records = defend.bench(
         name="split_vqvae_sweep",
         dataset="mnist",
         classifiers=options.classifier or ["convnet"],
-        defenses=["none", *(spec(file) for file in files.values())],
+        defenses=["none", *models],
         attacks=["fgsm"],
         knowledge=["oblivious"],
-        eps=",".join(PRINTED),
+        eps=",".join(PRINTED_EPS),
         n=options.n,
         out=options.out / "bench",
         progress=True,
     )
-    table = rows(records, {spec(file): key for key, file in files.items()})
-    save(options.table, table)
-    for line in summary(table):
+    rows = make_rows(records, models)
+    save(options.table, rows)
+    for line in summarise(rows):
         print(line)
 
 
-def arguments() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,98 +129,98 @@ def arguments() -> argparse.Namespace:
         "--out",
         type=Path,
         default=Path("runs/split_vqvae_sweep"),
-        help="where models and cells lie",
+        help="the folder of models and cells",
     )
     parser.add_argument(
-        "--table", type=Path, default=Path(__file__).with_suffix(".csv"), help="what is written"
+        "--table",
+        type=Path,
+        default=Path(__file__).with_suffix(".csv"),
+        help="the table to write",
     )
     return parser.parse_args()
 
 
 def train(model: str, codes: int, file: Path, options: argparse.Namespace) -> None:
-    words = [
-        "split-vqvae:" + f"grid={GRIDS[model]},codes={codes}",
-        "--dataset",
-        "mnist",
-        "--out",
-        str(file),
-        "-o",
-        f"epochs={options.epochs:g}",
-    ]
+    words = [f"split-vqvae:grid={GRIDS[model]},codes={codes}", "--dataset", "mnist"]
+    words += ["--out", str(file), "-o", f"epochs={options.epochs:g}"]
     print("defend train", *words, file=sys.stderr)
     subprocess.run([sys.executable, "-m", "defend", "train", *words], check=True)
 
 
-def spec(file: Path) -> str:
+def make_spec(file: Path) -> str:
     return f"split-vqvae:weights={write_value(str(file))}"
 
 
-def rows(records: list[dict[str, Any]], models: dict[str, tuple[str, int]]) -> list[dict[str, Any]]:
-    """One for each record; without the defense first. Raises RuntimeError where a cell failed."""
-    if failed := [r for r in records if r["error"]]:
+def make_rows(records: Sequence[Record], models: Models) -> list[SweepRow]:
+    """Return one row for each record, those without a defense first.
+
+    Raises RuntimeError if a cell failed.
+    """
+    failed = [r for r in records if r.failed]
+    if failed:
+        first = failed[0]
         raise RuntimeError(
-            f"{len(failed)} cells failed; the first: {failed[0]['defense']} at eps {failed[0]['eps']}: {failed[0]['error']}"
+            f"{len(failed)} cells failed; the first: {first.defense} at eps {first.eps}:"
+            f" {first.error}"
         )
-    return [row(record, *models.get(record["defense"], ("none", 0))) for record in records]
+    return [make_row(record, *models.get(record.defense, ("none", 0))) for record in records]
 
 
-def row(record: dict[str, Any], model: str, codes: int) -> dict[str, Any]:
-    eps, measured = f"{float(record['eps']):g}", record["robust_accuracy"]
-    known = published(model, codes).get(eps)
-    return {
-        "model": model,
-        "codes": codes or "",
-        "classifier": record["classifier"],
-        "eps": eps,
-        "published": "" if known is None else known,
-        "measured": f"{measured:.4f}",
-        "difference": "" if known is None else f"{measured - known:+.4f}",
-        "trained_on": record["trained_on"] or "",
-        **{
-            key: record[key] if key == "n" else f"{record[key]:.4f}"
-            for key in ("ci_low", "ci_high", "n")
-        },
-    }
+def make_row(record: Record, model: str, codes: int) -> SweepRow:
+    eps, measured = f"{record.eps:g}", record.robust_accuracy
+    assert measured is not None, "a cell without an error has its numbers"
+    published = read_published(model, codes).get(eps)
+    return SweepRow(
+        model=model,
+        codes=str(codes) if codes else "",
+        classifier=record.classifier,
+        eps=eps,
+        published="" if published is None else str(published),
+        measured=f"{measured:.4f}",
+        difference="" if published is None else f"{measured - published:+.4f}",
+        ci_low=f"{record.ci_low:.4f}",
+        ci_high=f"{record.ci_high:.4f}",
+        n=record.n,
+        trained_on=record.trained_on or "",
+    )
 
 
-def published(model: str, codes: int) -> dict[str, float]:
-    """eps -> accuracy, for the cells that the papers print."""
+def read_published(model: str, codes: int) -> dict[str, float]:
+    """Return eps -> accuracy for the cells that the papers print."""
     if model not in PUBLISHED:
         return {}
-    table = [
-        [float(cell) for cell in line.split()] for line in PUBLISHED[model].strip().splitlines()
-    ]
-    return dict(zip(PRINTED, table[KS.index(codes)], strict=True))
+    line = PUBLISHED[model].strip().splitlines()[KS.index(codes)]
+    return dict(zip(PRINTED_EPS, map(float, line.split()), strict=True))
 
 
-def save(file: Path, table: list[dict[str, Any]]) -> None:
+def save(file: Path, rows: Sequence[SweepRow]) -> None:
+    columns = [field.name for field in fields(SweepRow)]
     with file.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(f, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table)
-    print(f"wrote {file}: {len(table)} rows", file=sys.stderr)
+        writer.writerows(vars(row) for row in rows)
+    print(f"wrote {file}: {len(rows)} rows", file=sys.stderr)
 
 
-def summary(table: list[dict[str, Any]]) -> Iterator[str]:
-    """Over all K that both have: the means, and quadrants minus the whole image, paired by K, with its t interval."""
+def summarise(rows: Sequence[SweepRow]) -> Iterator[str]:
+    """Yield the means over all K that both models have, and quadrants minus the whole image.
+
+    The difference is paired by K, with its t interval.
+    """
     measured = {
-        (r["classifier"], r["eps"], r["model"], r["codes"]): 100 * float(r["measured"])
-        for r in table
+        (row.classifier, row.eps, row.model, row.codes): 100 * float(row.measured) for row in rows
     }
-    for classifier, eps in dict.fromkeys((r["classifier"], r["eps"]) for r in table):
-        whole, quad = (
-            np.array(
-                [
-                    measured[classifier, eps, model, k]
-                    for k in KS
-                    if (classifier, eps, "quad", k) in measured
-                ]
-            )
-            for model in GRIDS
-        )
+    for classifier, eps in dict.fromkeys((row.classifier, row.eps) for row in rows):
+        codes = [str(k) for k in KS if (classifier, eps, "quad", str(k)) in measured]
+        values: dict[str, NDArray[np.float64]] = {}
+        for model in GRIDS:
+            values[model] = np.array([measured[classifier, eps, model, k] for k in codes])
+        whole, quad = values["whole"], values["quad"]
         low, high = ttest_rel(quad, whole).confidence_interval()
-        means = f"whole {whole.mean():.1f}, quadrants {quad.mean():.1f}"
-        yield f"{classifier}, eps {eps}: {means}, difference {(quad - whole).mean():+.2f} ({low:+.2f} to {high:+.2f})"
+        yield (
+            f"{classifier}, eps {eps}: whole {whole.mean():.1f}, quadrants {quad.mean():.1f},"
+            f" difference {(quad - whole).mean():+.2f} ({low:+.2f} to {high:+.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,34 +1,35 @@
-"""Unit files: written whole, verified when read, named by what made them."""
+"""Unit files are complete or absent, verified when read, and named by their key."""
 
 import pytest
 import torch
 
-from defend.benchmarks.units import path_of, ranges, read_unit, write_unit
+from defend.benchmarks.units import split_ranges
 from defend.hashing import cache_key
+from defend.unit_files import read_unit, unit_path, write_unit
 
-MADE_OF = {"eps": 0.1, "range": [0, 4]}
-KEY = cache_key(MADE_OF)
+KEY_INPUTS = {"eps": 0.1, "range": [0, 4]}
+KEY = cache_key(KEY_INPUTS)
 TENSORS = {
     "score": torch.tensor([[1], [0], [1], [1]], dtype=torch.uint8),
     "sample_x": torch.rand(2, 1, 4, 4).half(),
 }
-HEADER = {"made_of": MADE_OF, "costs": {"seconds": 1.5}}
+HEADER = {"key_inputs": KEY_INPUTS, "costs": {"seconds": 1.5}}
 
 
-def written(folder):
+def write_example(folder):
     write_unit(folder, KEY, TENSORS, HEADER)
-    return path_of(folder, KEY)
+    return unit_path(folder, KEY)
 
 
 def test_what_is_written_is_read(tmp_path):
-    written(tmp_path)
+    write_example(tmp_path)
     unit = read_unit(tmp_path, KEY)
     assert all(torch.equal(unit.tensors[name], t) for name, t in TENSORS.items())
     assert unit.header == HEADER
 
 
 def test_nothing_else_is_left_behind(tmp_path):
-    file = written(tmp_path)
+    file = write_example(tmp_path)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [file]
 
 
@@ -54,7 +55,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("what", DAMAGE)
 def test_damage_is_found(tmp_path, what):
-    file = written(tmp_path)
+    file = write_example(tmp_path)
     before = file.read_bytes()
     file.write_bytes(DAMAGE[what](before))
     assert file.read_bytes() != before
@@ -62,7 +63,7 @@ def test_damage_is_found(tmp_path, what):
 
 
 def test_every_flipped_bit_of_a_file_is_found_or_harmless(tmp_path):
-    file = written(tmp_path)
+    file = write_example(tmp_path)
     data = file.read_bytes()
     for at in range(0, len(data), 7):
         file.write_bytes(flip(data, at))
@@ -80,8 +81,8 @@ def test_a_unit_under_another_name_is_no_unit(tmp_path):
 
 
 def test_ranges_cover_n_once():
-    assert ranges(10, 4) == [(0, 4), (4, 8), (8, 10)]
-    assert ranges(4, 4) == [(0, 4)]
+    assert split_ranges(10, 4) == [(0, 4), (4, 8), (8, 10)]
+    assert split_ranges(4, 4) == [(0, 4)]
 
 
 def test_keys_do_not_depend_on_the_order_of_the_fields():

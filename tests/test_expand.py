@@ -1,11 +1,12 @@
-"""From a suite to its cells: levels, eps, and what cannot be run."""
+"""Expanding a suite into cells: levels, eps, and what cannot be run."""
 
 import pytest
 import torch
 
 from defend.benchmarks.components import Components
 from defend.benchmarks.expand import expand
-from defend.benchmarks.suite import Eps, make_suite
+from defend.benchmarks.suite import make_suite
+from defend.eps import Eps
 from defend.errors import DefendError
 
 SMALL = {
@@ -23,7 +24,7 @@ def expanded(**keys):
     return expand(suite, Components(suite.dataset, None, torch.device("cpu")))
 
 
-VIEWS = {
+LEVELS_OF = {
     "defaults": (
         {},
         [("oblivious", "declared"), ("adaptive", "identity"), ("adaptive", "declared")],
@@ -49,11 +50,11 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("what", VIEWS)
+@pytest.mark.parametrize("what", LEVELS_OF)
 def test_levels(what):
-    keys, wanted = VIEWS[what]
+    keys, expected = LEVELS_OF[what]
     cells, _ = expanded(**{"eps": "0.1", "defenses": ["none"]} | keys)
-    assert [(c.knowledge, c.gradient) for c in cells] == wanted
+    assert [(c.knowledge, c.gradient) for c in cells] == expected
 
 
 def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_error():
@@ -66,7 +67,7 @@ def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_err
 
 def test_oblivious_and_transfer_never_drop():
     cells, _ = expanded(knowledge=["oblivious", "adaptive", "transfer"], surrogates=["convnet"])
-    assert {c.knowledge: c.drops for c in cells} == {
+    assert {c.knowledge: c.threat_model.may_drop for c in cells} == {
         "oblivious": False,
         "transfer": False,
         "adaptive": True,
@@ -93,7 +94,7 @@ def test_an_eps_is_written_as_papers_write_it(value, text):
     assert Eps.of(value) == Eps(text=text, value=value)
 
 
-WRONG = {
+REFUSED = {
     "no claim eps": ({"attacks": ["pgd:norm=L2"], "eps": None}, "no claim eps for the norm L2"),
     "grey levels": ({"eps": "8"}, "for grey levels write 8/255"),
     "two norms": ({"attacks": ["pgd:norm=L2", "fgsm"]}, "attacks of two norms"),
@@ -112,9 +113,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_what_cannot_be_run_is_said_in_one_line(what):
-    keys, message = WRONG[what]
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_run_is_refused_in_one_line(what):
+    keys, message = REFUSED[what]
     with pytest.raises(DefendError) as e:
         expanded(**keys)
     assert message in str(e.value)

@@ -1,0 +1,57 @@
+"""Lines below a table about single cells: flags, failures, accuracy along the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from defend.records import Record
+from defend.results.diagnostics import describe_cell, format_flag
+
+MAX_LISTED = 4  # values of eps in a line
+
+
+def list_flags(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return each flag of a series once, with the eps at which it stands."""
+    notes = []
+    for record in records:
+        for flag in record.flags or ():
+            notes.append((record, format_flag(flag, record.n)))
+    return _join_eps(notes)
+
+
+def list_failures(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return each error of a series once, with the eps at which it was raised."""
+    return _join_eps([(r, r.error) for r in records if r.error is not None])
+
+
+def _join_eps(notes: Iterable[tuple[Record, str]]) -> tuple[str, ...]:
+    """Return a line for each series and note, with all its eps."""
+    series: dict[tuple[str, str], list[str]] = {}
+    for record, note in notes:
+        series.setdefault((describe_cell(record), note), []).append(record.eps_text)
+    return tuple(f"{cell}, eps {_format_eps(eps)}: {note}" for (cell, note), eps in series.items())
+
+
+def _format_eps(eps: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(eps))
+    if len(distinct) <= MAX_LISTED:
+        return ", ".join(distinct)
+    return f"{distinct[0]} to {distinct[-1]} ({len(distinct)} values)"
+
+
+def list_queries(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return accuracy along the queries, for each search that says when it broke an image."""
+    searches: dict[object, Record] = {}
+    for record in records:  # at `adaptive` it is the same search as at `query`, from the same units
+        searches.setdefault(record.units or describe_cell(record), record)
+    return tuple(_format_queries(r) for r in searches.values() if r.accuracy_after)
+
+
+def _format_queries(record: Record) -> str:
+    curve = record.accuracy_after or {}
+    accuracies = []
+    for accuracy in curve.values():
+        accuracies.append("not run" if accuracy is None else f"{100 * accuracy:.1f}")
+    queries = ", ".join(f"{int(count):,}" for count in curve)
+    cell = f"{describe_cell(record)}, eps {record.eps_text}"
+    return f"{cell}: {', '.join(accuracies)} after {queries} queries"

@@ -1,0 +1,80 @@
+"""A claim as the line that is printed below a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from defend.protocols import PROTOCOLS
+from defend.protocols.evidence import MIN_IMAGES
+from defend.records import Claim
+from defend.results.diagnostics import format_remark, format_sign
+from defend.results.footnotes import widening
+from defend.spec import parse_single
+
+
+def format_claim(claim: Claim) -> str:
+    """Return the line of a claim, or of what is missing for one.
+
+    "claim: ladder-1, 93.1 % right (91.4 to 94.5) in the worst case at Linf eps 0.3"; "no claim
+    (missing: oblivious APGD-CE, test split; 1 cell failed)".
+    """
+    if claim.stands:
+        line = f"claim: {claim.protocol}, {_format_value(claim)}"
+        line += "".join(f"; {format_remark(remark)}" for remark in claim.remarks)
+    else:
+        line = f"no claim ({'; '.join(_reasons(claim))})"
+    return line + format_told_apart(claim)
+
+
+def format_told_apart(claim: Claim) -> str:
+    """Return what tells the pipeline from others of the same names."""
+    facts = [f"{name} {value}" for name, value in claim.told_apart_by.items()]
+    return f"; of {', '.join(facts)}" if facts else ""
+
+
+def format_signs(claim: Claim) -> str:
+    """Return the signs that no claim survives."""
+    return "; ".join(map(format_sign, claim.signs))
+
+
+def format_missing(claim: Claim) -> list[str]:
+    """Return what a claim needs and does not have, in the order of the protocol."""
+    protocol = PROTOCOLS[claim.protocol]
+    return [protocol.title(code) + _why_impossible(code, claim) for code in claim.missing]
+
+
+def _why_impossible(code: str, claim: Claim) -> str:
+    """Return how few images there are, if the whole test split has fewer than a claim needs."""
+    if code != "images" or claim.images is None or claim.images >= MIN_IMAGES:
+        return ""
+    return f" ({parse_single(claim.dataset, 'dataset').name} has {claim.images:,})"
+
+
+def _reasons(claim: Claim) -> Iterator[str]:
+    if claim.missing:
+        yield f"missing: {', '.join(format_missing(claim))}"
+    if claim.signs:
+        yield format_signs(claim)
+
+
+def _format_value(claim: Claim) -> str:
+    if claim.accuracy is None or claim.low is None or claim.high is None:
+        return "no value"
+    value = f"{100 * claim.accuracy:.1f} % right"
+    if claim.bound or claim.unconverged:
+        value = f"<= {value}"
+    if claim.unconverged:
+        value += " (unconverged)"
+    interval = f"({100 * claim.low:.1f} to {100 * claim.high:.1f})"
+    place = f"in the worst case at {claim.norm} eps {claim.eps_text}"
+    return f"{value} {interval} {place}{_format_repeated_images(claim)}"
+
+
+def _format_repeated_images(claim: Claim) -> str:
+    if claim.distinct_images >= claim.n:
+        return ""
+    factor = widening(claim.n, claim.distinct_images)
+    return (
+        f", of {claim.distinct_images:,} distinct images,"
+        f" so that the interval is too narrow by up to {factor:.2f} times"
+    )

@@ -1,0 +1,79 @@
+"""Defenses compared in pairs: worst case against worst case on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from defend.protocols.evidence import is_undefended
+from defend.records import Record
+from defend.results.model import Compared, Section, Worst
+from defend.results.numbers import worst_number
+from defend.results.outcomes import Bits, OutcomeReader
+from defend.stats import holm
+from defend.tasks.classification import CLASSIFICATION
+
+_Attack = tuple[str, str, str | None]  # attack, level, gradient; whatever the surrogate
+
+
+def compare_defenses(sections: Sequence[Section], read: OutcomeReader) -> tuple[Compared, ...]:
+    """Return all pairs of defenses of each section whose units are at hand.
+
+    Holm's adjustment is over all of them.
+    """
+    pairs: list[Compared] = []
+    for section in sections:
+        pairs += _compare_section(section, read)
+    adjusted = holm([pair.p for pair in pairs])
+    return tuple(replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True))
+
+
+@dataclass(frozen=True)
+class _Side:
+    worst: Worst
+    score: Bits
+    attacks: set[_Attack]
+
+
+def _compare_section(section: Section, read: OutcomeReader) -> Iterator[Compared]:
+    sides = []
+    for worst in section.worst:
+        _, score = worst_number(worst.cells, read)
+        if score is not None:
+            sides.append(_Side(worst, score, _attacks(worst.cells)))
+    for a, b in combinations(sides, 2):
+        yield _compare(section, a, b)
+
+
+def _compare(section: Section, a: _Side, b: _Side) -> Compared:
+    comparison = CLASSIFICATION.compare(a.score, b.score, section.key.seed)
+    return Compared(
+        title=section.title,
+        a=a.worst.defense,
+        b=b.worst.defense,
+        eps_text=a.worst.eps_text,
+        difference=comparison.difference,
+        low=comparison.low,
+        high=comparison.high,
+        p=comparison.p,
+        p_holm=comparison.p,
+        test=comparison.test,
+        same_attacks=_have_same_attacks(a, b),
+    )
+
+
+def _attacks(cells: Iterable[Record]) -> set[_Attack]:
+    return {(r.bare_attack, r.knowledge, r.gradient) for r in cells}
+
+
+def _have_same_attacks(a: _Side, b: _Side) -> bool:
+    """Return True if both were attacked alike. Without a purifier no gradient is learned."""
+    attacks_a, attacks_b = a.attacks, b.attacks
+    if is_undefended(a.worst.defense) or is_undefended(b.worst.defense):
+        attacks_a, attacks_b = _without_learned(attacks_a), _without_learned(attacks_b)
+    return attacks_a == attacks_b
+
+
+def _without_learned(attacks: set[_Attack]) -> set[_Attack]:
+    return {attack for attack in attacks if attack[-1] != "learned"}

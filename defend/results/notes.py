@@ -1,0 +1,66 @@
+"""The titled blocks of lines below a table, the same on a terminal and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from defend.results.claim_text import format_claim
+from defend.results.diagnostics import format_finding
+from defend.results.model import Table, Worst
+from defend.results.table_text import (
+    format_count,
+    format_number,
+    format_pair,
+    format_pairs_heading,
+    format_percent,
+)
+
+Block = tuple[str, Sequence[str]]  # title, lines
+
+
+def make_notes(model: Table) -> list[Block]:
+    """Return the blocks below a table on a terminal, without the empty ones."""
+    claims = [f"[{model.letter(claim)}] {format_claim(claim)}" for claim in model.claims]
+    blocks: list[Block] = [("", claims), ("Transfer attacks were made on:", model.surrogates)]
+    for section in model.sections:
+        title = f"Worst case of each image over everything that was run, {section.title}:"
+        blocks.append((title, [format_worst(model, worst) for worst in section.worst]))
+    blocks += [
+        (format_pairs_heading(model.comparisons), [format_pair(p) for p in model.comparisons]),
+        ("Accuracy after so many queries:", model.queries),
+        ("No claim survives:", model.signs),
+        ("What comparing cells shows:", [format_finding(f) for f in model.findings]),
+        ("Flags (marked !):", model.flags),
+        ("Failed:", model.failures),
+        ("How to read this:", model.footnotes),
+    ]
+    return [(title, lines) for title, lines in blocks if lines]
+
+
+def format_worst(model: Table, worst: Worst) -> str:
+    """Return: median: 25.0 (19.5-31.4) of 93.5 clean at eps 0.2; 3 attacks, 60+60 passes; [a]."""
+    clean = format_percent(worst.clean.accuracy)
+    parts = [
+        f"{worst.defense}: {format_number(worst.number)} of {clean} clean at eps {worst.eps_text}"
+    ]
+    if worst.all_draws is not None:
+        parts.append(
+            f"right in all {worst.draws} draws {format_percent(worst.all_draws)},"
+            f" in most {format_percent(worst.majority)} (a {worst.draws} times dearer defense)"
+        )
+    if worst.control is not None:
+        null_attacks = _count(worst.controls, "null attack")
+        parts.append(
+            f"harmless control {format_number(worst.control)}"
+            f" ({null_attacks} for {worst.candidates})"
+        )
+    forward, backward = map(format_count, worst.passes)
+    parts.append(f"{_count(worst.candidates, 'attack')}, {forward}+{backward} passes")
+    if worst.purify_ms is not None:
+        parts.append(f"purifying costs {worst.purify_ms:.2g} ms per image")
+    parts.append(f"[{model.letter(worst.claim)}]")
+    return "; ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,107 @@
+"""results.csv, a line for each cell, and summary.json, which holds what no single cell can."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from io import StringIO
+from typing import Any
+
+from defend.records import Record
+from defend.results.claim_text import format_claim
+from defend.results.comparisons import findings_against
+from defend.results.diagnostics import (
+    Finding,
+    encode_finding,
+    encode_flag,
+    format_finding,
+)
+from defend.results.model import Compared, Number, Section, Table, Worst
+from defend.results.report.marks import format_marks
+
+_SCALARS = (str, int, float, bool, type(None))
+_LAST = "flags"
+
+
+def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str:
+    """Return a line for each cell: every field that holds one value, and its flags.
+
+    Flags and the findings that accuse the cell are code=value, joined by "; ". A cell without a
+    value is empty.
+    """
+    columns = [
+        name
+        for name in Record.model_fields
+        if name != _LAST and all(isinstance(getattr(r, name), _SCALARS) for r in records)
+    ]
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*columns, _LAST])
+    for record in records:
+        values = [getattr(record, name) for name in columns]
+        filled = ["" if value is None else value for value in values]
+        writer.writerow([*filled, _encode_marks(record, accusations)])
+    return out.getvalue()
+
+
+def _encode_marks(record: Record, accusations: Sequence[Finding]) -> str:
+    codes = [encode_flag(flag) for flag in record.flags or ()]
+    codes += [encode_finding(finding) for finding in findings_against(record, accusations)]
+    return "; ".join(dict.fromkeys(codes))
+
+
+def format_json(model: Table) -> str:
+    """Return worst cases, pairs, claims, what keeps a defense from one, and how to read it all."""
+    worst = []
+    for section in model.sections:
+        worst += [_worst_to_dict(section, w) for w in section.worst]
+    summary = {
+        "worst": worst,
+        "comparisons": [_pair_to_dict(pair) for pair in model.comparisons],
+        "claims": [format_claim(claim) for claim in model.claims],
+        "surrogates": model.surrogates,
+        "signs": model.signs,
+        "findings": [format_finding(finding) for finding in model.findings],
+        "reading": model.footnotes,
+    }
+    return json.dumps(summary, indent=1, allow_nan=False) + "\n"
+
+
+def _pair_to_dict(pair: Compared) -> dict[str, Any]:
+    values = {field.name: getattr(pair, field.name) for field in fields(pair)}
+    return {**values, "significant": pair.significant}
+
+
+def _worst_to_dict(section: Section, worst: Worst) -> dict[str, Any]:
+    return {
+        "section": section.title,
+        "defense": worst.defense,
+        "purifier": worst.purifier,
+        "eps": worst.eps,
+        "eps_text": worst.eps_text,
+        "number": _number_to_dict(worst.number),
+        "clean": _number_to_dict(worst.clean),
+        "candidates": worst.candidates,
+        "draws": worst.draws,
+        "all_draws": worst.all_draws,
+        "majority": worst.majority,
+        "control": None if worst.control is None else _number_to_dict(worst.control),
+        "controls": worst.controls,
+        "passes": worst.passes,
+        "purify_ms": worst.purify_ms,
+        "claim": format_claim(worst.claim),
+    }
+
+
+def _number_to_dict(number: Number) -> dict[str, Any]:
+    return {
+        "accuracy": number.accuracy,
+        "low": number.low,
+        "high": number.high,
+        "note": number.note,
+        "bound": number.bound,
+        "flags": format_marks(number),
+        "failed": number.failed,
+    }

@@ -1,0 +1,70 @@
+"""Numbers of a table as text, the same on a terminal and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from defend.results.model import Compared, Number, Row
+from defend.stats import LEVEL
+
+
+def format_percent(value: float | None) -> str:
+    """Return 25.0 for 0.25, nothing for None."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def format_bound(number: Number) -> str:
+    """Return the sign before a number that is an upper bound."""
+    return "<= " if number.at_most else ""
+
+
+def format_number(number: Number) -> str:
+    """Return the number with its interval.
+
+    25.0 (19.5-31.4); <= 25.0 (19.5-31.4) if units were not at hand; <= 25.0 (19.5-31.4,
+    unconverged) if an attack was still winning.
+    """
+    if number.accuracy is None:
+        return "failed"
+    text = f"{format_bound(number)}{format_percent(number.accuracy)}"
+    if number.low is None:
+        return text
+    note = ", unconverged" if number.unconverged else ""
+    return f"{text} ({format_percent(number.low)}-{format_percent(number.high)}{note})"
+
+
+def format_passes(row: Row) -> str:
+    """Return forward + backward passes of the pipeline for each image: 20+20, 1.2k+1.2k."""
+    if row.forwards is None or row.backwards is None:
+        return ""
+    return f"{format_count(row.forwards)}+{format_count(row.backwards)}"
+
+
+def format_count(count: float) -> str:
+    """Return a count in three digits: 20, 1.2k, 12k."""
+    if count >= 9999.5:
+        return f"{count / 1000:.0f}k"
+    if count >= 999.95:
+        return f"{count / 1000:.1f}k"
+    return f"{count:.3g}"
+
+
+def format_pair(pair: Compared) -> str:
+    """Return: jpeg against median, eps 8/255: +3.0 points (+1.2 to +4.8), p = 0.004, ..."""
+    difference, low, high = (f"{100 * v:+.1f}" for v in (pair.difference, pair.low, pair.high))
+    verdict = f"p = {pair.p_holm:.2g}"
+    if not pair.significant:
+        verdict = f"no significant difference ({verdict})"
+    line = (
+        f"{pair.a} against {pair.b}, eps {pair.eps_text}:"
+        f" {difference} points ({low} to {high}), {verdict}, {pair.test}"
+    )
+    return line if pair.same_attacks else f"{line}; not under the same attacks"
+
+
+def format_pairs_heading(pairs: Sequence[Compared]) -> str:
+    """Return the heading of the list of pairs, which says how they were adjusted."""
+    return (
+        f"Pairs, worst case against worst case (p-values by Holm over {len(pairs)},"
+        f" differences with {100 * LEVEL:.0f} % intervals, each by itself):"
+    )

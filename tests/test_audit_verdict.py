@@ -1,0 +1,309 @@
+"""The verdict follows from the checks: Holm over the attacks, points, and required checks."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from click.testing import CliRunner
+
+from defend.audit.budget import BUDGETS, budget_for
+from defend.audit.page import write_page
+from defend.audit.thresholds import THRESHOLDS
+from defend.audit.verdict import (
+    Accuracies,
+    AuditReport,
+    Check,
+    CheckResult,
+    CheckRow,
+    CurvePoint,
+    NotApplicable,
+    NotTried,
+    Subject,
+    apply_holm,
+    decide_verdict,
+    make_row,
+)
+from defend.errors import BadParameter
+
+
+def make_check(weight, name="a check"):
+    return Check(
+        name=name,
+        question="?",
+        weight=weight,
+        threshold="less",
+        source="a paper",
+        advice="Do something",
+        run=lambda _: None,
+    )
+
+
+def make_rows(*outcomes):
+    """Return the rows of (weight, outcome) pairs, named by their numbers."""
+    rows = [
+        make_row(make_check(weight, str(i)), outcome)
+        for i, (weight, outcome) in enumerate(outcomes)
+    ]
+    return apply_holm(rows)
+
+
+def attack(gap, p, measured="broken"):
+    return CheckResult(measured=measured, gap=gap, p=p)
+
+
+STRONG = attack(0.10, 1e-6)
+FAILED = CheckResult(measured="bad", passed=False)
+CASES = {
+    "nothing": (
+        [("attack", attack(0.0, 1.0)), ("required", CheckResult(measured="fine"))],
+        "no sign of masking",
+    ),
+    "an attack that breaks more": ([("attack", STRONG)], "unreliable"),
+    "by less than 2 points": ([("attack", attack(0.019, 1e-6))], "no sign of masking"),
+    "by 2 points": ([("attack", attack(0.02, 1e-6))], "unreliable"),
+    "not significantly": ([("attack", attack(0.1, 0.06))], "no sign of masking"),
+    "significantly, but not among so many": (
+        [("attack", attack(0.1, 0.02))] * 3,
+        "no sign of masking",
+    ),
+    "a required check that fails": ([("required", FAILED)], "unreliable"),
+    "a sign": ([("sign", FAILED)], "no sign of masking"),
+    "a required check that could not run": ([("required", RuntimeError("no"))], "unreliable"),
+    "an attack that could not run": ([("attack", RuntimeError("no"))], "unreliable"),
+    "a sign that could not run": ([("sign", RuntimeError("no"))], "no sign of masking"),
+    "a required check of which only a control is not significant": (
+        [("required", CheckResult(measured="few", passed=False, advisory=True))],
+        "no sign of masking",
+    ),
+    "a check left out": (
+        [("attack", NotApplicable("the purifier is deterministic"))],
+        "no sign of masking",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_verdict(case):
+    outcomes, expected = CASES[case]
+    assert decide_verdict(make_rows(*outcomes))[0] == expected
+
+
+def test_holm_is_over_the_attacks_that_ran():
+    rows = make_rows(
+        ("attack", attack(0.1, 0.02)),
+        ("attack", NotApplicable("no")),
+        ("attack", attack(0.0, 1.0)),
+    )
+    assert [row.p_holm for row in rows] == [0.04, None, 1.0]
+
+
+def make_report(text="fine", rows=None, accuracies=None):
+    """Return a report in which a plugin's texts say `text`."""
+    if rows is None:
+        rows = apply_holm(
+            [
+                make_row(make_check("attack", text), STRONG),
+                make_row(make_check("sign"), ValueError(text)),
+            ]
+        )
+    verdict, reasons = decide_verdict(rows)
+    return AuditReport(
+        verdict=verdict,
+        reasons=reasons,
+        checks=rows,
+        subject=make_subject(text),
+        accuracies=accuracies
+        or Accuracies(clean_accuracy=1.0, declared="1.0 %", lowest_accuracy=0.0),
+        seconds=1.0,
+    )
+
+
+def make_subject(defense):
+    return Subject(
+        defense=defense,
+        dataset="d",
+        classifier="c",
+        surrogates=[],
+        split="val",
+        n=1,
+        norm="Linf",
+        eps=0.1,
+        budget="quick",
+        seed=0,
+        device="cpu",
+        stochastic=False,
+        declared_gradient="exact",
+        eot=1,
+        draws=1,
+        trained_on=None,
+        versions={},
+    )
+
+
+def test_the_page_escapes_what_a_plugin_says(tmp_path):
+    file = tmp_path / "audit.html"
+    write_page(make_report("<script>alert(1)</script>"), file)
+    text = file.read_text()
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 4
+    assert "unreliable" in text
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_page_that_cannot_be_written_is_the_users_error(tmp_path):
+    with pytest.raises(BadParameter, match="--out"):
+        write_page(make_report(), tmp_path / "nowhere" / "audit.html")
+
+
+def test_a_report_is_json():
+    report = json.loads(json.dumps(make_report().as_dict(), allow_nan=False))
+    assert report["verdict"] == "unreliable"
+    assert len(report["checks"]) == 2
+    assert report["checks"][0]["turns"]
+
+
+def test_the_keys_of_the_json_report_stay():
+    """Scripts read them."""
+    report = make_report().as_dict()
+    assert list(report) == [
+        "verdict",
+        "reasons",
+        "defense",
+        "dataset",
+        "classifier",
+        "surrogates",
+        "split",
+        "n",
+        "norm",
+        "eps",
+        "budget",
+        "seed",
+        "device",
+        "stochastic",
+        "declared_gradient",
+        "eot",
+        "draws",
+        "trained_on",
+        "versions",
+        "clean_accuracy",
+        "declared_accuracy",
+        "declared",
+        "lowest_accuracy",
+        "imitation_error",
+        "curve",
+        "copies",
+        "seconds",
+        "checks",
+        "not_finite",
+    ]
+    assert list(report["checks"][0]) == [
+        "name",
+        "question",
+        "weight",
+        "verdict",
+        "measured",
+        "value",
+        "threshold",
+        "source",
+        "advice",
+        "gap",
+        "p",
+        "p_holm",
+        "turns",
+        "untried",
+    ]
+
+
+def test_a_number_that_is_not_finite_is_null_with_a_reason():
+    rows = make_rows(("sign", CheckResult(measured="nan", value=float("nan"))))
+    accuracies = Accuracies(imitation_error=float("inf"), curve=[CurvePoint(10, float("nan"))])
+    report = make_report(rows=rows, accuracies=accuracies).as_dict()
+    parsed = json.loads(json.dumps(report, allow_nan=False))
+    assert parsed["imitation_error"] is None
+    assert parsed["checks"][0]["value"] is None
+    assert parsed["not_finite"] == {
+        "imitation_error": "inf",
+        "curve[0][1]": "nan",
+        "checks[0].value": "nan",
+    }
+
+
+@pytest.mark.parametrize(
+    ("outcome", "headline"),
+    [
+        (NotTried("in quick"), "no sign of masking (not tried: 0)"),
+        (NotApplicable("nothing to do"), "no sign of masking"),
+    ],
+)
+def test_an_attack_that_was_not_tried_is_named_beside_the_verdict(outcome, headline):
+    assert make_report(rows=make_rows(("attack", outcome))).headline == headline
+
+
+def test_one_exception_in_many_checks_is_one_reason_without_their_advice():
+    rows = make_rows(
+        ("required", RuntimeError("not\nnow")),
+        ("required", RuntimeError("not\nnow")),
+        ("required", RuntimeError("not\nnow")),
+        ("sign", RuntimeError("not now")),
+    )
+    assert decide_verdict(rows) == (
+        "unreliable",
+        ["0, 1, 2: could not run: RuntimeError: not now"],
+    )
+
+
+def test_a_check_names_what_raised():
+    error = RuntimeError("adversarial images are\nnot to my taste")
+    row = make_row(make_check("required"), error)
+    assert isinstance(row, CheckRow)
+    assert row.measured == "could not run: RuntimeError: adversarial images are not to my taste"
+
+
+def test_every_threshold_names_its_source():
+    for field in fields(THRESHOLDS):
+        threshold = getattr(THRESHOLDS, field.name)
+        assert isinstance(threshold.value, float)
+        assert len(threshold.source) > 10
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_budget_fits_the_images(budget, stochastic):
+    few = budget_for(budget, stochastic, 16)
+    assert few.n == few.probe_images == 16
+    assert few.active_images <= 16
+    cost, larger = few.cost(), budget_for(budget, stochastic, 32).cost()
+    assert larger.gradients > cost.gradients > 0
+    assert larger.forwards > cost.forwards > 0
+
+
+@pytest.mark.parametrize(("budget", "n"), [("standrad", None), ("quick", 3), ("quick", 20.5)])
+def test_a_wrong_budget_is_the_users_error(budget, n):
+    with pytest.raises(BadParameter):
+        budget_for(budget, False, n)
+
+
+ON_DIGITS = ("--dataset", "digits", "--classifier")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["bitdepht", *ON_DIGITS, "convnet"], "bitdepth"),
+        (["bitdepth", *ON_DIGITS, "convnet", "--budget", "fast"], "quick"),
+        (["bitdepth", *ON_DIGITS, "convnet", "--eps", "8"], "8/255"),
+        (["bitdepth", *ON_DIGITS, "convnet", "--split", "tset"], "test"),
+        (["bitdepth", *ON_DIGITS, "convnet", "-n", "100000"], "575"),
+        (["bitdepth", *ON_DIGITS, "convnet:weights=untrained"], "untrained"),
+        (["bitdepth", *ON_DIGITS, "convnet", "--out", "/nowhere/at/all.html"], "--out"),
+        (["split-vqvae:weights=split-vqvae-mnist-quad", *ON_DIGITS, "convnet"], "28x28"),
+        (["split-vqvae:weights=nothing", *ON_DIGITS, "convnet"], "nothing"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(words, named):
+    from defend.cli import main
+
+    done = CliRunner().invoke(main, ["audit", *words])
+    assert done.exit_code == 2
+    assert named in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,108 @@
+"""Components that break their contract fail their own cells, with the reason, and no others."""
+
+import pytest
+from bench_suite import SMALL, without_times
+
+import defend
+from defend.errors import BadParameter
+from defend.records import FlagCode
+from defend.unit_files import unit_path
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_failing_attack_fails_its_cells_and_leaves_no_file(tmp_path):
+    keys = {"attacks": ["leaves-the-ball", "fgsm"], "defenses": ["none"]}
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    failed = [r for r in records if r.attack == "leaves-the-ball"]
+    for record in failed:
+        assert "left the Linf ball" in record.error
+        assert record.robust_accuracy is None
+        assert not any(unit_path(tmp_path, key).exists() for key in record.units)
+    assert not any(r.failed for r in records if r.attack == "fgsm")
+
+
+NOT_DETERMINISTIC = "its card says stochastic=False, and two draws of the same images differ"
+MISBEHAVES = {
+    "writes": "wrote into its input",
+    "nan": "logits behind it are not finite",
+    "random": NOT_DETERMINISTIC,
+    "late": NOT_DETERMINISTIC,  # on adversarial images alone
+    "remembers": "a freshly loaded one gives other logits: it remembers what it purified",
+    "centres": "8 of 8 images are purified otherwise alone than in their batch",
+    "cuts": "(16, 1, 8, 8)",
+    "raises": "adversarial images are not to my taste",
+}
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("how", MISBEHAVES)
+def test_a_purifier_that_breaks_its_contract_fails_alone(undisturbed, tmp_path, how):
+    """At every level; what stands beside it gets the numbers that it gets alone."""
+    keys = {"defenses": ["none", f"misbehaves:how={how}"], "attacks": ["pgd:steps=3"]}
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    for record in records:
+        if record.defense != "none":
+            assert MISBEHAVES[how] in record.error
+            assert record.robust_accuracy is None
+    undefended = [r for r in undisturbed[1] if r.defense == "none"]
+    beside = [r for r in records if r.defense == "none"]
+    assert without_times(beside) == without_times(undefended)
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("how", ["late", "remembers", "centres"])
+def test_every_eps_of_an_attack_fails_with_a_broken_purifier(tmp_path, how):
+    """The check is made at the largest eps; the smaller ones must not pass beside it."""
+    keys = {
+        "defenses": [f"misbehaves:how={how}"],
+        "attacks": ["fgsm"],
+        "eps": "0.01,0.1,0.2",
+        "knowledge": ["oblivious"],
+    }
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    assert [MISBEHAVES[how] in str(r.error) for r in records] == [True] * 3
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("once", "reason"),
+    [
+        ("false", "the same image and noise give different outputs"),
+        ("true", "something is drawn when it is created"),
+    ],
+)
+def test_a_draw_from_another_generator_is_named(tmp_path, once, reason):
+    """Neither purifier remembers anything."""
+    keys = {
+        "defenses": [f"careless:once={once}"],
+        "attacks": ["fgsm"],
+        "eps": "0.1",
+        "knowledge": ["oblivious"],
+        "n": 16,
+    }
+    for record in defend.bench(SMALL | keys, out=tmp_path, workers=1):
+        assert reason in record.error
+
+
+@pytest.mark.usefixtures("plugin")
+def test_an_attack_that_asks_for_too_much_fails_and_an_idle_one_is_flagged(tmp_path):
+    keys = {
+        "defenses": ["none"],
+        "attacks": ["peeks", "idles", "fgsm"],
+        "eps": "0.1",
+        "knowledge": ["query", "oblivious"],
+    }
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    by_cell = {(r.attack, r.knowledge): r for r in records}
+    assert 'its card says access="scores"' in by_cell["peeks", "query"].error
+    idle = by_cell["idles", "oblivious"]
+    assert [flag.code for flag in idle.flags] == [FlagCode.UNCHANGED_IMAGES]
+    fgsm = by_cell["fgsm", "oblivious"]
+    assert (fgsm.error, fgsm.flags) == (None, ())
+
+
+def test_records_of_another_version_are_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "records.json").write_text('[{"dataset": "digits"}]')
+    with pytest.raises(BadParameter, match="Move that file away"):
+        defend.bench(SMALL, out=tmp_path, workers=1)
+    assert not (tmp_path / "units").exists()

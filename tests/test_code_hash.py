@@ -1,0 +1,120 @@
+"""The hash of code forgives prose and layout, and nothing else."""
+
+import importlib
+import sys
+
+import pytest
+
+from defend.benchmarks import code_hash
+from defend.benchmarks.code_hash import hash_packages, hash_source
+from defend.errors import DefendError
+
+SOURCE = '''
+"""A module."""
+
+class Blur:
+    """A purifier."""
+
+    def purify(self, x):
+        """Return x blurred."""
+        if x is None:
+            raise ValueError(f"expected a batch, got {x}")
+        return x * 2  # twice
+'''
+FORGIVEN = {
+    "a docstring": ('"""A purifier."""', '"""Blur an image."""'),
+    "a comment": ("# twice", "# doubled"),
+    "layout": ("x * 2", "(\n            x * 2\n        )"),
+    "a blank line": ("class Blur", "\n\nclass Blur"),
+    "the text of an error": ("expected a batch, got {x}", "no batch: {x}"),
+}
+COUNTED = {
+    "a constant": ("x * 2", "x * 3"),
+    "a name": ("purify", "purified"),
+    "a condition": ("x is None", "x is not None"),
+    "the class of an error": ("ValueError", "TypeError"),
+    "a text that is returned": ("x * 2", "'x * 2'"),
+}
+
+
+@pytest.mark.parametrize("change", FORGIVEN)
+def test_prose_and_layout_are_forgiven(change):
+    old, new = FORGIVEN[change]
+    assert old in SOURCE
+    assert hash_source(SOURCE.replace(old, new)) == hash_source(SOURCE)
+
+
+@pytest.mark.parametrize("change", COUNTED)
+def test_everything_else_counts(change):
+    old, new = COUNTED[change]
+    assert old in SOURCE
+    assert hash_source(SOURCE.replace(old, new)) != hash_source(SOURCE)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return write(name=source, ...) -> the hash of the package's module `main`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def forget():
+        for name in [m for m in sys.modules if m.startswith("hashed_package")]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        for function in (code_hash.hash_module, code_hash._file, code_hash._imports):
+            function.cache_clear()
+
+    def write(**sources):
+        folder = tmp_path / "hashed_package"
+        folder.mkdir(exist_ok=True)
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source)
+        forget()
+        return hash_packages({"hashed_package.main"})["hashed_package"]
+
+    yield write
+    forget()
+
+
+IMPORTS = {
+    "import": "import hashed_package.used",
+    "from a package": "from hashed_package import used",
+    "a name of a module": "from hashed_package.used import f",
+    "relative": "from . import used",
+    "relative, a name": "from .used import f",
+    "inside a function": "def g():\n    from hashed_package.used import f",
+    "by a computed name": "import importlib\nimportlib.import_module('hashed_package.' + 'used')",
+}
+
+
+@pytest.mark.parametrize("style", IMPORTS)
+def test_an_imported_module_counts(package, style):
+    before = package(main=IMPORTS[style], used="x = 1", __init__="")
+    assert package(used="x = 2") != before
+
+
+def test_a_module_that_is_not_imported_does_not_count(package):
+    before = package(main="from . import used", used="x = 1", other="x = 1", __init__="")
+    assert package(other="x = 2") == before
+
+
+def test_a_module_imported_by_an_imported_one_counts(package):
+    before = package(main="from . import used", used="from . import deep", deep="x = 1")
+    assert package(deep="x = 2") != before
+
+
+def test_a_package_without_init_is_hashed(package):
+    before = package(main="x = 1")
+    assert package(main="x = 2") != before
+
+
+def test_code_of_the_bench_counts_for_every_component_and_reports_for_none(package):
+    package(main="x = 1")
+    reached = code_hash._reachable({"defend.benchmarks.execute"}, {"defend"})
+    assert {"defend.attack", "defend.noise", "defend.benchmarks.scoring"} <= reached
+    rooms = {module.split(".")[1] for module in reached - {"defend"}}
+    assert not rooms & {"cli", "results", "audit", "testing"}
+
+
+def test_a_module_without_source_is_refused():
+    with pytest.raises(DefendError, match="math"):
+        hash_packages({"math"})

@@ -1,0 +1,146 @@
+"""The conformance kit runs every check, on a component that no other check has changed."""
+
+import contextlib
+
+import pytest
+
+from defend.classifiers.lenet import LeNet
+from defend.defenses.none import NoDefense
+from defend.defenses.split_vqvae import SplitVQVAE
+from defend.errors import Mismatch
+from defend.purifier import Card, Purifier
+from defend.testing import NotApplicable, conformance_test, kit, run_checks
+from defend.testing.runner import ComponentLender, reads_only, shares_component
+
+EXACT = Card(paper="none: made for this test", gradient="exact", stochastic=False)
+
+
+class RaisesMismatch(Purifier):
+    """It raises another error than the checks expect."""
+
+    card = EXACT
+
+    def purify(self, x, noise):
+        raise Mismatch("the message of the purifier")
+
+
+def results_by_check(make_purifier):
+    """Return name -> (status, message) of a run of the kit."""
+    results = {}
+    for name, status, message in run_checks("defense", make_purifier):
+        assert name not in results
+        results[name] = (status, message)
+    return results
+
+
+def test_run_checks_reports_every_check_once():
+    results = results_by_check(NoDefense)
+    assert set(results) == {check.__name__ for check in kit("defense")}
+    assert {status for status, _ in results.values()} == {"pass", "skip"}
+    assert results["check_leaves_input_alone"] == ("pass", "")
+    status, message = results["check_networks_are_frozen"]
+    assert status == "skip"
+    assert message
+
+
+def test_run_checks_goes_on_after_an_unexpected_error():
+    results = results_by_check(RaisesMismatch)
+    assert results["check_seed_repeats"] == ("fail", "Mismatch: the message of the purifier")
+    assert results["check_card_names_a_source"] == ("pass", "")
+
+
+def test_checks_that_only_read_share_a_component():
+    built = []
+
+    def make_purifier():
+        built.append(NoDefense())
+        return built[-1]
+
+    results = run_checks("defense", make_purifier)
+    assert all(status != "fail" for _, status, _ in results)
+    assert 2 <= len(built) <= len(results) / 2
+
+
+def test_a_check_that_fails_costs_the_shared_component():
+    """A component that failed may be in any state, so the next check gets another one."""
+    received = []
+
+    @reads_only
+    def fail(component):
+        received.append(component)
+        raise AssertionError
+
+    lender = ComponentLender(object)
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            lender.run(fail)
+    assert received[0] is not received[1]
+
+
+def test_a_check_without_the_mark_gets_a_fresh_component():
+    received = []
+    lender = ComponentLender(object)
+    lender.run(reads_only(lambda component: received.append(component)))
+    lender.run(reads_only(lambda component: received.append(component)))
+    lender.run(lambda component: received.append(component))
+    first, second, third = received
+    assert first is second
+    assert third is not first
+
+
+MAKE = {
+    "defense": lambda: SplitVQVAE(weights="untrained", hidden=8, codes=4),
+    "classifier": lambda: LeNet(weights="untrained", width=4),
+}
+SHARED = []
+for kind in MAKE:
+    for check in kit(kind):
+        if shares_component(check):
+            SHARED.append(pytest.param(kind, check, id=f"{kind}-{check.__name__}"))
+
+
+@pytest.mark.parametrize(("kind", "check"), SHARED)
+def test_a_shared_component_is_left_as_it_was(kind, check):
+    """A check that is marked as reading only changes no field, mode or weight."""
+    component = MAKE[kind]()
+    before = state_of(component)
+    with contextlib.suppress(NotApplicable):
+        check(component)
+    assert state_of(component) == before
+
+
+def state_of(component):
+    """Return the fields of a component, and the modes, weights and gradients of its networks."""
+    fields = {k: v for k, v in vars(component).items() if isinstance(v, str | int | float | tuple)}
+    modules = list(component.net.modules())
+    modes = [m.training for m in modules]
+    buffers = [(b.dtype, b.device, b.tolist()) for b in component.net.buffers()]
+    weights = []
+    for w in component.net.parameters():
+        weights.append((w.dtype, w.device, w.requires_grad, w.grad, w.tolist()))
+    return fields, modes, buffers, weights
+
+
+def test_known_failures_must_be_checks():
+    with pytest.raises(ValueError, match="check_nothing"):
+        conformance_test(NoDefense, known={"check_nothing": "because"})
+
+
+def make_purifier_that_cannot_be_pickled():
+    """Return a purifier of a class that pickle cannot find: it is defined inside a function."""
+
+    class Local(Purifier):
+        """x' = x."""
+
+        card = EXACT
+
+        def purify(self, x, noise):
+            return x
+
+    return Local()
+
+
+test_a_known_failure_is_expected = conformance_test(
+    make_purifier_that_cannot_be_pickled,
+    known={"check_pickles_and_copies": "a local class cannot be pickled"},
+)
