@@ -136,16 +136,16 @@ def test_a_surrogate_that_can_be_attacked_in_no_way_was_not_tried():
 
 
 @pytest.mark.parametrize(
-    ("last", "left", "text"),
+    ("last", "accuracy", "text"),
     [
         (0.1, 0.0, "0.0 %"),
         (0.3, 0.2, "<= 20.0 % (unconverged)"),
         (0.25, 0.2, "<= 20.0 % (unconverged)"),
     ],
 )
-def test_an_accuracy_of_zero_is_not_printed_as_an_upper_bound(last, left, text):
+def test_an_accuracy_of_zero_is_not_printed_as_an_upper_bound(last, accuracy, text):
     curve = [CurvePoint(10, 0.6), CurvePoint(40, last)]
-    assert DeclaredAttack(SimpleNamespace(accuracy=left), 1.0, curve).text == text
+    assert DeclaredAttack(SimpleNamespace(accuracy=accuracy), 1.0, curve).text == text
 
 
 def test_the_learned_gradient_is_the_benchs_whatever_the_callers_threads(monkeypatch, tmp_path):

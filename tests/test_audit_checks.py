@@ -162,8 +162,8 @@ def test_searches_are_cut_to_memory_and_give_the_same(monkeypatch):
 
     monkeypatch.setattr(kind, "purified", record_size)
     monkeypatch.setattr(context.purifier, "max_batch", 12)
-    for cut, whole in zip(run(), expected, strict=True):
-        assert torch.allclose(cut, whole, atol=1e-5)
+    for cut, uncut in zip(run(), expected, strict=True):
+        assert torch.allclose(cut, uncut, atol=1e-5)
     assert max(sizes) <= 12
 
 
@@ -181,7 +181,7 @@ def test_few_classes_leave_targeted_dlr_out(classes):
 
 
 @pytest.mark.parametrize(
-    ("left", "random", "zero", "passed", "turns"),
+    ("accuracy", "random", "zero", "passed", "turns"),
     [
         (0, 60, 100, True, False),
         (0, 5, 100, False, False),
@@ -194,10 +194,10 @@ def test_few_classes_leave_targeted_dlr_out(classes):
     ],
 )
 def test_an_unbounded_attack_that_leaves_nothing_is_no_sign_of_masking(
-    monkeypatch, left, random, zero, passed, turns
+    monkeypatch, accuracy, random, zero, passed, turns
 ):
     """Random steps that break nearly all of 100 images prove nothing against the gradient."""
-    scores = iter((np.arange(100) < k).astype(float) for k in (left, random))
+    scores = iter((np.arange(100) < k).astype(float) for k in (accuracy, random))
     monkeypatch.setattr(Context, "score", lambda *_: next(scores))
     monkeypatch.setattr(Context, "clean_scores", (np.arange(100) < zero).astype(float))
     context = small_context()

@@ -53,7 +53,7 @@ def test_more_attempts_that_do_nothing_move_no_worst_case(extra, null):
 
 @pytest.mark.parametrize("null", [0, 6])
 @pytest.mark.parametrize(
-    ("shares", "where", "left"),
+    ("shares", "where", "accuracy"),
     [
         ((0.7, 0.3), "everywhere", 0.3),
         ((0.7, 0.3), "second half", 0.3),
@@ -61,7 +61,7 @@ def test_more_attempts_that_do_nothing_move_no_worst_case(extra, null):
         ((0.95, 0.95), "everywhere", 0.5),
     ],
 )
-def test_an_alternative_counts_where_it_breaks_more_and_nowhere_else(shares, where, left, null):
+def test_an_alternative_counts_where_it_breaks_more_and_nowhere_else(shares, where, accuracy, null):
     """The declared attack leaves .3 of the draws of one half of the images, and .7 of the other."""
     is_first_half = np.arange(IMAGES) < 200
     clean = np.full(IMAGES, 0.95)
@@ -73,4 +73,4 @@ def test_an_alternative_counts_where_it_breaks_more_and_nowhere_else(shares, whe
     attacked = ~is_first_half | (where == "everywhere")
     for k in range(2, 3 + null):
         _attack_part(best, attacked, [attempt_number(k)])
-    assert abs(worst_over_alternatives(best).mean() - left) < 0.02
+    assert abs(worst_over_alternatives(best).mean() - accuracy) < 0.02

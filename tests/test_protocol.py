@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_runs import record
 
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
@@ -14,8 +13,6 @@ from defend.benchmarks.surrogates import default_surrogate
 from defend.errors import DefendError
 from defend.loading import load
 from defend.protocols.ladder_1 import ladder_1
-from defend.records import _what, keep, read_records
-from defend.results.claims import missing
 from defend.weights import zoo
 
 BASE = {"dataset": "digits", "classifiers": ["convnet"], "defenses": ["median"], "n": 8}
@@ -84,28 +81,6 @@ def test_ladder_1_of_a_stochastic_purifier_adds_eot_and_as_many_controls_as_cand
     }
 
 
-@pytest.mark.parametrize(
-    "defense", ["none", "median", "gaussian", "median+bitdepth", "gaussian+median"]
-)
-def test_what_the_protocol_runs_is_what_a_claim_needs(parts, defense):
-    """The same defense's records, of 1,000 images: nothing is missing; and without any of its attacks something is."""
-    cells = ladder(parts, defenses=[defense])
-    records = [_what(c, parts) | {"n": 1000, "images": 1000, "error": None} for c in cells]
-    assert missing(records) == []
-    for attack in {c.bare_attack for c in cells if not is_control(c.attack)}:
-        assert missing([r for c, r in zip(cells, records, strict=True) if c.bare_attack != attack])
-
-
-def test_another_strength_of_a_purifier_is_no_pipeline_to_transfer_from(parts):
-    cells = ladder(parts, surrogates=[f"median:size=2+{AGAIN}"])
-    records = [_what(c, parts) | {"n": 1000, "images": 1000, "error": None} for c in cells]
-    assert missing(records) == []
-    assert [
-        "transfer" in m
-        for m in missing([r for r in records if r["surrogate"] != f"median+{AGAIN}"])
-    ] == [True]
-
-
 def test_behind_no_purifier_nothing_is_learned(parts):
     cells, skipped = expanded(parts, protocol="ladder-1", defenses=["none"])
     assert "learned" not in {c.gradient for c in cells}
@@ -161,25 +136,6 @@ def test_without_a_claim_eps_there_is_no_protocol(parts, monkeypatch):
     monkeypatch.setattr(type(parts.data), "card", replace(parts.data.card, claim={}))
     with pytest.raises(DefendError, match="has no claim eps"):
         ladder(parts)
-
-
-def test_a_record_stays_the_protocols_when_its_cell_is_run_again_without_it(tmp_path):
-    mine = record(100) | {"units": ["a"], "protocol": "ladder-1"}
-    keep(tmp_path, [mine])
-    keep(tmp_path, [mine | {"protocol": None}])
-    assert read_records(tmp_path) == [mine]
-    keep(tmp_path, [mine | {"protocol": None, "units": ["b"]}])
-    assert read_records(tmp_path) == [mine | {"protocol": None, "units": ["b"]}]
-
-
-def test_a_record_of_weights_trained_anew_does_not_stand_for_the_old(tmp_path):
-    old, new = (
-        record(100) | {"units": [d], "pipeline": {"classifier": "c", "defense": d}}
-        for d in ("old", "new")
-    )
-    keep(tmp_path, [old])
-    keep(tmp_path, [new])
-    assert read_records(tmp_path) == [old, new]
 
 
 # knowledge

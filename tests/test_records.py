@@ -19,7 +19,7 @@ def test_the_schema_in_the_docs_is_current():
 
 def test_records_are_read_as_they_were_written(tmp_path):
     flags = [Flag(code=FlagCode.ZERO_GRADIENT, value=3), Flag(code=FlagCode.LOSS_FELL)]
-    records = [record(100, flags=flags), failed()]
+    records = [record(100, flags=flags), failed(defense="jpeg")]
     merge_records(tmp_path, records)
     assert read_records(tmp_path) == records
     assert all(isinstance(r, Record) for r in read_records(tmp_path))

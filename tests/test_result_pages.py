@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,10 +106,12 @@ def test_the_sweep_prints_published_beside_measured_numbers():
 
 def test_a_part_that_is_measured_again_leaves_the_rest_of_the_table(tmp_path):
     page, table = load_script("audit_thresholds"), tmp_path / "table.json"
-    now = [audited("caught", 0.4, 0.0, "unreliable"), audited("new", 0.1, 0.0, "unreliable")]
-    assert page.merged(table, now) == now
+    rows = [audited("caught", 0.4, 0.0, "unreliable"), audited("new", 0.1, 0.0, "unreliable")]
+    now = [page.Measurement.from_dict(row) for row in rows]
+    measured = [page.Measurement.from_dict(row) for row in MEASURED]
+    assert page.merge_into_table(table, now) == now
     table.write_text(json.dumps(MEASURED))
-    assert page.merged(table, now) == [now[0], *MEASURED[1:], now[1]]
+    assert page.merge_into_table(table, now) == [now[0], *measured[1:], now[1]]
 
 
 def audited(name, declared, best, verdict, honest=False):
@@ -136,12 +139,15 @@ MEASURED = [
 
 
 def test_misses_and_false_alarms_are_counted_where_there_is_something_to_miss():
-    page = load_script("audit_thresholds")
-    assert [page.should_be(r) for r in MEASURED] == [True, True, True, None, False, False]
-    text, families = page.rates(MEASURED)
+    load_script("audit_thresholds")  # it makes the module of measurements importable
+    page = import_module("audit_measurements")
+    rows = [page.Measurement.from_dict(row) for row in MEASURED]
+    expected = [True, True, True, None, False, False]
+    assert [row.should_be_unreliable for row in rows] == expected
+    text, families = page.format_rates(rows), page.format_families(rows)
     assert "the half that judges: 1 of 3 (95 %: 6 to 79 %) misses" in text
     assert "1 of 2 (95 %: 9 to 91 %) false alarms" in text
-    assert "something to win (the declared gradient leaves 2 % or more): 1 of 1" in text
+    assert "something to gain (the declared gradient leaves 2 % or more): 1 of 1" in text
     assert "| missed | judges | 1 | 1 |" in families
     assert "little hidden | judges | 0 | 0 |" in families
 
@@ -158,7 +164,7 @@ def test_measurements_with_other_options_are_not_read(changed):
         "only": [],
     }
     keys = [
-        page.key(SimpleNamespace(**(options | other)))
+        page.hash_inputs(SimpleNamespace(**(options | other)))
         for other in ({}, {"only": ["hash"]}, {changed: "other"})
     ]
     assert keys[0] == keys[1] != keys[2]

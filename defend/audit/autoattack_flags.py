@@ -46,7 +46,7 @@ def _output_flags(context: Context) -> Iterator[str]:
 
 
 def _normalise(logits: Tensor) -> Tensor:
-    norm: Tensor = logits.norm(dim=1, keepdim=True)  # type: ignore[no-untyped-call]
+    norm: Tensor = logits.norm(dim=1, keepdim=True)
     return logits / norm
 
 

@@ -20,6 +20,7 @@ from defend.norms import check_adversarial
 from defend.results.candidates import choose_worst
 
 Attempt = Callable[[Tensor], Tensor]  # row indices (b,) -> adversarial images (b, c, h, w)
+MIN_GAP = THRESHOLDS.gap.value - ROUNDING_ERROR  # percentage points
 GRID_TOLERANCE = 1e-3  # of a grey level: float32 holds k / 255 only up to rounding
 
 
@@ -162,29 +163,31 @@ def compare_attempts(
     make_attempts is called only if the baseline leaves enough images. describe_cost returns what is
     said of the attempts where they ran.
     """
-    correct = baseline.scores > 0
-    min_gap = THRESHOLDS.gap.value - ROUNDING_ERROR
-    left = f"the {100 * baseline.accuracy:.1f} % still correct"
-    if 100 * baseline.accuracy < min_gap:
-        measured = f"{left} are too few for any attack to matter"
-        return CheckResult(measured=measured, value=0.0, gap=0.0, p=1.0)
+    is_correct = baseline.scores > 0
+    images = f"the {100 * baseline.accuracy:.1f} % still correct"
+    if 100 * baseline.accuracy < MIN_GAP:
+        return _negligible(f"{images} are too few for any attack to matter", 0.0)
     attempts = list(make_attempts())
     scores = baseline.scores.copy()
-    scores[correct] = _attack_part(baseline, correct, attempts).scores
-    gain = float((baseline.scores[correct] - scores[correct]).sum()) / len(scores)
-    if 100 * gain < min_gap:
+    scores[is_correct] = _attack_part(baseline, is_correct, attempts).scores
+    gain = float((baseline.scores[is_correct] - scores[is_correct]).sum()) / len(scores)
+    if 100 * gain < MIN_GAP:
         broken = f"{100 * gain:.1f} points" if gain > 0 else "none"
-        measured = f"breaks {broken} of {left}{describe_cost()}"
-        return CheckResult(measured=measured, value=gain, gap=gain, p=1.0)
-    if not correct.all():
-        scores[~correct] = _attack_part(baseline, ~correct, attempts).scores
-    gap = float((baseline.scores - scores).mean())
-    p = baseline.context.paired_p_value(scores, baseline.scores)
+        return _negligible(f"breaks {broken} of {images}{describe_cost()}", gain)
+    if not is_correct.all():
+        scores[~is_correct] = _attack_part(baseline, ~is_correct, attempts).scores
     measured = (
         f"leaves {100 * scores.mean():.1f} %,"
         f" {baseline_name} {100 * baseline.accuracy:.1f} %{describe_cost()}"
     )
+    gap = float((baseline.scores - scores).mean())
+    p = baseline.context.paired_p_value(scores, baseline.scores)
     return CheckResult(measured=measured, value=gap, gap=gap, p=p)
+
+
+def _negligible(measured: str, gain: float) -> CheckResult:
+    """Return the result of attempts that cannot matter, without a test."""
+    return CheckResult(measured=measured, value=gain, gap=gain, p=1.0)
 
 
 def _attack_part(

@@ -45,17 +45,18 @@ def _check_unbounded(session: Session) -> CheckResult:
     images, so losing to them is only reported.
     """
     context = session.context
-    left = context.score(_attack_unbounded(context))
-    random_left = context.score(_walk_randomly(context))
-    zero_left = context.clean_scores  # with a gradient of zero the image stays where it is
-    beats_random = _beats(context, left, random_left)
-    breaks_all = left.mean() == 0 < zero_left.mean()  # a test cannot say more about a few images
-    beats_zero = breaks_all or _beats(context, left, zero_left)
-    is_enough = bool(beats_zero and left.mean() <= THRESHOLDS.unbounded.value)
+    scores = context.score(_attack_unbounded(context))
+    accuracy = float(scores.mean())
+    random_scores = context.score(_walk_randomly(context))
+    zero_scores = context.clean_scores  # with a gradient of zero the image stays where it is
+    beats_random = _beats(context, scores, random_scores)
+    breaks_all = accuracy == 0 < zero_scores.mean()  # a test cannot say more about a few images
+    beats_zero = breaks_all or _beats(context, scores, zero_scores)
+    is_enough = bool(beats_zero and accuracy <= THRESHOLDS.unbounded.value)
     return CheckResult(
-        measured=f"leaves {100 * left.mean():.1f} %; random directions"
-        f" {100 * random_left.mean():.1f} %, zero gradients {100 * zero_left.mean():.1f} %",
-        value=float(left.mean()),
+        measured=f"leaves {100 * accuracy:.1f} %; random directions"
+        f" {100 * random_scores.mean():.1f} %, zero gradients {100 * zero_scores.mean():.1f} %",
+        value=accuracy,
         passed=is_enough and beats_random,
         advisory=is_enough,
     )
@@ -77,11 +78,11 @@ def _walk_randomly(context: Context) -> Tensor:
     return x_adv
 
 
-def _beats(context: Context, left: Floats, control_left: Floats) -> bool:
+def _beats(context: Context, scores: Floats, control: Floats) -> bool:
     """Return True if the attack leaves significantly less than a control; there are two."""
-    if left.mean() >= control_left.mean():
+    if scores.mean() >= control.mean():
         return False
-    return context.paired_p_value(left, control_left) < THRESHOLDS.alpha.value / 2
+    return context.paired_p_value(scores, control) < THRESHOLDS.alpha.value / 2
 
 
 def probe_gradient(

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from defend.audit.budget import Budget, budget_for
 from defend.audit.context import NORM, BenchPipeline, Context, FreshPurifier, Surrogate
@@ -60,20 +60,34 @@ def prepare(request: AuditRequest) -> tuple[Context, Subject]:
     components, data = _load_data(request, device)
     loader = ComponentLoader(data, device)
     purifier = loader.defense(request.spec)
-    classifier = loader.classifier(request.classifier)
+    network = loader.classifier(request.classifier).network
     pipeline = _bench_pipeline(request, components)
     surrogates, no_surrogate_reason = _choose_surrogates(request, pipeline)
     budget = budget_for(request.budget, purifier.card.stochastic, request.n)
     _check_cache(pipeline, budget, purifier)
+    context = _make_context(request, loader, purifier, network, budget)
+    context.surrogates = [_load_surrogate(s, loader, context.no_defense) for s in surrogates]
+    context.no_surrogate_reason = no_surrogate_reason
+    context.bench_pipeline = pipeline
+    return context, _describe_subject(request, context, surrogates)
+
+
+def _make_context(
+    request: AuditRequest,
+    loader: ComponentLoader,
+    purifier: Purifier,
+    network: nn.Module,
+    budget: Budget,
+) -> Context:
+    """Return the context, still without surrogates."""
+    data, device = loader.data, loader.device
     x, y = load_rows(data, request.split, budget.n, request.n is not None)
-    x, y = x.to(device), y.to(device)
-    no_defense: Purifier = load(NO_DEFENSE, device=device)
-    context = Context(
+    return Context(
         purifier=purifier,
-        network=classifier.network,
-        no_defense=no_defense,
-        x=x,
-        y=y,
+        network=network,
+        no_defense=load(NO_DEFENSE, device=device),
+        x=x.to(device),
+        y=y.to(device),
         noise=Noise.of(request.seed, torch.arange(len(x), device=device)),
         eps=parse_eps(request.eps, data),
         classes=data.classes,
@@ -81,11 +95,7 @@ def prepare(request: AuditRequest) -> tuple[Context, Subject]:
         seed=request.seed,
         fresh=_fresh_purifier(request, purifier, data, device),
         training_images=partial(_load_training_images, data, device),
-        surrogates=[_load_surrogate(s, loader, no_defense) for s in surrogates],
-        no_surrogate_reason=no_surrogate_reason,
-        bench_pipeline=pipeline,
     )
-    return context, _describe_subject(request, context, surrogates)
 
 
 def _load_data(request: AuditRequest, device: torch.device) -> tuple[Components | None, Dataset]:
@@ -188,7 +198,7 @@ def _describe_subject(
         defense=describe(request.spec, "defense"),
         dataset=describe(request.dataset, "dataset"),
         classifier=describe(request.classifier, "classifier"),
-        surrogates=[s if isinstance(s, str) else repr(type(s).__name__) for s in surrogates],
+        surrogates=[_describe_surrogate(s) for s in surrogates],
         split=request.split,
         n=len(context.x),
         norm=NORM,
@@ -203,3 +213,7 @@ def _describe_subject(
         trained_on=purifier.trained_on,
         versions={"defend": version("defend"), "torch": str(torch.__version__)},
     )
+
+
+def _describe_surrogate(surrogate: SurrogateInput) -> str:
+    return surrogate if isinstance(surrogate, str) else repr(type(surrogate).__name__)

@@ -239,11 +239,16 @@ def apply_holm(rows: Sequence[CheckRow]) -> list[CheckRow]:
     """
     p_values = {row.name: row.p for row in rows if row.p is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return [_decide(row, corrected[row.name]) if row.name in corrected else row for row in rows]
+    return [_decide(row, corrected.get(row.name)) for row in rows]
 
 
-def _decide(row: CheckRow, p_holm: float) -> CheckRow:
-    """Return the row of an attack with its corrected p value and its verdict."""
+def _decide(row: CheckRow, p_holm: float | None) -> CheckRow:
+    """Return the row of an attack with its corrected p value and its verdict.
+
+    A row without a p value stays as it is.
+    """
+    if p_holm is None:
+        return row
     min_gap = THRESHOLDS.gap.value - ROUNDING_ERROR
     is_large = row.gap is not None and 100 * row.gap >= min_gap
     breaks_more = is_large and p_holm < THRESHOLDS.alpha.value

@@ -63,8 +63,11 @@ class ObservedTarget(Target):
         return gradient, losses, logits
 
     def copies(self, n: int) -> Target:
-        """Return what Target.copies returns; restarts are not recorded."""
-        return replace(super().copies(n), first_gradient=None)  # type: ignore[call-arg]
+        """Return what Target.copies returns; several restarts are not recorded."""
+        copies = super().copies(n)
+        if n > 1:
+            copies = replace(copies, first_gradient=None)  # type: ignore[call-arg]
+        return copies
 
 
 @dataclass(frozen=True)

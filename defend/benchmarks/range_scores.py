@@ -56,17 +56,35 @@ class RangeScores:
 
         The first batch of a defense must be that of the largest eps: on it the defense is checked.
         """
+        if not batches:
+            return []
+        if self._start == 0 and cell.scored not in self._checked:
+            return [self._score_and_check(cell, batches[0]), *self.score(cell, batches[1:])]
+        error = self._checked.get(cell.scored)
+        if error is not None:
+            return [error] * len(batches)
         try:
-            scorer = self._scorer(cell)
-            scores = scorer.score(batches, Stopwatch(self._components.device))
-            if self._start == 0 and cell.scored not in self._checked:
-                self._checked[cell.scored] = self._check(cell, scorer, batches[0], scores[0])
+            stopwatch = Stopwatch(self._components.device)
+            return list(self._scorer(cell).score(batches, stopwatch))
         except Exception as e:  # a purifier may raise anything, perhaps for one eps alone
             if len(batches) == 1:
                 return [e]
             return [self.score(cell, [batch])[0] for batch in batches]
-        error = self._checked.get(cell.scored)
-        return list(scores) if error is None else [error] * len(batches)
+
+    def _score_and_check(self, cell: Cell, x_adv: Tensor) -> Scores | Exception:
+        """Score one batch, and check the defense on it.
+
+        Clean images come first: a purifier that remembers them then shows it. Where scoring
+        itself raises, the next batch is the one that is checked.
+        """
+        try:
+            self.clean(cell)
+            scorer = self._scorer(cell)
+            scores = scorer.score([x_adv], Stopwatch(self._components.device))[0]
+        except Exception as e:  # a purifier may raise anything
+            return e
+        error = self._checked[cell.scored] = self._check(cell, scorer, x_adv, scores)
+        return scores if error is None else error
 
     def clean(self, cell: Cell) -> CleanScores:
         """Return the clean images' scores. Raises BrokenPurifier."""

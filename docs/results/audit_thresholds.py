@@ -1,13 +1,19 @@
-"""How often the audit is wrong: every purifier of tests/masked.py, audited on val, beside the gap to the best attack known for it.
+"""Measure how often the audit is wrong: audit every purifier of tests/masked.py on val.
 
     python docs/results/audit_thresholds.py --dataset digits --soft-eps 0.1
-    python docs/results/audit_thresholds.py --dataset mnist --classifier lenet --robust convnet:weights=convnet-madry --soft-eps 0.13
+    python docs/results/audit_thresholds.py --dataset mnist --classifier lenet \
+        --robust convnet:weights=convnet-madry --soft-eps 0.13
 
-Interrupted, the same command goes on: what is measured is read, as long as options and code are the same. Half of the families set
-thresholds: for each check the values on honest and on masked ones are printed, and what would part them. The other half judges them: misses
-(a gap of 5 points or more, and no sign of masking) and false alarms (an honest one, called unreliable), with Wilson intervals. Honest ones
-are audited at the claim eps, where little of them stands, and at --soft-eps, where other attacks have something to win; by their specs,
-as the command line does, where they have one. Writes audit_thresholds_DATASET.json and .md.
+Each audit is compared with the gap between the declared gradient's accuracy and that of the best
+known attack. Half of the families set thresholds: for each check the values on honest and on masked
+purifiers are printed, and the value half way between them. The other half judges the thresholds:
+misses (a gap of 5 points or more, and no sign of masking) and false alarms (an honest purifier
+called unreliable), with Wilson intervals.
+
+Honest purifiers are audited at the claim eps, at which attacks leave little, and at --soft-eps, at
+which other attacks have something to gain. They are audited by their specs, as on the command line,
+where they have one. The script writes audit_thresholds_DATASET.json and .md. If it was interrupted,
+the same command continues: measurements are read again if the options and the code are the same.
 """
 
 from __future__ import annotations
@@ -17,8 +23,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,210 +33,190 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import defend
-from defend.audit.thresholds import THRESHOLDS
-from defend.stats import wilson
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parent))
+import audit_measurements
+import best_known
 import masked
+from audit_measurements import Measurement, format_page, format_progress
 
-GAP = 0.05  # from here on a masked purifier must be called unreliable
-WORTH = THRESHOLDS["gap"].value / 100  # standing, of which an attack can win enough
+OPTIONS_OF_KEY = ("classifier", "budget", "n", "robust", "soft_eps")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One purifier before one classifier. half: 0 sets thresholds, 1 judges."""
+    """One purifier before one classifier."""
 
     name: str
     family: str
-    half: int
+    half: int  # 0 sets thresholds, 1 judges them
     honest: bool
     purifier: Callable[[], Any]
     classifier: Any  # a spec, or an object
     spec: str | None = None  # of the purifier
-    eps: float | None = None  # the claim's
+    eps: float | None = None  # None: the data set's claim eps
 
 
 def main() -> None:
-    options = arguments()
-    folder = options.out / f"{options.dataset}-{key(options)}"
+    options = parse_arguments()
+    folder = options.out / f"{options.dataset}-{hash_inputs(options)}"
     folder.mkdir(parents=True, exist_ok=True)
-    measured = []
-    for case in cases(options):
-        file = folder / f"{''.join(c if c.isalnum() else '-' for c in case.name)}.json"
-        if not file.exists():
-            made = measure(case, options)
-            file.with_suffix(".part").write_text(json.dumps(made))
-            file.with_suffix(".part").replace(file)
-        measured.append(json.loads(file.read_text()))
-        print(line(measured[-1]), file=sys.stderr, flush=True)
-    name = f"audit_thresholds_{options.dataset}"
-    measured = merged(options.table / f"{name}.json", measured) if options.only else measured
-    options.table.joinpath(f"{name}.json").write_text(
-        "[\n" + ",\n".join(json.dumps(kept(r)) for r in measured) + "\n]\n"
-    )
-    text = page(measured, options)
-    options.table.joinpath(f"{name}.md").write_text(text)
+    measurements = []
+    for case in make_cases(options):
+        measurement = read_or_measure(case, folder, options)
+        measurements.append(measurement)
+        print(format_progress(measurement), file=sys.stderr, flush=True)
+    table = options.table / f"audit_thresholds_{options.dataset}.json"
+    if options.only:
+        measurements = merge_into_table(table, measurements)
+    rows = ",\n".join(json.dumps(asdict(measurement)) for measurement in measurements)
+    table.write_text(f"[\n{rows}\n]\n")
+    text = format_page(measurements, options.dataset, options.classifier, options.budget)
+    table.with_suffix(".md").write_text(text)
     print(text)
 
 
-def merged(table: Path, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What was measured now in place of the same names of the table; its other rows stay, measured by the code of their day."""
-    now = {r["name"]: r for r in measured}
-    there = json.loads(table.read_text()) if table.exists() else []
-    return [*(now.pop(r["name"], r) for r in there), *now.values()]
+def read_or_measure(case: Case, folder: Path, options: argparse.Namespace) -> Measurement:
+    """Return the measurement in the folder; make it first if it is missing."""
+    name = "".join(c if c.isalnum() else "-" for c in case.name)
+    file = folder / f"{name}.json"
+    if not file.exists():
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(measure(case, options)))
+        part.replace(file)
+    return Measurement.from_dict(json.loads(file.read_text()))
 
 
-def key(options: argparse.Namespace) -> str:
-    """Of all that decides what is measured: options, the code, thresholds among it, and the purifiers."""
-    chosen = [
-        str(getattr(options, name)) for name in ("classifier", "budget", "n", "robust", "soft_eps")
-    ]
-    code = [
-        *sorted(Path(defend.__file__).parent.rglob("*.py")),
-        Path(masked.__file__),
-        Path(__file__),
-    ]
-    return hashlib.sha256(
-        "\0".join([*chosen, *(file.read_text() for file in code)]).encode()
-    ).hexdigest()[:12]
+def merge_into_table(table: Path, measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Return the rows of the table, with the new measurements in place of those of equal names.
+
+    The other rows stay as the code of their day measured them.
+    """
+    new = {measurement.name: measurement for measurement in measurements}
+    old_rows = json.loads(table.read_text()) if table.exists() else []
+    merged = []
+    for row in old_rows:
+        old = Measurement.from_dict(row)
+        merged.append(new.pop(old.name, old))
+    return [*merged, *new.values()]
 
 
-def arguments() -> argparse.Namespace:
+def hash_inputs(options: argparse.Namespace) -> str:
+    """Return a hash of all that decides a measurement: options, code and purifiers."""
+    texts = [str(getattr(options, name)) for name in OPTIONS_OF_KEY]
+    package = sorted(Path(defend.__file__).parent.rglob("*.py"))
+    modules = (masked, best_known, audit_measurements)
+    scripts = [*(Path(module.__file__) for module in modules), Path(__file__)]
+    texts += [file.read_text() for file in (*package, *scripts)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--classifier", default="convnet")
-    parser.add_argument("--budget", default="standard")
-    parser.add_argument("--n", type=int, help="images (default: the budget's, or all of val)")
-    parser.add_argument(
-        "--robust",
-        help="an adversarially trained classifier; on digits one is trained where none is given",
-    )
-    parser.add_argument(
-        "--soft-eps", type=float, help="where attacks leave a part of the honest ones"
-    )
-    parser.add_argument(
-        "--honest",
-        nargs="*",
-        default=[],
-        metavar="SPEC",
-        help="more honest purifiers, as split-vqvae",
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--dataset", default="digits")
+    add("--classifier", default="convnet")
+    add("--budget", default="standard")
+    add("--n", type=int, help="images (default: the budget's, or all of val)")
+    add("--robust", help="an adversarially trained classifier (on digits one is trained)")
+    add("--soft-eps", type=float, help="eps at which attacks leave honest purifiers some images")
+    add("--honest", nargs="*", default=[], metavar="SPEC", help="more honest purifiers")
+    add(
         "--only",
         nargs="*",
         default=[],
         metavar="FAMILY_OR_NAME",
-        help="some families, into the table that is there (default: all)",
+        help="measure some families, and replace them in the existing table (default: all)",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/audit_thresholds"),
-        help="where what is measured lies",
-    )
-    parser.add_argument(
-        "--table", type=Path, default=Path(__file__).parent, help="where the tables are written"
-    )
+    add("--out", type=Path, default=Path("runs/audit_thresholds"), help="folder of measurements")
+    add("--table", type=Path, default=Path(__file__).parent, help="folder of the tables")
     return parser.parse_args()
 
 
-def cases(options: argparse.Namespace) -> Iterator[Case]:
+def make_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Yield the cases that the options ask for."""
     data = defend.load(options.dataset, "dataset")
+    for case in (*masked_cases(options, data), *honest_cases(options, data)):
+        if not options.only or {case.family, case.name} & set(options.only):
+            yield case
+    if not options.only or "robust" in options.only:
+        yield from robust_cases(options, data)
+
+
+def masked_cases(options: argparse.Namespace, data: Any) -> Iterator[Case]:
     network = defend.load(options.classifier, "classifier", dataset=options.dataset).network
     memory = data.rows("train", 0, 500)[0]
-    for family, graded in masked.FAMILIES.items():
-        for strength in graded.strengths:
-            made = partial(masked.make, family, strength, network, memory)
-            yield from wanted(
-                options,
-                Case(
-                    f"{family} {strength:g}", family, graded.half, False, made, options.classifier
-                ),
-            )
-    for name, (purifier, half) in masked.HONEST.items():
-        spec = None if isinstance(purifier(), masked.Blur) else name
-        yield from wanted(
-            options,
-            *sound(options, Case(name, "honest", half, True, purifier, options.classifier, spec)),
+    for name, family in masked.FAMILIES.items():
+        for strength in family.strengths:
+            make = partial(masked.make, name, strength, network, memory)
+            yield Case(f"{name} {strength:g}", name, family.half, False, make, options.classifier)
+
+
+def honest_cases(options: argparse.Namespace, data: Any) -> Iterator[Case]:
+    for name, entry in masked.HONEST.items():
+        spec = None if isinstance(entry.make(), masked.Blur) else name
+        yield from at_both_eps(
+            options, Case(name, "honest", entry.half, True, entry.make, options.classifier, spec)
         )
     for spec in options.honest:
-        yield from wanted(
-            options,
-            *sound(
-                options,
-                Case(
-                    spec,
-                    "honest",
-                    1,
-                    True,
-                    lambda s=spec: defend.load(s, dataset=data),
-                    options.classifier,
-                    spec,
-                ),
-            ),
+        make = partial(defend.load, spec, dataset=data)
+        yield from at_both_eps(
+            options, Case(spec, "honest", 1, True, make, options.classifier, spec)
         )
-    if not options.only or "robust" in options.only:
-        robust = options.robust or trained(options, data)
-        for name, (purifier, half) in {
-            "none": (lambda: defend.load("none"), 1),
-            "blur": (masked.Blur, 0),
-        }.items():
-            yield Case(
-                f"{name} before an adversarially trained classifier",
-                "robust",
-                half,
-                True,
-                purifier,
-                robust,
-            )
 
 
-def sound(options: argparse.Namespace, case: Case) -> list[Case]:
-    soft = replace(case, name=f"{case.name} at eps {options.soft_eps}", eps=options.soft_eps)
-    return [case, soft] if options.soft_eps else [case]
+def at_both_eps(options: argparse.Namespace, case: Case) -> Iterator[Case]:
+    """Yield a case at the claim eps and, if the options name one, at the soft eps."""
+    yield case
+    if options.soft_eps:
+        yield replace(case, name=f"{case.name} at eps {options.soft_eps}", eps=options.soft_eps)
 
 
-def wanted(options: argparse.Namespace, *some: Case) -> Iterator[Case]:
-    yield from (
-        case for case in some if not options.only or {case.family, case.name} & set(options.only)
-    )
+def robust_cases(options: argparse.Namespace, data: Any) -> Iterator[Case]:
+    robust = options.robust or train_robust(options, data)
+    suffix = "before an adversarially trained classifier"
+    none = partial(defend.load, "none")
+    yield Case(f"none {suffix}", "robust", 1, True, none, robust)
+    yield Case(f"blur {suffix}", "robust", 0, True, masked.Blur, robust)
 
 
-def trained(options: argparse.Namespace, data: Any) -> Any:
-    """PGD-10 at the claim eps, 40 epochs."""
-    made = defend.load("convnet:weights=untrained", "classifier", dataset=data)
+def train_robust(options: argparse.Namespace, data: Any) -> Any:
+    """Return a classifier trained on PGD-10 images at the claim eps for 40 epochs."""
+    classifier = defend.load("convnet:weights=untrained", "classifier", dataset=data)
     file = options.out / options.dataset / "robust.safetensors"
     if not file.exists():
         x, y = data.rows("train", 0, data.count("train"))
-        made.fit(
-            x, y, epochs=40, lr=0.05, batch=64, adversarial=data.card.claim["Linf"], progress=False
-        )
-        save_file(made.net.state_dict(), file)
-    made.net.load_state_dict(load_file(file))
-    return made
+        eps = data.card.claim["Linf"]
+        classifier.fit(x, y, epochs=40, lr=0.05, batch=64, adversarial=eps, progress=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(classifier.net.state_dict(), file)
+    classifier.net.load_state_dict(load_file(file))
+    return classifier
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    began, classifier = time.process_time(), case.classifier
+    """Return a measurement as JSON can hold it, with the whole report of the audit."""
+    start = time.process_time()
+    classifier = case.classifier
     if case.spec is None and isinstance(classifier, str):
         classifier = defend.load(classifier, "classifier", dataset=options.dataset)
-    given = {"n": options.n, "split": "val", "eps": case.eps}
     report = defend.audit(
-        case.spec or case.purifier(), options.dataset, classifier, options.budget, **given
+        case.spec or case.purifier(),
+        options.dataset,
+        classifier,
+        options.budget,
+        n=options.n,
+        split="val",
+        eps=case.eps,
     ).as_dict()
-    spent = time.process_time() - began
-    x, y = defend.load(options.dataset, "dataset").rows("val", 0, report["n"])
-    net = (
-        defend.load(classifier, "classifier", dataset=options.dataset)
-        if isinstance(classifier, str)
-        else classifier
-    )
-    known = float(masked.best_known(case.purifier(), net.network, x, y, report["eps"]).mean())
+    seconds = time.process_time() - start
     declared, lowest = report["declared_accuracy"], report["lowest_accuracy"]
-    best = known if lowest is None else min(known, lowest)
+    best = measure_best_known(case, classifier, options.dataset, report["n"], report["eps"])
+    if lowest is not None:
+        best = min(best, lowest)
     return {
         "name": case.name,
         "family": case.family,
@@ -239,143 +225,18 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "declared": declared,
         "best_known": best,
         "gap": None if declared is None else declared - best,
-        "cpu_seconds": round(spent, 1),
+        "cpu_seconds": round(seconds, 1),
         "report": report,
     }
 
 
-def kept(row: dict[str, Any]) -> dict[str, Any]:
-    """What the page is made of: of each check its number and whether it turned the verdict."""
-    checks = [{k: c[k] for k in ("name", "value", "turns")} for c in row["report"]["checks"]]
-    return row | {
-        "report": {k: row["report"][k] for k in ("verdict", "n", "eps", "reasons")}
-        | {"checks": checks}
-    }
-
-
-def unreliable(row: dict[str, Any]) -> bool:
-    return row["report"]["verdict"] == "unreliable"
-
-
-def should_be(row: dict[str, Any]) -> bool | None:
-    """Unreliable (True), sound (False), or neither: masked, and little hidden. No number at all hides everything."""
-    return False if row["honest"] else True if row["gap"] is None or row["gap"] >= GAP else None
-
-
-def line(row: dict[str, Any]) -> str:
-    declared = "none" if row["declared"] is None else f"{100 * row['declared']:.1f}"
-    turned = ", ".join(c["name"] for c in row["report"]["checks"] if c["turns"])
-    wrong = should_be(row) is not None and unreliable(row) != should_be(row)
-    return f"{row['name']}: declared {declared}, best known {100 * row['best_known']:.1f}: {row['report']['verdict']} ({turned}){' WRONG' if wrong else ''}"
-
-
-def page(measured: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    reports = [r["report"] for r in measured]
-    images = " or ".join(map(str, sorted({r["n"] for r in reports})))
-    about = f"{images} images of {options.dataset} val, eps {reports[0]['eps']:.6g} where no other is named, budget {options.budget}, {options.classifier}"
-    parts = [
-        f"# Misses and false alarms of the audit: {options.dataset}",
-        "Written by `docs/results/audit_thresholds.py`. " + about + ".",
-        *rates(measured),
-    ]
-    return (
-        "\n\n".join(
-            [
-                *parts,
-                table(measured),
-                "## What would part honest from masked (the half that sets thresholds)",
-                suggestions(measured),
-            ]
-        )
-        + "\n"
-    )
-
-
-def rates(measured: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for half, title in ((1, "the half that judges"), (0, "the half that set the thresholds")):
-        for expected, what in (
-            (True, f"misses, of the masked with a gap of {100 * GAP:g} points or more"),
-            (False, "false alarms, of the honest"),
-        ):
-            some = [r for r in measured if r["half"] == half and should_be(r) is expected]
-            fought = [r for r in some if r["declared"] is not None and r["declared"] >= WORTH]
-            lines.append(f"- {title}: {wrong_of(some, expected)} {what}")
-            if not expected:
-                lines.append(
-                    f"  - where attacks have something to win (the declared gradient leaves {100 * WORTH:g} % or more): {wrong_of(fought, expected)}"
-                )
-    return ["\n".join(lines), families(measured)]
-
-
-def wrong_of(some: list[dict[str, Any]], expected: bool) -> str:
-    wrong = sum(unreliable(r) != expected for r in some)
-    low, high = wilson(wrong, len(some)) if some else (0.0, 1.0)
-    return f"{wrong} of {len(some)} (95 %: {100 * low:.0f} to {100 * high:.0f} %)"
-
-
-def families(measured: list[dict[str, Any]]) -> str:
-    """The members of a family are alike: it is families that an interval should count, and they are few."""
-    rows = [
-        "| family | half | masked, with a gap of 5 points or more | missed |",
-        "|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(r["family"] for r in measured if not r["honest"]):
-        some = [r for r in measured if r["family"] == name and should_be(r)]
-        half = next(r["half"] for r in measured if r["family"] == name)
-        rows.append(
-            f"| {name} | {('sets', 'judges')[half]} | {len(some)} | {sum(not unreliable(r) for r in some)} |"
-        )
-    return "\n".join(rows)
-
-
-def table(measured: list[dict[str, Any]]) -> str:
-    rows = [
-        "| purifier | half | n | declared % | best known % | gap | verdict | what turned it | CPU s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in measured:
-        declared, gap = (
-            ("", "")
-            if r["declared"] is None
-            else (f"{100 * r['declared']:.1f}", f"{100 * r['gap']:.1f}")
-        )
-        turned = ", ".join(c["name"] for c in r["report"]["checks"] if c["turns"])
-        name = f"{r['name']} (honest)" if r["honest"] else r["name"]
-        half = ("sets", "judges")[r["half"]]
-        n, verdict = r["report"]["n"], r["report"]["verdict"]
-        rows.append(
-            f"| {name} | {half} | {n} | {declared} | {100 * r['best_known']:.1f} | {gap} | {verdict} | {turned} | {r['cpu_seconds']:.0f} |"
-        )
-    return "\n".join(rows)
-
-
-def suggestions(measured: list[dict[str, Any]]) -> str:
-    """For each check with a number: its range on honest and on masked purifiers, and the middle between them where they do not meet."""
-    rows = ["| check | honest | masked, gap of 5 or more | between |", "|---|---|---|---|"]
-    half = [r for r in measured if r["half"] == 0]
-    for name in [c["name"] for c in measured[0]["report"]["checks"]]:
-        honest, hidden = (
-            values(name, [r for r in half if should_be(r) is expected])
-            for expected in (False, True)
-        )
-        if honest and hidden:
-            apart = max(honest) < min(hidden) or max(hidden) < min(honest)
-            middle = (
-                (max(honest) + min(hidden)) / 2
-                if max(honest) < min(hidden)
-                else (max(hidden) + min(honest)) / 2
-            )
-            spans = [f"{min(v):.3g} to {max(v):.3g} ({len(v)})" for v in (honest, hidden)]
-            rows.append(
-                f"| {name} | {spans[0]} | {spans[1]} | {f'{middle:.3g}' if apart else 'they meet'} |"
-            )
-    return "\n".join(rows)
-
-
-def values(name: str, some: list[dict[str, Any]]) -> list[float]:
-    found = [c["value"] for r in some for c in r["report"]["checks"] if c["name"] == name]
-    return [v for v in found if v is not None]
+def measure_best_known(case: Case, classifier: Any, dataset: str, n: int, eps: float) -> float:
+    """Return the accuracy under the best known attack."""
+    if isinstance(classifier, str):
+        classifier = defend.load(classifier, "classifier", dataset=dataset)
+    x, y = defend.load(dataset, "dataset").rows("val", 0, n)
+    purifier = case.purifier()
+    return float(best_known.best_known(purifier, classifier.network, x, y, eps).mean())
 
 
 if __name__ == "__main__":

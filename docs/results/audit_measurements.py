@@ -1,0 +1,212 @@
+"""The measurements of audit_thresholds.py, and the page that is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from defend.audit.thresholds import THRESHOLDS
+from defend.stats import wilson
+
+GAP = 0.05  # from which on a masked purifier must be called unreliable
+MIN_ACCURACY = THRESHOLDS.gap.value / 100  # below it no attack can break enough to matter
+HALVES = ("sets", "judges")  # thresholds
+
+
+@dataclass(frozen=True)
+class CheckValue:
+    """What a check measured, and whether it made the evaluation unreliable."""
+
+    name: str
+    value: float | None
+    turns: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The part of an audit's report that the page needs."""
+
+    verdict: str
+    n: int
+    eps: float
+    reasons: list[str]
+    checks: list[CheckValue]
+
+    @classmethod
+    def from_dict(cls, report: dict[str, Any]) -> Verdict:
+        checks = [CheckValue(c["name"], c["value"], c["turns"]) for c in report["checks"]]
+        return cls(report["verdict"], report["n"], report["eps"], report.get("reasons", []), checks)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One audit beside the best known attack. It is a row of the table's JSON file."""
+
+    name: str
+    family: str
+    half: int
+    honest: bool
+    declared: float | None  # accuracy under the declared gradient; None if it could not run
+    best_known: float  # accuracy under the best known attack
+    gap: float | None
+    cpu_seconds: float
+    report: Verdict
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> Measurement:
+        return cls(**{**row, "report": Verdict.from_dict(row["report"])})
+
+    @property
+    def is_unreliable(self) -> bool:
+        return self.report.verdict == "unreliable"
+
+    @property
+    def should_be_unreliable(self) -> bool | None:
+        """Return the right verdict; None if a masked purifier hides little, so that both are right.
+
+        If the declared gradient gives no accuracy, it hides everything.
+        """
+        if self.honest:
+            return False
+        return True if self.gap is None or self.gap >= GAP else None
+
+    @property
+    def is_wrong(self) -> bool:
+        expected = self.should_be_unreliable
+        return expected is not None and self.is_unreliable != expected
+
+    @property
+    def decisive_checks(self) -> str:
+        return ", ".join(check.name for check in self.report.checks if check.turns)
+
+
+def format_percent(accuracy: float | None, missing: str = "") -> str:
+    return missing if accuracy is None else f"{100 * accuracy:.1f}"
+
+
+def format_progress(row: Measurement) -> str:
+    return (
+        f"{row.name}: declared {format_percent(row.declared, 'none')},"
+        f" best known {format_percent(row.best_known)}: {row.report.verdict}"
+        f" ({row.decisive_checks}){' WRONG' if row.is_wrong else ''}"
+    )
+
+
+def format_page(rows: Sequence[Measurement], dataset: str, classifier: str, budget: str) -> str:
+    """Return the page in Markdown."""
+    reports = [row.report for row in rows]
+    images = " or ".join(map(str, sorted({report.n for report in reports})))
+    paragraphs = [
+        f"# Misses and false alarms of the audit: {dataset}",
+        f"Written by `docs/results/audit_thresholds.py`. {images} images of {dataset} val,"
+        f" eps {reports[0].eps:.6g} where no other is named, budget {budget},"
+        f" {classifier}.",
+        format_rates(rows),
+        format_families(rows),
+        format_table(rows),
+        "## Values of each check that would separate honest from masked purifiers"
+        " (the half that sets thresholds)",
+        format_suggestions(rows),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def format_rates(rows: Sequence[Measurement]) -> str:
+    """Return the misses and false alarms of both halves as a list."""
+    lines = []
+    for half, title in ((1, "the half that judges"), (0, "the half that set the thresholds")):
+        members = [row for row in rows if row.half == half]
+        masked_rows = [row for row in members if row.should_be_unreliable is True]
+        honest_rows = [row for row in members if row.should_be_unreliable is False]
+        breakable = [
+            row for row in honest_rows if row.declared is not None and row.declared >= MIN_ACCURACY
+        ]
+        lines += [
+            f"- {title}: {count_wrong(masked_rows)} misses, of the masked with a gap of"
+            f" {100 * GAP:g} points or more",
+            f"- {title}: {count_wrong(honest_rows)} false alarms, of the honest",
+            "  - where attacks have something to gain (the declared gradient leaves"
+            f" {100 * MIN_ACCURACY:g} % or more): {count_wrong(breakable)}",
+        ]
+    return "\n".join(lines)
+
+
+def count_wrong(rows: Sequence[Measurement]) -> str:
+    """Return how many verdicts are wrong, with their Wilson interval."""
+    wrong = sum(row.is_wrong for row in rows)
+    low, high = wilson(wrong, len(rows)) if rows else (0.0, 1.0)
+    return f"{wrong} of {len(rows)} (95 %: {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def format_families(rows: Sequence[Measurement]) -> str:
+    """Return the misses of each family: its members are similar, so that few of them are enough."""
+    lines = [
+        "| family | half | masked, with a gap of 5 points or more | missed |",
+        "|---|---|---|---|",
+    ]
+    for family in dict.fromkeys(row.family for row in rows if not row.honest):
+        members = [row for row in rows if row.family == family]
+        masked_rows = [row for row in members if row.should_be_unreliable]
+        missed = sum(row.is_wrong for row in masked_rows)
+        half = HALVES[members[0].half]
+        lines.append(f"| {family} | {half} | {len(masked_rows)} | {missed} |")
+    return "\n".join(lines)
+
+
+def format_table(rows: Sequence[Measurement]) -> str:
+    lines = [
+        "| purifier | half | n | declared % | best known % | gap | verdict | decisive checks"
+        " | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            f"{row.name} (honest)" if row.honest else row.name,
+            HALVES[row.half],
+            str(row.report.n),
+            format_percent(row.declared),
+            format_percent(row.best_known),
+            format_percent(row.gap),
+            row.report.verdict,
+            row.decisive_checks,
+            f"{row.cpu_seconds:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def format_suggestions(rows: Sequence[Measurement]) -> str:
+    """Return for each check with a number its ranges, and the middle if they do not overlap."""
+    lines = ["| check | honest | masked, gap of 5 or more | between |", "|---|---|---|---|"]
+    setting = [row for row in rows if row.half == 0]
+    for name in [check.name for check in rows[0].report.checks]:
+        honest = values_of(name, [row for row in setting if row.should_be_unreliable is False])
+        hidden = values_of(name, [row for row in setting if row.should_be_unreliable is True])
+        if honest and hidden:
+            cells = (name, format_range(honest), format_range(hidden), middle(honest, hidden))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def values_of(name: str, rows: Sequence[Measurement]) -> list[float]:
+    """Return the numbers that a check measured."""
+    values = []
+    for row in rows:
+        for check in row.report.checks:
+            if check.name == name and check.value is not None:
+                values.append(check.value)
+    return values
+
+
+def format_range(values: Sequence[float]) -> str:
+    return f"{min(values):.3g} to {max(values):.3g} ({len(values)})"
+
+
+def middle(honest: Sequence[float], hidden: Sequence[float]) -> str:
+    """Return the value half way between two ranges, if they do not overlap."""
+    if max(honest) < min(hidden):
+        return f"{(max(honest) + min(hidden)) / 2:.3g}"
+    if max(hidden) < min(honest):
+        return f"{(max(hidden) + min(honest)) / 2:.3g}"
+    return "they overlap"
