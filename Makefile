@@ -12,8 +12,8 @@ DOCS := .venv/installed-docs
 bench: $(DONE)  ## The embedded suite: a table, and runs/embedded/report.html
 	$(BIN)/defend bench
 
-test: $(DONE)
-	$(BIN)/python -m pytest
+test: $(DONE)  ## All tests, one worker for each core; a file alone: $(BIN)/pytest tests/test_noise.py
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(DONE)
 	$(BIN)/ruff check .

@@ -125,6 +125,22 @@ def cell(
 
     score: (n,) for a deterministic purifier, (n, K) for a stochastic one, which needs `select`.
     """
+    tensors = make_tensors(score, clean, select, clean_select)
+    score = tensors["score"]
+    if select is not None:
+        changes = {"stochastic": True, "draws": score.shape[1]} | changes
+    described = change(PLAIN, n=len(score), **changes)
+    keys = []
+    for start in range(0, len(score), shard):
+        stop = min(start + shard, len(score))
+        part = {name: values[start:stop] for name, values in tensors.items()}
+        keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples))
+    numbers = measure(score, tensors["clean_score"])
+    return change(described, units=keys, **changes | numbers)
+
+
+def make_tensors(score, clean, select, clean_select):
+    """Return the outcomes as a unit holds them; without `clean` every clean image is right."""
     score = np.asarray(score, np.uint8)
     if score.ndim == 1:
         score = score[:, None]
@@ -133,28 +149,22 @@ def cell(
     if select is not None:
         select = np.asarray(select, np.uint8)
         clean_select = np.ones_like(select) if clean_select is None else clean_select
-        tensors["select"] = select
-        tensors["clean_select"] = np.asarray(clean_select, np.uint8)
-        changes = {"stochastic": True, "draws": score.shape[1]} | changes
-    described = change(PLAIN, n=len(score), **changes)
-    keys = []
-    for start in range(0, len(score), shard):
-        stop = min(start + shard, len(score))
-        part = {name: values[start:stop] for name, values in tensors.items()}
-        keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples))
+        tensors |= {"select": select, "clean_select": np.asarray(clean_select, np.uint8)}
+    return tensors
+
+
+def measure(score, clean):
+    """Return what a record says of these outcomes (n, K)."""
     low, high = interval(score)
     means = score.mean(1)
-    return change(
-        described,
-        **changes,
-        clean_accuracy=clean.mean().item(),
-        robust_accuracy=means.mean().item(),
-        ci_low=low,
-        ci_high=high,
-        all_draws_correct=(score.min(1) == 1).mean().item(),
-        majority=(means > 0.5).mean().item(),
-        units=keys,
-    )
+    return {
+        "clean_accuracy": clean.mean().item(),
+        "robust_accuracy": means.mean().item(),
+        "ci_low": low,
+        "ci_high": high,
+        "all_draws_correct": (score.min(1) == 1).mean().item(),
+        "majority": (means > 0.5).mean().item(),
+    }
 
 
 def write_part(run_dir, described, start, stop, part, x_adv, samples):
@@ -265,7 +275,10 @@ def change_all(records, **changes):
 
 def change_where(records, condition, **changes):
     """Return the records, with other fields in those that meet the condition."""
-    return [change(r, **changes) if condition(r) else r for r in records]
+    changed = []
+    for r in records:
+        changed.append(change(r, **changes) if condition(r) else r)
+    return changed
 
 
 def missing_codes(records, relatives=()):

@@ -271,7 +271,8 @@ def test_fgsm_on_mnist_is_reproduced_by_a_few_lines_of_torch(tmp_path):
     for record in records:
         adversarial = (x.detach() + record.eps * x.grad.sign()).clamp(0, 1)
         right = (net(adversarial).argmax(1) == y) & (net(x).argmax(1) == y)
-        assert abs(record.robust_accuracy - right.double().mean().item()) <= 1e-3
+        images_apart = abs(round(n * record.robust_accuracy) - int(right.sum()))
+        assert images_apart <= 1  # by rounding in batches of another size
 
 
 @pytest.mark.usefixtures("plugin")

@@ -1,5 +1,7 @@
 """What may be claimed: its value, what lowers it, what takes it away, and what it is of."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from made_runs import (
@@ -42,8 +44,8 @@ def ladder_of_forty(**changes):
 
 
 def lines(*groups):
-    records = [r for group in groups for r in group]
-    return [format_claim(claim) for claim in table(records).claims]
+    records = chain.from_iterable(groups)
+    return [format_claim(claim) for claim in table(list(records)).claims]
 
 
 def beside_ladder(right, n=1000, **changes):

@@ -68,8 +68,8 @@ def test_fewer_draws_beside_the_ladder_take_nothing_away_and_lend_nothing():
 def test_transfer_by_one_step_alone_meets_no_claim():
     """FGSM from the right pipeline does not replace the two attacks that the protocol transfers."""
     fgsm = record(10, attack="fgsm", knowledge="transfer", surrogate="median+resnet20", **COMPLETE)
-    others = [r for r in complete() if r.knowledge != "transfer"]
-    assert missing_codes([*others, fgsm]) == ["transfer"]
+    not_transfer = [r for r in complete() if r.knowledge != "transfer"]
+    assert missing_codes([*not_transfer, fgsm]) == ["transfer"]
 
 
 # Few images.

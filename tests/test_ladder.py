@@ -30,7 +30,7 @@ def is_transfer(r):
 def test_nothing_is_missing_from_the_whole_ladder():
     assert missing_codes(complete()) == []
     mnist = change_all(complete(), dataset="mnist", eps_text="0.3")
-    mnist = [r if is_at_eps_1(r) else change(r, eps=0.3) for r in mnist]
+    mnist = change_where(mnist, lambda r: not is_at_eps_1(r), eps=0.3)
     assert (
         format_claim(table(mnist).rows[0].claim)
         == "claim: ladder-1, <= 1.0 % right (0.5 to 1.8) in the worst case at Linf eps 0.3"
@@ -80,9 +80,9 @@ def test_each_condition_of_the_ladder_is_needed(changes, code):
 
 
 def test_a_failed_or_smaller_cell_is_no_evidence():
-    *others, last = complete()
-    assert missing_codes([*others, failed(attack="square", knowledge="query")]) == ["square"]
-    assert missing_codes([*others, change(last, n=100)]) == ["square"]
+    *first, last = complete()
+    assert missing_codes([*first, failed(attack="square", knowledge="query")]) == ["square"]
+    assert missing_codes([*first, change(last, n=100)]) == ["square"]
     # More than is needed takes nothing away.
     assert missing_codes([*complete(), change(complete()[0], n=100)]) == []
 

@@ -40,8 +40,8 @@ def test_what_the_protocol_runs_is_what_a_claim_needs(components, defense):
     cells, records = expand_ladder(components, defenses=[defense])
     assert missing_codes(records) == []
     for attack in {cell.bare_attack for cell in cells if not is_control(cell.attack)}:
-        others = [r for c, r in zip(cells, records, strict=True) if c.bare_attack != attack]
-        assert missing_codes(others), attack
+        without = [r for c, r in zip(cells, records, strict=True) if c.bare_attack != attack]
+        assert missing_codes(without), attack
 
 
 def test_another_strength_of_a_purifier_is_no_pipeline_to_transfer_from(components):

@@ -307,4 +307,7 @@ def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
     assert "black box beats white box: square, query" in summary["signs"][0]
     assert summary["findings"][0].startswith("black box beats white box: median, square, query")
     assert summary["worst"][0]["number"]["accuracy"] == 0.1
+    assert summary["worst"][0]["number"]["flags"] == [
+        "black box beats it: median, square, query leaves 10.0 %"
+    ]
     assert summary["worst"][0]["claim"] == summary["claims"][0]

@@ -141,8 +141,8 @@ def test_the_worst_case_is_at_the_claim_eps_not_at_the_check_of_eps_1(tmp_path):
         for eps in (0.1, 0.2, 0.3, 1.0)
     ]
     assert [w.eps for w in table(records, [tmp_path]).sections[0].worst] == [0.2]
-    others = change_all(records, dataset="elsewhere")
-    assert [w.eps for w in table(others, [tmp_path]).sections[0].worst] == [0.3]
+    elsewhere = change_all(records, dataset="elsewhere")
+    assert [w.eps for w in table(elsewhere, [tmp_path]).sections[0].worst] == [0.3]
 
 
 def test_the_report_and_the_summary_hold_them(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -50,7 +51,7 @@ class KeyInputs:
     def of_cell(self, cell: Cell) -> dict[str, Any]:
         """Return everything but the images."""
         modules = self._modules(cell)
-        packages = {module.partition(".")[0] for module in modules}
+        packages = frozenset(module.partition(".")[0] for module in modules)
         return {
             "attacked": {
                 **self._pipeline(cell.attacked),
@@ -103,7 +104,8 @@ class KeyInputs:
         return {"gradient": pipeline.gradient}
 
 
-def _library_versions(packages: set[str]) -> dict[str, str]:
+@cache
+def _library_versions(packages: frozenset[str]) -> dict[str, str]:
     versions = {name: version(name) for name in _LIBRARIES}
     for package in sorted(packages):
         versions |= requirement_versions(package)

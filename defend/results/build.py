@@ -45,8 +45,8 @@ def table(
     read = read or OutcomeReader(run_dirs)
     is_stronger = compare_images(read)
     shown_ids = {r.cell_id for r in records}
-    others = [r for r in beside if r.cell_id not in shown_ids]
-    every = unify_spellings([*records, *others])
+    not_shown = [r for r in beside if r.cell_id not in shown_ids]
+    every = unify_spellings([*records, *not_shown])
     shown = every[: len(records)]
     claims = _make_claims(shown, every, read, is_stronger)
     accusations = find_accusations(shown, is_stronger)
@@ -105,7 +105,7 @@ def _make_section(
     return Section(
         key=key,
         rows=tuple(_in_order_of_specs(rows, records)),
-        worst=worst_cases(records, claims, read),
+        worst=worst_cases(records, claims, accusations, read),
     )
 
 

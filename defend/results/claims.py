@@ -29,8 +29,8 @@ def make_claims(records: Sequence[Record], read: OutcomeReader, is_stronger: IsS
     claims = {}
     for key, cells in groups.items():
         relatives = [r for r in in_any_norm[key.in_any_norm()] if r.norm != key.pipeline.norm]
-        claim_maker = _ClaimMaker(cells, relatives, of_pipeline[key.pipeline], read)
-        claims[key] = claim_maker.make(is_stronger, _tell_apart(key, groups))
+        evaluation = _ClaimedCells(cells, relatives, of_pipeline[key.pipeline], read)
+        claims[key] = evaluation.make_claim(is_stronger, _tell_apart(key, groups))
     return claims
 
 
@@ -39,7 +39,8 @@ def refute_claims(claims: Claims, claims_of_all: Mapping[ClaimKey, Claim]) -> Cl
 
     Other cells can lower a claim or take it away; they cannot make one.
     """
-    return {key: claims_of_all[key] if claim.stands else claim for key, claim in claims.items()}
+    standing = {key: claims_of_all[key] for key, claim in claims.items() if claim.stands}
+    return {**claims, **standing}
 
 
 def list_signs(claims: Mapping[ClaimKey, Claim]) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def list_signs(claims: Mapping[ClaimKey, Claim]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class _ClaimMaker:
+class _ClaimedCells:
     """The records that decide one claim."""
 
     cells: Sequence[Record]  # of the pipeline in the norm, from one seed, computed in one way
@@ -62,7 +63,8 @@ class _ClaimMaker:
     of_pipeline: Sequence[Record]  # in the norm, from any seed and however computed
     read: OutcomeReader
 
-    def make(self, is_stronger: IsStronger, told_apart_by: Mapping[str, str]) -> Claim:
+    def make_claim(self, is_stronger: IsStronger, told_apart_by: Mapping[str, str]) -> Claim:
+        """Return the claim with its value; the value is that of the cells nearest to a claim."""
         nearest = at_claim(self.cells)
         attacks = [r for r in nearest if not r.is_control]
         number = worst_number(attacks, self.read)[0] if attacks else Number(accuracy=None)
@@ -146,12 +148,12 @@ def _split_size(records: Sequence[Record]) -> int | None:
 def _tell_apart(key: ClaimKey, keys: Iterable[ClaimKey]) -> dict[str, str]:
     """Return what tells a pipeline from others of the same names: seed, precision, layout, hashes.
 
-    A precision other than float32 is always told.
+    A precision other than float32 is always among it.
     """
     namesakes = [other.facts() for other in keys if key.has_same_names(other)]
-    told = {}
+    distinguishing = {}
     for name, value in key.facts().items():
         differs = len({facts[name] for facts in namesakes}) > 1
         if differs or (name == "precision" and value != "float32"):
-            told[name] = value
-    return told
+            distinguishing[name] = value
+    return distinguishing

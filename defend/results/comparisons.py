@@ -88,11 +88,11 @@ def compare_gradients(records: Sequence[Record], is_stronger: IsStronger) -> Ite
     If another gradient is better, the card's word is worth less than a guess.
     """
     for group in _groups(gradient_cells(records), (*_IMAGES, "attack", "eps", "eot")):
-        others = [r for r in group if r.gradient != "declared"]
+        other_gradients = [r for r in group if r.gradient != "declared"]
         for declared in group:
             if declared.gradient != "declared":
                 continue
-            for other in others:
+            for other in other_gradients:
                 if is_stronger(other, [declared]):
                     yield Finding(
                         code=FindingCode.ANOTHER_GRADIENT_BEATS_DECLARED,
@@ -156,6 +156,7 @@ class _Climb:
 
     @classmethod
     def of(cls, record: Record) -> _Climb:
+        """Return the attack of a record."""
         settings = dict(record.settings.attack)
         return cls(record.attack_name, settings.pop("steps", 0), settings)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 from defend.records import Claim, Flag, FlagCode, Record
 from defend.results.claim_text import format_claim
@@ -130,7 +130,9 @@ class Section:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the columns that were measured."""
-        measured = {column for row in self.rows for column in row.numbers}
+        measured: set[str] = set()
+        for row in self.rows:
+            measured |= row.numbers.keys()
         return tuple(column for column in COLUMNS if column in measured)
 
     @property
@@ -175,7 +177,7 @@ class Table:
     @property
     def rows(self) -> tuple[Row, ...]:
         """Return the rows of all sections."""
-        return tuple(row for section in self.sections for row in section.rows)
+        return tuple(chain.from_iterable(section.rows for section in self.sections))
 
     def letter(self, claim: Claim) -> str:
         """Return the letter of the claim's line below the table: a, b, ..., z, aa."""

@@ -61,7 +61,9 @@ def cells_number(
     return _lowest(successful, findings, is_bound=not is_single, note=note)
 
 
-def worst_number(cells: Sequence[Record], read: OutcomeReader) -> tuple[Number, Bits | None]:
+def worst_number(
+    cells: Sequence[Record], read: OutcomeReader, accusations: Iterable[Finding] = ()
+) -> tuple[Number, Bits | None]:
     """Return the worst case over all cells with its outcomes (n, K).
 
     If the units of some are not at hand, it is the minimum, as a bound, without outcomes.
@@ -69,11 +71,12 @@ def worst_number(cells: Sequence[Record], read: OutcomeReader) -> tuple[Number, 
     successful = [r for r in cells if not r.failed]
     if not successful:
         return _failed(cells), None
+    findings = _findings(successful, accusations)
     outcomes = read.read_all(successful)
     if outcomes is None:
-        return _lowest(successful, (), is_bound=len(successful) > 1), None
+        return _lowest(successful, findings, is_bound=len(successful) > 1), None
     score = worst_outcomes(outcomes)
-    return _number_of_outcomes(score, successful, ()), score
+    return _number_of_outcomes(score, successful, findings), score
 
 
 def _failed(cells: Sequence[Record]) -> Number:

@@ -17,13 +17,13 @@ MAX_P = 0.001  # of the paired test: a table compares many cells, and most show 
 IsStronger = Callable[[Record, Sequence[Record]], bool]  # (the cell, the others)
 
 
-def stronger_by_intervals(cell: Record, others: Sequence[Record]) -> bool:
+def stronger_by_intervals(cell: Record, other_cells: Sequence[Record]) -> bool:
     """Return True if the cell's interval lies below that of the strongest other cell.
 
     Intervals of accuracies over the same images are blunt: at n = 1,000 they see a gap of six
     points.
     """
-    return high_of(cell) < low_of(strongest(others))
+    return high_of(cell) < low_of(strongest(other_cells))
 
 
 def strongest(records: Sequence[Record]) -> Record:
@@ -54,10 +54,10 @@ def _number(value: float | None) -> float:
 def compare_images(read: OutcomeReader) -> IsStronger:
     """Return the comparison that is image by image if the units are at hand."""
 
-    def is_stronger(cell: Record, others: Sequence[Record]) -> bool:
-        outcomes = read.read_all([cell, *others])
+    def is_stronger(cell: Record, other_cells: Sequence[Record]) -> bool:
+        outcomes = read.read_all([cell, *other_cells])
         if outcomes is None:
-            return stronger_by_intervals(cell, others)
+            return stronger_by_intervals(cell, other_cells)
         of_cell, of_others = worst_outcomes(outcomes[:1]), worst_outcomes(outcomes[1:])
         if of_others.mean() - of_cell.mean() < MIN_GAP - 1e-9:
             return False

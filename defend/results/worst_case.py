@@ -9,6 +9,7 @@ from defend.eps import same_eps
 from defend.records import Record
 from defend.results.candidates import distinct_candidates
 from defend.results.claims import Claims
+from defend.results.diagnostics import Finding
 from defend.results.grouping import claim_key, group_by, series_key
 from defend.results.model import Worst
 from defend.results.numbers import clean_number, worst_number
@@ -16,7 +17,10 @@ from defend.results.outcomes import Bits, OutcomeReader
 
 
 def worst_cases(
-    records: Sequence[Record], claims: Claims, read: OutcomeReader
+    records: Sequence[Record],
+    claims: Claims,
+    accusations: Sequence[Finding],
+    read: OutcomeReader,
 ) -> tuple[Worst, ...]:
     """Return the worst case of each defense of a section, at the eps of `choose_eps`."""
     eps = choose_eps(records)
@@ -25,7 +29,7 @@ def worst_cases(
         cells = [r for r in series if same_eps(r.eps, eps)]
         attacks = [r for r in cells if not r.is_control]
         if any(not r.failed for r in attacks):
-            worst.append(_worst_case(cells, attacks, claims, read))
+            worst.append(_worst_case(cells, attacks, claims, accusations, read))
     return tuple(worst)
 
 
@@ -50,11 +54,15 @@ def choose_eps(records: Sequence[Record]) -> float:
 
 
 def _worst_case(
-    cells: Sequence[Record], attacks: Sequence[Record], claims: Claims, read: OutcomeReader
+    cells: Sequence[Record],
+    attacks: Sequence[Record],
+    claims: Claims,
+    accusations: Sequence[Finding],
+    read: OutcomeReader,
 ) -> Worst:
     first = attacks[0]
     controls = [r for r in cells if r.is_control and not r.failed]
-    number, score = worst_number(attacks, read)
+    number, score = worst_number(attacks, read, accusations)
     draws = score if first.stochastic else None
     return Worst(
         defense=first.defense,

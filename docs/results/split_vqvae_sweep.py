@@ -215,11 +215,12 @@ def summarise(rows: Sequence[SweepRow]) -> Iterator[str]:
         values: dict[str, NDArray[np.float64]] = {}
         for model in GRIDS:
             values[model] = np.array([measured[classifier, eps, model, k] for k in codes])
-        whole, quad = values["whole"], values["quad"]
-        low, high = ttest_rel(quad, whole).confidence_interval()
+        means = {model: accuracies.mean() for model, accuracies in values.items()}
+        gains = values["quad"] - values["whole"]
+        low, high = ttest_rel(values["quad"], values["whole"]).confidence_interval()
         yield (
-            f"{classifier}, eps {eps}: whole {whole.mean():.1f}, quadrants {quad.mean():.1f},"
-            f" difference {(quad - whole).mean():+.2f} ({low:+.2f} to {high:+.2f})"
+            f"{classifier}, eps {eps}: whole {means['whole']:.1f}, quadrants {means['quad']:.1f},"
+            f" difference {gains.mean():+.2f} ({low:+.2f} to {high:+.2f})"
         )
 
 

@@ -69,7 +69,7 @@ def make_plots(sections: Sequence[Section]) -> list[Plot]:
     for section in sections:
         for attack in dict.fromkeys(row.attack for row in section.rows):
             rows = [row for row in section.rows if row.attack == attack]
-            if any(_is_measured(row, column) for row in rows for column in row.numbers):
+            if any(_has_numbers(row) for row in rows):
                 key = section.key
                 title = f"{key.dataset}, {key.classifier}, {attack}, {key.norm}"
                 plots.append(_make_plot(title, rows, id_prefix=f"f{len(plots)}-"))
@@ -189,6 +189,7 @@ class _Spans:
 
     @classmethod
     def of(cls, numbers: Iterable[Number]) -> _Spans:
+        """Return the spans of the numbers, in percent."""
         listed = list(numbers)
         return cls(
             [_percent(number.low) for number in listed],
@@ -225,6 +226,10 @@ def _thin_out(ticks: Sequence[float]) -> list[float]:
         if tick - shown[-1] >= gap and ordered[-1] - tick >= gap:
             shown.append(tick)
     return [*shown, ordered[-1]]
+
+
+def _has_numbers(row: Row) -> bool:
+    return any(number.accuracy is not None for number in row.numbers.values())
 
 
 def _is_measured(row: Row, column: str) -> bool:

@@ -40,9 +40,8 @@ def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*columns, _LAST])
     for record in records:
-        values = [getattr(record, name) for name in columns]
-        filled = ["" if value is None else value for value in values]
-        writer.writerow([*filled, _encode_marks(record, accusations)])
+        values = [getattr(record, name) for name in columns]  # None is written as nothing
+        writer.writerow([*values, _encode_marks(record, accusations)])
     return out.getvalue()
 
 

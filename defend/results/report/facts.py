@@ -21,11 +21,15 @@ def describe_run(records: Sequence[Record]) -> dict[str, str]:
         "data set": _join(r.dataset for r in records),
         "classifier": _join(r.classifier for r in records),
         "defenses": _join(r.defense for r in records),
-        "attacks": _join("harmless controls" if r.is_control else r.attack for r in records),
+        "attacks": _join(_name_attack(r) for r in records),
         "eps": _format_eps(records),
         "images": _join(f"{r.n} of {r.split}" for r in records),
         "cells": cells,
     }
+
+
+def _name_attack(record: Record) -> str:
+    return "harmless controls" if record.is_control else record.attack
 
 
 def _format_eps(records: Sequence[Record]) -> str:

@@ -20,8 +20,8 @@ def inline_svg(figure: Figure, id_prefix: str) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    root, rest = svg.split(">", 1)
+    root, content = svg.split(">", 1)
     root = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", root)
-    svg = f'{root} role="img">{rest}'
+    svg = f'{root} role="img">{content}'
     svg = svg.replace("xlink:href=", "href=").replace(INK, "currentColor")
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{id_prefix}", svg)
