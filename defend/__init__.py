@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from defend.attack import Attack as Attack
     from defend.attack import AttackCard as AttackCard
-    from defend.audit import audit as audit
+    from defend.auditing import audit as audit
     from defend.benchmarks import bench as bench
     from defend.chain import Chain as Chain
     from defend.classifier import Classifier as Classifier
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "attack": ("Attack", "AttackCard"),
-    "audit": ("audit",),
+    "auditing": ("audit",),
     "benchmarks": ("bench",),
     "chain": ("Chain",),
     "classifier": ("Classifier", "ClassifierCard"),

@@ -8,12 +8,12 @@ import torch
 
 import defend
 from defend import Purifier, straight_through
-from defend.audit import state
-from defend.audit.budget import budget_for
-from defend.audit.prepare import AuditRequest, prepare
-from defend.audit.run import all_checks
-from defend.audit.session import Session
-from defend.audit.verdict import NotApplicable, apply_holm, make_row
+from defend.auditing import state
+from defend.auditing.budget import budget_for
+from defend.auditing.prepare import AuditRequest, prepare
+from defend.auditing.run import all_checks
+from defend.auditing.session import Session
+from defend.auditing.verdict import NotApplicable, apply_holm, make_row
 
 EXACT, APPROXIMATE = masked.make_card("exact"), masked.make_card("approximate")
 IMAGES = 40

@@ -20,13 +20,13 @@ from masked import make_card, nearest_in
 
 import defend
 from defend import Chain, Purifier
-from defend.audit import attempts, run, spsa
-from defend.audit.alternative_attacks import compare_8_bit
-from defend.audit.context import Surrogate
-from defend.audit.declared import DeclaredAttack, attack_declared
-from defend.audit.prepare import prepare
-from defend.audit.session import Session
-from defend.audit.verdict import Accuracies, CurvePoint, NotTried, apply_holm, make_row
+from defend.auditing import attempts, run, spsa
+from defend.auditing.alternative_attacks import compare_8_bit
+from defend.auditing.context import Surrogate
+from defend.auditing.declared import DeclaredAttack, attack_declared
+from defend.auditing.prepare import prepare
+from defend.auditing.session import Session
+from defend.auditing.verdict import Accuracies, CurvePoint, NotTried, apply_holm, make_row
 from defend.benchmarks import bpda_networks
 from defend.errors import BadParameter
 

@@ -31,13 +31,13 @@ from audit_toys import (
 )
 
 import defend
-from defend.audit import active, attempts, spsa, state
-from defend.audit.context import Context
-from defend.audit.declared import attack_declared
-from defend.audit.prepare import prepare
-from defend.audit.run import all_checks
-from defend.audit.session import Session
-from defend.audit.verdict import make_row
+from defend.auditing import active, attempts, spsa, state
+from defend.auditing.context import Context
+from defend.auditing.declared import attack_declared
+from defend.auditing.prepare import prepare
+from defend.auditing.run import all_checks
+from defend.auditing.session import Session
+from defend.auditing.verdict import make_row
 
 DETACHED = hidden("detached", 1.0)  # no gradient at all
 SOFT = partial(masked.Blur, weight=0.5)  # an honest gradient

@@ -121,7 +121,7 @@ def test_an_object():
 
 def test_importing_the_package_leaves_the_function_in_place():
     """`defend.audit` is also the name of the package."""
-    import_module("defend.audit.verdict")
+    import_module("defend.auditing.verdict")
 
     with pytest.raises(BadParameter):
         defend.audit("none", "digits", "convnet", "no such budget")

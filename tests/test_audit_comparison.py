@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from defend.audit.budget import budget_for
-from defend.audit.comparison import AttackedImages, _attack_part, worst_over_alternatives
+from defend.auditing.budget import budget_for
+from defend.auditing.comparison import AttackedImages, _attack_part, worst_over_alternatives
 
 IMAGES = 400
 

@@ -6,10 +6,10 @@ from dataclasses import fields
 import pytest
 from click.testing import CliRunner
 
-from defend.audit.budget import BUDGETS, budget_for
-from defend.audit.page import write_page
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import (
+from defend.auditing.budget import BUDGETS, budget_for
+from defend.auditing.page import write_page
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import (
     Accuracies,
     AuditReport,
     Check,

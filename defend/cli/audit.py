@@ -15,7 +15,7 @@ from defend.files import ensure_writable
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from defend.audit import AuditReport
+    from defend.auditing import AuditReport
 
 UNRELIABLE = 3  # exit code
 _STYLES = {"pass": "green", "flag": "yellow", "not run": "dim"}
@@ -78,8 +78,10 @@ def audit(
     """
     if out is not None:
         check_page_path(out)
-    from defend.audit import audit as run_audit  # loads torch, so only after the options are read
-    from defend.audit.page import write_page
+    from defend.auditing import (
+        audit as run_audit,
+    )  # loads torch, so only after the options are read
+    from defend.auditing.page import write_page
 
     report = run_audit(spec, dataset, classifier, progress=True, **options)
     if as_json:
@@ -110,7 +112,7 @@ def is_unreliable(report: AuditReport) -> bool:
 
 def print_report(report: AuditReport) -> None:
     """Print the verdict, its reasons, the checks, and the advice of flags that do not decide it."""
-    from defend.audit.page import summarise
+    from defend.auditing.page import summarise
 
     console = make_console()
     style = "bold red" if is_unreliable(report) else "bold green"

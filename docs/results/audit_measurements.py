@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from defend.audit.thresholds import THRESHOLDS
+from defend.auditing.thresholds import THRESHOLDS
 from defend.stats import wilson
 
 GAP = 0.05  # from which on a masked purifier must be called unreliable

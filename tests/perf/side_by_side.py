@@ -202,21 +202,20 @@ class Counter:
 def run_bench(work: Workload, attack: str, knowledge: Sequence[str], **keys: Any) -> Run:
     """Return what `defend bench` took in one process, without its report."""
     run, counter = Run(), Counter()
-    with tempfile.TemporaryDirectory() as folder, counter.counting():
-        with timed(run, work.device):
-            records = defend.bench(
-                dataset=work.dataset,
-                classifiers=[work.classifier],
-                defenses=list(work.defenses),
-                attacks=[attack],
-                knowledge=list(knowledge),
-                eps=list(work.epsilons),
-                n=work.n,
-                device=work.device,
-                workers=1,
-                out=Path(folder),
-                **keys,
-            )
+    with tempfile.TemporaryDirectory() as folder, counter.counting(), timed(run, work.device):
+        records = defend.bench(
+            dataset=work.dataset,
+            classifiers=[work.classifier],
+            defenses=list(work.defenses),
+            attacks=[attack],
+            knowledge=list(knowledge),
+            eps=list(work.epsilons),
+            n=work.n,
+            device=work.device,
+            workers=1,
+            out=Path(folder),
+            **keys,
+        )
     failed = [record.error for record in records if record.failed]
     assert not failed, failed
     for record in records:

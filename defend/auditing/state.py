@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from defend.audit.comparison import round_to_8_bit
-from defend.audit.context import Context
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult
+from defend.auditing.comparison import round_to_8_bit
+from defend.auditing.context import Context
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult
 from defend.noise import Noise
 
 FORWARDS = 5

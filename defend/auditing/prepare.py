@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defend.audit.budget import Budget, budget_for
-from defend.audit.context import NORM, BenchPipeline, Context, FreshPurifier, Surrogate
-from defend.audit.inputs import ComponentLoader, check_kind, describe, load_rows, parse_eps
-from defend.audit.subprocess_check import purify_in_subprocess
-from defend.audit.verdict import Subject
+from defend.auditing.budget import Budget, budget_for
+from defend.auditing.context import NORM, BenchPipeline, Context, FreshPurifier, Surrogate
+from defend.auditing.inputs import ComponentLoader, check_kind, describe, load_rows, parse_eps
+from defend.auditing.subprocess_check import purify_in_subprocess
+from defend.auditing.verdict import Subject
 from defend.benchmarks.components import Components
 from defend.benchmarks.surrogates import default_surrogate
 from defend.classifier import Classifier

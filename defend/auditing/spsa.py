@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from defend.ascent import ascend
-from defend.audit.context import NORM
+from defend.auditing.context import NORM
 from defend.losses import negative_margin
 from defend.noise import Noise
 from defend.norms import per_image, random_signs, random_start

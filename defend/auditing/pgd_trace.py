@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defend.ascent import ascend
-from defend.audit.context import NORM
+from defend.auditing.context import NORM
 from defend.target import Loss, Target
 
 TRACE_STEPS = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from defend.audit.verdict import WEIGHT_MEANINGS, AuditReport
+from defend.auditing.verdict import WEIGHT_MEANINGS, AuditReport
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.results.html import make_environment

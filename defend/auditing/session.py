@@ -7,10 +7,10 @@ from functools import cached_property
 from traceback import walk_tb
 from typing import TypeVar
 
-from defend.audit.context import Context
-from defend.audit.declared import DeclaredAttack, attack_declared
-from defend.audit.pgd_trace import TRACE_STEPS, PGDTrace, trace_pgd
-from defend.audit.verdict import CheckResult, NotApplicable
+from defend.auditing.context import Context
+from defend.auditing.declared import DeclaredAttack, attack_declared
+from defend.auditing.pgd_trace import TRACE_STEPS, PGDTrace, trace_pgd
+from defend.auditing.verdict import CheckResult, NotApplicable
 from defend.losses import cross_entropy
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defend.audit.context import Context
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult
+from defend.auditing.context import Context
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult
 from defend.losses import dlr_any_classes
 
 OUTPUT_TOLERANCE = 1e-4  # between two normalised outputs, as in AutoAttack

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from defend.audit.comparison import AttackedImages, pipeline_attempts
-from defend.audit.context import Context
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult, CurvePoint, NotApplicable
+from defend.auditing.comparison import AttackedImages, pipeline_attempts
+from defend.auditing.context import Context
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult, CurvePoint, NotApplicable
 from defend.losses import MIN_CLASSES
 
 if TYPE_CHECKING:
-    from defend.audit.session import Session
+    from defend.auditing.session import Session
 
 DOUBLED_STEPS = 40  # of the attack whose EOT copies are doubled
 NO_DROP_KNOWN = 100.0  # points; a curve of one point has no drop to judge

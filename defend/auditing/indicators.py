@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from defend.audit.pgd_trace import TRACE_STEPS, trace_pgd
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult, NotApplicable
+from defend.auditing.pgd_trace import TRACE_STEPS, trace_pgd
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult, NotApplicable
 from defend.losses import cross_entropy, negative_margin
 
 LAST_STEPS = 10  # over which an attack should no longer gain anything

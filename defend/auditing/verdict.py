@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from defend.audit.thresholds import THRESHOLDS
+from defend.auditing.thresholds import THRESHOLDS
 from defend.errors import one_line
 from defend.stats import holm
 
 if TYPE_CHECKING:
-    from defend.audit.session import Session
+    from defend.auditing.session import Session
 
 SOUND, UNRELIABLE = "no sign of masking", "unreliable"
 MAX_REASON = 300  # characters of an exception's text in the report

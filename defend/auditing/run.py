@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from defend.audit import (
+from defend.auditing import (
     active,
     alternative_attacks,
     autoattack_flags,
@@ -19,13 +19,13 @@ from defend.audit import (
     indicators,
     state,
 )
-from defend.audit.comparison import worst_over_alternatives
-from defend.audit.context import Context, numeric_settings
-from defend.audit.declared import DeclaredAttack
-from defend.audit.estimate import describe_duration
-from defend.audit.prepare import AuditRequest, SurrogateInput, prepare
-from defend.audit.session import Session, result_or_error
-from defend.audit.verdict import (
+from defend.auditing.comparison import worst_over_alternatives
+from defend.auditing.context import Context, numeric_settings
+from defend.auditing.declared import DeclaredAttack
+from defend.auditing.estimate import describe_duration
+from defend.auditing.prepare import AuditRequest, SurrogateInput, prepare
+from defend.auditing.session import Session, result_or_error
+from defend.auditing.verdict import (
     Accuracies,
     AuditReport,
     Check,

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from defend.audit.comparison import Attempt, pipeline_attempts
-from defend.audit.context import Context, Surrogate
-from defend.audit.spsa import spsa
-from defend.audit.verdict import NotApplicable, NotTried
+from defend.auditing.comparison import Attempt, pipeline_attempts
+from defend.auditing.context import Context, Surrogate
+from defend.auditing.spsa import spsa
+from defend.auditing.verdict import NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
 from defend.gradients import Backward, identity
 from defend.losses import negative_margin

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from defend.audit.budget import Budget
-from defend.audit.thresholds import THRESHOLDS
+from defend.auditing.budget import Budget
+from defend.auditing.thresholds import THRESHOLDS
 from defend.benchmarks.components import Components
 from defend.benchmarks.purifier_checks import logits_after_purify, purify_once
 from defend.benchmarks.scoring import SELECT_DRAWS

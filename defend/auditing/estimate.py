@@ -9,8 +9,8 @@ from math import isnan, nan
 import torch
 from torch import Tensor
 
-from defend.audit.context import Context
-from defend.audit.session import result_or_error
+from defend.auditing.context import Context
+from defend.auditing.session import result_or_error
 from defend.losses import cross_entropy
 
 TIMED_IMAGES = 32

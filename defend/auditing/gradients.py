@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from defend.ascent import ascend
-from defend.audit.context import NORM, Context, Floats
-from defend.audit.frozen_noise import FROZEN_NOISE_CHECK, SLOPE_CHECK, SMALLEST
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS, Threshold
-from defend.audit.verdict import Check, CheckResult
+from defend.auditing.context import NORM, Context, Floats
+from defend.auditing.frozen_noise import FROZEN_NOISE_CHECK, SLOPE_CHECK, SMALLEST
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS, Threshold
+from defend.auditing.verdict import Check, CheckResult
 from defend.gradients import Backward, identity
 from defend.losses import negative_margin
 from defend.norms import random_signs

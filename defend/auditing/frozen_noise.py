@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defend.audit.context import Context, Floats
-from defend.audit.session import Session
-from defend.audit.spsa import WIDTH
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult, NotApplicable
+from defend.auditing.context import Context, Floats
+from defend.auditing.session import Session
+from defend.auditing.spsa import WIDTH
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult, NotApplicable
 from defend.losses import negative_margin
 from defend.norms import random_signs
 from defend.stats import permutation

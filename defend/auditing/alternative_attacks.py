@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from defend.audit import attempts
-from defend.audit.comparison import (
+from defend.auditing import attempts
+from defend.auditing.comparison import (
     AttackedImages,
     Attempt,
     compare_attempts,
     round_to_8_bit,
     worst_over_alternatives,
 )
-from defend.audit.context import Context
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import ROUNDING_ERROR, Check, CheckResult
+from defend.auditing.context import Context
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import ROUNDING_ERROR, Check, CheckResult
 
 _THRESHOLD = (
     f">= {THRESHOLDS.gap.value:g} points more, significant at {THRESHOLDS.alpha.value:g} after Holm"

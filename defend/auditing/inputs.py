@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from defend.audit.context import LAYOUT, NORM, PRECISION
+from defend.auditing.context import LAYOUT, NORM, PRECISION
 from defend.benchmarks.components import check_final_methods, check_trained
 from defend.benchmarks.expand import check_shape
 from defend.benchmarks.specs import component_text

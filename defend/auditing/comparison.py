@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defend.audit.context import Bits, Context, Floats
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import ROUNDING_ERROR, CheckResult
+from defend.auditing.context import Bits, Context, Floats
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import ROUNDING_ERROR, CheckResult
 from defend.benchmarks.scoring import SELECT_DRAWS
 from defend.gradients import Backward
 from defend.norms import check_adversarial

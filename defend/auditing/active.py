@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defend.audit.active_heads import Features, HeadClassifier, Heads, separate
-from defend.audit.context import Context
-from defend.audit.pgd_trace import trace_pgd
-from defend.audit.session import Session
-from defend.audit.thresholds import THRESHOLDS
-from defend.audit.verdict import Check, CheckResult, NotApplicable
+from defend.auditing.active_heads import Features, HeadClassifier, Heads, separate
+from defend.auditing.context import Context
+from defend.auditing.pgd_trace import trace_pgd
+from defend.auditing.session import Session
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import Check, CheckResult, NotApplicable
 from defend.noise import Noise
 
 INNER_RADIUS = 0.95  # inner points lie in this share of the ball (paper, section 4.1)

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from defend.audit.context import numeric_settings
+from defend.auditing.context import numeric_settings
 from defend.loading import load
 from defend.noise import Noise
 from defend.numerics import set_determinism
 
-COMMAND = "from defend.audit.subprocess_check import main; main()"
+COMMAND = "from defend.auditing.subprocess_check import main; main()"
 MAX_ERROR = 200  # characters of the process's last output in an error
 
 
