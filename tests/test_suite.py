@@ -1,10 +1,11 @@
-"""What a suite may say, and what it says when it may not."""
+"""The keys of a suite: their grammar, and one clear line for each mistake."""
 
 from fractions import Fraction
 
 import pytest
 
-from defend.benchmarks.suite import load_suite, make_suite, parse_eps, take_eps
+from defend.benchmarks.suite import load_suite, make_suite
+from defend.eps import parse_eps, take_eps
 from defend.errors import BadParameter, DefendError
 
 BASE = {"dataset": "digits", "classifier": "convnet", "defense": "none", "attack": "fgsm"}
@@ -48,7 +49,7 @@ def test_eps_is_taken_out_of_an_attack():
 
 def test_a_suite_spelled_out_is_the_same_suite():
     suite = make_suite(BASE | {"eps": "0,8/255", "knowledge": "all"})
-    assert make_suite(suite.spelled()) == suite
+    assert make_suite(suite.to_dict()) == suite
 
 
 def test_singulars_single_values_and_tables():
@@ -66,7 +67,7 @@ def test_knowledge_all_is_every_level():
     )
 
 
-WRONG = {
+REFUSED = {
     "unknown key": ({"clasifier": "x"}, "no key 'clasifier'. Did you mean classifier"),
     "missing": ({"attack": None}, "attacks"),
     "eps < 0": ({"eps": "-0.1"}, "eps -0.1: expected a number >= 0"),
@@ -77,6 +78,8 @@ WRONG = {
     "name": ({"name": "../../evil"}, "the name of a folder below runs/"),
     "eps range backwards": ({"eps": "0.3:0:0.1"}, "start <= stop"),
     "eps range without end": ({"eps": "0:1:0"}, "step > 0"),
+    "shard = 0": ({"shard": 0}, "shard 0: expected a whole number >= 1, or auto"),
+    "shard as text": ({"shard": "large"}, "shard 'large': expected a whole number >= 1, or auto"),
     "n = 0": ({"n": 0}, "n: input should be greater than or equal to 1, got 0"),
     "n as text": ({"n": "12"}, "n '12': expected a whole number"),
     "knowledge": ({"knowledge": "oblivous"}, "Did you mean oblivious"),
@@ -91,7 +94,7 @@ WRONG = {
     ),
     "few draws of a protocol": (
         {"protocol": "ladder-1", "draws": 19},
-        "protocol ladder-1 scores by 20 draws or more, not 19: leave draws out",
+        "protocol ladder-1 scores by 20 draws or more, got 19: leave draws out",
     ),
     "precision": ({"precision": "fp8"}, "precision"),
     "seed in a spec": ({"defense": "gaussian:seed=1"}, "seed= says how a purifier runs"),
@@ -109,15 +112,15 @@ WRONG = {
 }
 
 
-def test_what_is_wrong_is_said_before_what_is_missing():
-    """A suite that lacks its classifiers still hears of n: one mistake less for the next attempt."""
+def test_a_wrong_key_is_reported_before_a_missing_one():
+    """So the next attempt has one mistake less."""
     with pytest.raises(DefendError, match="n 'many': expected a whole number"):
         make_suite({"dataset": "digits", "defenses": ["none"], "attacks": ["fgsm"], "n": "many"})
 
 
-@pytest.mark.parametrize("what", WRONG)
-def test_wrong_suites_say_what_was_wanted(what):
-    keys, message = WRONG[what]
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_suite_is_refused_in_one_line(name):
+    keys, message = REFUSED[name]
     with pytest.raises(DefendError) as e:
         make_suite(BASE | keys)
     assert message in str(e.value)
@@ -141,7 +144,8 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
         ("a = [", "not TOML"),
         (
             None,
-            "cannot be read: No such file or directory. Give a file, or the name of one that ships: embedded, split_vqvae",
+            "cannot be read: No such file or directory. Give a file, or the name of one that"
+            " ships: embedded, split_vqvae",
         ),
     ],
 )

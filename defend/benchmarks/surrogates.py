@@ -9,7 +9,8 @@ from defend.benchmarks.suite import Suite
 from defend.chain import members_of
 from defend.learned import Learned
 from defend.spec import Spec, parse
-from defend.weights.zoo import ZooEntry, read_zoos
+from defend.weights import zoo
+from defend.weights.zoo import ZooEntry
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
     wanted = ("defense", member.component, dataset)
     entries = [
         entry
-        for entry in read_zoos().values()
+        for entry in zoo.read_zoos().values()
         if entry.surrogate and (entry.kind, entry.component, entry.dataset) == wanted
     ]
     others = [entry for entry in entries if entry.sha256 not in own_weights]
@@ -115,7 +116,7 @@ def _another_classifier(components: Components, classifier: str) -> ZooEntry | N
     own_weights = set(components.classifier(classifier).weights_sha256.values())
     others = [
         entry
-        for entry in read_zoos().values()
+        for entry in zoo.read_zoos().values()
         if (entry.kind, entry.dataset) == ("classifier", components.dataset_name)
         and entry.sha256 not in own_weights
     ]
