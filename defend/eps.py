@@ -62,16 +62,17 @@ def _parse_item(item: Any) -> Iterator[Eps]:
 
 def parse_one_eps(item: Any) -> Eps:
     """Return the eps of one number >= 0. Raises BadParameter."""
-    value = read_value(item) if isinstance(item, str) else item
-    is_number = isinstance(value, int | float | Fraction) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    number = read_value(item) if isinstance(item, str) else item
+    is_number = isinstance(number, int | float | Fraction) and not isinstance(number, bool)
+    value = float(number) if is_number else math.nan  # type: ignore[arg-type]
+    if not math.isfinite(value):
         raise BadParameter(
             f"eps {item!r}: expected a number >= 0, as 0.1, 8/255, a list 0,8/255"
             " or a range 0:0.3:0.02"
         )
     if value < 0:
         raise BadParameter(f"eps {item}: expected a number >= 0")
-    return Eps(text=str(item).strip(), value=float(value))
+    return Eps(text=str(item).strip(), value=value)
 
 
 def _parse_range(text: str) -> list[Eps]:

@@ -25,5 +25,5 @@ def tensor_sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().numpy()))
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The documents are true: their code runs, their commands exist, their links lead somewhere."""
+"""The documents are true: their code runs, their commands exist, their links lead to files."""
 
 import re
 import shlex
@@ -20,94 +20,80 @@ from defend.registry import GROUPS, REGISTRY
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.M | re.S)
+PIP = [sys.executable, "-m", "pip", "install", "-q"]
+OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index"]
+PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
+MOST_LINES = 25  # of the plugin in the README
 
 
-def blocks(page):
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+def code_blocks(page):
+    """Return (language, title or None, text) of each block of code on a page."""
     return [match.groups() for match in BLOCK.finditer((ROOT / page).read_text())]
 
 
 class Reader:
-    """Does what a page says: writes its files into a folder, installs them, and runs its commands."""
+    """Does what a page says: it writes the files, installs the package and runs the commands."""
 
     def __init__(self, folder, install):
-        self.folder, self.site, self.install = folder / "package", folder / "site", install
-        self.folder.mkdir()
+        self.package, self.site = folder / "package", folder / "site"
+        self.install = install
+        self.package.mkdir()
 
     def follow(self, page):
-        """From the first file on: what stands before is no part of the package."""
-        for language, title, text in dropwhile(lambda block: not block[1], blocks(page)):
+        """Follow a page from its first file on; earlier blocks do not belong to the package."""
+        blocks = dropwhile(lambda block: block[1] is None, code_blocks(page))
+        for language, title, text in blocks:
             if title:
-                (self.folder / title).write_text(text)
-                self.forget()
+                (self.package / title).write_text(text)
+                self.unload_modules()
             elif language == "console":
                 for line in text.splitlines():
                     self.run(line.removeprefix("$ "))
 
-    def forget(self):
-        for name in [m for m in sys.modules if m.startswith("defend_")]:
-            del sys.modules[name]
+    def unload_modules(self):
+        for name in list(sys.modules):
+            if name.startswith("defend_"):
+                del sys.modules[name]
 
     def run(self, command):
-        tool, *args = shlex.split(command)
-        if tool == "pip":
-            assert args == ["install", "-e", "."]
-            pip = [
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--no-deps",
-                "--no-build-isolation",
-                "--no-index",
-                "--upgrade",
-                "--target",
-                str(self.site),
-                ".",
-            ]
-            subprocess.run(pip, cwd=self.folder, check=True)
-            self.install(self.site)
-            self.install(
-                self.folder
-            )  # before the copy, so that changes are seen, as in an editable installation
-        elif tool == "pytest":
+        program, *args = shlex.split(command)
+        if program == "pip":
+            assert args == ["install", "-e", "."], command
+            self.install_package()
+        elif program == "pytest":
             subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    "--rootdir",
-                    ".",
-                    *args,
-                ],
-                cwd=self.folder,
-                check=True,
-                stdout=subprocess.DEVNULL,
+                [*PYTEST, *args], cwd=self.package, check=True, stdout=subprocess.DEVNULL
             )
         else:
-            assert tool == "defend", command
-            done = CliRunner().invoke(
-                main,
-                [
-                    *args,
-                    *(
-                        ["--out", str(self.folder / "run"), "--workers", "1"]
-                        if args[0] == "bench"
-                        else []
-                    ),
-                ],
-            )
-            assert done.exit_code == 0, f"{command}\n{done.output}"
+            assert program == "defend", command
+            self.run_defend(args)
+
+    def install_package(self):
+        """Install the package so that later changes of its files count, as `pip install -e` does.
+
+        pip writes its entry points into a folder, and the source folder comes before that folder.
+        """
+        target = ["--upgrade", "--target", str(self.site)]
+        subprocess.run([*PIP, *OFFLINE, *target, "."], cwd=self.package, check=True)
+        self.install(self.site)
+        self.install(self.package)
+
+    def run_defend(self, args):
+        if args[0] == "bench":
+            args = [*args, "--out", str(self.package / "run"), "--workers", "1"]
+        result = CliRunner().invoke(main, args)
+        assert result.exit_code == 0, f"defend {shlex.join(args)}\n{result.output}"
 
 
 @pytest.fixture
 def reader(tmp_path, install):
-    made = Reader(tmp_path, install)
-    yield made
-    made.forget()
+    page_reader = Reader(tmp_path, install)
+    yield page_reader
+    page_reader.unload_modules()
 
 
 def test_the_tutorial(reader):
@@ -116,21 +102,15 @@ def test_the_tutorial(reader):
 
 def test_the_plugin_of_the_readme(reader):
     reader.follow("README.md")
-    assert (
-        len(
-            [
-                line
-                for _, title, text in blocks("README.md")
-                if title and title.endswith(".py")
-                for line in text.splitlines()
-            ]
-        )
-        <= 25
-    )
+    lines = 0
+    for _, title, text in code_blocks("README.md"):
+        if title and title.endswith(".py"):
+            lines += len(text.splitlines())
+    assert 0 < lines <= MOST_LINES
 
 
 def test_three_lines_with_art():
-    """The README's own code, with somebody's model and images."""
+    """The code of the README runs, with a model and images that its reader has."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
     x = np.random.default_rng(0).random((4, 3, 32, 32), np.float32)
@@ -142,62 +122,72 @@ def test_three_lines_with_art():
         "x": x,
         "torch": torch,
     }
-    code = [
-        text for language, title, text in blocks("README.md") if language == "python" and not title
-    ]
-    assert code
-    for text in code:
-        exec(compile(text, "README.md", "exec"), names)
+    executed = 0
+    for language, title, text in code_blocks("README.md"):
+        if language == "python" and not title:
+            exec(compile(text, "README.md", "exec"), names)
+            executed += 1
+    assert executed
     gradient = names["classifier"].loss_gradient(x, np.eye(10, dtype=np.float32)[:4])
     assert (np.abs(gradient).reshape(4, -1).sum(1) > 0).all()
     assert names["guarded"](torch.from_numpy(x)).shape == (4, 10)
     assert names["clean"].shape == x.shape
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    places = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
-    missing = [p for p in places if "://" not in p and not (page.parent / p).exists()]
-    assert not missing, missing
+def missing_links(page):
+    """Return the links of a page to files that do not exist."""
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    return [t for t in targets if "://" not in t and not (page.parent / t).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_to_files():
+    missing = {page_id(page): missing_links(page) for page in PAGES}
+    assert not {page: links for page, links in missing.items() if links}
+
+
+COMMAND = re.compile(r"^\$? ?(?:\.venv/bin/)?(defend (?:[a-z]+|--)[^#\n]*)", re.M)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_and_options_exist(page):
-    for line in re.findall(
-        r"^\$? ?(?:\.venv/bin/)?(defend (?:[a-z]+|--)[^#\n]*)", page.read_text(), re.M
-    ):
+    for line in COMMAND.findall(page.read_text()):
         words = shlex.split(line)
         command = main.get_command(None, words[1])
         assert command, line
-        known = {o for p in command.params for o in p.opts}
-        assert {w.partition("=")[0] for w in words if w.startswith("-")} <= known | {"--help"}, line
+        options = {o for p in command.params for o in p.opts} | {"--help"}
+        used = {w.partition("=")[0] for w in words if w.startswith("-")}
+        assert used <= options, line
 
 
-def test_every_component_stands_in_the_readme():
+def test_the_readme_names_every_component():
     text = (ROOT / "README.md").read_text()
-    assert not [
-        e.name for kind in GROUPS for e in REGISTRY.entries(kind) if f"`{e.name}`" not in text
-    ]
+    missing = []
+    for kind in GROUPS:
+        missing += [e.name for e in REGISTRY.entries(kind) if f"`{e.name}`" not in text]
+    assert not missing
 
 
-def test_the_changelog_knows_this_version():
+def test_the_changelog_has_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version == defend.__version__
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_targets_of_make_that_are_named_exist():
+def test_the_targets_of_make_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = {
-        name for page in PAGES for name in re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text())
-    }
-    assert named <= targets and {"bench", "test"} <= named
+    mentioned = set()
+    for page in PAGES:
+        mentioned |= set(re.findall(r"(?:`|\$ )make ([a-z]+)", page.read_text()))
+    assert {"bench", "test"} <= mentioned <= targets
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(example, tmp_path):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert process.returncode == 0, process.stderr
+    assert process.stdout

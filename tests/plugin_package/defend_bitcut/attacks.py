@@ -1,4 +1,4 @@
-"""Attacks of a third party: one that keeps its budget, one that does not, one that looks where it may not, and one that does nothing."""
+"""Attacks of a third party: one that keeps its contract, and three that break it."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,7 +12,9 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 class FGM(Attack):
-    """x' = clip(x + eps g / |g|): one step along the gradient, Goodfellow, Shlens, Szegedy, arXiv:1412.6572, section 4."""
+    """x' = clip(x + eps g / |g|), one step along the gradient: Goodfellow, Shlens, Szegedy,
+    arXiv:1412.6572, section 4.
+    """
 
     card = AttackCard(paper="arXiv:1412.6572", access="gradient", norms=("L2",))
 
@@ -22,7 +24,7 @@ class FGM(Attack):
 
 
 class LeavesTheBall(Attack):
-    """Broken: three times as far as it may go."""
+    """Broken: it goes three times as far as its budget allows."""
 
     card = AttackCard(paper="none: a broken example", access="gradient")
 
@@ -32,7 +34,7 @@ class LeavesTheBall(Attack):
 
 
 class Peeks(Attack):
-    """Broken: its card says that scores are enough."""
+    """Broken: its card says that scores are enough, but it takes gradients."""
 
     card = AttackCard(paper="none: a broken example", access="scores")
 
@@ -42,7 +44,7 @@ class Peeks(Attack):
 
 
 class Idles(Attack):
-    """Broken: gives back what it got."""
+    """Broken: it returns the clean images."""
 
     card = AttackCard(paper="none: a broken example", access="gradient")
 

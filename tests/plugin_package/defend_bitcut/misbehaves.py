@@ -1,4 +1,6 @@
-"""A purifier that breaks its contract, in the way its field says: the benchmark must notice, and keep others out of it."""
+"""Purifiers that break their contract in a known way. The benchmark must notice it, and must keep
+the other purifiers out of it.
+"""
 
 import os
 from pathlib import Path
@@ -11,7 +13,7 @@ from defend import Card, Noise, Purifier
 
 
 class Misbehaves(Purifier):
-    """Does what ``how`` says."""
+    """Break the contract in the way that ``how`` names."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
     how: Literal[
@@ -19,40 +21,49 @@ class Misbehaves(Purifier):
     ]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        if self.how == "writes":
-            return x.mul_(0.5)
-        if self.how == "dies":
-            os._exit(3)
-        if self.how == "cuts":
-            return x[..., :-1]
-        if self.how == "centres":
-            return (x - x.mean(0, keepdim=True) + 0.5).clamp(0, 1)
-        if self.how == "remembers":
-            return self._nearest_seen(x)
-        clean = torch.equal(16 * x, (16 * x).round())  # those of `digits` have 17 shades
-        if self.how == "raises" and not clean:
-            raise RuntimeError("adversarial images are not to my taste")
-        if self.how == "late" and clean:
-            return x
-        trembled = (x + 0.3 * noise.normal(x)).clamp(0, 1)
-        return {"nan": torch.full_like(x, torch.nan), "random": trembled, "late": trembled}.get(
-            self.how, x
-        )
+        match self.how:
+            case "writes":
+                return x.mul_(0.5)
+            case "dies":
+                os._exit(3)
+            case "cuts":
+                return x[..., :-1]
+            case "centres":
+                return (x - x.mean(0, keepdim=True) + 0.5).clamp(0, 1)
+            case "remembers":
+                return self._nearest_remembered(x)
+            case "nan":
+                return torch.full_like(x, torch.nan)
+            case "random":
+                return self._noisy(x, noise)
+            case "late":  # it breaks its card for adversarial images alone
+                return x if _is_clean(x) else self._noisy(x, noise)
+            case "raises":
+                if not _is_clean(x):
+                    raise RuntimeError("adversarial images are not to my taste")
+                return x
 
-    def _nearest_seen(self, x: Tensor) -> Tensor:
-        """A picture near one seen before is that one: what an attack makes of it is the clean image again."""
+    def _noisy(self, x: Tensor, noise: Noise) -> Tensor:
+        return (x + 0.3 * noise.normal(x)).clamp(0, 1)
+
+    def _nearest_remembered(self, x: Tensor) -> Tensor:
+        """Replace an image by the first one near it: an adversarial image becomes the clean one."""
         memory = self.__dict__.setdefault("memory", x[:0].detach().clone())
         if len(memory):
-            distance, which = torch.cdist(
-                x.detach().flatten(1), memory.flatten(1), p=torch.inf
-            ).min(1)
-            x = torch.where((distance < 0.25)[:, None, None, None], memory[which], x)
+            distances = torch.cdist(x.detach().flatten(1), memory.flatten(1), p=torch.inf)
+            distance, nearest = distances.min(1)
+            x = torch.where((distance < 0.25)[:, None, None, None], memory[nearest], x)
         self.__dict__["memory"] = torch.cat([memory, x.detach()])
         return x
 
 
+def _is_clean(x: Tensor) -> bool:
+    """Return True for images of the data set `digits`, which have 17 shades of grey."""
+    return torch.equal(16 * x, (16 * x).round())
+
+
 class Careless(Purifier):
-    """Draws from elsewhere than its noise: at each call, or once, when it is made."""
+    """Draw from the global generator: at each call, or once when the purifier is created."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=True)
     once: bool
@@ -61,12 +72,12 @@ class Careless(Purifier):
         self.__dict__["shift"] = 0.2 * torch.rand(())
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        drawn = self.__dict__["shift"] if self.once else 0.2 * torch.randn_like(x)
-        return (x + drawn + 0.01 * noise.normal(x)).clamp(0, 1)
+        shift = self.__dict__["shift"] if self.once else 0.2 * torch.randn_like(x)
+        return (x + shift + 0.01 * noise.normal(x)).clamp(0, 1)
 
 
 class FromFile(Purifier):
-    """Multiplies by what stands in a file."""
+    """Multiply by the number that a file holds."""
 
     card = Card(paper="none: an example", gradient="exact", stochastic=False)
     file: str
@@ -79,7 +90,7 @@ class FromFile(Purifier):
 
 
 class Detached(Purifier):
-    """Changes nothing, and claims a gradient that it does not have."""
+    """Return a copy of the image, and claim a gradient that the copy does not have."""
 
     card = Card(paper="none: a broken example", gradient="exact", stochastic=False)
 

@@ -1,9 +1,11 @@
-"""A data set of a third party: stripes of two directions, made and not read."""
+"""A data set of a third party: stripes in two directions, computed and not read from disk."""
 
 import numpy as np
 
 from defend import ArrayDataset, DatasetCard
 from defend.dataset import Split
+
+IMAGES = 256
 
 
 class Stripes(ArrayDataset):
@@ -16,10 +18,11 @@ class Stripes(ArrayDataset):
 
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(("train", "val", "test").index(split))
-        phase, period = rng.uniform(0, 2 * np.pi, (256, 1)), rng.uniform(2, 6, (256, 1))
+        phase = rng.uniform(0, 2 * np.pi, (IMAGES, 1))
+        period = rng.uniform(2, 6, (IMAGES, 1))
         wave = np.rint(127.5 + 127.5 * np.sin(phase + 2 * np.pi * np.arange(8) / period))
-        y = np.arange(256) % 2
-        tall = np.repeat(wave[:, :, None], 8, 2)
-        return np.where(y[:, None, None] == 0, tall, tall.transpose(0, 2, 1))[:, None].astype(
-            np.uint8
-        ), y
+        along_rows = np.repeat(wave[:, :, None], 8, 2)
+        along_columns = along_rows.transpose(0, 2, 1)
+        y = np.arange(IMAGES) % 2
+        x = np.where(y[:, None, None] == 0, along_rows, along_columns)
+        return x[:, None].astype(np.uint8), y
