@@ -95,9 +95,9 @@ def _parse_range(text: str) -> list[Eps]:
 
 def take_eps(attack: str) -> tuple[Spec, Eps | None]:
     """Return an attack's spec without eps, and its eps: eps is no field of an attack."""
-    given = parse_single(attack, "attack")
-    spec, value = given.without("eps")
-    if "eps" not in dict(given.params):
+    typed = parse_single(attack, "attack")
+    spec, value = typed.without("eps")
+    if "eps" not in dict(typed.params):
         return spec, None
     return spec, parse_one_eps(str(value) if isinstance(value, Fraction) else value)
 

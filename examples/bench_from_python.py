@@ -1,4 +1,4 @@
-"""A small benchmark from Python: every record is a dictionary, one for each cell."""
+"""A small benchmark from Python: `defend.bench` returns one typed record for each cell."""
 
 import defend
 
@@ -9,9 +9,12 @@ records = defend.bench(
     attacks=["pgd:steps=10"],
     eps=[0.1, 0.2],
     n=32,
-    out="runs/example",  # run again, and nothing is computed
+    out="runs/example",  # a second run reads the units of this folder and computes nothing
 )
-for r in records:
+for record in records:
     print(
-        f"{r['defense']:20} eps {r['eps']}  {r['knowledge']:9} by {r['gradient']:8}  clean {r['clean_accuracy']:4.0%}  robust {r['robust_accuracy']:4.0%}"
+        f"{record.defense:20} eps {record.eps}"
+        f"  {record.knowledge:9} by {record.gradient:8}"
+        f"  clean {record.clean_accuracy:4.0%}  robust {record.robust_accuracy:4.0%}"
     )
+print(records[0].to_json())  # one line of JSON, as `defend bench --json` prints it

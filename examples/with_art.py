@@ -1,4 +1,7 @@
-"""A purifier in front of an ART classifier, attacked by ART itself: embedded data, about ten seconds on a CPU."""
+"""A purifier in front of an ART classifier, attacked by ART itself.
+
+The data is embedded. The example takes about ten seconds on a CPU.
+"""
 
 import numpy as np
 import torch
@@ -8,13 +11,13 @@ from art.estimators.classification import PyTorchClassifier
 import defend
 
 digits = defend.load("digits", "dataset")
-x, y = (t.numpy() for t in digits.rows("test", 0, 100))
-model = defend.load(
-    "convnet", "classifier", "digits"
-).network  # any torch module that gives logits for images in [0, 1]
+x, y = (tensor.numpy() for tensor in digits.rows("test", 0, 100))
+# Any torch module will do that returns logits for images in [0, 1].
+model = defend.load("convnet", "classifier", "digits").network
 
 
-def in_art(purifier: defend.Purifier | None) -> PyTorchClassifier:
+def make_classifier(purifier: defend.Purifier | None) -> PyTorchClassifier:
+    """Return the model as an ART classifier behind a purifier."""
     return PyTorchClassifier(
         model,
         loss=torch.nn.CrossEntropyLoss(),
@@ -27,22 +30,24 @@ def in_art(purifier: defend.Purifier | None) -> PyTorchClassifier:
 
 
 def accuracy(classifier: PyTorchClassifier, images: np.ndarray) -> float:
+    """Return the share of images that are classified correctly."""
     return float((classifier.predict(images).argmax(1) == y).mean())
 
 
-def attacked(classifier: PyTorchClassifier) -> np.ndarray:
+def attack(classifier: PyTorchClassifier) -> np.ndarray:
+    """Return adversarial images against this classifier."""
     pgd = ProjectedGradientDescent(classifier, eps=0.1, eps_step=0.025, max_iter=10, verbose=False)
     images: np.ndarray = pgd.generate(x, y)
     return images
 
 
-bare, guarded = in_art(None), in_art(defend.load("bitdepth:bits=2"))
-unaware = attacked(bare)  # the attacker does not know the purifier
-aware = attacked(guarded)  # ART differentiates through it
+bare = make_classifier(None)
+purified = make_classifier(defend.load("bitdepth:bits=2"))
+oblivious = attack(bare)  # the attacker does not know the purifier
+adaptive = attack(purified)  # ART differentiates through the purifier
+print(f"clean       bare {accuracy(bare, x):4.0%}   purified {accuracy(purified, x):4.0%}")
 print(
-    f"clean                        bare {accuracy(bare, x):4.0%}   purified {accuracy(guarded, x):4.0%}"
+    f"oblivious   bare {accuracy(bare, oblivious):4.0%}"
+    f"   purified {accuracy(purified, oblivious):4.0%}"
 )
-print(
-    f"attacker without knowledge   bare {accuracy(bare, unaware):4.0%}   purified {accuracy(guarded, unaware):4.0%}"
-)
-print(f"attacker who knows all                    purified {accuracy(guarded, aware):4.0%}")
+print(f"adaptive                purified {accuracy(purified, adaptive):4.0%}")

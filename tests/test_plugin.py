@@ -11,7 +11,6 @@ import defend
 from defend.errors import BrokenPlugin
 from defend.registry import REGISTRY
 
-
 PLUGIN_FOLDER = Path(__file__).parent / "plugin_package"
 
 

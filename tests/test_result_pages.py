@@ -107,11 +107,15 @@ def test_the_sweep_prints_published_beside_measured_numbers():
 def test_a_part_that_is_measured_again_leaves_the_rest_of_the_table(tmp_path):
     page, table = load_script("audit_thresholds"), tmp_path / "table.json"
     rows = [audited("caught", 0.4, 0.0, "unreliable"), audited("new", 0.1, 0.0, "unreliable")]
-    now = [page.Measurement.from_dict(row) for row in rows]
+    measured_again = [page.Measurement.from_dict(row) for row in rows]
     measured = [page.Measurement.from_dict(row) for row in MEASURED]
-    assert page.merge_into_table(table, now) == now
+    assert page.merge_into_table(table, measured_again) == measured_again
     table.write_text(json.dumps(MEASURED))
-    assert page.merge_into_table(table, now) == [now[0], *measured[1:], now[1]]
+    assert page.merge_into_table(table, measured_again) == [
+        measured_again[0],
+        *measured[1:],
+        measured_again[1],
+    ]
 
 
 def audited(name, declared, best, verdict, honest=False):
@@ -163,8 +167,9 @@ def test_measurements_with_other_options_are_not_read(changed):
         "soft_eps": 0.1,
         "only": [],
     }
-    keys = [
-        page.hash_inputs(SimpleNamespace(**(options | other)))
-        for other in ({}, {"only": ["hash"]}, {changed: "other"})
-    ]
-    assert keys[0] == keys[1] != keys[2]
+
+    def key(**changes):
+        return page.hash_inputs(SimpleNamespace(**{**options, **changes}))
+
+    assert key() == key(only=["hash"])
+    assert key() != key(**{changed: "other"})

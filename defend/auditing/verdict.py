@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from defend.auditing.thresholds import THRESHOLDS
+from defend.errors import NotApplicable as NotApplicable
 from defend.errors import one_line
 from defend.stats import holm
 
@@ -27,13 +28,6 @@ WEIGHT_MEANINGS: dict[Weight, str] = {
     "required": "the evaluation is unreliable if this check fails or could not run",
     "sign": "reported only; does not change the verdict",
 }
-
-
-class NotApplicable(Exception):
-    """Raised by a check that does not apply to this purifier; it does not change the verdict.
-
-    Only the audit's own code may raise it: a purifier that raises it has failed.
-    """
 
 
 class NotTried(NotApplicable):

@@ -45,7 +45,8 @@ class Classification:
         """Return the accuracy over scores (n, draws) with its interval over images."""
         scores = np.asarray(scores, np.float64)
         low, high = interval(scores, seed)
-        return Summary(value=float(scores.mean(1).mean()), low=low, high=high)
+        value = torch.from_numpy(scores).mean(1).mean().item()
+        return Summary(value=value, low=low, high=high)
 
     def compare(self, a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
         """Compare scores (n, draws) of two pipelines on the same images."""

@@ -11,6 +11,6 @@ import torch
 
 def global_states() -> tuple[Any, ...]:
     """Return the states of the generators of torch, numpy and random, to be compared with ==."""
-    name, keys, *rest = np.random.get_state()
     torch_state = torch.get_rng_state().tolist()
-    return torch_state, name, np.asarray(keys).tolist(), *rest, random.getstate()
+    numpy_state = [np.asarray(value).tolist() for value in np.random.get_state()]
+    return torch_state, numpy_state, random.getstate()
