@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ def set_determinism(settings: NumericSettings) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def start_device(device: torch.device) -> None:
+    """Begin to start a GPU in a thread, which takes seconds, while the caller loads data."""
+    if device.type == "cuda":
+        threading.Thread(target=torch.zeros, args=(1,), kwargs={"device": device}).start()
 
 
 @contextmanager

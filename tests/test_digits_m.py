@@ -136,9 +136,12 @@ def test_neither_files_nor_a_network_are_needed(tmp_path):
 
 @pytest.mark.gpu
 def test_a_stream_is_the_same_on_a_gpu():
+    """Pixels are rounded to grey levels, so float arithmetic may move one by one level."""
     data = load("digits-m", "dataset")
     x, y = data.stream("train", Noise.of(2, torch.arange(500)))
     x_gpu, y_gpu = data.stream("train", Noise.of(2, torch.arange(500, device="cuda")))
     assert x_gpu.device.type == y_gpu.device.type == "cuda"
-    assert torch.equal(x_gpu.cpu(), x)
+    levels_apart = (255 * (x_gpu.cpu() - x)).abs()
+    assert levels_apart.max() <= 1 + 1e-3
+    assert (levels_apart > 0.5).double().mean() < 0.001
     assert torch.equal(y_gpu.cpu(), y)

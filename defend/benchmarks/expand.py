@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
-from defend.attack import Attack
 from defend.benchmarks.cell import Cell
-from defend.benchmarks.component_keys import component_key, is_undefended
+from defend.benchmarks.component_keys import component_key
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import open_controls, with_controls
 from defend.benchmarks.suite import Suite
-from defend.benchmarks.surrogates import Surrogates, surrogates_for
+from defend.benchmarks.suite_eps import epsilons_of
+from defend.benchmarks.surrogates import surrogates_for
+from defend.benchmarks.views import DefenseRow, View, default_views, views_at
 from defend.chain import members_of
 from defend.dataset import Dataset
-from defend.eps import Eps, check_linf, take_eps
+from defend.eps import Eps, take_eps
 from defend.errors import BadParameter, Mismatch
 from defend.protocols import PROTOCOLS
 from defend.protocols.ladder_1 import EOT, TARGETED_DLR
@@ -23,59 +24,7 @@ from defend.threat_models import (
     GRADIENTS,
     NO_DEFENSE,
     Pipeline,
-    attacked_pipeline,
-    default_levels,
 )
-
-DEFAULT_GRADIENTS = ("identity", "declared")
-EVERY_GRADIENT = ("identity", "declared", "learned")
-
-
-@dataclass(frozen=True)
-class View:
-    """One way to attack: a level with its gradient and surrogate."""
-
-    knowledge: str
-    gradient: str | None = None
-    surrogate: str | None = None
-
-
-@dataclass
-class Views:
-    """The ways in which one attack is run, and a line for each that was skipped."""
-
-    views: list[View] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, other: Views) -> None:
-        """Append another attack's views and notes."""
-        self.views += other.views
-        self.notes += other.notes
-
-
-@dataclass(frozen=True)
-class DefenseRow:
-    """What the cells of one classifier behind one defense share."""
-
-    suite: Suite
-    components: Components
-    classifier: str
-    defense: str
-    surrogates: Surrogates
-
-    @property
-    def purifier(self) -> Purifier:
-        """Return the scored purifier."""
-        return self.components.defense(self.defense)
-
-    def attacked(self, view: View) -> Pipeline:
-        """Return the pipeline that is attacked."""
-        scored = Pipeline(classifier=self.classifier, defense=self.defense, gradient=view.gradient)
-        return attacked_pipeline(view.knowledge, scored, view.surrogate)
-
-    def attacks_stochastic(self, view: View) -> bool:
-        """Return True if the attacked pipeline is stochastic."""
-        return self.components.defense(self.attacked(view).defense).card.stochastic
 
 
 def expand(suite: Suite, components: Components) -> tuple[list[Cell], list[str]]:
@@ -153,7 +102,7 @@ def _protocol_cells(row: DefenseRow, skipped: list[str]) -> list[Cell]:
         for step in protocol.attacks_on(stochastic, data.classes, unbounded=norm == first_norm):
             spec = step.spec(norm)
             attack = row.components.attack(spec)
-            views = _views_at(row, attack, spec, step.level, GRADIENTS)
+            views = views_at(row, attack, spec, step.level, GRADIENTS)
             skipped += views.notes
             eps = step.eps or Eps.of(claim_eps)
             for view in views.views:
@@ -168,9 +117,9 @@ def _attack_cells(row: DefenseRow, skipped: list[str]) -> list[Cell]:
     for text in suite.attacks:
         if text in open_controls(suite):
             continue
-        views = _default_views(row, components.attack(str(take_eps(text)[0])), text)
+        views = default_views(row, components.attack(str(take_eps(text)[0])), text)
         skipped += views.notes
-        for eps in _epsilons(suite, components, text):
+        for eps in epsilons_of(suite, components, text):
             for view in dict.fromkeys(views.views):
                 cells.append(_cell(row, text, eps, view, suite.eot or EOT))
     return cells
@@ -208,144 +157,6 @@ def _check_surrogates(suite: Suite, components: Components) -> None:
         pipeline = Pipeline.parse(surrogate)
         components.classifier(pipeline.classifier)
         check_shape(components.defense(pipeline.defense), components.data, pipeline.defense)
-
-
-def _default_views(row: DefenseRow, attack: Attack, text: str) -> Views:
-    """Return the levels at which an attack runs, with a line for each at which it cannot."""
-    suite = row.suite
-    levels = suite.knowledge or default_levels(attack.card.access, bool(suite.surrogates))
-    gradients: Sequence[str] = DEFAULT_GRADIENTS
-    if suite.gradients:
-        gradients = suite.gradients
-    elif suite.has_every_level:
-        gradients = EVERY_GRADIENT
-    views = Views()
-    for level in levels:
-        views.add(_views_at(row, attack, text, level, gradients))
-    return views
-
-
-def _views_at(
-    row: DefenseRow, attack: Attack, text: str, level: str, gradients: Sequence[str]
-) -> Views:
-    """Return the views at one level, without those that the attack cannot do there."""
-    possible = _views_before_attack(row, attack, text, level, gradients)
-    views = Views(notes=possible.notes)
-    for view in possible.views:
-        reason = _reason_to_skip(attack, row.attacks_stochastic(view), row.components.data.classes)
-        if reason:
-            pipeline = view.surrogate or row.defense
-            views.notes.append(f"skipped {text} at {view.knowledge} for {pipeline}: {reason}")
-        else:
-            views.views.append(view)
-    views.notes = list(dict.fromkeys(views.notes))
-    return views
-
-
-def _reason_to_skip(attack: Attack, stochastic: bool, classes: int) -> str:
-    """Return why the attack is not run on such a pipeline; "" where it is.
-
-    What one draw of the attacker's breaks, the draws that are scored may not.
-    """
-    if stochastic and attack.card.stops_early:
-        return (
-            "it stops at an image's first success, which before a stochastic purifier is one"
-            " lucky draw, and flatters it"
-        )
-    return attack.unsupported(stochastic, classes)
-
-
-def _views_before_attack(
-    row: DefenseRow, attack: Attack, text: str, level: str, gradients: Sequence[str]
-) -> Views:
-    """Return the views of one level as far as the attacker's knowledge goes."""
-    needs_gradient = attack.card.access == "gradient"
-    if level == "query" and needs_gradient:
-        note = "it needs gradients, which this attacker does not have"
-        return Views(notes=[f"skipped {text} at query: {note}"])
-    if level in ("oblivious", "transfer") and attack.card.stops_early:
-        note = (
-            "it stops at an image's first success on another pipeline, which flatters every"
-            " purifier"
-        )
-        return Views(notes=[f"skipped {text} at {level}: {note}"])
-    if level == "transfer":
-        return _transfer_views(row, text, "declared" if needs_gradient else None)
-    if not needs_gradient:
-        return Views([View("adaptive" if level == "bpda" else level)])
-    if level == "bpda":
-        return Views([View("adaptive", "identity")])
-    if level == "adaptive":
-        return _adaptive_views(row, gradients)
-    return Views([View(level, "declared")])
-
-
-def _transfer_views(row: DefenseRow, text: str, gradient: str | None) -> Views:
-    surrogates = row.surrogates
-    if not surrogates.specs:
-        note = f"skipped {text} at transfer for {row.defense}: {surrogates.note}"
-        return Views(notes=[note])
-    notes = [f"transfer to {row.defense}: {surrogates.note}"] if surrogates.note else []
-    return Views([View("transfer", gradient, spec) for spec in surrogates.specs], notes)
-
-
-def _adaptive_views(row: DefenseRow, gradients: Sequence[str]) -> Views:
-    """Return adaptive through each gradient; without a purifier there is nothing to learn."""
-    views = Views()
-    for gradient in gradients:
-        if gradient == "learned" and is_undefended(row.purifier):
-            views.notes.append(
-                f"skipped gradient learned for {row.defense}: there is no purifier to imitate,"
-                " its gradient is the identity"
-            )
-        else:
-            views.views.append(View("adaptive", gradient))
-    return views
-
-
-def _epsilons(suite: Suite, components: Components, text: str) -> tuple[Eps, ...]:
-    """Return the eps of one attack. Raises BadParameter for what no image in [0, 1] can use."""
-    epsilons = _chosen_epsilons(suite, components, text)
-    if components.attack(str(take_eps(text)[0])).norm == "Linf":
-        for eps in epsilons:
-            check_linf(eps)
-    return epsilons
-
-
-def _chosen_epsilons(suite: Suite, components: Components, text: str) -> tuple[Eps, ...]:
-    """Return eps= of the attack's spec, else the suite's, else the data set's claim eps."""
-    spec, own_eps = take_eps(text)
-    norm = components.attack(str(spec)).norm
-    if own_eps is not None:
-        return (own_eps,)
-    if suite.eps is not None:
-        _check_one_norm(suite, components, text)
-        return suite.eps
-    claim = components.data.card.claim
-    if norm not in claim:
-        raise BadParameter(
-            f"data set {suite.dataset} has no claim eps for the norm {norm} of {text}: give"
-            f" --eps, or write it as {_with_eps(text)}"
-        )
-    return (Eps.of(claim[norm]),)
-
-
-def _check_one_norm(suite: Suite, components: Components, text: str) -> None:
-    """Raise BadParameter if one list of eps would be used in two norms."""
-    norms = set()
-    for attack in suite.attacks:
-        spec, own_eps = take_eps(attack)
-        if own_eps is None:
-            norms.add(components.attack(str(spec)).norm)
-    if len(norms) > 1:
-        raise BadParameter(
-            f"--eps with attacks of two norms ({', '.join(sorted(norms))}): write eps= into each"
-            f" attack, as {_with_eps(text)}"
-        )
-
-
-def _with_eps(attack: str) -> str:
-    return f"{attack}{',' if ':' in attack else ':'}eps=0.1"
 
 
 def _cell(

@@ -89,11 +89,11 @@ def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientC
     probe, x = separate_target(target), first.x
     half_step = (probe.noise.fork("off the grid").uniform(x) - 0.5) / 255
     on_grid, off_grid = x, (x + half_step).clamp(0, 1)
-    observed = [first.unusable] if first.unusable is not None else []
-    if not observed:
-        points = [on_grid, off_grid]
-    else:
-        points = [off_grid if first.is_on_grid else on_grid]
+    observed: list[Unusable] = []
+    points = [on_grid, off_grid]
+    if first.unusable is not None:
+        observed.append(first.unusable)
+        points = [off_grid] if first.is_on_grid else [on_grid]
     for point in points:
         gradient = probe.again().gradient(point, y, cross_entropy)[0]
         observed.append(Unusable.of(gradient))

@@ -29,7 +29,7 @@ from defend.errors import BadParameter
 from defend.files import PART, checkout, ensure_writable
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 from defend.loading import pick_device
-from defend.numerics import NumericSettings, numerics_applied
+from defend.numerics import NumericSettings, numerics_applied, start_device
 from defend.progress import Progress
 from defend.records import Record, merge_records, read_records
 from defend.unit_files import Unit, read_unit, unit_path
@@ -79,6 +79,7 @@ def bench(
     if workers is not None and workers < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     chosen_device = pick_device(device)
+    start_device(chosen_device)
     run_dir = Path(out) if out is not None else Path("runs") / validated.name
     numerics = choose_numerics(validated, chosen_device, run_dir, data_root)
     components = Components(

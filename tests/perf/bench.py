@@ -155,7 +155,7 @@ def _network_seconds(shard: int) -> float:
         return 3 * (time.perf_counter() - start) / 100
 
 
-def start_to_first_unit(small: bool) -> str:
+def start_to_first_unit(_small: bool) -> str:
     """From the start of the process to the first unit's file: wanted at most 4 s."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "defend", "bench", "--dataset", "mnist"]
