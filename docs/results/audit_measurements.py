@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 from defend.auditing.thresholds import THRESHOLDS
@@ -12,6 +13,15 @@ from defend.stats import wilson
 GAP = 0.05  # from which on a masked purifier must be called unreliable
 MIN_ACCURACY = THRESHOLDS.gap.value / 100  # below it no attack can break enough to matter
 HALVES = ("sets", "judges")  # thresholds
+COLUMNS = 100  # of a line of prose
+TERMS = (
+    "Masked purifiers mislead an evaluation on purpose; honest purifiers do not. The gap of a"
+    " purifier is the accuracy under the best attack through the declared gradient minus the"
+    " accuracy under the best known attack. A miss is a masked purifier with a gap of"
+    f" {100 * GAP:g} points or more that was not called unreliable. A false alarm is an honest"
+    " purifier that was called unreliable. One half of the families set the thresholds of the"
+    " audit, and the other half judges them."
+)
 
 
 @dataclass(frozen=True)
@@ -99,14 +109,23 @@ def format_page(rows: Sequence[Measurement], dataset: str, classifier: str, budg
     images = " or ".join(map(str, sorted({report.n for report in reports})))
     paragraphs = [
         f"# Misses and false alarms of the audit: {dataset}",
-        f"Written by `docs/results/audit_thresholds.py`. {images} images of {dataset} val,"
-        f" eps {reports[0].eps:.6g} where no other is named, budget {budget},"
-        f" {classifier}.",
+        fill(
+            f"`docs/results/audit_thresholds.py` writes this page. It shows audits on {images}"
+            f" images of {dataset} val, at eps {reports[0].eps:.6g} unless another eps is named,"
+            f" with budget {budget} and {classifier}.",
+            COLUMNS,
+        ),
+        fill(TERMS, COLUMNS),
         format_rates(rows),
         format_families(rows),
         format_table(rows),
-        "## Values of each check that would separate honest from masked purifiers"
-        " (the half that sets thresholds)",
+        "## Values of each check that would separate honest from masked purifiers",
+        fill(
+            "The table shows the range of each value in the half that sets thresholds, with the"
+            " number of purifiers. If the ranges do not overlap, the last column is the value half"
+            " way between them.",
+            COLUMNS,
+        ),
         format_suggestions(rows),
     ]
     return "\n\n".join(paragraphs) + "\n"
@@ -123,10 +142,9 @@ def format_rates(rows: Sequence[Measurement]) -> str:
             row for row in honest_rows if row.declared is not None and row.declared >= MIN_ACCURACY
         ]
         lines += [
-            f"- {title}: {count_wrong(masked_rows)} misses, of the masked with a gap of"
-            f" {100 * GAP:g} points or more",
-            f"- {title}: {count_wrong(honest_rows)} false alarms, of the honest",
-            "  - where attacks have something to gain (the declared gradient leaves"
+            f"- {title}: {count_wrong(masked_rows)} misses",
+            f"- {title}: {count_wrong(honest_rows)} false alarms",
+            "  - with something to gain (the declared gradient leaves"
             f" {100 * MIN_ACCURACY:g} % or more): {count_wrong(breakable)}",
         ]
     return "\n".join(lines)
@@ -142,7 +160,7 @@ def count_wrong(rows: Sequence[Measurement]) -> str:
 def format_families(rows: Sequence[Measurement]) -> str:
     """Return the misses of each family: its members are similar, so that few of them are enough."""
     lines = [
-        "| family | half | masked, with a gap of 5 points or more | missed |",
+        "| family | half | masked purifiers with a gap of 5 points or more | missed |",
         "|---|---|---|---|",
     ]
     for family in dict.fromkeys(row.family for row in rows if not row.honest):
@@ -156,8 +174,8 @@ def format_families(rows: Sequence[Measurement]) -> str:
 
 def format_table(rows: Sequence[Measurement]) -> str:
     lines = [
-        "| purifier | half | n | declared % | best known % | gap | verdict | decisive checks"
-        " | CPU s |",
+        "| purifier | half | n | declared gradient, % | best known attack, % | gap, points"
+        " | verdict | decisive checks | CPU time, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -178,7 +196,10 @@ def format_table(rows: Sequence[Measurement]) -> str:
 
 def format_suggestions(rows: Sequence[Measurement]) -> str:
     """Return for each check with a number its ranges, and the middle if they do not overlap."""
-    lines = ["| check | honest | masked, gap of 5 or more | between |", "|---|---|---|---|"]
+    lines = [
+        "| check | honest | masked, gap of 5 points or more | half way between |",
+        "|---|---|---|---|",
+    ]
     setting = [row for row in rows if row.half == 0]
     for name in [check.name for check in rows[0].report.checks]:
         honest = values_of(name, [row for row in setting if row.should_be_unreliable is False])
