@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from defend.attack import Attack as Attack
     from defend.attack import AttackCard as AttackCard
     from defend.auditing import audit as audit
-    from defend.benchmarks import bench as bench
+    from defend.benchmarks.run import bench as bench
     from defend.chain import Chain as Chain
     from defend.classifier import Classifier as Classifier
     from defend.classifier import ClassifierCard as ClassifierCard
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attack": ("Attack", "AttackCard"),
     "auditing": ("audit",),
-    "benchmarks": ("bench",),
+    "benchmarks.run": ("bench",),
     "chain": ("Chain",),
     "classifier": ("Classifier", "ClassifierCard"),
     "dataset": ("ArrayDataset", "Dataset", "DatasetCard"),

@@ -57,10 +57,9 @@ class BrokenAttack(DefendError, RuntimeError):
 
 
 class BrokenPurifier(DefendError, RuntimeError):
-    """A purifier that writes into its input, returns a wrong shape or non-finite values, or
-    contradicts its card.
+    """A purifier that breaks its contract, so that the unit fails.
 
-    The unit fails.
+    It writes into its input, returns a wrong shape or non-finite values, or contradicts its card.
     """
 
 
@@ -72,15 +71,19 @@ class NotApplicable(Exception):
 
 
 def one_line(text: object) -> str:
-    """Return the text on one line, without runs of spaces, so that a foreign exception fits into
-    one of our messages.
+    """Return the text on one line, without runs of spaces.
+
+    The text of a foreign exception then fits into one of our messages.
     """
     return " ".join(str(text).split())
 
 
-def suggest_names(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean x?" for the end of an error about an unknown name, or "" if no known
-    name is close.
+def suggest_names(name: str, candidates: Iterable[str]) -> str:
+    """Return " Did you mean x?" with up to three candidates that are close to the name.
+
+    Return "" if none is close. The text ends an error about an unknown name.
     """
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {', '.join(close)}?" if close else ""
+    close = difflib.get_close_matches(name, list(candidates), n=3)
+    if not close:
+        return ""
+    return f" Did you mean {', '.join(close)}?"

@@ -25,10 +25,12 @@ CONTROL = "control"  # the null attack, which measures how far a minimum of nois
 
 
 class FlagCode(StrEnum):
-    """What one cell says against itself."""
+    """Diagnostics of one cell."""
 
-    ZERO_GRADIENT = "zero_gradient"  # value: images whose gradient is zero everywhere
-    UNDEFINED_GRADIENT = "undefined_gradient"  # value: images whose gradient is not finite
+    # Value: images whose gradient is zero in all pixels, or not finite in some, at one of two
+    # points: on the grid of 256 levels and off it.
+    ZERO_GRADIENT = "zero_gradient"
+    UNDEFINED_GRADIENT = "undefined_gradient"
     UNCHANGED_IMAGES = "unchanged_images"  # the attack returned every image as it was
     LOSS_FELL = "loss_fell"  # the attack lowered the loss that it should raise
     UNCONVERGED = "unconverged"  # value: accuracy lost in the last fifth of the queries
@@ -108,7 +110,7 @@ class Record(_Model):
     images: int  # in the whole split
     classes: int
     claim_eps: float | None  # of the data set in this norm
-    distinct_images: int  # among the n: fewer where a data set shows the same thing again
+    distinct_images: int  # at most so many of the n: a data set may show the same thing again
     settings: Settings
     weights: Mapping[str, str]  # name -> sha256
     pipeline: PipelineHash
@@ -127,11 +129,11 @@ class Record(_Model):
     ci_low: float | None = None
     ci_high: float | None = None
     all_draws_correct: float | None = None
-    majority: float | None = None
+    majority: float | None = None  # the share of images right in more than half of the draws
     accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
     gradient_error: float | None = None  # of the BPDA network, relative to the identity's
     flags: tuple[Flag, ...] | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # of the attack, which defenses may share, and of scoring
     purify_images_per_second: float | None = None
     forwards: float | None = None  # network evaluations for each image
     backwards: float | None = None
@@ -165,7 +167,10 @@ class Record(_Model):
         return json.dumps([_plain(getattr(self, name)) for name in _CELL_FIELDS])
 
     def replace(self, **changes: Any) -> Record:
-        """Return a record with some fields changed."""
+        """Return a record with some fields changed. Raises TypeError for an unknown field."""
+        unknown = changes.keys() - type(self).model_fields.keys()
+        if unknown:
+            raise TypeError(f"a record has no field {', '.join(sorted(unknown))}")
         return self.model_copy(update=changes)
 
     def has_flag(self, code: FlagCode) -> bool:
@@ -188,11 +193,8 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-class Sign(_Model):
-    """A sign that an attack was too weak or a gradient masked; no claim survives one.
-
-    The codes and their sentences are those of defend/results/diagnostics.py.
-    """
+class Diagnosis(_Model):
+    """A code with what it is about; the sentences are those of defend/results/diagnostics.py."""
 
     code: str
     subject: str | None = None  # the attack or the gradient that it is about
@@ -205,7 +207,7 @@ class Claim(_Model):
     protocol: str
     dataset: str = ""
     missing: tuple[str, ...] = ()  # codes of the protocol's requirements that are not met
-    signs: tuple[Sign, ...] = ()
+    signs: tuple[Diagnosis, ...] = ()  # of a weak attack or a masked gradient: no claim stands
     accuracy: float | None = None  # the worst case over everything at the claim eps
     low: float | None = None
     high: float | None = None
@@ -217,7 +219,7 @@ class Claim(_Model):
     n: int = 0
     distinct_images: int = 0  # among the n
     images: int | None = None  # in the whole test split
-    remarks: tuple[Sign, ...] = ()  # that stand beside a claim and do not take it away
+    remarks: tuple[Diagnosis, ...] = ()  # that stand beside a claim and do not take it away
     told_apart_by: Mapping[str, str] = {}  # fields, from other claims of the same names
 
     @property

@@ -1,8 +1,8 @@
-"""The view that an attack has of a pipeline: it may query and differentiate it as far as its access
-allows.
+"""The view that an attack has of a pipeline.
 
-Attacks never call backward themselves. Here gradients are taken with respect to the images alone,
-cut to memory, and averaged over EOT copies.
+An attack may query and differentiate the pipeline as far as its access allows. Attacks never call
+backward themselves. Here gradients are taken with respect to the images alone, cut to memory, and
+averaged over EOT copies.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ class Target:
         return replace(self, noise=self.noise.take(rows), _rows=self._rows[rows])
 
     def copies(self, n: int) -> Target:
-        """Return n independent pipelines for each image, those of one image side by side: for
-        restarts.
+        """Return n independent pipelines for each image, such as one for each restart.
+
+        Those of one image are side by side.
         """
         return replace(self, noise=self.noise.copies(n), _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
 
@@ -96,8 +97,9 @@ class Target:
         return replace(self, _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
 
     def note(self, name: str, values: Tensor) -> None:
-        """Store values (b, ...) for the harness, one row for each image of the attack, such as the
-        query that broke it.
+        """Store values (b, ...) for the harness, such as the query that broke each image.
+
+        There is one row for each image of the attack.
         """
         self.notes[name] = values.detach()
 
@@ -115,10 +117,10 @@ class Target:
         return logits
 
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Return means over `eot` fresh draws: d loss / d x (b, c, h, w), loss (b,), logits (b,
-        classes). y: (b, ...).
+        """Return d loss / d x (b, c, h, w), loss (b,) and logits (b, classes).
 
-        Raise BrokenAttack if the attack's card declares that it needs no gradient.
+        y: the labels (b, ...). All three are means over `eot` fresh draws. Raise BrokenAttack if
+        the attack's card declares that it needs no gradient.
         """
         if self.access != "gradient":
             raise BrokenAttack(f'it asked for a gradient, and its card says access="{self.access}"')
@@ -135,7 +137,11 @@ class Target:
     def _batch_means(
         self, x: Tensor, y: Tensor, loss: Loss, rows: slice, first: Tensor, copies: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gradient, loss and logits of a few images, averaged over all copies."""
+        """Return gradient (b, c, h, w), loss (b,) and logits (b, classes) of a few images.
+
+        All three are averaged over all copies. rows: where these images are in the noise. first:
+        (b,), the number of the first draw of each image.
+        """
         sums = [
             self._copy_sums(x, y, loss, rows, first + part.start, part.stop - part.start)
             for part in self._slices(copies, self.purifier.max_batch)
@@ -146,27 +152,32 @@ class Target:
     def _copy_sums(
         self, x: Tensor, y: Tensor, loss: Loss, rows: slice, first: Tensor, copies: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return gradient, loss and logits, summed over the copies from the draw `first`
-        (b,) on.
+        """Return gradient (b, c, h, w), loss (b,) and logits (b, classes), summed over copies.
+
+        rows: where these images are in the noise; x and y are already cut to them. first: (b,), the
+        number of the first draw of each image, of which `copies` follow.
         """
         # Under a caller's no_grad all gradients would be zero, and any defense would look robust.
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
             logits = self._pipeline(leaf, rows, first, copies)
-            values = loss(logits, y.repeat_interleave(copies, 0))
+            losses = loss(logits, y.repeat_interleave(copies, 0))
             # A purifier may be detached from its input, in front of a classifier whose parameters
             # are not: then the gradient is zero, and flagged.
-            if values.requires_grad:
-                slope = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0]
+            if losses.requires_grad:
+                gradient = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)[0]
             else:
-                slope = torch.zeros_like(leaf)
-        self.counts["backwards"] += len(values)
-        loss_sums = values.detach().unflatten(0, (len(x), copies)).sum(1)
+                gradient = torch.zeros_like(leaf)
+        self.counts["backwards"] += len(losses)
+        loss_sums = losses.detach().unflatten(0, (len(x), copies)).sum(1)
         logit_sums = logits.detach().unflatten(0, (len(x), copies)).sum(1)
-        return slope, loss_sums, logit_sums
+        return gradient, loss_sums, logit_sums
 
     def _pipeline(self, x: Tensor, rows: slice, first: Tensor, copies: int = 1) -> Tensor:
-        """Return logits (b * copies, classes) of the draws first, first + 1, ... of each image."""
+        """Return logits (b * copies, classes) of the draws first, first + 1, ... of each image.
+
+        rows: where the images x are in the noise.
+        """
         self.counts["forwards"] += len(x) * copies
         draws = first[:, None] + torch.arange(copies, device=first.device)
         noise = self.noise.take(rows).nth(draws)
@@ -174,11 +185,10 @@ class Target:
         return logits
 
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
-        """Return purified images (b * copies, c, h, w), those of one image side by side, as the
-        rows of `noise`.
+        """Return purified images (b * copies, c, h, w), in the order of the rows of `noise`.
 
-        A stand-in for the gradient has no noise: it is differentiated once for all copies, whose
-        gradients add up before they reach it.
+        The copies of one image are side by side. A stand-in for the gradient has no noise: it is
+        differentiated once for all copies, whose gradients add up before they reach it.
         """
         if self.backward is None or not torch.is_grad_enabled():
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise)

@@ -1,7 +1,7 @@
 """The ladder of knowledge: one row for each level, with the pipeline that its attacker attacks.
 
 The levels are those of docs/protocol.md. An accuracy is always of the scored pipeline; what the
-attacker attacks depends on what he knows.
+attacker attacks depends on what the attacker knows.
 """
 
 from __future__ import annotations
@@ -42,10 +42,9 @@ class ThreatModel:
 
     level: Level
     attacks: Literal["bare classifier", "surrogate", "scored pipeline"]
-    access: Literal["gradient", "scores"]  # attacks that need no more run here by default
+    default_for: tuple[str, ...]  # attacks of this access run here if a suite names no level
     may_drop: bool  # the attacked pipeline is the scored one, so a broken image may be dropped
     heading: str  # of the level's column in a table
-    meaning: str  # for the documentation of a report
 
 
 THREAT_MODELS: dict[str, ThreatModel] = {
@@ -54,34 +53,30 @@ THREAT_MODELS: dict[str, ThreatModel] = {
         ThreatModel(
             level="oblivious",
             attacks="bare classifier",
-            access="gradient",
+            default_for=("gradient",),
             may_drop=False,  # the same images serve every defense
             heading="oblivious",
-            meaning="knows the classifier and not the purifier",
         ),
         ThreatModel(
             level="transfer",
             attacks="surrogate",
-            access="gradient",
+            default_for=(),
             may_drop=False,
             heading="transfer",
-            meaning="knows another classifier, or another pipeline",
         ),
         ThreatModel(
             level="query",
             attacks="scored pipeline",
-            access="scores",
+            default_for=("scores", "labels"),
             may_drop=True,
             heading="query",
-            meaning="sees scores or labels of the whole pipeline",
         ),
         ThreatModel(
             level="adaptive",
             attacks="scored pipeline",
-            access="gradient",
+            default_for=("gradient",),
             may_drop=True,
             heading="adaptive",
-            meaning="knows everything, and differentiates the purifier",
         ),
     )
 }
@@ -110,5 +105,5 @@ def attacked_pipeline(level: str, scored: Pipeline, surrogate: str | None) -> Pi
 
 def default_levels(access: str, has_surrogates: bool) -> Sequence[str]:
     """Return the levels at which an attack of this access runs where the suite names none."""
-    levels = ["oblivious", "adaptive"] if access == "gradient" else ["query"]
+    levels = [m.level for m in THREAT_MODELS.values() if access in m.default_for]
     return [*levels, "transfer"] if has_surrogates else levels

@@ -132,7 +132,23 @@ def test_a_surrogate_that_can_be_attacked_in_no_way_was_not_tried():
     surrogates = [Surrogate(defend.load("none"), Deaf())]
     context = replace(context_of(hidden("detached", 1.0)()), surrogates=surrogates)
     with pytest.raises(NotTried, match="gradient is zero"):
-        attempts.transfer_attempts(context)
+        attempts.TransferAttack(context).make_attempts()
+
+
+def test_a_surrogate_that_is_left_out_is_named_and_no_gradient_is_computed_twice(monkeypatch):
+    measured = []
+
+    def has_gradient(context, route):
+        measured.append(route)
+        return route.surrogate is context.surrogates[0]
+
+    monkeypatch.setattr(attempts, "_has_gradient", has_gradient)
+    surrogates = [Surrogate(defend.load("none"), network()) for _ in range(2)]
+    context = replace(context_of(hidden("detached", 1.0)()), surrogates=surrogates)
+    transfer = attempts.TransferAttack(context)
+    assert len(list(transfer.make_attempts())) == len(attempts.TRANSFER_ATTACKS)
+    assert "without 1 of 2 surrogates" in transfer.describe()
+    assert len(measured) == 3  # the second surrogate's through its purifier and past it
 
 
 @pytest.mark.parametrize(

@@ -106,3 +106,61 @@ def test_records_of_another_version_are_refused_before_anything_is_computed(tmp_
     with pytest.raises(BadParameter, match="Move that file away"):
         defend.bench(SMALL, out=tmp_path, workers=1)
     assert not (tmp_path / "units").exists()
+
+
+EDITED = '''
+import defend
+
+
+class Shift(defend.Purifier):
+    """Shift all pixels."""
+
+    card = defend.Card(paper="none: a test", gradient="exact", stochastic=False)
+
+    def purify(self, x, noise):
+        return (x + SHIFT).clamp(0, 1)
+'''
+
+
+def test_code_that_was_edited_after_its_import_fails_in_workers(tmp_path, install):
+    """Workers import the edited file; the parent's keys name the code that it imported."""
+    info = tmp_path / "site" / "edited-0.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edited\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[defend.defenses]\nshift = edited_plugin:Shift\n")
+    module = tmp_path / "site" / "edited_plugin.py"
+    module.write_text(EDITED.replace("SHIFT", "0.1"))
+    install(tmp_path / "site")
+    keys = {"defenses": ["shift"], "attacks": ["fgsm"], "knowledge": ["bpda"], "eps": "0.1"}
+    before = defend.bench(SMALL | keys, out=tmp_path / "run", workers=2)
+    assert not any(r.failed for r in before)
+    module.write_text(EDITED.replace("SHIFT", "0.2"))
+    keys["eps"] = "0.2"
+    after = defend.bench(SMALL | keys, out=tmp_path / "run", workers=2)
+    assert ["was edited after it was imported" in str(r.error) for r in after] == [True]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_data_that_cannot_be_read_fails_its_cells_with_the_reason(tmp_path, monkeypatch):
+    data = type(defend.load("digits", "dataset"))
+    rows = data.rows
+
+    def broken(self, split, start, stop):
+        if (start, stop) == (16, 32) and counting:
+            raise OSError("the disk is gone")
+        return rows(self, split, start, stop)
+
+    counting = []
+    keys = {"defenses": ["none"], "attacks": ["fgsm"], "eps": "0.1", "knowledge": ["bpda"]}
+    monkeypatch.setattr(data, "rows", broken)
+    from defend.benchmarks import execute
+
+    run = execute.Executor.execute
+
+    def execute_broken(self, job, on_unit_done):
+        counting.append(job)
+        run(self, job, on_unit_done)
+
+    monkeypatch.setattr(execute.Executor, "execute", execute_broken)
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    assert ["OSError: the disk is gone" in str(r.error) for r in records] == [True]

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
+from defend.errors import BrokenPlugin
 from defend.learned import Frozen
 from defend.loading import load
+from defend.registry import Entry
 from defend.testing import NotApplicable, classifier_checks, kit
 from defend.weights.header import Header, file_sha256, save_weights
 
@@ -293,3 +295,14 @@ NEEDS_WEIGHTS = [
 def test_checks_of_absent_weights_are_not_applicable(check):
     with pytest.raises(NotApplicable):
         check(Tiny(weights="untrained"))
+
+
+@pytest.mark.parametrize("check", NEEDS_WEIGHTS, ids=lambda c: c.__name__)
+def test_a_broken_plugin_of_the_data_set_is_not_hidden(check, monkeypatch):
+    def load_broken(entry):
+        raise BrokenPlugin(f"{entry.name} could not be imported")
+
+    classifier = Tiny(weights="tiny")
+    monkeypatch.setattr(Entry, "load", load_broken)
+    with pytest.raises(BrokenPlugin):
+        check(classifier)

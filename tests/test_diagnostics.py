@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_runs import DECLARED, IDENTITY, LEARNED, cell, change, failed, printed, record
 
-from defend.records import Flag, FlagCode, Sign
+from defend.records import Diagnosis, Flag, FlagCode
 from defend.results import table
 from defend.results.comparisons import compare_cells
 from defend.results.diagnostics import (
@@ -306,7 +306,7 @@ def test_the_sentence_of_a_flag_is_made_of_its_value(code):
 
 
 def test_a_sign_says_its_subject_and_its_value():
-    sign = Sign(code=SignCode.NO_GRADIENT, subject="declared", value=0.011)
+    sign = Diagnosis(code=SignCode.NO_GRADIENT, subject="declared", value=0.011)
     assert format_sign(sign) == (
         "the declared gradient vanishes or is undefined on 1.1 % of the images"
     )

@@ -1,6 +1,7 @@
 """The conformance kit runs every check, on a component that no other check has changed."""
 
 import contextlib
+from importlib import import_module
 
 import pytest
 
@@ -144,3 +145,9 @@ test_a_known_failure_is_expected = conformance_test(
     make_purifier_that_cannot_be_pickled,
     known={"check_pickles_and_copies": "a local class cannot be pickled"},
 )
+
+
+@pytest.mark.parametrize("kind", ["attack", "classifier", "dataset", "defense"])
+def test_every_check_is_public_in_the_module_of_its_kit(kind):
+    module = import_module(f"defend.testing.{kind}_checks")
+    assert all(getattr(module, check.__name__) is check for check in kit(kind))

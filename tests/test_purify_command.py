@@ -71,6 +71,21 @@ def test_purify_leaves_out_what_is_no_image_and_names_it(tmp_path):
     assert f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
 
 
+def test_purify_leaves_out_what_cannot_be_written_and_names_it(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("a.png", "b.png", "deep/c.png", "e.png"):
+        write_picture(source / name, (4, 4, 3))
+    (out / "b.png").mkdir(parents=True)  # a folder where the file should be
+    (out / "deep").touch()  # a file where the folder should be
+    done = purify("none", source, out=out, code=2)
+    written = sorted(path.name for path in out.glob("*.png") if path.is_file())
+    assert written == ["a.png", "e.png"]
+    assert len(done.stdout.splitlines()) == 2
+    assert "left out 2 of 4: " in done.stderr
+    for name in ("b.png", "deep/c.png"):
+        assert f"{source / name}: {out / name} cannot be written: " in done.stderr
+
+
 def test_purify_names_the_file_that_the_purifier_cannot_take(tmp_path):
     write_picture(tmp_path / "in" / "colour.png", (28, 28, 3))
     write_picture(tmp_path / "in" / "grey.png", (28, 28))

@@ -250,6 +250,40 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path, content):
         find(str(path))
 
 
+def test_a_file_that_cannot_be_read_is_not_called_a_foreign_one(tmp_path):
+    for path in (tmp_path / "missing.safetensors", tmp_path):
+        with pytest.raises(BadWeights) as e:
+            read_header(path)
+        assert f"{path}: cannot be read (" in str(e.value)
+
+
+def saved_header(path, **changes):
+    """Write a file whose header has these values; None leaves a field out."""
+    values = {**vars(HEADER), **changes}
+    written = json.dumps({name: value for name, value in values.items() if value is not None})
+    header = json.dumps({"__metadata__": {"defend": written}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return path
+
+
+WRONG_FIELDS = {  # changes of the header -> words of the message
+    "newer": ({"epochs": 3}, ["epochs", "update defend"]),
+    "a field short": ({"commit": None}, ["not a weights file", "commit"]),
+    "text for a number": ({"seed": "0"}, ["not a weights file", "seed: expected int, got str"]),
+    "a list for a text": ({"dataset": []}, ["dataset: expected str, got list"]),
+    "text for a table": ({"fields": "codes"}, ["fields: expected dict, got str"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FIELDS)
+def test_a_header_with_other_fields_is_refused(tmp_path, case):
+    changes, words = WRONG_FIELDS[case]
+    path = saved_header(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(BadWeights) as e:
+        read_header(path)
+    assert all(word in str(e.value) for word in [str(path), *words])
+
+
 def test_a_file_cut_short_is_refused_when_it_is_loaded(tmp_path):
     path = saved(tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:-4])

@@ -63,7 +63,8 @@ class TargetModule(nn.Module):
         def count(kind: str) -> None:
             target.counts[kind] += len(x) * copies
 
-        return cast(Tensor, _ImageGradient.apply(x, mean_logits, count))  # type: ignore[no-untyped-call]
+        apply: Callable[..., Tensor] = _ImageGradient.apply
+        return apply(x, mean_logits, count)
 
     def _fresh_noise(self, target: Target, rows: int) -> Noise:
         """Return noise for the rows of one call, derived from the first image's noise."""

@@ -75,20 +75,22 @@ class FAB(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         classes = likeliest_wrong_classes(target, x, y, self.targets)
-        n = classes.shape[1]
-        target, noise = target.copies(n), noise.copies(n)
-        x, y = x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
+        copies = classes.shape[1]  # one copy of each image for each target class
+        target, noise = target.copies(copies), noise.copies(copies)
+        x_copies = x.repeat_interleave(copies, 0)
+        y_copies = y.repeat_interleave(copies, 0)
         states = BoundaryStates(
             target=target,
-            broken=torch.zeros_like(y, dtype=torch.bool),
-            x=x,
-            labels=torch.stack([y, classes.flatten()], 1),
-            x_adv=x,
-            nearest=x,
-            distance=torch.full_like(x[:, 0, 0, 0], torch.inf),
+            broken=torch.zeros_like(y_copies, dtype=torch.bool),
+            x=x_copies,
+            labels=torch.stack([y_copies, classes.flatten()], 1),
+            x_adv=x_copies,
+            nearest=x_copies,
+            distance=x.new_full((len(x_copies),), torch.inf),
         )
-        states = run_active(states, partial(self._step, eps=eps), range(self.steps), n)
-        return select_smallest_margin(target, self._end_points(states, eps, noise), y, n)
+        states = run_active(states, partial(self._step, eps=eps), range(self.steps), copies)
+        end_points = self._end_points(states, eps, noise)
+        return select_smallest_margin(target, end_points, y_copies, copies)
 
     def _step(self, s: BoundaryStates, k: int, eps: float) -> None:
         """Update the states in place by step k = 0, 1, ..."""

@@ -21,6 +21,7 @@ from defend.attacks.active_set import (
     run_active,
 )
 from defend.attacks.square_proposals import (
+    numbers_per_step,
     propose_changing_square,
     propose_square,
     propose_window,
@@ -39,16 +40,21 @@ BLOCK = 50  # steps whose random numbers are drawn at once
 
 @dataclass
 class SearchStates(ImageStates):
-    """Hold the random search of each image."""
+    """Hold the random search of each image.
+
+    Points are counted from 1, the starting point. A deterministic target is queried once for each
+    point, so the number of a point is that of its query. A stochastic target is queried
+    2 x `target.eot` times for each point after the start: candidate and incumbent are measured.
+    """
 
     results = ("best", "best_margin", "wrong_after")
     x: Tensor
     y: Tensor
     best: Tensor  # the incumbent
     best_margin: Tensor  # (b,): the margin of the incumbent
-    wrong_after: Tensor  # (b,) int64: queries until the image was first wrong, -1 for never
+    wrong_after: Tensor  # (b,) int64: points until the image was first wrong, -1 for never
     noise: Noise
-    # (b, BLOCK, 5 + c) in [0, 1): the places of two windows, an orientation, a sign per channel
+    # (b, BLOCK, 5 + c) in [0, 1): see `square_proposals`; arbitrary before the first step
     random: Tensor
 
 
@@ -68,11 +74,12 @@ class Square(Attack):
 
     A deterministic target is queried once for each step. For a stochastic target, incumbent and
     candidate are measured anew at every step, over `target.eot` draws each. The note `wrong_after`
-    says after how many queries an image was first wrong, -1 for never.
+    says after how many points, the start included, an image was first wrong, -1 for never. For a
+    deterministic target this is the number of queries.
     """
 
     card = AttackCard(paper="arXiv:1912.00049", access="scores", norms=("Linf", "L2"))
-    queries: int = 5000  # the starting point is the first; for a stochastic target: steps
+    queries: int = 5000  # points to measure, the start included: queries of a deterministic target
     p_init: float = 0.8  # the share of the pixels in the first squares
     # false: the schedule of p for 10,000 queries; AutoAttack runs its 5,000 queries like that
     rescale: bool = True
@@ -95,14 +102,14 @@ class Square(Attack):
             best_margin=first_margin,
             wrong_after=torch.where(first_margin < 0, 1, -1),
             noise=noise,
-            random=x.new_empty(len(x), 0),
+            random=x.new_empty(len(x), BLOCK, numbers_per_step(x)),
         )
         states = run_active(states, partial(self._step, eps=eps), range(1, self.queries))
         target.note("wrong_after", states.wrong_after)
         return states.best
 
     def _step(self, s: SearchStates, k: int, eps: float) -> None:
-        """Update the states in place by query k + 1."""
+        """Update the states in place by step k = 1, 2, ..., which measures point k + 1."""
         candidate = self._propose(s, k, eps)
         candidate_margin, best_margin = self._measure_both(s, candidate)
         is_better = (candidate_margin < best_margin) & ~s.is_final()
@@ -112,10 +119,10 @@ class Square(Attack):
         s.wrong_after = torch.where(s.broken & (s.wrong_after < 0), k + 1, s.wrong_after)
 
     def _propose(self, s: SearchStates, k: int, eps: float) -> Tensor:
-        """Return the candidates of query k + 1."""
+        """Return the candidates (b, c, h, w) of step k, which become point k + 1."""
         step_in_block = (k - 1) % BLOCK
         if step_in_block == 0:
-            like = s.x.new_empty(len(s.x), BLOCK, 5 + s.x.shape[1])
+            like = s.x.new_empty(len(s.x), BLOCK, numbers_per_step(s.x))
             s.random = s.noise.fork(f"steps from {k}").uniform(like)
         side, random = self.side(k - 1, s.x), s.random[:, step_in_block]
         if self.norm == "L2":

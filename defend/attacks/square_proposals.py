@@ -2,8 +2,8 @@
 
 Source: Andriushchenko et al., arXiv:1912.00049, section 3. In all functions: x and best are
 (b, c, h, w), the clean images and the incumbents; side is the side of a square in pixels; random
-is (b, 5 + c) in [0, 1): four numbers for the places of two windows, one for the orientation, and
-one for the sign of each channel. The points that are returned lie inside ball and box.
+is (b, 5 + c) in [0, 1), with the columns that are named below. The points that are returned lie
+inside ball and box.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ from defend.norms import random_signs
 
 RANDOM_BITS = 24  # the number of random bits in a float32 in [0, 1)
 
+# The columns of `random`. A step reads only those that its kind of proposal needs.
+FIRST_PLACE = slice(0, 2)  # the row and the column of the square, or of window 1
+BOTH_PLACES = slice(0, 4)  # L2: the row and the column of window 1, then of window 2
+FLIP = 2  # L-inf, which has no window 2: the signs that change if the square changes nothing
+ORIENTATION = 4  # L2: whether the two bumps lie beside or above each other
+SIGNS = slice(5, None)  # a sign for each channel
+
+
+def numbers_per_step(x: Tensor) -> int:
+    """Return how many random numbers each image of x (b, c, h, w) needs for one step."""
+    return SIGNS.start + x.shape[1]
+
 
 def start_with_stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
     """Return x + eps or x - eps, with one sign for each column of each channel  (Algorithm 2)."""
@@ -27,8 +39,8 @@ def start_with_stripes(x: Tensor, eps: float, noise: Noise) -> Tensor:
 
 def propose_square(x: Tensor, best: Tensor, eps: float, side: int, random: Tensor) -> Tensor:
     """Return the incumbents with one square at x + eps or x - eps per channel  (Algorithm 2)."""
-    square = _place_windows(x, side, random[:, None, :2]).inside
-    return _paint(x, best, eps, square, random[:, 5:] < 0.5)
+    square = _place_windows(x, side, random[:, None, FIRST_PLACE]).inside
+    return _paint(x, best, eps, square, random[:, SIGNS] < 0.5)
 
 
 def propose_changing_square(
@@ -38,10 +50,11 @@ def propose_changing_square(
 
     Each choice of other signs has the same probability.
     """
-    square = _place_windows(x, side, random[:, None, :2]).inside
-    is_up = random[:, 5:] < 0.5
-    is_unchanged = (_paint(x, best, eps, square, is_up) == best).flatten(1).all(1)
-    is_flipped = is_unchanged[:, None] & choose_channels(x.shape[1], random[:, 2])
+    square = _place_windows(x, side, random[:, None, FIRST_PLACE]).inside
+    is_up = random[:, SIGNS] < 0.5
+    trial = _paint(x, best, eps, square, is_up)  # only to see which images it would not change
+    is_unchanged = (trial == best).flatten(1).all(1)
+    is_flipped = is_unchanged[:, None] & choose_channels(x.shape[1], random[:, FLIP])
     return _paint(x, best, eps, square, is_up ^ is_flipped)
 
 
@@ -74,10 +87,10 @@ def propose_window(x: Tensor, best: Tensor, eps: float, side: int, random: Tenso
     them, is emptied.
     """
     nu = best - x
-    windows = _place_windows(x, side, random[:, :4].unflatten(1, (2, 2)))
+    windows = _place_windows(x, side, random[:, BOTH_PLACES].unflatten(1, (2, 2)))
     filled, emptied = windows.inside.split(1, 1)
-    bump = _bump_in_window(windows, side, random[:, 4], x)
-    sign = torch.where(random[:, 5:, None, None] < 0.5, 1.0, -1.0)
+    bump = _bump_in_window(windows, side, random[:, ORIENTATION], x)
+    sign = torch.where(random[:, SIGNS, None, None] < 0.5, 1.0, -1.0)
     old_content = _normalize(torch.where(filled, nu, 0), (-2, -1))
     new_content = torch.where(filled, sign * bump + old_content, 0)
     budget = _budget(nu, filled | emptied, eps)
@@ -142,12 +155,15 @@ def make_bump_pair(side: int, device: torch.device, dtype: torch.dtype) -> Tenso
 def _make_bump(h: int, w: int) -> Tensor:
     """Return one bump (h, w) of norm 1, made of rings around the centre.
 
-    The ring at distance d has the height sum over j from d to n of 1 / (j + 1)^2.
+    Ring j, at distance j, has the weight 1 / (j + 1)^2. The height at a distance is the sum of the
+    weights from that ring to the outermost one.
     """
     if h == 0:
         return torch.zeros(0, w, dtype=torch.float64)
-    n = max(h // 2, w // 2)
-    height = torch.arange(n + 1, 0, -1).double().pow(-2).cumsum(0).flip(0)
+    outermost = max(h // 2, w // 2)
+    ring_weights = torch.arange(outermost + 1, 0, -1).double().pow(-2)  # from the outermost ring in
+    heights_inwards = ring_weights.cumsum(0)
+    height = heights_inwards.flip(0)  # by distance
     row_distance = (torch.arange(h) - h // 2).abs()[:, None]
     column_distance = (torch.arange(w) - w // 2).abs()
     bump: Tensor = height[torch.maximum(row_distance, column_distance)]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from defend.auditing import attempts
+from defend.auditing.attempts import TransferAttack
 from defend.auditing.comparison import (
     AttackedImages,
     Attempt,
@@ -66,6 +67,13 @@ def compare_8_bit(context: Context, best: AttackedImages) -> CheckResult:
 def _round(context: Context, attempt: Attempt) -> Attempt:
     """Return the attempt with its images rounded to 8 bits."""
     return lambda rows: round_to_8_bit(attempt(rows), context.x[rows], context.eps)
+
+
+def _check_transfer(session: Session) -> CheckResult:
+    transfer = TransferAttack(session.context)
+    return compare_attempts(
+        session.declared.best, transfer.make_attempts, describe_cost=transfer.describe
+    )
 
 
 def _check_8_bit_images(session: Session) -> CheckResult:
@@ -156,7 +164,7 @@ CHECKS = (
         threshold=_THRESHOLD,
         source=_CARLINI,
         advice="Report transfer from this pipeline beside it",
-        run=_compare(attempts.transfer_attempts, attempts.describe_transfer),
+        run=_check_transfer,
     ),
     Check(
         name="one step",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -133,24 +133,47 @@ def oblivious_attempts(context: Context) -> Iterator[Attempt]:
         yield partial(_attack_surrogate, context, spec, TransferRoute(bare_classifier, None))
 
 
-def transfer_attempts(context: Context) -> Iterator[Attempt]:
-    """Return attacks on every surrogate. Raises NotTried if none can be attacked."""
-    if not context.surrogates:
-        raise NotTried(context.no_surrogate_reason)
-    routes: list[TransferRoute] = []
-    for surrogate in context.surrogates:
-        routes += transfer_routes(context, surrogate)
-    if not routes:
-        raise NotTried(
-            "the surrogate's gradient is zero, through its purifier and past its purifier"
-        )
-    return _attack_routes(context, routes)
+class TransferAttack:
+    """The attacks on every surrogate, whose images are then tried on the audited pipeline.
 
+    Which gradients the surrogates have is measured once, when it is first needed.
+    """
 
-def _attack_routes(context: Context, routes: list[TransferRoute]) -> Iterator[Attempt]:
-    for route in routes:
-        for spec in TRANSFER_ATTACKS:
-            yield partial(_attack_surrogate, context, spec, route)
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    @cached_property
+    def routes_of_surrogates(self) -> list[list[TransferRoute]]:
+        """Return the routes to each surrogate; none for a surrogate without a gradient."""
+        return [find_routes(self.context, surrogate) for surrogate in self.context.surrogates]
+
+    def make_attempts(self) -> Iterator[Attempt]:
+        """Return attacks on every surrogate. Raises NotTried if none can be attacked."""
+        if not self.context.surrogates:
+            raise NotTried(self.context.no_surrogate_reason)
+        if not any(self.routes_of_surrogates):
+            raise NotTried(
+                "no surrogate can be attacked: the gradient is zero, through its purifier and past"
+                " its purifier"
+            )
+        return self._attack_routes()
+
+    def _attack_routes(self) -> Iterator[Attempt]:
+        for routes in self.routes_of_surrogates:
+            for route in routes:
+                for spec in TRANSFER_ATTACKS:
+                    yield partial(_attack_surrogate, self.context, spec, route)
+
+    def describe(self) -> str:
+        """Return notes on surrogates that were attacked past their purifier, or not at all."""
+        notes = ""
+        if any(len(routes) > 1 for routes in self.routes_of_surrogates):
+            notes += ", past a surrogate's purifier too: its own gradient is zero"
+        left_out = self.routes_of_surrogates.count([])
+        if left_out:
+            total = len(self.routes_of_surrogates)
+            notes += f", without {left_out} of {total} surrogates, whose gradients are zero"
+        return notes
 
 
 def _attack_surrogate(context: Context, spec: str, route: TransferRoute, rows: Tensor) -> Tensor:
@@ -158,16 +181,19 @@ def _attack_surrogate(context: Context, spec: str, route: TransferRoute, rows: T
     return context.attack(spec, target, rows)
 
 
-def transfer_routes(context: Context, surrogate: Surrogate) -> list[TransferRoute]:
+def find_routes(context: Context, surrogate: Surrogate) -> list[TransferRoute]:
     """Return how a surrogate is attacked: through its declared gradient.
 
     If that is zero for most images, the attack also goes past its purifier, by the identity: a
     retrained copy of a masked purifier masks its gradient, too. If both are zero, there is no way.
     """
-    declared, past = TransferRoute(surrogate, None), TransferRoute(surrogate, identity)
+    declared = TransferRoute(surrogate, None)
     if _has_gradient(context, declared):
         return [declared]
-    return [declared, past] if _has_gradient(context, past) else []
+    through_identity = TransferRoute(surrogate, identity)
+    if _has_gradient(context, through_identity):
+        return [declared, through_identity]
+    return []
 
 
 def _has_gradient(context: Context, route: TransferRoute) -> bool:
@@ -176,14 +202,6 @@ def _has_gradient(context: Context, route: TransferRoute) -> bool:
     gradient, _, _ = target.gradient(context.probe_points, context.probe_y, negative_margin)
     is_nonzero = gradient.flatten(1).abs().amax(1) > 0
     return bool(is_nonzero.double().mean() >= MIN_WITH_GRADIENT)
-
-
-def describe_transfer(context: Context) -> str:
-    """Return a note if a surrogate was attacked past its purifier."""
-    for surrogate in context.surrogates:
-        if len(transfer_routes(context, surrogate)) > 1:
-            return ", past a surrogate's purifier too: its own gradient is zero"
-    return ""
 
 
 def one_step_attempts(context: Context) -> Iterator[Attempt]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -145,7 +146,13 @@ def pipeline_attempts(
 ) -> Iterator[Attempt]:
     """Yield the attacks of these specs on the audited pipeline; backward replaces its gradient."""
     for spec in specs:
-        yield lambda rows, s=spec: context.attack(s, context.target(rows, backward), rows)  # type: ignore[misc]
+        yield partial(_attack_pipeline, context, spec, backward)
+
+
+def _attack_pipeline(
+    context: Context, spec: str, backward: Backward | None, rows: Tensor
+) -> Tensor:
+    return context.attack(spec, context.target(rows, backward), rows)
 
 
 def compare_attempts(

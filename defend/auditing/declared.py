@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from defend.auditing.comparison import AttackedImages, pipeline_attempts
 from defend.auditing.context import Context
@@ -87,6 +90,10 @@ def _raise_steps(context: Context, declared: DeclaredAttack) -> None:
         declared.curve.append(CurvePoint(steps, declared.best.accuracy))
 
 
+def _attack_with_copies(context: Context, spec: str, copies: int, rows: Tensor) -> Tensor:
+    return context.attack(spec, context.target(rows, eot=copies), rows)
+
+
 def _double_copies(context: Context, declared: DeclaredAttack) -> None:
     """Double the EOT copies until the accuracy moves by no more than a point."""
     copies = context.budget.eot
@@ -94,9 +101,7 @@ def _double_copies(context: Context, declared: DeclaredAttack) -> None:
     declared.copies.append(CurvePoint(copies, declared.best.accuracy))
     while 2 * copies <= context.budget.max_eot:
         copies *= 2
-        declared.best.run(
-            lambda rows, k=copies: context.attack(spec, context.target(rows, eot=k), rows)  # type: ignore[misc]
-        )
+        declared.best.run(partial(_attack_with_copies, context, spec, copies))
         declared.copies.append(CurvePoint(copies, declared.best.accuracy))
         if last_drop(declared.copies) <= THRESHOLDS.eot.value:
             return

@@ -12,6 +12,7 @@ from defend.auditing.context import LAYOUT, NORM, PRECISION
 from defend.benchmarks.components import check_final_methods, check_trained
 from defend.benchmarks.expand import check_shape
 from defend.benchmarks.specs import component_text
+from defend.chain import members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
 from defend.eps import check_linf, parse_one_eps
@@ -65,24 +66,29 @@ class ComponentLoader:
     def _load(self, value: Any, kind: Literal["defense", "classifier"]) -> Any:
         check_kind(value, kind)
         if not isinstance(value, str):
-            _check_runtime(value)
+            check_no_seed(value)
+            check_final_methods(value)
             value.move(self.device)
             return value
         component = load(component_text(value, kind), kind, dataset_name(self.data), self.device)
-        _check_runtime(component)
+        check_no_seed(component)
+        check_final_methods(component)
         check_trained(component, value)
         component.run_as(PRECISION, LAYOUT)
         return component
 
 
-def _check_runtime(component: Any) -> None:
-    """Raise BadParameter for a fixed seed, BrokenPurifier for overridden final methods."""
-    if getattr(component, "seed", None) is not None:
+def check_no_seed(component: Any) -> None:
+    """Raise BadParameter if a purifier, or a member of a chain, has a fixed seed."""
+    for member in members_of(component):
+        if member is not component:
+            check_no_seed(member)
+    seed = getattr(component, "seed", None)  # a classifier has no such field
+    if seed is not None:
         raise BadParameter(
-            f"{type(component).__name__}: seed={component.seed} says how a purifier runs, and an"
-            " audit gives each image noise of its own: leave it out"
+            f"{type(component).__name__}: expected no seed, got seed={seed}; an audit gives each"
+            " image noise of its own: leave the seed out"
         )
-    check_final_methods(component)
 
 
 def load_rows(data: Dataset, split: str, n: int, is_requested: bool) -> tuple[Tensor, Tensor]:

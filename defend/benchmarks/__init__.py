@@ -1,4 +1,1 @@
-"""The benchmark: a suite becomes cells, units and records."""
-
-from defend.benchmarks.run import bench as bench
-from defend.benchmarks.suite import load_suite as load_suite
+"""The benchmark: a suite becomes cells, units and records. `run.bench` is its entry."""

@@ -90,7 +90,7 @@ def _sweep(
         check_adversarial(x_adv, x, eps, attack.norm, name)
         yield AttackResult(
             eps=eps,
-            x_adv=x_adv.detach(),
+            x_adv=x_adv.detach().clone(),  # an attack may go on with the same memory
             forwards=target.counts["forwards"],
             backwards=target.counts["backwards"],
             seconds=time.perf_counter() - start,

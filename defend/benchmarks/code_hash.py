@@ -1,7 +1,8 @@
 """The identity of code: a hash of what it does, over the modules that a component really imports.
 
 Docstrings, comments, layout and the words of error messages are not part of it, nor is a module
-that is never imported: editing prose or a report throws no measurement away.
+that is never imported: editing prose or a report throws no measurement away. Another version of
+Python may write the same tree in another way, and then everything is computed again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _reachable(roots: set[str], packages: set[str]) -> set[str]:
         if module in reached:
             continue
         reached.add(module)
-        todo += [name for name in _imports(module) if name.partition(".")[0] in packages]
+        inside = [name for name in _imports(module) if name.partition(".")[0] in packages]
+        todo += [name for name in inside if _file(name) is not None]  # others are no modules
     return reached
 
 
@@ -133,7 +135,7 @@ def _imports(module: str) -> tuple[str, ...]:
         elif isinstance(node, ast.Call) and _called_name(node) in _DYNAMIC_IMPORTS:
             names += _all_modules(module.partition(".")[0])
     with_parents = [parent for name in names for parent in _parents(name)]
-    return tuple(name for name in dict.fromkeys(with_parents) if _file(name) is not None)
+    return tuple(dict.fromkeys(with_parents))
 
 
 def _from_import(node: ast.ImportFrom, package: str) -> Iterator[str]:
@@ -143,9 +145,8 @@ def _from_import(node: ast.ImportFrom, package: str) -> Iterator[str]:
         parts = package.split(".")
         above = parts[: len(parts) - node.level + 1]
         base = ".".join([*above, base] if base else above)
-    if base == HOME:
-        return  # public names are resolved on first use, and the bench imports their modules
-    yield base
+    if base != HOME:  # which only lists public names; the bench imports their modules
+        yield base
     for alias in node.names:
         yield f"{base}.{alias.name}"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from defend.attack import Attack
 from defend.benchmarks.attacking import AttackFailure, AttackResult, sweep_eps
+from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.gradient_probe import (
     FirstGradient,
@@ -23,7 +24,8 @@ from defend.benchmarks.gradient_probe import (
     separate_target,
 )
 from defend.benchmarks.jobs import AttackJob, OnUnitDone, UnitTask
-from defend.benchmarks.range_scores import CleanCache, RangeScores
+from defend.benchmarks.purifier_checks import check_finite
+from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
 from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
 from defend.errors import BadWeights, one_line
@@ -41,7 +43,7 @@ ScoresByDefense = dict[tuple[Pipeline, float], Scores | Exception]  # (scored pi
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a unit took, and what its flags are made of. Losses are sums over its images."""
+    """Cost and diagnostics of one unit. Losses are sums over its images."""
 
     forwards: int  # of the attack, one for each image and copy
     backwards: int
@@ -67,7 +69,40 @@ class Executor:
 
     def execute(self, job: AttackJob, on_unit_done: OnUnitDone) -> None:
         """Compute the job's units. A unit that fails leaves no file; the others go on."""
-        _JobRun(self, job, on_unit_done).run()
+        owed = {task.key for task in job.tasks}
+
+        def report(key: str, images: int, error: str | None) -> None:
+            owed.discard(key)
+            on_unit_done(key, images, error)
+
+        try:
+            _JobRun(self, job, report).run()
+        except Exception as e:  # data that cannot be read, a device without memory
+            error = describe_error(e)
+            self.writer.submit(lambda: self._fail_owed(job, owed, error, report))
+
+    @staticmethod
+    def _fail_owed(job: AttackJob, owed: set[str], error: str, report: OnUnitDone) -> None:
+        """Fail the units that are not written, after those that wait in the writer."""
+        for key in sorted(owed):
+            report(key, job.images, error)
+
+
+def describe_error(error: Exception) -> str:
+    """Return the reason of a failed unit in one line."""
+    return f"{type(error).__name__}: {one_line(error)}"[:500]
+
+
+class _HashOnce:
+    """The hash of one eps' adversarial images, which the units of all defenses share."""
+
+    def __init__(self, images: Tensor) -> None:
+        self._images = images
+
+    @cached_property
+    def value(self) -> str:
+        """The sha256, computed by the writer's thread when the first unit is written."""
+        return tensor_sha256(self._images)
 
 
 class _JobRun:
@@ -180,12 +215,24 @@ class _JobRun:
         scores: ScoresByDefense = {}
         cells = {task.cell.scored: task.cell for task in self.job.tasks}
         for pipeline, cell in cells.items():
-            wanted = [r for r in results if self._is_scored_at(pipeline, r.eps)]
-            if wanted:
-                outcomes = self.scores.score(cell, [r.x_adv for r in wanted])
-                for result, outcome in zip(wanted, outcomes, strict=True):
-                    scores[pipeline, result.eps] = outcome
+            scored = [r for r in results if self._is_scored_at(pipeline, r.eps)]
+            attacked = [r for r in scored if not self._is_known_from_clean(r.eps)]
+            outcomes = self.scores.score(cell, [r.x_adv for r in attacked])
+            for result, outcome in zip(attacked, outcomes, strict=True):
+                scores[pipeline, result.eps] = outcome
+            if len(attacked) < len(scored):
+                scores[pipeline, 0.0] = self._clean_scores(cell)
         return scores
+
+    def _is_known_from_clean(self, eps: float) -> bool:
+        """At eps 0 the clean scores stand; the first range keeps images for the report."""
+        return eps == 0 and self.job.start != 0
+
+    def _clean_scores(self, cell: Cell) -> Scores | Exception:
+        try:
+            return self.scores.clean(cell).as_scores()
+        except Exception as e:  # a purifier may raise anything
+            return e
 
     def _is_scored_at(self, pipeline: Pipeline, eps: float) -> bool:
         return any(task.cell.scored == pipeline for task in self._tasks_at(eps))
@@ -198,8 +245,9 @@ class _JobRun:
         return count_unusable(self.target, self.first_gradient, self.y)
 
     def _loss(self, x: Tensor) -> float:
-        """Return the attacked pipeline's loss, summed over images."""
-        logits = separate_target(self.target).again().logits(x.clone())
+        """Return the attacked pipeline's loss, summed over images. Raises BrokenPurifier."""
+        logits = separate_target(self.target).logits(x.clone())
+        check_finite(self.target.purifier, logits)
         return float(CLASSIFICATION.loss(logits, self.y).double().sum())
 
     @cached_property
@@ -220,7 +268,7 @@ class _JobRun:
                 attacked.defense,
             )
             if is_attacked and isinstance(outcome, Scores):
-                return self.scores.clean(task.cell).scores.loss, outcome.loss
+                return self.scores.clean(task.cell).loss, outcome.loss
         return self.loss_of_clean_images, self._loss(result.x_adv)
 
     # Units.
@@ -235,11 +283,13 @@ class _JobRun:
             self._fail(tasks, e)
             return
         unchanged = int((result.x_adv == self.x).flatten(1).all(1).sum())
+        images_hash = _HashOnce(result.x_adv)
         for task in tasks:
+            outcome = scores[task.cell.scored, result.eps]
+            if isinstance(outcome, Exception):
+                self._fail([task], outcome)
+                continue
             try:
-                outcome = scores[task.cell.scored, result.eps]
-                if isinstance(outcome, Exception):
-                    raise outcome
                 clean = self.scores.clean(task.cell)
             except Exception as e:
                 self._fail([task], e)
@@ -256,12 +306,15 @@ class _JobRun:
                 loss_after=losses[1],
                 draws_differ=outcome.draws_differ,
             )
-            self._write(task, self._tensors(result, outcome, clean.scores), result.x_adv, costs)
+            self._write(task, self._tensors(result, outcome, clean), images_hash, costs)
 
-    def _tensors(self, result: AttackResult, scores: Scores, clean: Scores) -> dict[str, Tensor]:
+    def _tensors(
+        self, result: AttackResult, scores: Scores, clean: CleanScores
+    ) -> dict[str, Tensor]:
         """Return what a unit file holds.
 
-        Behind a deterministic defense an image that is right under attack is right without it.
+        Behind a deterministic defense an image that is wrong without an attack counts as wrong
+        under every attack.
         """
         tensors = dict(scores.outcomes)
         if "select" not in tensors:
@@ -275,7 +328,7 @@ class _JobRun:
         return tensors
 
     def _write(
-        self, task: UnitTask, tensors: dict[str, Tensor], x_adv: Tensor, costs: Costs
+        self, task: UnitTask, tensors: dict[str, Tensor], images_hash: _HashOnce, costs: Costs
     ) -> None:
         """Let the writer's thread hash the images and write the unit."""
 
@@ -285,7 +338,7 @@ class _JobRun:
                 "provenance": self.executor.provenance,
                 "start": self.job.start,
                 "stop": self.job.stop,
-                "x_adv_sha256": tensor_sha256(x_adv),
+                "x_adv_sha256": images_hash.value,
                 "costs": asdict(costs),
             }
             try:
@@ -298,6 +351,5 @@ class _JobRun:
         self.executor.writer.submit(write)
 
     def _fail(self, tasks: Sequence[UnitTask], error: Exception) -> None:
-        reason = f"{type(error).__name__}: {one_line(error)}"[:500]
         for task in tasks:
-            self.on_unit_done(task.key, self.job.images, reason)
+            self.on_unit_done(task.key, self.job.images, describe_error(error))

@@ -1,4 +1,4 @@
-"""How the attacked pipeline's gradient looks: counted from what the attack itself computed.
+"""Count zero and undefined gradients of the attacked pipeline.
 
 A gradient is looked at on the grid of 256 levels, where clean images lie, and off it, where
 attacks climb. One of the two is the attack's own first step; the other costs one gradient.
@@ -29,7 +29,7 @@ class Unusable:
 
     @classmethod
     def of(cls, gradient: Tensor) -> Unusable:
-        """Look at gradients (b, c, h, w)."""
+        """Return which of the gradients (b, c, h, w) are zero, and which are not finite."""
         flat = gradient.flatten(1)
         return cls(zero=(flat == 0).all(1), undefined=~flat.isfinite().all(1))
 
@@ -87,8 +87,8 @@ def separate_target(target: Target) -> Target:
 def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientCounts:
     """Count the images whose gradient no attack could follow. y: labels (b,)."""
     probe, x = separate_target(target), first.x
-    half_step = (probe.noise.fork("off the grid").uniform(x) - 0.5) / 255
-    on_grid, off_grid = x, (x + half_step).clamp(0, 1)
+    offset = (probe.noise.fork("off the grid").uniform(x) - 0.5) / 255
+    on_grid, off_grid = x, (x + offset).clamp(0, 1)
     observed: list[Unusable] = []
     points = [on_grid, off_grid]
     if first.unusable is not None:
@@ -103,13 +103,13 @@ def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientC
 
 
 def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient: bool) -> None:
-    """Raise BrokenPurifier if the attacked pipeline is not what its card says on clean images.
+    """Raise BrokenPurifier if the logits of clean images are not what the card says.
 
-    Its logits are finite, deterministic where declared, and the same with a gradient.
+    They must be finite, equal on two draws where declared deterministic, and predictions must
+    agree with and without gradients.
     """
     probe = separate_target(target)
-    draws = probe.again()
-    first, second = draws.logits(x.clone()), draws.logits(x.clone())
+    first, second = probe.logits(x.clone()), probe.logits(x.clone())
     check_finite(target.purifier, first)
     check_declared_deterministic(target.purifier, first, second)
     if not needs_gradient:
@@ -118,6 +118,6 @@ def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient
     if probe.deterministic:
         without = first
     else:
-        draws = probe.again()
-        without = torch.stack([draws.logits(x.clone()) for _ in range(probe.eot)]).mean(0)
+        replayed = probe.again()
+        without = torch.stack([replayed.logits(x.clone()) for _ in range(probe.eot)]).mean(0)
     check_gradient_mode(target.purifier, with_gradient, without)

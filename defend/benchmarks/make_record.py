@@ -28,7 +28,7 @@ def make_record(
     provenance: dict[str, Any],
     error: str | None,
 ) -> Record:
-    """Return the record of a cell; a failed one has its error, never a part of n."""
+    """Return the record of a cell; a failed cell has an error and no measured values."""
     present = [unit for unit in units if unit is not None]
     if error is None and len(present) < len(units):
         error = "a unit is missing"
@@ -104,7 +104,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
 
 def _short_hash(key: Any) -> str:
     """Return twelve digits that stand for settings and weights, whatever they are called."""
-    return cache_key({"": key})[:12]
+    return cache_key({"component": key})[:12]
 
 
 def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from defend.benchmarks.cell import Cell
@@ -24,12 +25,26 @@ from defend.noise import Noise
 from defend.threat_models import Pipeline
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CleanScores:
     """Clean images behind one defense, which all units of a pipeline and a range share."""
 
-    scores: Scores
+    outcomes: dict[str, Tensor]  # as Scores has them
+    loss: float  # summed over images
+    draws_differ: bool
     images_per_second: float  # of purifying alone
+
+    def as_scores(self) -> Scores:
+        """Return the scores of an attack at eps 0, without the images and the logits."""
+        nothing = torch.empty(0)
+        return Scores(
+            outcomes={name: values.clone() for name, values in self.outcomes.items()},
+            loss=self.loss,
+            first_draw=nothing,
+            first_logits=nothing,
+            draws_differ=self.draws_differ,
+            seconds=0.0,
+        )
 
 
 CleanCache = dict[tuple[object, ...], CleanScores]
@@ -49,7 +64,8 @@ class RangeScores:
     ) -> None:
         self._components, self._clean_cache = components, clean_cache
         self._x, self._y, self._noise, self._start = x, y, noise, start
-        self._checked: dict[Pipeline, Exception | None] = {}  # on the first range of a run
+        # Defense -> why it failed its check, None if it passed. Only on the first range of a run.
+        self._checked: dict[Pipeline, Exception | None] = {}
 
     def score(self, cell: Cell, batches: Sequence[Tensor]) -> list[Scores | Exception]:
         """Return the scores of adversarial images at several eps, or why there are none.
@@ -95,7 +111,12 @@ class RangeScores:
             scores = scorer.score([self._x], stopwatch)[0]
             if self._start == 0:
                 self._check_deterministic(scorer, self._x, scores)
-            self._clean_cache[key] = CleanScores(scores, stopwatch.images_per_second)
+            self._clean_cache[key] = CleanScores(
+                outcomes=scores.outcomes,
+                loss=scores.loss,
+                draws_differ=scores.draws_differ,
+                images_per_second=stopwatch.images_per_second,
+            )
         return self._clean_cache[key]
 
     def _scorer(self, cell: Cell) -> Scorer:

@@ -51,26 +51,26 @@ class Scorer:
 
         stopwatch: measures purifying alone. Raises BrokenPurifier.
         """
-        runs = {"score": self.draws}
+        draws_by_purpose = {"score": self.draws}
         if self.purifier.card.stochastic:
-            runs["select"] = SELECT_DRAWS
-        joined = _Joined(self, batches, stopwatch)
-        for fork, draws in runs.items():
+            draws_by_purpose["select"] = SELECT_DRAWS
+        joined = _JoinedBatches(self, batches, stopwatch)
+        for purpose, draws in draws_by_purpose.items():
             for draw in range(draws):
-                joined.add_draw(fork, draw)
+                joined.add_draw(purpose, draw)
         return joined.split()
 
-    def draw_noise(self, fork: str, draw: int) -> Noise:
+    def draw_noise(self, purpose: str, draw: int) -> Noise:
         """Return the noise of one draw."""
-        return self.noise.fork(fork).draw(draw)
+        return self.noise.fork(purpose).draw(draw)
 
     def logits(self, purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
         """Return logits of images behind a purifier, which may be a fresh copy of this one."""
         return logits_after_purify(purifier, self.network, purify_once(purifier, x, noise))
 
 
-class _Joined:
-    """Several versions of the same images in one batch, draw by draw."""
+class _JoinedBatches:
+    """Several versions of the same images in one batch; all of them get the same noise."""
 
     def __init__(self, scorer: Scorer, batches: Sequence[Tensor], stopwatch: Stopwatch) -> None:
         self.start = time.perf_counter()
@@ -78,21 +78,21 @@ class _Joined:
         self.count, self.size = len(batches), len(batches[0])
         self.x = torch.cat(list(batches))
         self.y = scorer.y.repeat(self.count)
-        self.rows = torch.arange(self.size, device=self.x.device).repeat(self.count)
+        self.image_of_row = torch.arange(self.size, device=self.x.device).repeat(self.count)
         self.outcomes: dict[str, list[Tensor]] = {}
         self.losses: list[Tensor] = []
         self.images: list[Tensor] = []
         self.first_logits: Tensor | None = None
 
-    def add_draw(self, fork: str, draw: int) -> None:
+    def add_draw(self, purpose: str, draw: int) -> None:
         """Purify and classify every image once."""
         scorer = self.scorer
-        noise = scorer.draw_noise(fork, draw).take(self.rows)
+        noise = scorer.draw_noise(purpose, draw).take(self.image_of_row)
         with self.stopwatch.measure(len(self.x)):
             images = purify_once(scorer.purifier, self.x, noise)
         logits = logits_after_purify(scorer.purifier, scorer.network, images)
-        self.outcomes.setdefault(fork, []).append(scorer.task.score(logits, self.y))
-        if fork == "score":
+        self.outcomes.setdefault(purpose, []).append(scorer.task.score(logits, self.y))
+        if purpose == "score":
             self.losses.append(scorer.task.loss(logits, self.y).double())
         if len(self.images) < COMPARED_DRAWS:
             self.images.append(images)
@@ -102,7 +102,9 @@ class _Joined:
     def split(self) -> list[Scores]:
         """Return the scores of each version."""
         assert self.first_logits is not None
-        outcomes = {fork: torch.stack(draws, 1).cpu() for fork, draws in self.outcomes.items()}
+        outcomes = {
+            purpose: torch.stack(draws, 1).cpu() for purpose, draws in self.outcomes.items()
+        }
         losses = torch.stack(self.losses, 1).mean(1)
         seconds = (time.perf_counter() - self.start) / self.count
         scores = []
@@ -110,17 +112,17 @@ class _Joined:
             rows = slice(i * self.size, (i + 1) * self.size)
             scores.append(
                 Scores(
-                    outcomes={fork: values[rows] for fork, values in outcomes.items()},
+                    outcomes={purpose: values[rows] for purpose, values in outcomes.items()},
                     loss=float(losses[rows].sum()),
                     first_draw=self.images[0][rows],
                     first_logits=self.first_logits[rows],
-                    draws_differ=_any_differ([images[rows] for images in self.images]),
+                    draws_differ=draws_differ_anywhere([images[rows] for images in self.images]),
                     seconds=seconds,
                 )
             )
         return scores
 
 
-def _any_differ(draws: Sequence[Tensor]) -> bool:
+def draws_differ_anywhere(draws: Sequence[Tensor]) -> bool:
     """Return True if any draw differs from the one before it."""
     return any(not torch.equal(a, b) for a, b in pairwise(draws))

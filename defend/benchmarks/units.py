@@ -18,8 +18,8 @@ from defend.threat_models import Pipeline
 # Libraries whose code computes: they are known by their versions.
 _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "torchvision")
 CPU_SHARD = 256
-GPU_SHARD_VALUES = 2**24  # pixel values of a range on a GPU: 5,461 images of 32x32 in colour
-GPU_SHARD = 4096
+GPU_SHARD = 4096  # at most, of small images
+GPU_SHARD_VALUES = 2**24  # pixel values of a range: 111 images of 224x224 in colour
 
 
 def shard_size(shard: int | str, components: Components) -> int:
@@ -70,6 +70,10 @@ class KeyInputs:
             "libraries": _library_versions(packages),
             "code": self._code_hashes(modules),
         }
+
+    def code_of(self, cell: Cell) -> dict[str, str]:
+        """Return the hashes of the code that computes a cell, as this process sees it."""
+        return self._code_hashes(self._modules(cell))
 
     def _modules(self, cell: Cell) -> frozenset[str]:
         components = self._components

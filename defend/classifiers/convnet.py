@@ -14,8 +14,8 @@ from defend.training.recipes import fit_classifier
 class ConvNet(Classifier):
     """Classify by convolutions of w, w, 2w, 2w and 4w channels, with w = ``width``.
 
-    The second and the fourth convolution halve the image. A global average and one linear layer
-    follow.
+    The second and the fourth convolution have stride 2, so that they halve the image. A global
+    average and one linear layer follow.
     """
 
     card = ClassifierCard(paper="none: an ordinary small network", licence="MIT")
@@ -27,7 +27,7 @@ class ConvNet(Classifier):
         self.require(1 <= self.width <= 1024, "width", "1 to 1024 channels")
 
     def build(self) -> nn.Module:
-        """Return the untrained network."""
+        """Return the untrained network: images (b, c, h, w) to logits (b, classes)."""
         c, w = self.channels, self.width
         return nn.Sequential(
             Normalise((0.5,) * c, (0.25,) * c),
@@ -43,7 +43,10 @@ class ConvNet(Classifier):
 
 
 def conv_layer(c_in: int, c_out: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    """Return a 3x3 convolution with its batch norm and ReLU."""
+    """Return the modules of one layer: a 3x3 convolution with its batch norm and ReLU.
+
+    They map (b, c_in, h, w) to (b, c_out, ceil(h / stride), ceil(w / stride)).
+    """
     return (
         nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(c_out),

@@ -125,11 +125,12 @@ def bench(
     Options replace the keys of the suite.
     """
     keys = suite_keys(suite, options_in_use(options))
-    from defend import benchmarks  # loads torch, so only after the options are read
+    from defend.benchmarks.run import bench as run_bench  # loads torch: after the options
+    from defend.benchmarks.suite import make_suite
 
-    out = out or Path("runs") / benchmarks.suite.make_suite(keys).name
+    out = out or Path("runs") / make_suite(keys).name
     try:
-        records = benchmarks.bench(
+        records = run_bench(
             keys, out=out, workers=workers, device=device, data_root=data_root, progress=True
         )
     except KeyboardInterrupt:

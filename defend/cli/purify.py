@@ -76,14 +76,20 @@ class Result:
 def purify_files(purifier: Purifier, jobs: list[Job], failures: list[str]) -> Iterator[Result]:
     """Purify the images of all jobs, neighbours of one shape as one batch, and write them.
 
-    For each file that is no image, or that the purifier does not take, a line is added to
-    `failures`, and the other files go on.
+    For each file that is no image, that the purifier does not take, or that cannot be written, a
+    line is added to `failures`, and the other files go on.
     """
-    for batch in _batches(_load(jobs, failures)):
-        yield from _purify_batch(purifier, batch, failures)
+    for batch in _group_by_shape(_load(jobs, failures)):
+        try:
+            purified = _purify_batch(purifier, batch)
+        except Mismatch as e:
+            failures.extend(f"{image.job.source}: {e}" for image in batch)
+            continue
+        yield from _write_batch(batch, purified, failures)
 
 
 def _load(jobs: list[Job], failures: list[str]) -> Iterator[LoadedImage]:
+    """Yield the images that can be read; add a line to `failures` for each of the others."""
     for job in jobs:
         try:
             pixels = read_image(job.source)
@@ -93,7 +99,7 @@ def _load(jobs: list[Job], failures: list[str]) -> Iterator[LoadedImage]:
         yield LoadedImage(job, pixels)
 
 
-def _batches(images: Iterator[LoadedImage]) -> Iterator[list[LoadedImage]]:
+def _group_by_shape(images: Iterator[LoadedImage]) -> Iterator[list[LoadedImage]]:
     """Group neighbours of one shape, at most BATCH of them."""
     batch: list[LoadedImage] = []
     for image in images:
@@ -105,23 +111,35 @@ def _batches(images: Iterator[LoadedImage]) -> Iterator[list[LoadedImage]]:
         yield batch
 
 
-def _purify_batch(
-    purifier: Purifier, batch: list[LoadedImage], failures: list[str]
-) -> Iterator[Result]:
+def _purify_batch(purifier: Purifier, batch: list[LoadedImage]) -> Tensor:
+    """Return the purified images of a batch of one shape, uint8 (b, 1 or 3, h, w).
+
+    Raises Mismatch if the purifier does not take images of this shape.
+    """
     import torch
 
     x = torch.stack([image.pixels for image in batch])
-    try:
-        with torch.no_grad():
-            purified = purifier.forward(x.float() / 255)[0].mul(255).round().to(torch.uint8)
-    except Mismatch as e:
-        failures.extend(f"{image.job.source}: {e}" for image in batch)
-        return
+    with torch.no_grad():
+        # ART's preprocessors, and so every purifier, return the images with the labels (none here).
+        purified, _ = purifier.forward(x.float() / 255)
+    return purified.mul(255).round().to(torch.uint8)
+
+
+def _write_batch(
+    batch: list[LoadedImage], purified: Tensor, failures: list[str]
+) -> Iterator[Result]:
+    """Write the purified images (b, 1 or 3, h, w), and yield what became of each one written."""
     for image, pixels in zip(batch, purified, strict=True):
-        write_image(image.job.target, pixels)
-        yield Result(image.job, _psnr(image.pixels, pixels))
+        target = image.job.target
+        try:
+            write_image(target, pixels)
+        except OSError as e:
+            failures.append(f"{image.job.source}: {target} cannot be written: {e.strerror or e}")
+            continue
+        yield Result(image.job, _measure_psnr(image.pixels, pixels))
 
 
-def _psnr(a: Tensor, b: Tensor) -> float:
+def _measure_psnr(a: Tensor, b: Tensor) -> float:
+    """Return the peak signal-to-noise ratio of two uint8 images in dB, inf if they are equal."""
     mse = (a.double() - b.double()).square().mean().item() / 255**2
     return -10 * log10(mse) if mse else inf

@@ -69,7 +69,11 @@ class ArtPurifier(Purifier):
     parameters: dict[str, Any]  # ART's own
 
     def validate(self) -> None:
-        """Raise BadParameter if the class cannot be used with these fields."""
+        """Construct the ART preprocessor, and try it on an example.
+
+        Sets `_preprocessor` and `_channels_last`. Raises BadParameter if the class cannot be used
+        with these fields.
+        """
         cls = find_class(self.name)
         signature = inspect.signature(cls).parameters
         check_parameters(self.name, signature, self.parameters)

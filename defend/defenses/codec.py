@@ -48,19 +48,19 @@ class Codec(nn.Module):
         return self.decode(self.codebook(self.encode(x)), x.shape[2], x.shape[3])
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return z (b, d, h / 4, w / 4), rounded up, in float32 whatever the precision of x."""
-        rows, columns = padding(x.shape[2]), padding(x.shape[3])
-        padded = F.pad(x, (*columns, *rows), mode="replicate")
+        """Return z (b, d, ceil(h / 4), ceil(w / 4)), in float32 whatever the precision of x."""
+        above_and_below, left_and_right = padding(x.shape[2]), padding(x.shape[3])
+        padded = F.pad(x, (*left_and_right, *above_and_below), mode="replicate")
         return to_float32(self.encoder(padded))
 
     def decode(self, z: Tensor, h: int, w: int) -> Tensor:
-        """Return images (b, c, h, w) from codes z (b, d, h / 4, w / 4).
+        """Return images (b, c, h, w) from codes z (b, d, ceil(h / 4), ceil(w / 4)).
 
         The output goes through a sigmoid: a clamp would have no gradient where the background is
         black.
         """
-        row, column = padding(h)[0], padding(w)[0]
-        cropped = self.decoder(z)[:, :, row : row + h, column : column + w]
+        top, left = padding(h)[0], padding(w)[0]
+        cropped = self.decoder(z)[:, :, top : top + h, left : left + w]
         return torch.sigmoid(to_float32(cropped))
 
 

@@ -36,23 +36,27 @@ def diagonal_of_laplacian(d: Tensor) -> Tensor:
     return from_above + down + from_the_side + right
 
 
-def conjugate_gradients(
-    apply: Operator, b: Tensor, z: Tensor, diagonal: Tensor, steps: int
+def preconditioned_conjugate_gradients(
+    apply: Operator, right_hand_side: Tensor, z: Tensor, diagonal: Tensor, steps: int
 ) -> Tensor:
-    """Return z after `steps` steps towards `apply`(z) = b, for each image by itself.
+    """Return z after `steps` steps towards `apply`(z) = right_hand_side, for each image by itself.
 
-    The preconditioner is the diagonal.
+    apply: a symmetric positive definite map of images. z: the initial guess. diagonal: that of the
+    map, (b, c, h, w) with positive values; the preconditioner divides by it.
     """
-    residual = b - apply(z)
+    residual = right_hand_side - apply(z)
     direction = residual / diagonal
-    energy = dot(residual, direction)
+    residual_dot = dot(residual, direction)  # of the residual with its preconditioned self
     for _ in range(steps):
         applied = apply(direction)
-        length = energy / dot(direction, applied).clamp(min=EPSILON)
-        z, residual = z + length * direction, residual - length * applied
+        step_size = residual_dot / dot(direction, applied).clamp(min=EPSILON)
+        z = z + step_size * direction
+        residual = residual - step_size * applied
         preconditioned = residual / diagonal
-        previous, energy = energy, dot(residual, preconditioned)
-        direction = preconditioned + energy / previous.clamp(min=EPSILON) * direction
+        previous_dot = residual_dot
+        residual_dot = dot(residual, preconditioned)
+        ratio = residual_dot / previous_dot.clamp(min=EPSILON)
+        direction = preconditioned + ratio * direction
     return z
 
 

@@ -54,7 +54,10 @@ class SplitVQVAE(LearnedPurifier):
     size: int = 28  # height and width, in pixels
 
     def validate(self) -> None:
-        """Raise BadParameter if a field is outside its range."""
+        """Raise BadParameter if a field is outside its range.
+
+        Afterwards the card of this instance takes its own number of channels alone.
+        """
         self.require(self.size >= 1, "size", ">= 1")
         divides = self.grid >= 1 and self.size % self.grid == 0
         self.require(divides, "grid", f"a divisor of size={self.size}")
@@ -63,7 +66,7 @@ class SplitVQVAE(LearnedPurifier):
         self.require(self.hidden >= 1, "hidden", ">= 1")
         self.require(self.blocks >= 0, "blocks", ">= 0")
         self.require(self.channels in (1, 3), "channels", "1 or 3")
-        # The card of the class allows 1 and 3 channels; this instance takes its own number alone.
+        # The card of the class allows both 1 and 3 channels.
         self.card = replace(self.card, channels=(self.channels,))  # type: ignore[misc]
 
     def build(self) -> nn.Module:

@@ -17,7 +17,7 @@ Symbols: x, z and m (``mask``) are (b, c, h, w); lambda is ``weight``; beta is B
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +28,9 @@ from torch.autograd.function import once_differentiable
 
 from defend.defenses.differences import (
     Operator,
-    conjugate_gradients,
     diagonal_of_laplacian,
     differences,
+    preconditioned_conjugate_gradients,
     transposed_differences,
 )
 from defend.noise import Noise
@@ -59,18 +59,21 @@ class TotalVariation(Purifier):
     steps: int = 10  # each step solves one linear problem
 
     def validate(self) -> None:
-        """Raise BadParameter if a field is outside its range."""
+        """Raise BadParameter if a field is outside its range.
+
+        With keep=1 nothing is dropped at random, so the card of this instance says deterministic.
+        """
         self.require(self.weight > 0, "weight", "> 0")
         self.require(0 < self.keep <= 1, "keep", "> 0 and <= 1")
         self.require(self.steps >= 1, "steps", ">= 1")
-        if self.keep == 1:  # the card of the class says stochastic; this instance is not
+        if self.keep == 1:
             self.card = replace(self.card, stochastic=False)  # type: ignore[misc]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the minimiser for x (b, c, h, w), clipped to [0, 1]."""
         mask = (noise.uniform(x) < self.keep).to(x.dtype)
-        z: Tensor = _Minimiser.apply(x, mask, self.weight, self.steps)  # type: ignore[no-untyped-call]
-        return z.clamp(0, 1)
+        minimise: Callable[..., Tensor] = _Minimiser.apply
+        return minimise(x, mask, self.weight, self.steps).clamp(0, 1)
 
 
 def objective(z: Tensor, x: Tensor, mask: Tensor, weight: float) -> Tensor:
@@ -93,7 +96,9 @@ def minimise(x: Tensor, mask: Tensor, weight: float, steps: int) -> Tensor:
     for _ in range(steps):
         diffusivity = weight / gradient_norm(*differences(z))
         diagonal = mask + diagonal_of_laplacian(diffusivity)
-        z = conjugate_gradients(lagged_operator(mask, diffusivity), mask * x, z, diagonal, INNER)
+        z = preconditioned_conjugate_gradients(
+            lagged_operator(mask, diffusivity), mask * x, z, diagonal, INNER
+        )
     return z
 
 
@@ -142,7 +147,7 @@ def hessian(z: Tensor, mask: Tensor, weight: float) -> tuple[Operator, Tensor]:
 def solve_hessian(z: Tensor, mask: Tensor, grad: Tensor, weight: float, steps: int) -> Tensor:
     """Return H^-1 grad at z."""
     apply, diagonal = hessian(z, mask, weight)
-    return conjugate_gradients(apply, grad, grad / diagonal, diagonal, steps)
+    return preconditioned_conjugate_gradients(apply, grad, grad / diagonal, diagonal, steps)
 
 
 def split_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

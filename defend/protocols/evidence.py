@@ -10,7 +10,7 @@ from defend.spec import Spec, parse
 from defend.threat_models import NO_DEFENSE
 
 MIN_IMAGES = 1000  # of the test split
-MIN_DRAWS = 20  # by fewer a stochastic purifier's mean, and what chooses its worst case, are noise
+MIN_DRAWS = 20  # with fewer draws the mean and the choice of the worst case are noise
 UNBOUNDED_STEPS = 20  # of PGD at eps 1, at least
 
 
@@ -58,7 +58,9 @@ def at_claim(records: Sequence[Record]) -> list[Record]:
     """
     chosen = [r for r in records if not r.failed]
     for is_preferred in _PREFERENCES:
-        chosen = [r for r in chosen if is_preferred(r)] or chosen
+        preferred = [r for r in chosen if is_preferred(r)]
+        if preferred:
+            chosen = preferred
     return chosen
 
 
@@ -69,14 +71,18 @@ def evidence(records: Sequence[Record]) -> list[Record]:
 
 
 def unbounded_pgd(records: Sequence[Record]) -> list[Record]:
-    """Return PGD to any image at all from the clean one, which no gradient withstands.
+    """Return adaptive PGD in L-inf at eps >= 1, begun at the clean image.
 
-    Only records on as many images as the largest cell has count, of the test split if any is.
+    No pipeline with a gradient withstands it. Only records of the test split count, if there are
+    any, on at least min(1,000, the largest n) images.
     """
-    sound = [r for r in records if not r.failed]
-    sound = [r for r in sound if r.split == "test"] or sound
-    most_images = max((r.n for r in sound), default=0)
-    return [r for r in sound if r.n >= min(most_images, MIN_IMAGES) and _is_unbounded_pgd(r)]
+    successful = [r for r in records if not r.failed]
+    of_test_split = [r for r in successful if r.split == "test"]
+    if of_test_split:
+        successful = of_test_split
+    most_images = max((r.n for r in successful), default=0)
+    enough = min(most_images, MIN_IMAGES)
+    return [r for r in successful if r.n >= enough and _is_unbounded_pgd(r)]
 
 
 def _is_unbounded_pgd(record: Record) -> bool:

@@ -34,24 +34,24 @@ def table(
     records: Sequence[Record],
     run_dirs: Sequence[Path] = (),
     beside: Sequence[Record] = (),
-    read: OutcomeReader | None = None,
+    reader: OutcomeReader | None = None,
 ) -> Table:
     """Return the table of the records of one or several runs.
 
     If the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum.
     beside: other cells of the same folders. They are not shown, but no claim stands that they
-    refute. read: the reader of the same folders, if some units have been read already.
+    refute. reader: the reader of the same folders, if some units have been read already.
     """
-    read = read or OutcomeReader(run_dirs)
-    is_stronger = compare_images(read)
+    reader = reader or OutcomeReader(run_dirs)
+    is_stronger = compare_images(reader)
     shown_ids = {r.cell_id for r in records}
     not_shown = [r for r in beside if r.cell_id not in shown_ids]
     every = unify_spellings([*records, *not_shown])
     shown = every[: len(records)]
-    claims = _make_claims(shown, every, read, is_stronger)
+    claims = _make_claims(shown, every, reader, is_stronger)
     accusations = find_accusations(shown, is_stronger)
     sections = tuple(
-        _make_section(key, cells, claims, accusations, read)
+        _make_section(key, cells, claims, accusations, reader)
         for key, cells in group_by(shown, section_key).items()
     )
     return Table(
@@ -59,7 +59,7 @@ def table(
         claims=_distinct_claims(sections),
         surrogates=list_surrogates(shown),
         signs=list_signs(claims),
-        comparisons=compare_defenses(sections, read),
+        comparisons=compare_defenses(sections, reader),
         queries=list_queries(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
         flags=list_flags(shown),
@@ -71,14 +71,14 @@ def table(
 def _make_claims(
     shown: Sequence[Record],
     every: Sequence[Record],
-    read: OutcomeReader,
+    reader: OutcomeReader,
     is_stronger: IsStronger,
 ) -> Claims:
     """Return the claims of the cells that are shown, as far as no other cell refutes them."""
-    claims = make_claims(shown, read, is_stronger)
+    claims = make_claims(shown, reader, is_stronger)
     if len(every) == len(shown):
         return claims
-    return refute_claims(claims, make_claims(every, read, is_stronger))
+    return refute_claims(claims, make_claims(every, reader, is_stronger))
 
 
 def _distinct_claims(sections: Iterable[Section]) -> tuple[Claim, ...]:
@@ -95,17 +95,17 @@ def _make_section(
     records: Sequence[Record],
     claims: Claims,
     accusations: Sequence[Finding],
-    read: OutcomeReader,
+    reader: OutcomeReader,
 ) -> Section:
     attacks = [r for r in records if not r.is_control] or records
     rows = []
     for series in group_by(attacks, series_key).values():
         for cells in group_by(series, lambda r: (r.bare_attack, r.eps)).values():
-            rows.append(_make_row(cells, claims, accusations, read))
+            rows.append(_make_row(cells, claims, accusations, reader))
     return Section(
         key=key,
         rows=tuple(_in_order_of_specs(rows, records)),
-        worst=worst_cases(records, claims, accusations, read),
+        worst=worst_cases(records, claims, accusations, reader),
     )
 
 
@@ -122,7 +122,7 @@ def _make_row(
     cells: Sequence[Record],
     claims: Claims,
     accusations: Sequence[Finding],
-    read: OutcomeReader,
+    reader: OutcomeReader,
 ) -> Row:
     first = cells[0]
     most_expensive = max(cells, key=lambda r: (r.forwards or 0) + (r.backwards or 0))
@@ -131,7 +131,7 @@ def _make_row(
         attack=first.bare_attack,
         eps=first.eps,
         eps_text=first.eps_text,
-        numbers=_make_numbers(cells, accusations, read),
+        numbers=_make_numbers(cells, accusations, reader),
         trained_on=first.trained_on,
         stochastic=first.stochastic,
         draws=first.draws,
@@ -142,16 +142,16 @@ def _make_row(
 
 
 def _make_numbers(
-    cells: Sequence[Record], accusations: Sequence[Finding], read: OutcomeReader
+    cells: Sequence[Record], accusations: Sequence[Finding], reader: OutcomeReader
 ) -> dict[str, Number]:
     """Return the number of each column."""
-    numbers = {"clean": clean_number(cells, read)}
+    numbers = {"clean": clean_number(cells, reader.read_one)}
     for column, in_column in group_by(cells, choose_column).items():
         if column != "worst":
-            numbers[column] = cells_number(in_column, read, accusations)
+            numbers[column] = cells_number(in_column, reader, accusations)
     adaptive = [r for r in cells if r.knowledge == "adaptive"]
     if adaptive:
-        numbers["worst"] = cells_number(adaptive, read, accusations, name_gradient=True)
+        numbers["worst"] = cells_number(adaptive, reader, accusations, name_gradient=True)
     return numbers
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from defend.eps import SAME_EPS
 from defend.protocols import LADDER_1
 from defend.protocols.evidence import at_claim, evidence
-from defend.records import Claim, Record, Sign
+from defend.records import Claim, Diagnosis, Record
 from defend.results.claim_text import format_signs, format_told_apart
 from defend.results.diagnostics import RemarkCode, SignCode, describe_attack
 from defend.results.grouping import ClaimKey, claim_key, group_by, pipeline_key
@@ -21,7 +21,9 @@ from defend.results.significance import IsStronger, high_of, strongest
 Claims = dict[ClaimKey, Claim]
 
 
-def make_claims(records: Sequence[Record], read: OutcomeReader, is_stronger: IsStronger) -> Claims:
+def make_claims(
+    records: Sequence[Record], reader: OutcomeReader, is_stronger: IsStronger
+) -> Claims:
     """Return the claim of each pipeline in each norm."""
     groups = group_by(records, claim_key)
     in_any_norm = group_by(records, lambda r: claim_key(r).in_any_norm())
@@ -29,7 +31,7 @@ def make_claims(records: Sequence[Record], read: OutcomeReader, is_stronger: IsS
     claims = {}
     for key, cells in groups.items():
         relatives = [r for r in in_any_norm[key.in_any_norm()] if r.norm != key.pipeline.norm]
-        evaluation = _ClaimedCells(cells, relatives, of_pipeline[key.pipeline], read)
+        evaluation = _ClaimedCells(cells, relatives, of_pipeline[key.pipeline], reader)
         claims[key] = evaluation.make_claim(is_stronger, _tell_apart(key, groups))
     return claims
 
@@ -61,13 +63,13 @@ class _ClaimedCells:
     cells: Sequence[Record]  # of the pipeline in the norm, from one seed, computed in one way
     relatives: Sequence[Record]  # of the same pipeline in other norms
     of_pipeline: Sequence[Record]  # in the norm, from any seed and however computed
-    read: OutcomeReader
+    reader: OutcomeReader
 
     def make_claim(self, is_stronger: IsStronger, told_apart_by: Mapping[str, str]) -> Claim:
         """Return the claim with its value; the value is that of the cells nearest to a claim."""
         nearest = at_claim(self.cells)
         attacks = [r for r in nearest if not r.is_control]
-        number = worst_number(attacks, self.read)[0] if attacks else Number(accuracy=None)
+        number = worst_number(attacks, self.reader)[0] if attacks else Number(accuracy=None)
         signs = find_signs(self.cells, self.relatives, is_stronger)
         signs += self._stronger_attacks(attacks, number)
         missing = LADDER_1.missing(self.cells, self.relatives)
@@ -92,7 +94,7 @@ class _ClaimedCells:
             told_apart_by=told_apart_by,
         )
 
-    def _stronger_attacks(self, attacks: Sequence[Record], number: Number) -> list[Sign]:
+    def _stronger_attacks(self, attacks: Sequence[Record], number: Number) -> list[Diagnosis]:
         """Return a sign if a cell that is no part of the claim lies below the claim's interval.
 
         Such a cell has fewer images or draws, another split, seed or precision, or a smaller ball,
@@ -113,7 +115,7 @@ class _ClaimedCells:
         return [_sign_of_stronger(strongest(stronger), attacks[0])]
 
 
-def _sign_of_stronger(record: Record, claimed: Record) -> Sign:
+def _sign_of_stronger(record: Record, claimed: Record) -> Diagnosis:
     """Return the sign, which says where the attack differs from the claimed cells."""
     place = [
         describe_attack(record),
@@ -124,19 +126,19 @@ def _sign_of_stronger(record: Record, claimed: Record) -> Sign:
         value = getattr(record, field)
         if value != getattr(claimed, field):
             place.append(f"{field} {value}")
-    return Sign(
+    return Diagnosis(
         code=SignCode.STRONGER_ATTACK, subject=", ".join(place), value=record.robust_accuracy
     )
 
 
-def _make_remarks(records: Sequence[Record]) -> list[Sign]:
+def _make_remarks(records: Sequence[Record]) -> list[Diagnosis]:
     """Return a remark if the BPDA network is no nearer to the purifier than the identity is."""
     errors = [r.gradient_error for r in records if r.gradient == "learned"]
     if None in errors:
-        return [Sign(code=RemarkCode.WEAK_LEARNED_GRADIENT)]
+        return [Diagnosis(code=RemarkCode.WEAK_LEARNED_GRADIENT)]
     largest = max((error for error in errors if error is not None), default=0.0)
     if largest > 1:
-        return [Sign(code=RemarkCode.WEAK_LEARNED_GRADIENT, value=largest)]
+        return [Diagnosis(code=RemarkCode.WEAK_LEARNED_GRADIENT, value=largest)]
     return []
 
 

@@ -17,14 +17,14 @@ from defend.tasks.classification import CLASSIFICATION
 _Attack = tuple[str, str, str | None]  # attack, level, gradient; whatever the surrogate
 
 
-def compare_defenses(sections: Sequence[Section], read: OutcomeReader) -> tuple[Compared, ...]:
+def compare_defenses(sections: Sequence[Section], reader: OutcomeReader) -> tuple[Compared, ...]:
     """Return all pairs of defenses of each section whose units are at hand.
 
     Holm's adjustment is over all of them.
     """
     pairs: list[Compared] = []
     for section in sections:
-        pairs += _compare_section(section, read)
+        pairs += _compare_section(section, reader)
     adjusted = holm([pair.p for pair in pairs])
     return tuple(replace(pair, p_holm=p) for pair, p in zip(pairs, adjusted, strict=True))
 
@@ -36,10 +36,10 @@ class _Side:
     attacks: set[_Attack]
 
 
-def _compare_section(section: Section, read: OutcomeReader) -> Iterator[Compared]:
+def _compare_section(section: Section, reader: OutcomeReader) -> Iterator[Compared]:
     sides = []
     for worst in section.worst:
-        _, score = worst_number(worst.cells, read)
+        _, score = worst_number(worst.cells, reader)
         if score is not None:
             sides.append(_Side(worst, score, _attacks(worst.cells)))
     for a, b in combinations(sides, 2):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from defend.records import Flag, FlagCode, Record, Sign
+from defend.records import Diagnosis, Flag, FlagCode, Record
 from defend.threat_models import GRADIENT_NAMES
 
 FLAG_TEXTS: dict[FlagCode, str] = {
@@ -148,7 +148,7 @@ def format_accusation(finding: Finding) -> str:
     return f"{ACCUSATIONS[finding.code]}: {_format_weaker(finding)}"
 
 
-def format_sign(sign: Sign) -> str:
+def format_sign(sign: Diagnosis) -> str:
     """Return the sign in a few words."""
     text = SIGN_TEXTS[SignCode(sign.code)]
     if not isinstance(sign.value, float | int):
@@ -157,7 +157,7 @@ def format_sign(sign: Sign) -> str:
     return text.format(subject=sign.subject, percent=f"{100 * sign.value:.1f}", cells=cells)
 
 
-def format_remark(remark: Sign) -> str:
+def format_remark(remark: Diagnosis) -> str:
     """Return what stands beside a claim."""
     assert remark.code == RemarkCode.WEAK_LEARNED_GRADIENT, "there is no other remark"
     error = "no number"

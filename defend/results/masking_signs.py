@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from defend.protocols.evidence import at_claim, is_undefended, unbounded_pgd
-from defend.records import FlagCode, Record, Sign
+from defend.records import Diagnosis, FlagCode, Record
 from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
 from defend.results.diagnostics import SignCode, describe_attack
 from defend.results.significance import IsStronger, accuracy_of, stronger_by_intervals
@@ -40,14 +40,14 @@ class Evaluation:
         return gradient_cells(self.successful)
 
 
-FindSign = Callable[[Evaluation], Sign | None]
+FindSign = Callable[[Evaluation], Diagnosis | None]
 
 
 def find_signs(
     records: Sequence[Record],
     relatives: Sequence[Record] = (),
     is_stronger: IsStronger = stronger_by_intervals,
-) -> list[Sign]:
+) -> list[Diagnosis]:
     """Return the signs in the records of one pipeline in one norm.
 
     relatives: records of the same pipeline in other norms.
@@ -57,23 +57,23 @@ def find_signs(
     return [sign for sign in signs if sign is not None]
 
 
-def check_declared_alone(evaluation: Evaluation) -> Sign | None:
+def check_declared_alone(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a purifier was attacked through its declared gradient alone."""
     gradients = {r.gradient for r in evaluation.white_box}
     if gradients != {"declared"} or is_undefended(evaluation.records[0].defense):
         return None
-    return Sign(code=SignCode.DECLARED_GRADIENT_ALONE)
+    return Diagnosis(code=SignCode.DECLARED_GRADIENT_ALONE)
 
 
-def check_eot(evaluation: Evaluation) -> Sign | None:
+def check_eot(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a stochastic purifier was only attacked through single draws."""
     stochastic = [r for r in evaluation.white_box if r.stochastic]
     if stochastic and all(r.eot == 1 for r in stochastic):
-        return Sign(code=SignCode.NO_EOT)
+        return Diagnosis(code=SignCode.NO_EOT)
     return None
 
 
-def check_randomness(evaluation: Evaluation) -> Sign | None:
+def check_randomness(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a purifier is called stochastic and is not.
 
     As a deterministic one it would have been attacked with more queries and more steps. A purifier
@@ -83,32 +83,32 @@ def check_randomness(evaluation: Evaluation) -> Sign | None:
     if not records:
         return None
     if all(r.has_flag(FlagCode.NO_DRAW_CHANGES_A_PIXEL) for r in records):
-        return Sign(code=SignCode.NOTHING_DRAWN)
+        return Diagnosis(code=SignCode.NOTHING_DRAWN)
     if all(r.stochastic and r.all_draws_correct == r.robust_accuracy for r in records):
-        return Sign(code=SignCode.NO_DRAW_DECIDES)
+        return Diagnosis(code=SignCode.NO_DRAW_DECIDES)
     return None
 
 
-def check_black_box(evaluation: Evaluation) -> Sign | None:
+def check_black_box(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a black-box attack beats every adaptive one."""
     records = at_claim(evaluation.records)
     finding = next(compare_black_box(records, evaluation.is_stronger), None)
     if finding is None:
         return None
     subject = describe_attack(finding.weaker)
-    return Sign(code=SignCode.BLACK_BOX_BEATS_WHITE_BOX, subject=subject)
+    return Diagnosis(code=SignCode.BLACK_BOX_BEATS_WHITE_BOX, subject=subject)
 
 
-def check_oblivious(evaluation: Evaluation) -> Sign | None:
+def check_oblivious(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if not knowing the purifier is better than knowing it."""
     records = at_claim(evaluation.records)
     finding = next(compare_oblivious(records, evaluation.is_stronger), None)
     if finding is None:
         return None
-    return Sign(code=SignCode.OBLIVIOUS_BEATS_ADAPTIVE, subject=finding.weaker.attack)
+    return Diagnosis(code=SignCode.OBLIVIOUS_BEATS_ADAPTIVE, subject=finding.weaker.attack)
 
 
-def check_eps_1(evaluation: Evaluation) -> Sign | None:
+def check_eps_1(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if images survive PGD at eps 1.
 
     A pipeline that has a gradient can be led anywhere through one of its gradients.
@@ -116,10 +116,10 @@ def check_eps_1(evaluation: Evaluation) -> Sign | None:
     accuracies = [accuracy_of(r) for r in unbounded_pgd(evaluation.in_any_norm)]
     if not accuracies or min(accuracies) <= MAX_LEFT_AT_EPS_1:
         return None
-    return Sign(code=SignCode.SURVIVES_EPS_1, value=min(accuracies))
+    return Diagnosis(code=SignCode.SURVIVES_EPS_1, value=min(accuracies))
 
 
-def check_gradients(evaluation: Evaluation) -> Sign | None:
+def check_gradients(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a gradient is zero or undefined on too many images."""
     records = evaluation.white_box
     if not records:
@@ -128,7 +128,7 @@ def check_gradients(evaluation: Evaluation) -> Sign | None:
     share = share_without_gradient(record)
     if share <= MAX_WITHOUT_GRADIENT:
         return None
-    return Sign(code=SignCode.NO_GRADIENT, subject=record.gradient, value=share)
+    return Diagnosis(code=SignCode.NO_GRADIENT, subject=record.gradient, value=share)
 
 
 def share_without_gradient(record: Record) -> float:
@@ -140,10 +140,10 @@ def share_without_gradient(record: Record) -> float:
     return min(1.0, count / record.n)
 
 
-def check_failures(evaluation: Evaluation) -> Sign | None:
+def check_failures(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a cell failed."""
     count = sum(r.failed for r in evaluation.in_any_norm)
-    return Sign(code=SignCode.FAILED_CELLS, value=count) if count else None
+    return Diagnosis(code=SignCode.FAILED_CELLS, value=count) if count else None
 
 
 CHECKS: tuple[FindSign, ...] = (

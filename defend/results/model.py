@@ -12,17 +12,18 @@ from defend.records import Claim, Flag, FlagCode, Record
 from defend.results.claim_text import format_claim
 from defend.results.diagnostics import Finding
 from defend.results.grouping import SectionKey
+from defend.threat_models import GRADIENT_NAMES, THREAT_MODELS
 
 # The columns of numbers, in this order, and their headings.
 COLUMNS = {
     "clean": "clean",
-    "oblivious": "oblivious",
-    "identity": "BPDA",
-    "declared": "declared",
-    "learned": "learned",
+    "oblivious": THREAT_MODELS["oblivious"].heading,
+    "identity": GRADIENT_NAMES["identity"],
+    "declared": GRADIENT_NAMES["declared"],
+    "learned": GRADIENT_NAMES["learned"],
     "worst": "worst",
-    "query": "query",
-    "transfer": "transfer",
+    "query": THREAT_MODELS["query"].heading,
+    "transfer": THREAT_MODELS["transfer"].heading,
 }
 ADAPTIVE = ("identity", "declared", "learned", "worst")  # the columns below the heading `adaptive`
 

@@ -36,7 +36,7 @@ def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | No
 
 def cells_number(
     cells: Sequence[Record],
-    read: OutcomeReader,
+    reader: OutcomeReader,
     accusations: Iterable[Finding] = (),
     name_gradient: bool = False,
 ) -> Number:
@@ -50,7 +50,7 @@ def cells_number(
         return _failed(cells)
     outcomes = None
     if len(successful) > 1:
-        outcomes = read.read_all(successful)
+        outcomes = reader.read_matching(successful)
     is_single = len(successful) == 1
     if outcomes is not None:
         is_single = len(distinct_candidates(outcomes)) == 1
@@ -62,7 +62,7 @@ def cells_number(
 
 
 def worst_number(
-    cells: Sequence[Record], read: OutcomeReader, accusations: Iterable[Finding] = ()
+    cells: Sequence[Record], reader: OutcomeReader, accusations: Iterable[Finding] = ()
 ) -> tuple[Number, Bits | None]:
     """Return the worst case over all cells with its outcomes (n, K).
 
@@ -72,7 +72,7 @@ def worst_number(
     if not successful:
         return _failed(cells), None
     findings = _findings(successful, accusations)
-    outcomes = read.read_all(successful)
+    outcomes = reader.read_matching(successful)
     if outcomes is None:
         return _lowest(successful, findings, is_bound=len(successful) > 1), None
     score = worst_outcomes(outcomes)

@@ -32,7 +32,7 @@ class Outcomes:
 def read_outcomes(record: Record, run_dirs: Sequence[Path]) -> Outcomes | None:
     """Return the outcomes of all n images.
 
-    None if the cell failed, or if one of its units is in none of the folders.
+    Return None if the cell failed, or if one of its units is in none of the folders.
     """
     if record.failed:
         return None
@@ -69,20 +69,26 @@ class OutcomeReader:
         self.run_dirs = run_dirs
         self._cache: dict[tuple[str, ...], Outcomes | None] = {}
 
-    def __call__(self, record: Record) -> Outcomes | None:
-        """Return the outcomes, None if they are not at hand."""
+    def read_one(self, record: Record) -> Outcomes | None:
+        """Return the outcomes of a cell, None if they are not at hand."""
         if record.failed or not record.units:
             return None
         if record.units not in self._cache:
             self._cache[record.units] = read_outcomes(record, self.run_dirs)
         return self._cache[record.units]
 
-    def read_all(self, records: Iterable[Record]) -> list[Outcomes] | None:
-        """Return the outcomes of every record, None if one is missing or of another shape."""
-        read: list[Outcomes] = []
+    def read_matching(self, records: Iterable[Record]) -> list[Outcomes] | None:
+        """Return the outcomes of every record if they can be compared image by image.
+
+        Return None if the units of a record are not at hand, or if the records differ in the number
+        of images or of draws. In both cases no pairing exists, so callers need not tell them apart.
+        """
+        matching: list[Outcomes] = []
         for record in records:
-            outcomes = self(record)
-            if outcomes is None or (read and outcomes.score.shape != read[0].score.shape):
+            outcomes = self.read_one(record)
+            if outcomes is None:
                 return None
-            read.append(outcomes)
-        return read
+            if matching and outcomes.score.shape != matching[0].score.shape:
+                return None
+            matching.append(outcomes)
+        return matching

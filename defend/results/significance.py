@@ -51,11 +51,11 @@ def _number(value: float | None) -> float:
     return value
 
 
-def compare_images(read: OutcomeReader) -> IsStronger:
+def compare_images(reader: OutcomeReader) -> IsStronger:
     """Return the comparison that is image by image if the units are at hand."""
 
     def is_stronger(cell: Record, other_cells: Sequence[Record]) -> bool:
-        outcomes = read.read_all([cell, *other_cells])
+        outcomes = reader.read_matching([cell, *other_cells])
         if outcomes is None:
             return stronger_by_intervals(cell, other_cells)
         of_cell, of_others = worst_outcomes(outcomes[:1]), worst_outcomes(outcomes[1:])

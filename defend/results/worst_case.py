@@ -20,7 +20,7 @@ def worst_cases(
     records: Sequence[Record],
     claims: Claims,
     accusations: Sequence[Finding],
-    read: OutcomeReader,
+    reader: OutcomeReader,
 ) -> tuple[Worst, ...]:
     """Return the worst case of each defense of a section, at the eps of `choose_eps`."""
     eps = choose_eps(records)
@@ -29,7 +29,7 @@ def worst_cases(
         cells = [r for r in series if same_eps(r.eps, eps)]
         attacks = [r for r in cells if not r.is_control]
         if any(not r.failed for r in attacks):
-            worst.append(_worst_case(cells, attacks, claims, accusations, read))
+            worst.append(_worst_case(cells, attacks, claims, accusations, reader))
     return tuple(worst)
 
 
@@ -58,11 +58,11 @@ def _worst_case(
     attacks: Sequence[Record],
     claims: Claims,
     accusations: Sequence[Finding],
-    read: OutcomeReader,
+    reader: OutcomeReader,
 ) -> Worst:
     first = attacks[0]
     controls = [r for r in cells if r.is_control and not r.failed]
-    number, score = worst_number(attacks, read, accusations)
+    number, score = worst_number(attacks, reader, accusations)
     draws = score if first.stochastic else None
     return Worst(
         defense=first.defense,
@@ -70,12 +70,12 @@ def _worst_case(
         eps=first.eps,
         eps_text=first.eps_text,
         number=number,
-        clean=clean_number(attacks, read),
-        candidates=_count_candidates(attacks, read),
+        clean=clean_number(attacks, reader.read_one),
+        candidates=_count_candidates(attacks, reader),
         draws=first.draws,
         all_draws=None if draws is None else _share_right_in_all(draws),
         majority=None if draws is None else _share_right_in_most(draws),
-        control=worst_number(controls, read)[0] if controls else None,
+        control=worst_number(controls, reader)[0] if controls else None,
         controls=len(controls),
         passes=(
             sum(r.forwards or 0 for r in attacks),
@@ -87,10 +87,10 @@ def _worst_case(
     )
 
 
-def _count_candidates(attacks: Sequence[Record], read: OutcomeReader) -> int:
+def _count_candidates(attacks: Sequence[Record], reader: OutcomeReader) -> int:
     """Return the number of cells whose adversarial images differ, as far as units tell."""
     successful = [r for r in attacks if not r.failed]
-    outcomes = read.read_all(successful)
+    outcomes = reader.read_matching(successful)
     return len(successful) if outcomes is None else len(distinct_candidates(outcomes))
 
 

@@ -42,7 +42,10 @@ class Classification:
         return (logits.argmax(1) == y).to(torch.uint8)
 
     def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:
-        """Return the accuracy over scores (n, draws) with its interval over images."""
+        """Return the accuracy over scores (n, draws) with its interval over images.
+
+        seed: of the bootstrap, which is used for more than one draw.
+        """
         scores = np.asarray(scores, np.float64)
         low, high = interval(scores, seed)
         value = torch.from_numpy(scores).mean(1).mean().item()

@@ -13,17 +13,77 @@ from defend.testing import (
     attack_settings_checks,
     attack_strength_checks,
 )
-
-# Every check is public under the name of this module too.
-from defend.testing.attack_contract_checks import *  # noqa: F403
-from defend.testing.attack_query_checks import *  # noqa: F403
-from defend.testing.attack_settings_checks import *  # noqa: F403
-from defend.testing.attack_setup import Jitter as Jitter
-from defend.testing.attack_strength_checks import *  # noqa: F403
+from defend.testing.attack_contract_checks import (
+    check_batch_mates_do_not_matter,
+    check_eps_zero_returns_the_input,
+    check_keeps_shape_dtype_and_order,
+    check_leaves_input_and_global_rng_alone,
+    check_leaves_the_model_alone,
+    check_order_does_not_matter,
+    check_same_seed_same_result,
+    check_stays_in_the_ball,
+    check_stays_in_the_box,
+)
+from defend.testing.attack_query_checks import (
+    check_a_sweep_gives_what_each_eps_gives_alone,
+    check_counts_are_what_the_model_saw,
+    check_needs_no_more_than_its_access,
+)
+from defend.testing.attack_settings_checks import (
+    check_card_names_a_source,
+    check_fields_are_keyword_only_and_without_eps,
+    check_refuses_an_unknown_norm,
+    check_settings_are_json,
+    check_settings_rebuild_it,
+)
+from defend.testing.attack_setup import (
+    Jitter,
+)
+from defend.testing.attack_strength_checks import (
+    check_breaks_an_undefended_classifier,
+    check_every_image_is_attacked_to_the_end,
+    check_large_eps_drives_accuracy_to_chance,
+    check_more_eps_never_helps_the_defender,
+    check_more_steps_never_help_the_defender,
+    check_moves_away_from_the_label,
+    check_never_returns_the_clean_image,
+    check_targeted_mode_hits_the_target,
+)
 from defend.testing.runner import ConformanceCheck, checks_defined_in
 
+# Every check is public under the name of this module too.
+__all__ = [
+    "Jitter",
+    "check_a_sweep_gives_what_each_eps_gives_alone",
+    "check_batch_mates_do_not_matter",
+    "check_breaks_an_undefended_classifier",
+    "check_card_names_a_source",
+    "check_counts_are_what_the_model_saw",
+    "check_eps_zero_returns_the_input",
+    "check_every_image_is_attacked_to_the_end",
+    "check_fields_are_keyword_only_and_without_eps",
+    "check_keeps_shape_dtype_and_order",
+    "check_large_eps_drives_accuracy_to_chance",
+    "check_leaves_input_and_global_rng_alone",
+    "check_leaves_the_model_alone",
+    "check_more_eps_never_helps_the_defender",
+    "check_more_steps_never_help_the_defender",
+    "check_moves_away_from_the_label",
+    "check_needs_no_more_than_its_access",
+    "check_never_returns_the_clean_image",
+    "check_order_does_not_matter",
+    "check_refuses_an_unknown_norm",
+    "check_same_seed_same_result",
+    "check_settings_are_json",
+    "check_settings_rebuild_it",
+    "check_stays_in_the_ball",
+    "check_stays_in_the_box",
+    "check_targeted_mode_hits_the_target",
+    "list_checks",
+]
 
-def attack_checks() -> Iterator[ConformanceCheck]:
+
+def list_checks() -> Iterator[ConformanceCheck]:
     """Yield every check of an attack."""
     yield from checks_defined_in(
         attack_contract_checks,

@@ -32,6 +32,8 @@ from defend.testing.runner import NotApplicable
 
 # At these eps every image of the box, or nearly every one, is in the ball.
 UNBOUNDED = {"Linf": 1.0, "L2": 14.0}
+# The share of images whose loss must rise. An attack without gradients may miss some of them.
+SHARE_THAT_RISES = {"gradient": 1.0, "scores": 0.7, "labels": 0.7}
 COUNTERS = ("steps", "max_iter", "queries")  # fields that say how long an attack searches
 
 
@@ -93,14 +95,15 @@ def check_moves_away_from_the_label(attack: Attack) -> None:
     and one that moves away from the predicted class instead.
     """
     x, model = random_images(), linear_classifier(3)
+    # An attack that sees labels alone seeks the boundary, so it may leave wrong images as they are.
     y = predicted_labels(x, 3) if attack.card.access == "labels" else half_wrong_labels(x, 3)
     x_adv = attacked(attack, x, y, NOT_SCORED.target(model))
     before = F.cross_entropy(model(x), y, reduction="none")
     after = F.cross_entropy(model(x_adv), y, reduction="none")
     share = (after > before).float().mean().item()
-    smallest = 1 if attack.card.access == "gradient" else 0.7
-    assert share >= smallest, (
-        f"expected the loss of the label to rise for {smallest:.0%} of the images, "
+    required_share = SHARE_THAT_RISES[attack.card.access]
+    assert share >= required_share, (
+        f"expected the loss of the label to rise for {required_share:.0%} of the images, "
         f"got {share:.0%}; climb the loss of the label that the attack is called with"
     )
 

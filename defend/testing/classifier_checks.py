@@ -279,6 +279,6 @@ def check_moves_to_a_device_and_back(c: Classifier) -> None:
     )
 
 
-def classifier_checks() -> Iterator[ConformanceCheck]:
+def list_checks() -> Iterator[ConformanceCheck]:
     """Yield every check of a classifier."""
     yield from checks_defined_in(sys.modules[__name__])

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
-from defend.errors import DefendError
+from defend.errors import BrokenPlugin, DefendError
 from defend.loading import load
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.registry import REGISTRY
-from defend.spec import parse_single
+from defend.spec import Spec, parse_single
 from defend.testing.edge_images import edge_images
 from defend.testing.runner import NotApplicable
 
@@ -44,8 +44,9 @@ def random_and_edge_images(c: Classifier) -> Tensor:
 
 
 def logits_projection(c: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a weighted sum of the logits, which saturates nowhere, and the copy of x that requires
-    its gradient.
+    """Return a weighted sum of the logits, and the copy of x that requires its gradient.
+
+    The sum saturates nowhere, so its gradient is zero only if x does not reach the logits.
     """
     x = x.clone().requires_grad_()
     weights = torch.randn(c.classes, generator=torch.Generator().manual_seed(1))
@@ -55,24 +56,34 @@ def logits_projection(c: Classifier, x: Tensor) -> tuple[Tensor, Tensor]:
 def dataset_of_weights(c: Classifier) -> Dataset:
     """Return the data set that the weights were trained on, at the size of the classifier.
 
-    Raise NotApplicable if there are no weights or no data.
+    Raise NotApplicable if there are no weights or no data. Raise BrokenPlugin if the data set is
+    installed but cannot be imported.
     """
     file = c.file
     if file is None:
         raise NotApplicable("it is untrained, so that no weights claim anything")
     try:
         spec = parse_single(file.header.dataset, "dataset")
-        fields = getattr(REGISTRY.entry("dataset", spec.name).load(), "__dataclass_fields__", {})
         options: dict[str, Any] = {}
-        if "size" in fields and "size" not in dict(spec.params):
+        if _takes_size(spec) and "size" not in dict(spec.params):
             options["size"] = c.size
         dataset: Dataset = load(spec, "dataset", **options)
-        dataset.count("test")
+        dataset.count("test")  # raises MissingData here, where it can be told from a failed check
+    except BrokenPlugin:
+        raise  # it is a fault of the installation, not the absence of data
     except DefendError as e:
         raise NotApplicable(
             f"weights {file.name} name the data set {file.header.dataset!r}: {e}"
         ) from None
     return dataset
+
+
+def _takes_size(spec: Spec) -> bool:
+    """Return True if `size` is a field of the data set, so that its images can be scaled."""
+    factory = REGISTRY.entry("dataset", spec.name).load()
+    if not (isinstance(factory, type) and issubclass(factory, Dataset)):
+        return False
+    return "size" in factory.fields()
 
 
 def predicted_and_true_labels(c: Classifier, data: Dataset, split: Split) -> tuple[Tensor, Tensor]:

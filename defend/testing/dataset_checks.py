@@ -280,6 +280,6 @@ def check_card_names_source_and_licence(d: Dataset) -> None:
     )
 
 
-def dataset_checks() -> Iterator[ConformanceCheck]:
+def list_checks() -> Iterator[ConformanceCheck]:
     """Yield every check of a data set."""
     yield from checks_defined_in(sys.modules[__name__])

@@ -30,14 +30,17 @@ RECIPE: dict[str, Any] = {  # a part of the key of every fitted network
 }
 IMAGES = 2048  # training images of 32x32; fewer larger ones
 CHUNK = 256  # images evaluated together
+# A step of AdamW changes every weight by about the learning rate. The factor makes the
+# linear part, which has to reach weights of the order of 1, move ten times as fast.
+LINEAR_SCALE = 10
 SMALLEST_CHANGE = 1e-12  # lower bound of |purify(x) - x|^2, for a purifier that changes nothing
 
 
 class UNet(nn.Module):
     """Compute x + A x + f(x) for images (b, c, h, w) of any size; no layer mixes images.
 
-    A is linear over 5x5 pixels, as blurs are; f is a U-Net of three scales (arXiv:1505.04597,
-    figure 1). The initial network is the identity.
+    A is linear over 5x5 pixels, as blurs are; `linear` holds A / LINEAR_SCALE. f is a U-Net of
+    three scales (arXiv:1505.04597, figure 1). The initial network is the identity.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -55,14 +58,20 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return images of the shape of x (b, c, h, w); they are not clipped.
+
+        Inside, x is padded below and on the right to multiples of four pixels.
+        """
         h, w = x.shape[-2:]
         full = self.first(F.pad(x, (0, -w % 4, 0, -h % 4)))
         half = self.down1(F.pixel_unshuffle(full, 2))
         quarter = self.down2(F.pixel_unshuffle(half, 2))
-        half = self.join1(torch.cat([half, F.pixel_shuffle(self.up1(quarter), 2)], 1))
-        full = self.join2(torch.cat([full, F.pixel_shuffle(self.up2(half), 2)], 1))
-        linear: Tensor = x + 10 * self.linear(x)
-        correction: Tensor = self.last(full)[..., :h, :w]
+        half_from_quarter = F.pixel_shuffle(self.up1(quarter), 2)
+        half_joined = self.join1(torch.cat([half, half_from_quarter], 1))
+        full_from_half = F.pixel_shuffle(self.up2(half_joined), 2)
+        full_joined = self.join2(torch.cat([full, full_from_half], 1))
+        linear: Tensor = x + LINEAR_SCALE * self.linear(x)
+        correction: Tensor = self.last(full_joined)[..., :h, :w]
         return linear + correction
 
 

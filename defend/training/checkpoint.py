@@ -24,7 +24,7 @@ class RunState:
     """The state of an interrupted run, apart from its tensors."""
 
     run: dict[str, Any]  # identifies the run: its recipe, data and number of parameters
-    plan: dict[str, str]  # the precision and the layout
+    numerics: dict[str, str]  # the precision and the layout
     step: int
     summed: int  # the number of losses in the running sum of this epoch
     best: float | None  # the best score on validation images, if the best epoch is kept

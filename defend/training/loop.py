@@ -4,6 +4,10 @@ A resumed run gives the same weights as an undisturbed one, to the bit. Nothing 
 batches, augmentations and dropout are functions of the seed and the step, and the learning rate is
 a function of the step. Only tensors have to be stored: the network, its average and the
 optimiser's momenta.
+
+With precision=auto or layout=auto, the numerics of a fresh run are chosen by timing. Two fresh runs
+may then choose differently and end with other weights; a resumed run takes the choice of its resume
+file. For weights that can be reproduced, the recipe names both.
 """
 
 from __future__ import annotations
@@ -111,7 +115,7 @@ class TrainingRun:
 
         checkpoint = self._read_checkpoint()
         if checkpoint:
-            self.numerics = Candidate(**checkpoint.state.plan)
+            self.numerics = Candidate(**checkpoint.state.numerics)
         else:
             self.numerics = self._measure_numerics()
         set_layout(net, self.numerics.layout)
@@ -178,18 +182,19 @@ class TrainingRun:
         return self.loss(net, x, y, Noise.of(seed, numbers).fork("loss"))
 
     def _measure_numerics(self) -> Candidate:
-        """Return the precision and layout, among those that the recipe allows, that train fastest.
+        """Return the numerics, among those that the recipe allows, that train fastest here.
 
-        Each runs forward and backward passes of its own copy of the network.
+        The choice rests on timings, so it may differ between two runs. Each candidate runs forward
+        and backward passes of its own copy of the network.
         """
         copies: dict[Candidate, nn.Module] = {}
 
-        def run(candidate: Candidate) -> None:
-            if candidate not in copies:  # in the first round, which is not measured
-                copies[candidate] = copy.deepcopy(self.net).train()
-                set_layout(copies[candidate], candidate.layout)
-            with autocast(self.device, candidate.precision):
-                loss = self._compute_loss(copies[candidate], 0)
+        def run(numerics: Candidate) -> None:
+            if numerics not in copies:  # in the first round, which is not measured
+                copies[numerics] = copy.deepcopy(self.net).train()
+                set_layout(copies[numerics], numerics.layout)
+            with autocast(self.device, numerics.precision):
+                loss = self._compute_loss(copies[numerics], 0)
             loss.backward()
 
         options = candidates(self.recipe.precision, self.recipe.layout)
@@ -238,7 +243,7 @@ class TrainingRun:
             tensors.update(add_prefix("average", self.average.net.state_dict()))
         state = RunState(
             run=self._identity(),
-            plan={"precision": self.numerics.precision, "layout": self.numerics.layout},
+            numerics={"precision": self.numerics.precision, "layout": self.numerics.layout},
             step=self.step,
             summed=self.summed,
             best=self.best if self.best_tensors else None,

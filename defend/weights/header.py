@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from defend.errors import BadWeights
 from defend.files import write_file
@@ -69,21 +69,61 @@ def file_sha256(path: Path, expected: str | None = None) -> str:
 def read_header(path: Path) -> Header:
     """Return the header of a weights file, without loading torch.
 
-    Raise BadWeights if it has none.
+    Raise BadWeights if the file cannot be read, has no header, or has one with other fields.
     """
     try:
-        with path.open("rb") as f:
-            size = int.from_bytes(f.read(8), "little")
-            if not 0 < size < LARGEST_HEADER:
-                raise ValueError("no safetensors header")
-            metadata = json.loads(f.read(size)).get("__metadata__", {})
-        return Header(**json.loads(metadata[KEY]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        # TypeError and AttributeError: the header is JSON, but not the expected object.
+        values = _read_json(path)
+    except OSError as e:
         raise BadWeights(
-            f"{path}: not a weights file of defend ({type(e).__name__}: {e}); "
-            "write one with `defend train`"
+            f"{path}: cannot be read ({e.strerror}); give the path of a file that can be read"
         ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        # TypeError and AttributeError: the header is JSON, but not the expected object.
+        raise _not_weights(path, f"{type(e).__name__}: {e}") from None
+    _check_fields(path, values)
+    return Header(**values)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object of this package in the header of a safetensors file."""
+    with path.open("rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        if not 0 < size < LARGEST_HEADER:
+            raise ValueError("no safetensors header")
+        metadata = json.loads(f.read(size)).get("__metadata__", {})
+    values = json.loads(metadata[KEY])
+    if not isinstance(values, dict):
+        raise TypeError(f"expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _check_fields(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise BadWeights unless the values are those of all fields of Header, in their types."""
+    types = _field_types()
+    unknown = sorted(set(values) - set(types))
+    if unknown:
+        raise BadWeights(
+            f"{path}: expected a header with the fields {', '.join(types)}, got also"
+            f" {', '.join(unknown)}; a newer version of defend wrote it: update defend"
+        )
+    for name, expected in types.items():
+        if name not in values:
+            raise _not_weights(path, f"the header has no field {name}")
+        if not isinstance(values[name], expected):
+            received = type(values[name]).__name__
+            raise _not_weights(path, f"{name}: expected {expected.__name__}, got {received}")
+
+
+def _field_types() -> dict[str, type]:
+    """Return the type of each field of Header; a Mapping is a dict in JSON."""
+    hints = get_type_hints(Header)
+    return {name: dict if name == "fields" else hint for name, hint in hints.items()}
+
+
+def _not_weights(path: Path, reason: str) -> BadWeights:
+    return BadWeights(
+        f"{path}: not a weights file of defend ({reason}); write one with `defend train`"
+    )
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ found without importing the package.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from defend.errors import BadWeights, UnknownName
+from defend.errors import BadWeights, UnknownName, suggest_names
 from defend.weights.header import WeightsFile, file_sha256, read_header
 
 GROUP = "defend.weights"
@@ -71,10 +70,12 @@ def read_zoos(
 
 
 def _is_home(package: str) -> bool:
+    """Return True for packages below `defend`."""
     return package.partition(".")[0] == HOME
 
 
 def _precedence(point: EntryPoint) -> tuple[bool, str]:
+    """Return the sort key that puts `defend` first, then the packages by name."""
     return not _is_home(point.value), point.value
 
 
@@ -84,20 +85,21 @@ def read_zoo(package: str) -> dict[str, ZooEntry]:
 
     Raise BadWeights if the file is broken.
     """
-    folder = _package_folder(package)
+    folder = _find_package_folder(package)
     if folder is None or not (folder / "zoo.toml").is_file():
         return {}
     toml = folder / "zoo.toml"
     try:
         tables = tomllib.loads(toml.read_text())
-        return {name: _zoo_entry(name, table, folder, package) for name, table in tables.items()}
+        return {name: _make_entry(name, table, folder, package) for name, table in tables.items()}
     except (OSError, ValueError, TypeError, KeyError) as e:  # ValueError: not TOML, or not UTF-8
         raise BadWeights(f"{toml}: not a list of weights ({type(e).__name__}: {e})") from None
 
 
-def _package_folder(package: str) -> Path | None:
-    """Return the folder of a dotted package without importing it; None if the package is not
-    installed.
+def _find_package_folder(package: str) -> Path | None:
+    """Return the folder of a dotted package without importing it.
+
+    Return None if the package is not installed.
     """
     top, _, below = package.partition(".")
     spec = find_spec(top)
@@ -107,7 +109,8 @@ def _package_folder(package: str) -> Path | None:
     return folder.joinpath(*below.split(".")) if below else folder
 
 
-def _zoo_entry(name: str, table: Mapping[str, Any], folder: Path, package: str) -> ZooEntry:
+def _make_entry(name: str, table: Mapping[str, Any], folder: Path, package: str) -> ZooEntry:
+    """Return the entry of one table of a zoo.toml. Raise KeyError, TypeError for a wrong table."""
     fields = {**table, "name": name, "file": folder / table["file"], "source": package}
     return ZooEntry(**fields)
 
@@ -124,23 +127,23 @@ def find_weights(
     """
     entries = read_zoos()
     if weights == "auto":
-        file = _zoo_file(_choose_default(entries, kind, component, dataset, fields))
+        file = _verify_entry(_choose_default(entries, kind, component, dataset, fields))
     elif weights in entries:
-        file = _zoo_file(entries[weights])
+        file = _verify_entry(entries[weights])
     elif Path(weights).is_file():
         path = Path(weights)
         file = WeightsFile(
             name=weights, path=path, sha256=file_sha256(path), header=read_header(path)
         )
     else:
-        raise UnknownName(
-            _unknown_weights(component, weights, _of_component(entries, kind, component))
-        )
+        candidates = _select_component(entries, kind, component)
+        raise UnknownName(_describe_unknown_weights(component, weights, candidates))
     _check_fits(file, kind, component, fields)
     return file
 
 
-def _zoo_file(entry: ZooEntry) -> WeightsFile:
+def _verify_entry(entry: ZooEntry) -> WeightsFile:
+    """Return the file of a zoo entry. Raise BadWeights if its hash or its header is wrong."""
     return WeightsFile(
         name=entry.name,
         path=entry.file,
@@ -149,17 +152,20 @@ def _zoo_file(entry: ZooEntry) -> WeightsFile:
     )
 
 
-def _of_component(entries: Mapping[str, ZooEntry], kind: str, component: str) -> list[ZooEntry]:
+def _select_component(entries: Mapping[str, ZooEntry], kind: str, component: str) -> list[ZooEntry]:
+    """Return the entries that hold weights of this component."""
     return [e for e in entries.values() if (e.kind, e.component) == (kind, component)]
 
 
-def _unknown_weights(component: str, weights: str, entries: Iterable[ZooEntry]) -> str:
+def _describe_unknown_weights(component: str, weights: str, entries: Iterable[ZooEntry]) -> str:
+    """Return the error for weights that are neither a name nor a file.
+
+    entries: all weights of the component, of which the nearest names are suggested.
+    """
     names = sorted(e.name for e in entries)
-    close = difflib.get_close_matches(weights, names, 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
     return (
-        f"{component}: no weights named {weights!r}, nor a file of that path.{hint} "
-        f"Weights of {component}: {', '.join(names) or 'none'}."
+        f"{component}: no weights named {weights!r}, nor a file of that path."
+        f"{suggest_names(weights, names)} Weights of {component}: {', '.join(names) or 'none'}."
     )
 
 
@@ -175,25 +181,28 @@ def _choose_default(
     Raise BadWeights if none or several fit.
     """
     on_dataset = [
-        e for e in _of_component(entries, kind, component) if dataset in (None, e.dataset)
+        e for e in _select_component(entries, kind, component) if dataset in (None, e.dataset)
     ]
     fitting = [e for e in on_dataset if all(e.fields.get(k, v) == v for k, v in fields.items())]
     defaults = [e for e in fitting if e.default]
     if len(defaults) == 1:
         return defaults[0]
     if defaults:
-        raise BadWeights(_ambiguous(component, dataset, defaults))
-    raise BadWeights(_no_default(kind, component, dataset, fields, on_dataset, fitting))
+        raise BadWeights(_describe_ambiguity(component, dataset, defaults))
+    raise BadWeights(
+        _describe_missing_default(kind, component, dataset, fields, on_dataset, fitting)
+    )
 
 
-def _ambiguous(component: str, dataset: str | None, defaults: Iterable[ZooEntry]) -> str:
+def _describe_ambiguity(component: str, dataset: str | None, defaults: Iterable[ZooEntry]) -> str:
+    """Return the error of "auto" with several defaults, which names them."""
     on = f" on {dataset}" if dataset else ""
     choice = "weights=NAME" if dataset else "weights=NAME, or name the data set with --dataset"
     names = ", ".join(e.name for e in defaults)
     return f"{component}: weights=auto is ambiguous{on}: {names}. Write {choice}."
 
 
-def _no_default(
+def _describe_missing_default(
     kind: str,
     component: str,
     dataset: str | None,
@@ -201,8 +210,9 @@ def _no_default(
     on_dataset: Iterable[ZooEntry],
     fitting: Iterable[ZooEntry],
 ) -> str:
-    """Word the error of "auto" without a default: name the weights that fit, else those of the data
-    set and the way to train some.
+    """Return the error of "auto" without a default.
+
+    It names the weights that fit, else those of the data set and the way to train some.
     """
     on = f" on {dataset}" if dataset else ""
     settings = [f"{key}={value}" for key, value in fields.items()]
@@ -219,9 +229,7 @@ def _no_default(
 
 
 def _check_fits(file: WeightsFile, kind: str, component: str, fields: Mapping[str, Any]) -> None:
-    """Raise BadWeights if the file belongs to another component, or if its header contradicts a
-    field.
-    """
+    """Raise BadWeights for a file of another component, or a header that contradicts a field."""
     header = file.header
     if (header.kind, header.component) != (kind, component):
         raise BadWeights(

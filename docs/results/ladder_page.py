@@ -124,23 +124,25 @@ def write_csv(name: str, columns: Sequence[str], rows: Iterable[dict[str, Any]])
 
 def read_run(run: Path) -> tuple[list[LadderRow], list[Compared]]:
     """Return a row for each worst case of a run's table, and the pairs of purifiers."""
-    read = OutcomeReader([run])
-    model = table(read_records(run), [run], read=read)
+    reader = OutcomeReader([run])
+    model = table(read_records(run), [run], reader=reader)
     rows = []
     for section in model.sections:
-        rows += [make_row(worst, read) for worst in section.worst]
+        rows += [make_row(worst, reader) for worst in section.worst]
     return rows, list(model.comparisons)
 
 
-def make_row(worst: Worst, read: OutcomeReader) -> LadderRow:
+def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
     first, number = worst.cells[0], worst.number
     adaptive = [r for r in worst.cells if r.knowledge == "adaptive"]
     by_level = {}
     for level in LEVELS:
-        by_level[level] = format_worst([r for r in worst.cells if r.knowledge == level], read)
+        by_level[level] = format_worst([r for r in worst.cells if r.knowledge == level], reader)
     by_gradient = {}
     for gradient in GRADIENTS:
-        by_gradient[gradient] = format_worst([r for r in adaptive if r.gradient == gradient], read)
+        by_gradient[gradient] = format_worst(
+            [r for r in adaptive if r.gradient == gradient], reader
+        )
     return LadderRow(
         dataset=first.dataset,
         classifier=first.classifier,
@@ -160,11 +162,11 @@ def make_row(worst: Worst, read: OutcomeReader) -> LadderRow:
     )
 
 
-def format_worst(records: Sequence[Record], read: OutcomeReader) -> str:
+def format_worst(records: Sequence[Record], reader: OutcomeReader) -> str:
     """Return the worst case of each image over these attacks."""
     if not records:
         return ""
-    number, _ = worst_number(records, read)
+    number, _ = worst_number(records, reader)
     if number.accuracy is None:
         return ""
     return format_bound(number) + format_percent(number.accuracy)

@@ -151,7 +151,7 @@ def agreement(setting: Setting) -> dict[str, Any]:
 
 
 def _embedded() -> dict[str, Any]:
-    from defend.benchmarks import load_suite
+    from defend.benchmarks.suite import load_suite
 
     return load_suite()
 

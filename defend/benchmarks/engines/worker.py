@@ -18,9 +18,12 @@ import torch
 
 from defend.benchmarks.components import Components
 from defend.benchmarks.execute import Executor
-from defend.benchmarks.jobs import job_from_json
+from defend.benchmarks.jobs import AttackJob, job_from_json
+from defend.benchmarks.units import KeyInputs
 from defend.benchmarks.writer import Writer
 from defend.numerics import NumericSettings, set_determinism
+
+CODE_CHANGED = "the code of a component was edited after it was imported: start the run again"
 
 
 def worker_main() -> None:
@@ -61,9 +64,26 @@ def _serve(lines: SimpleQueue[str], messages: TextIO) -> None:
         numerics.precision,
         numerics.layout,
     )
+    key_inputs = KeyInputs(components, numerics)
     with Writer() as writer:
         executor = Executor(components, Path(settings["run_dir"]), settings["provenance"], writer)
         send(ready=True)
         while line := lines.get():
-            executor.execute(job_from_json(json.loads(line)), send_unit)
+            job = job_from_json(json.loads(line))
+            if _code_is_unchanged(job, key_inputs):
+                executor.execute(job, send_unit)
+            else:
+                for task in job.tasks:
+                    send_unit(task.key, job.images, CODE_CHANGED)
             writer.submit(lambda: send(done=True))  # after the job's units
+
+
+def _code_is_unchanged(job: AttackJob, key_inputs: KeyInputs) -> bool:
+    """Return True if this process imports the code that the units' keys name.
+
+    The parent may have imported a file that was edited since.
+    """
+    try:
+        return all(key_inputs.code_of(t.cell) == t.key_inputs["code"] for t in job.tasks)
+    except Exception:  # a broken component: executing the job fails with its reason
+        return True

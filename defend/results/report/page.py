@@ -70,9 +70,9 @@ def write_report(
             " `defend bench` writes one"
         )
     folder = Path(out) if out is not None else folders[0]
-    read = OutcomeReader(folders)
-    model = table(shown, folders, beside, read)
-    accusations = find_accusations(shown, compare_images(read))
+    reader = OutcomeReader(folders)
+    model = table(shown, folders, beside, reader)
+    accusations = find_accusations(shown, compare_images(reader))
     texts = {
         HTML: _format_html(model, shown, folders),
         CSV: format_csv(shown, accusations),
