@@ -13,7 +13,7 @@ bench: $(DONE)  ## The embedded suite: a table, and runs/embedded/report.html
 	$(BIN)/defend bench
 
 test: $(DONE)  ## All tests, one worker for each core; a file alone: $(BIN)/pytest tests/test_noise.py
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(DONE)
 	$(BIN)/ruff check .

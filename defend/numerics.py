@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -26,12 +27,37 @@ class NumericSettings:
 
 
 def set_determinism(settings: NumericSettings) -> None:
-    """Set the threads; on a GPU also turn TF32 off and deterministic algorithms on."""
+    """Set the threads; on a GPU also turn TF32 off and deterministic algorithms on.
+
+    On a CPU, freed memory is kept for the next forward pass.
+    """
     torch.set_num_threads(settings.threads)
-    if settings.device == "cuda":
+    if settings.device == "cpu":
+        keep_freed_memory()
+    else:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_LARGEST_HEAP_BLOCK = 32 * 2**20  # the largest threshold that glibc accepts
+_KEPT_FREE = 512 * 2**20
+
+
+def keep_freed_memory() -> None:
+    """Let glibc reuse freed blocks of up to 32 MiB instead of returning them to the system.
+
+    Otherwise the activations of each forward pass are mapped anew: 17,000 page faults for a batch
+    of 256 images of MNIST, which took a third of the time. It holds for the whole process, and
+    up to 512 MiB of freed memory stay with it. Other C libraries are left as they are.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE)
 
 
 def start_device(device: torch.device) -> None:

@@ -130,7 +130,7 @@ def test_the_measured_precision_and_layout_are_read_from_the_file(tmp_path):
     assert make_run().numerics == Candidate("bfloat16", "channels_last")
     with safe_open(path, "pt") as f:
         state = json.loads(f.metadata()["defend.resume"])
-    assert state["plan"] == {"precision": "bfloat16", "layout": "channels_last"}
+    assert state["numerics"] == {"precision": "bfloat16", "layout": "channels_last"}
 
 
 OTHER_RUNS = {
