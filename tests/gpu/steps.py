@@ -93,7 +93,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Run both, on a GPU twice: the first time compiles and allocates."""
     for _ in range(2 if work.device == "cuda" else 1):
-        bench, script = ours(), plain()
+        script, bench = plain(), ours()
     return {
         "n": work.n,
         "bench_seconds": round(bench.seconds, 3),
