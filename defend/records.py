@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.spec import parse_single
@@ -154,7 +155,7 @@ class Record(_Model):
     @property
     def bare_attack(self) -> str:
         """Return the attack's spec without eps, so that one attack at several eps is one series."""
-        return str(parse_single(self.attack, "attack").without("eps")[0])
+        return str(take_eps(self.attack)[0])
 
     @property
     def is_control(self) -> bool:

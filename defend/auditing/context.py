@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from defend.auditing.budget import Budget
 from defend.auditing.thresholds import THRESHOLDS
+from defend.benchmarks.attacking import attack_images
 from defend.benchmarks.components import Components
 from defend.benchmarks.purifier_checks import logits_after_purify, purify_once
 from defend.benchmarks.scoring import SELECT_DRAWS
 from defend.gradients import Backward
 from defend.loading import load
 from defend.noise import Noise
-from defend.norms import check_adversarial, random_start
+from defend.norms import random_start
 from defend.numerics import NumericSettings
 from defend.purifier import Purifier
 from defend.stats import mcnemar, permutation
@@ -160,9 +161,7 @@ class Context:
         x, y = self.x[rows], self.y[rows]
         eps = self.eps if eps is None else eps
         noise = self.noise.take(rows).fork(f"start {spec}")
-        x_adv: Tensor = load(spec, "attack").run(target, x.clone(), y.clone(), eps, noise)
-        check_adversarial(x_adv, x, eps, NORM, spec)
-        return x_adv.detach()
+        return attack_images(load(spec, "attack"), spec, target, x, y, eps, noise)
 
     @cached_property
     def noise_is_negligible(self) -> bool:

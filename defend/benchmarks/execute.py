@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -260,14 +260,10 @@ class _JobRun:
 
         They come from its scores where it is one of the scored pipelines.
         """
-        attacked = self.job.cell.attacked
+        attacked = replace(self.job.cell.attacked, gradient=None)  # as a scored pipeline
         for task in self._tasks_at(result.eps):
-            pipeline, outcome = task.cell.scored, scores[task.cell.scored, result.eps]
-            is_attacked = (pipeline.classifier, pipeline.defense) == (
-                attacked.classifier,
-                attacked.defense,
-            )
-            if is_attacked and isinstance(outcome, Scores):
+            outcome = scores[task.cell.scored, result.eps]
+            if task.cell.scored == attacked and isinstance(outcome, Scores):
                 return self.scores.clean(task.cell).loss, outcome.loss
         return self.loss_of_clean_images, self._loss(result.x_adv)
 
