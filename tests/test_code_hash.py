@@ -60,8 +60,8 @@ def package(tmp_path, monkeypatch):
         for name in [m for m in sys.modules if m.startswith("hashed_package")]:
             del sys.modules[name]
         importlib.invalidate_caches()
-        for function in (code_hash.hash_module, code_hash._file, code_hash._imports):
-            function.cache_clear()
+        for name in ("hash_module", "_tree", "_file", "_imports"):
+            getattr(code_hash, name).cache_clear()
 
     def write(**sources):
         folder = tmp_path / "hashed_package"

@@ -12,6 +12,7 @@ from image_files import all_rows, grey_levels
 from sklearn.datasets import load_digits
 
 from defend.dataset import SPLITS, held_out
+from defend.datasets import idx
 from defend.datasets.fashion_mnist import FashionMNIST
 from defend.datasets.mnist import MNIST
 from defend.errors import MissingData
@@ -89,6 +90,20 @@ def test_idx_files_are_read_unchanged(tmp_path, cls, folder):
     assert np.array_equal(grey_levels(x).ravel(), pixels)
     assert y.tolist() == [i % 10 for i in range(20)]
     assert data.count("train") + data.count("val") == 50
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_idx_files_are_read_as_torchvision_reads_them(tmp_path, monkeypatch, split):
+    write_mnist(tmp_path / "MNIST" / "raw")
+    ours = MNIST(root=str(tmp_path)).arrays(split)
+    monkeypatch.setattr(idx, "read_idx", refuse)
+    for got, expected in zip(ours, MNIST(root=str(tmp_path)).arrays(split), strict=True):
+        assert got.dtype == expected.dtype
+        assert np.array_equal(got, expected)
+
+
+def refuse(path):
+    raise ValueError(f"{path} shall be read by torchvision")
 
 
 @pytest.mark.parametrize(

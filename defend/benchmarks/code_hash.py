@@ -54,13 +54,17 @@ def _reachable(roots: set[str], packages: set[str]) -> set[str]:
 @cache
 def hash_module(module: str) -> str:
     """Return the hash of a module's syntax tree without prose. Raises BadParameter."""
-    return hash_source(_source(module))
+    return _hash_tree(_tree(module))
 
 
 def hash_source(source: str) -> str:
     """Return the hash of this Python text's syntax tree without prose."""
-    tree = _WithoutProse().visit(ast.parse(source))
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _hash_tree(ast.parse(source))
+
+
+def _hash_tree(tree: ast.Module) -> str:
+    """Return the hash of this tree without prose, which is removed from it."""
+    return hashlib.sha256(ast.dump(_WithoutProse().visit(tree)).encode()).hexdigest()
 
 
 class _WithoutProse(ast.NodeTransformer):
@@ -91,7 +95,9 @@ def _blank_texts(node: ast.AST) -> None:
         node.values = []
 
 
-def _source(module: str) -> str:
+@cache
+def _tree(module: str) -> ast.Module:
+    """Return a module's syntax tree; `_hash_tree` removes its prose, where no import stands."""
     file = _file(module)
     if file is None:
         package = module.partition(".")[0]
@@ -99,7 +105,7 @@ def _source(module: str) -> str:
             f"package {package}: module {module} has no .py file to identify its results by;"
             " the bench runs components of installed packages"
         )
-    return file.read_text(encoding="utf-8")
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 @cache
@@ -127,7 +133,7 @@ def _imports(module: str) -> tuple[str, ...]:
         return ()
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
