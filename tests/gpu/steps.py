@@ -109,20 +109,20 @@ def _compare(
 def autoattack(setting: Setting) -> dict[str, Any]:
     """Compare autoattack with `pip install --no-deps pyautoattack==0.2.0`: at most half."""
     try:
-        from autoattack import AutoAttack
+        from pyautoattack import AutoAttack
     except ImportError:
         return {"skipped": "needs pip install --no-deps pyautoattack==0.2.0"}
-    device, eps, n = setting.device, 0.3, setting.images(1000, 64)
+    device, eps, n = setting.device, 0.3, setting.images(1000, 16)
     x, y = (t.to(device) for t in defend.load("mnist", "dataset").rows("test", 0, n))
-    net = defend.load("convnet", "classifier", "mnist", device=device).network
+    net = defend.load("convnet:weights=convnet-madry", "classifier", "mnist", device=device).network
     noise = Noise.of(0, torch.arange(n, device=device))
     target = Target(net, defend.load("none", device=device), noise, scored=True)
     start = sbs.clock(device)
     x_adv = defend.load("autoattack", "attack").run(target, x, y, eps, noise.fork("start"))
     ours = sbs.clock(device) - start
-    reference = AutoAttack(net, norm="Linf", eps=eps, device=device, verbose=False)
+    reference = AutoAttack(net, norm="Linf", eps=eps, device=device)
     start = sbs.clock(device)
-    x_ref = reference.run_standard_evaluation(x, y, bs=n)
+    x_ref = reference.run_standard_evaluation(x, y, batch_size=n)[0].detach()
     theirs = sbs.clock(device) - start
     with torch.no_grad():
         left = [float((net(images).argmax(1) == y).double().mean()) for images in (x_adv, x_ref)]
@@ -137,7 +137,7 @@ def autoattack(setting: Setting) -> dict[str, Any]:
 
 def agreement(setting: Setting) -> dict[str, Any]:
     """Compare the embedded suite's accuracies on the device and on the CPU."""
-    keys = {"n": 16, "draws": 2} if setting.tiny else {"n": 64, "draws": 5}
+    keys = {"n": setting.images(64, 16), "draws": 2}
     runs = []
     for where in ("cpu", setting.device):
         with tempfile.TemporaryDirectory() as folder:
