@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
+from defend.trained_on import TrainedOn
 
 
 class Chain(Purifier):
@@ -59,12 +60,9 @@ class Chain(Purifier):
         }
 
     @property
-    def trained_on(self) -> str | None:
-        """The training images of the learned members, joined by " + "; None if nothing is
-        learned.
-        """
-        labels = [member.trained_on for member in self.members if member.trained_on is not None]
-        return " + ".join(labels) or None
+    def trained_on(self) -> tuple[TrainedOn, ...]:
+        """What the training of each learned member knew."""
+        return tuple(known for member in self.members for known in member.trained_on)
 
     @property
     def weights_sha256(self) -> dict[str, str]:

@@ -5,16 +5,19 @@ named weights, and frozen.
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
+from types import MethodType, ModuleType
 from typing import Any, ClassVar, dataclass_transform
 
 import torch
 from torch import nn
 
-from defend.errors import BadWeights, one_line
+from defend.errors import BadParameter, BadWeights, one_line
 from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
+from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
-from defend.weights.zoo import find_weights
+from defend.weights.zoo import Wanted, find_weights
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -54,6 +57,53 @@ class Frozen(nn.Module):
             return self.net(x).to(x.dtype)  # type: ignore[no-any-return]
 
 
+def find_networks(holder: object) -> list[nn.Module]:
+    """Return the networks that an object holds: in attributes, containers, and objects below them.
+
+    A network inside another one is not listed again.
+    """
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    pending: list[Any] = list(vars(holder).values())
+    while pending:
+        value = pending.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(value)
+        else:
+            pending += _held_values(value)
+    inner = {id(m) for net in found for m in list(net.modules())[1:]}
+    return [net for net in found if id(net) not in inner]
+
+
+def _held_values(value: Any) -> list[Any]:
+    """Return what a container, a partial, a bound method or an object holds."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__]
+    if isinstance(value, type | ModuleType | torch.Tensor):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def freeze(net: nn.Module) -> None:
+    """Put a network into eval mode, without gradients of its parameters."""
+    net.requires_grad_(False).eval()
+
+
+def is_frozen(net: nn.Module) -> bool:
+    """Return True if a network looks frozen: its own mode, and its first parameter."""
+    first = next(net.parameters(), None)
+    return not net.training and (first is None or not first.requires_grad)
+
+
 class InBfloat16(nn.Module):
     """A network computed in bfloat16 where that is sound (convolutions, matrices), without a change
     to its parameters.
@@ -74,15 +124,26 @@ class Learned(Configured):
     """Abstract base of components with weights.
 
     `weights` is "auto" (the zoo's default for the component, the data set and the fields that were
-    set), a name, a path, or "untrained". With a name or a path, fields that were not set come from
-    the file's header.
+    set), a name, a path, or "untrained". Fields that were not set come from the file's header.
+
+    A field shapes the network, and must then agree with the file, unless `uses` names it: a noise
+    level, a number of steps, a scale. `architecture` names the network. All components that
+    declare it load each other's files; without one, a component loads its own alone.
     """
 
     kind: ClassVar[Kind]
+    architecture: ClassVar[str] = ""
+    uses: ClassVar[frozenset[str]] = frozenset()  # fields that are free at load
     weights: str = "auto"
     dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
-    fitted_on = "untrained"  # set by `fit`: "clean", "corrupted" or "adversarial(...)"
+    fitted_on = TrainedOn(kind="untrained")  # set by `fit`
     _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        unknown = sorted(set(cls.uses) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise BadParameter(f"{cls.__name__}: uses names {', '.join(unknown)}, not a field")
 
     def __new__(cls, **fields: Any) -> Any:
         """Remember the fields that the caller sets."""
@@ -113,18 +174,30 @@ class Learned(Configured):
     def _adopt(self) -> None:
         """Find the weights file and adopt the fields of its header.
 
-        To be called before `validate`.
+        To be called before `validate`. A file of another component decides the fields that shape
+        the network, and no use.
         """
         self.file: WeightsFile | None = None
         if self.weights == "untrained":
             return
-        names = type(self).fields().keys() - {"weights"}
-        fields = {name: value for name, value in self._set_fields.items() if name in names}
-        self.file = find_weights(self.kind, self.component, self.weights, self.dataset, fields)
+        self.file = find_weights(self.weights, self._wanted())
         self.weights = self.file.name
-        for name in names - fields.keys():
-            if name in self.file.header.fields:
-                setattr(self, name, self.file.header.fields[name])
+        header = self.file.header
+        adopted = set(type(self).fields()) - {"weights"} - set(self._set_fields)
+        if header.component != self.component:
+            adopted -= self.uses
+        for name in adopted & set(header.fields):
+            setattr(self, name, header.fields[name])
+
+    def _wanted(self) -> Wanted:
+        shaping = set(type(self).fields()) - {"weights"} - self.uses
+        return Wanted(
+            kind=self.kind,
+            component=self.component,
+            architecture=self.architecture or self.component,
+            dataset=self.dataset,
+            fields={name: v for name, v in self._set_fields.items() if name in shaping},
+        )
 
     def _build(self) -> Frozen:
         """Return the frozen network with its weights. Raise BadWeights if the file does not fit."""
@@ -147,9 +220,9 @@ class Learned(Configured):
         return REGISTRY.component(self.kind, type(self))
 
     @property
-    def trained_on(self) -> str:
-        """The images of the training: "clean", "corrupted", "adversarial(...)" or "untrained"."""
-        return self.file.header.trained_on if self.file else self.fitted_on
+    def trained_on(self) -> tuple[TrainedOn, ...]:
+        """What the training knew, as a tuple of one."""
+        return (self.file.header.trained_on if self.file else self.fitted_on,)
 
     @property
     def weights_sha256(self) -> dict[str, str]:

@@ -97,6 +97,17 @@ class Noise:
         """
         return Noise(self._key, self._first)
 
+    def from_here(self) -> Noise:
+        """Return the same streams, which begin where these are now: `again` goes back to here."""
+        return Noise(self._key, self._calls)
+
+    def skip_to(self, other: Noise) -> None:
+        """Advance these streams to where the other, which began at the same place, is now.
+
+        They never go back.
+        """
+        self._calls = max(self._calls, other._calls)
+
     def take(self, rows: Tensor | slice) -> Noise:
         """Return the streams of some of the images, which continue where these streams are now."""
         return Noise(self._key[rows], self._calls)

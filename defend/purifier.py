@@ -21,10 +21,19 @@ from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.gradients import Backward as Backward
 from defend.gradients import identity as identity
 from defend.gradients import straight_through as straight_through
-from defend.learned import Frozen, Learned, autocast, set_layout
+from defend.learned import (
+    Frozen,
+    Learned,
+    autocast,
+    find_networks,
+    freeze,
+    is_frozen,
+    set_layout,
+)
 from defend.noise import Noise
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
+from defend.trained_on import TrainedOn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,9 +134,9 @@ class Purifier(Configured, PreprocessorPyTorch):
     # The methods that everyone else calls.
 
     @property
-    def trained_on(self) -> str | None:
-        """The images that the defender trained on; None if nothing is learned."""
-        return None
+    def trained_on(self) -> tuple[TrainedOn, ...]:
+        """What the training of each learned part knew; empty if nothing is learned."""
+        return ()
 
     @property
     def weights_sha256(self) -> dict[str, str]:
@@ -135,13 +144,14 @@ class Purifier(Configured, PreprocessorPyTorch):
         return {}
 
     def networks(self) -> list[nn.Module]:
-        """Return the networks that are stored on a device."""
-        return []
+        """Return the networks that it holds, which are frozen, moved, cast and registered."""
+        return find_networks(self)
 
     def move(self, device: str | torch.device) -> None:
         """Purify on this device from now on."""
         self.device = self._device = check_device(device)
         for net in self.networks():
+            freeze(net)
             net.to(self.device)
 
     def run_as(self, precision: str, layout: str) -> None:
@@ -167,6 +177,7 @@ class Purifier(Configured, PreprocessorPyTorch):
         self._check_input(x)
         if len(x) == 0:
             return x
+        self._freeze_new_networks()
         noise = self._deployed(len(x), x.device) if noise is None else noise
         cuts = list(zip(x.split(self.max_batch), noise.split(self.max_batch), strict=True))
         if len(cuts) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
@@ -177,6 +188,13 @@ class Purifier(Configured, PreprocessorPyTorch):
             for cut in cuts
         ]
         return torch.cat(outputs)
+
+    def _freeze_new_networks(self) -> None:
+        """Freeze and move the networks that an author made after `__post_init__`."""
+        for net in self.networks():
+            if not is_frozen(net):
+                freeze(net)
+                net.to(self.device)
 
     def _check_input(self, x: Tensor) -> None:
         """Raise BadParameter, Mismatch for a batch that is not (b, c, h, w) of floats and of the
@@ -316,6 +334,7 @@ FINAL_METHODS = [
     "_check_output",
     "_deployed",
     "_deployed_seed",
+    "_freeze_new_networks",
     "_one_cut",
     "_replay",
     "as_module",
@@ -359,10 +378,6 @@ class LearnedPurifier(Learned, Purifier):
         """The network that `build` returned."""
         return self.frozen.net
 
-    def networks(self) -> list[nn.Module]:
-        """Return the frozen network."""
-        return [self.frozen]
-
 
 class _PurifierModule(nn.Module):
     """A purifier as a module that registers its networks, so that `.to` and `state_dict` work."""
@@ -371,6 +386,10 @@ class _PurifierModule(nn.Module):
         super().__init__()
         self.purifier = purifier
         self.networks = nn.ModuleList(purifier.networks())
+
+    def train(self, mode: bool = True) -> _PurifierModule:
+        """Stay in eval mode: what is deployed does not change when a model around it is trained."""
+        return super().train(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.purifier.purified(x)

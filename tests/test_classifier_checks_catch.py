@@ -13,6 +13,7 @@ from defend.learned import Frozen
 from defend.loading import load
 from defend.registry import Entry
 from defend.testing import NotApplicable, classifier_checks, kit
+from defend.trained_on import TrainedOn
 from defend.weights.header import Header, file_sha256, save_weights
 
 
@@ -217,9 +218,10 @@ def write_zoo_entry(package, name, state, dataset, accuracy):
     header = Header(
         kind="classifier",
         component="Tiny",
+        architecture="Tiny",
         dataset=dataset,
         fields={},
-        trained_on="clean",
+        trained_on=TrainedOn(kind="clean"),
         command="none",
         seed=0,
         commit="none",

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from defend.cli import main
+from defend.trained_on import TrainedOn
 from defend.weights.header import Header, save_weights
 
 BENCH = "bench --dataset digits --device cpu --workers 1 --out {tmp}/run"
@@ -20,9 +21,10 @@ SMALL = f"{BENCH} --defense none --attack fgsm --eps 0.1 --n 4"
 HEADER = Header(
     kind="classifier",
     component="convnet",
+    architecture="convnet",
     dataset="digits",
     fields={"channels": 1, "size": 8, "classes": 10},
-    trained_on="clean",
+    trained_on=TrainedOn(kind="clean"),
     command="",
     seed=0,
     commit="",
@@ -51,7 +53,11 @@ def folder(tmp_path, monkeypatch, install):
 
 def write_weights_files(folder):
     save_weights(folder / "mine.safetensors", TENSORS, HEADER)
-    save_weights(folder / "another.safetensors", TENSORS, replace(HEADER, component="resnet20"))
+    save_weights(
+        folder / "another.safetensors",
+        TENSORS,
+        replace(HEADER, component="resnet20", architecture="resnet20"),
+    )
     (folder / "damaged.safetensors").write_bytes((folder / "mine.safetensors").read_bytes()[:-2])
     (folder / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
 

@@ -141,9 +141,10 @@ def test_fields_come_from_the_header_of_the_weights(digits, tmp_path):
     header = Header(
         kind="defense",
         component=trained.component,
+        architecture=trained.component,
         dataset="digits",
         fields={k: v for k, v in trained.settings.items() if k != "weights"},
-        trained_on=trained.trained_on,
+        trained_on=trained.trained_on[0],
         command="",
         seed=0,
         commit="",
@@ -151,7 +152,12 @@ def test_fields_come_from_the_header_of_the_weights(digits, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, trained.net.state_dict(), header)
     loaded = SplitVQVAE(weights=str(path))
-    assert (loaded.grid, loaded.size, loaded.codes, loaded.trained_on) == (2, 8, 20, "clean")
+    assert (loaded.grid, loaded.size, loaded.codes, str(loaded.trained_on[0])) == (
+        2,
+        8,
+        20,
+        "clean",
+    )
     assert torch.equal(loaded.purified(digits[0]), trained.purified(digits[0]))
 
 

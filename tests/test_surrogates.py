@@ -10,6 +10,7 @@ from defend.benchmarks.components import Components
 from defend.benchmarks.surrogates import Surrogates, default_surrogate
 from defend.errors import DefendError
 from defend.loading import load
+from defend.trained_on import read_trained_on
 from defend.weights import zoo
 
 
@@ -21,7 +22,8 @@ def components():
 def zoo_row(**fields):
     """Return a row of the zoo with other fields, marked as a surrogate of split-vqvae."""
     row = next(iter(zoo.read_zoos().values()))
-    common = {"kind": "defense", "component": "split-vqvae", "dataset": "digits"}
+    name = "split-vqvae"
+    common = {"kind": "defense", "component": name, "architecture": name, "dataset": "digits"}
     return replace(row, **(common | {"surrogate": True, "fields": {}} | fields))
 
 
@@ -34,7 +36,7 @@ def put_trained(components, monkeypatch, spec, loaded_as, trained_on="clean"):
     """Let the spec stand for an untrained purifier that says it was trained."""
     purifier = load(loaded_as, "defense", components.data)
     member = getattr(purifier, "members", [purifier])[0]
-    member.fitted_on = trained_on
+    member.fitted_on = read_trained_on(trained_on)
     monkeypatch.setitem(components._loaded, ("defense", spec), purifier)
     return member
 
@@ -114,13 +116,16 @@ def test_the_surrogate_with_the_most_equal_fields_is_taken(
 def test_a_surrogate_trained_on_the_same_images_is_nearer(
     components, monkeypatch, trained_on, nearest
 ):
-    rows = {"a": zoo_row(trained_on="clean"), "b": zoo_row(trained_on="corrupted")}
+    rows = {
+        "a": zoo_row(trained_on=read_trained_on("clean")),
+        "b": zoo_row(trained_on=read_trained_on("corrupted")),
+    }
     set_zoo(monkeypatch, rows)
     untrained = "split-vqvae:weights=untrained,hidden=8,codes=9"
     member = put_trained(components, monkeypatch, "split-vqvae", untrained, trained_on)
     expected = (f"split-vqvae:weights={nearest}+convnet",)
     assert default_surrogate(components, "convnet", "split-vqvae") == Surrogates(expected, "")
-    member.fitted_on = "adversarial(pgd, 0.1, convnet)"
+    member.fitted_on = read_trained_on("adversarial(pgd, 0.1, convnet)")
     note = default_surrogate(components, "convnet", "split-vqvae").note
     assert note.endswith("has trained_on=clean (not adversarial(pgd, 0.1, convnet))")
 

@@ -13,6 +13,7 @@ from untrained_classifiers import untrained
 from defend.classifiers.torchvision import TorchvisionModel
 from defend.errors import BadParameter, BadWeights, DefendError, MissingData
 from defend.loading import load
+from defend.trained_on import TrainedOn
 from defend.weights.header import Header, save_weights
 
 MODEL = "squeezenet1_1"
@@ -56,7 +57,7 @@ def test_a_local_file_fills_the_network(state, suffix, tmp_path):
     std = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
     torch.testing.assert_close(classifier.network(x), plain((x - mean) / std))
     assert classifier.weights_sha256 == {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert classifier.trained_on == "unknown"
+    assert str(classifier.trained_on[0]) == "unknown"
 
 
 def test_weights_in_the_hub_cache_are_loaded_by_name(tmp_path, monkeypatch):
@@ -70,7 +71,7 @@ def test_weights_in_the_hub_cache_are_loaded_by_name(tmp_path, monkeypatch):
     by_name = load_model("IMAGENET1K_V1", classes=1000)
     first_layer = by_default.net.state_dict()["1.features.0.weight"]
     assert torch.equal(first_layer, imagenet["features.0.weight"])
-    assert by_default.trained_on == "clean"
+    assert str(by_default.trained_on[0]) == "clean"
     assert by_default.weights_sha256.keys() == {"DEFAULT"}
     assert set(by_default.weights_sha256.values()) == set(by_name.weights_sha256.values())
 
@@ -93,9 +94,10 @@ def test_a_file_of_defend_train_is_read_by_its_header(tmp_path):
     header = Header(
         kind="classifier",
         component="torchvision",
+        architecture="torchvision",
         dataset="d",
         fields={k: v for k, v in fitted.settings.items() if k != "weights"},
-        trained_on="clean",
+        trained_on=TrainedOn(kind="clean"),
         command="defend train",
         seed=0,
         commit="",
@@ -103,7 +105,7 @@ def test_a_file_of_defend_train_is_read_by_its_header(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, fitted.net.state_dict(), header)
     classifier = load(f'torchvision:weights="{path}",model={MODEL}', "classifier")
-    assert (classifier.size, classifier.classes, classifier.trained_on) == (64, 5, "clean")
+    assert (classifier.size, classifier.classes, str(classifier.trained_on[0])) == (64, 5, "clean")
     x = classifier.example(2)
     assert torch.equal(classifier.network(x), fitted.network(x))
 

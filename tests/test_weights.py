@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from defend.errors import BadWeights, DefendError, UnknownName
+from defend.trained_on import TrainedOn
 from defend.weights.header import Header, file_sha256, load_tensors, read_header, save_weights
-from defend.weights.zoo import find_weights, read_zoos
+from defend.weights.zoo import Wanted, find_weights, read_zoos
 
 NET = {"scale": torch.tensor([2.0]), "codes": torch.linspace(0, 1, 7, dtype=torch.float16)}
 HEADER = Header(
     kind="defense",
     component="vq",
+    architecture="vq",
     dataset="mnist",
     fields={"codes": 300, "grid": 2},
-    trained_on="clean",
+    trained_on=TrainedOn(kind="clean"),
     command="defend train vq",
     seed=0,
     commit="abc",
@@ -45,8 +47,9 @@ def toml(path, **row):
         "fields": dict(header.fields),
         **row,
     }
-    for name in ("kind", "component", "dataset", "trained_on", "command", "seed"):
+    for name in ("kind", "component", "dataset", "command", "seed"):
         table[name] = getattr(header, name)
+    table["trained_on"] = str(header.trained_on)
     fields = table.pop("fields")
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items()]
     lines += [f"fields.{key} = {json.dumps(value)}" for key, value in fields.items()]
@@ -79,7 +82,10 @@ def zoo(tmp_path, install):
 
 
 def find(name="auto", dataset="mnist", **fields):
-    return find_weights("defense", "vq", name, dataset, fields)
+    wanted = Wanted(
+        kind="defense", component="vq", architecture="vq", dataset=dataset, fields=fields
+    )
+    return find_weights(name, wanted)
 
 
 DEFAULT = {"default": True}
@@ -195,8 +201,8 @@ def test_a_contradicting_field_is_an_error(tmp_path):
         find(str(path), codes=500, grid=2)
 
 
-@pytest.mark.parametrize("changes", [{"component": "vae"}, {"kind": "classifier"}], ids=str)
-def test_weights_of_another_component_are_refused(tmp_path, changes):
+@pytest.mark.parametrize("changes", [{"architecture": "vae"}, {"kind": "classifier"}], ids=str)
+def test_weights_of_another_architecture_are_refused(tmp_path, changes):
     path = saved(tmp_path / "mine.safetensors", **changes)
     message = (
         r"expected weights of the defense 'vq', got weights of the (defense 'vae'|classifier 'vq')"

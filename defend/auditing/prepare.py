@@ -210,7 +210,7 @@ def _describe_subject(
         declared_gradient=purifier.card.gradient,
         eot=budget.eot,
         draws=budget.score_draws,
-        trained_on=purifier.trained_on,
+        trained_on=" + ".join(map(str, purifier.trained_on)) or None,
         versions={"defend": version("defend"), "torch": str(torch.__version__)},
     )
 

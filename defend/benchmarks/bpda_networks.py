@@ -20,6 +20,7 @@ from defend.errors import BadParameter, BadWeights
 from defend.files import cache_folder
 from defend.hashing import cache_key, tensor_sha256
 from defend.learned import Frozen
+from defend.trained_on import TrainedOn
 from defend.training.bpda_network import (
     IMAGES,
     RECIPE,
@@ -137,9 +138,10 @@ class BPDANetworks:
         header = Header(
             kind="imitation",
             component=str(component_key(purifier, "defense"))[:500],
+            architecture="bpda-network",
             dataset=components.dataset_name,
             fields={"relative_error": error},
-            trained_on=f"clean, and moved by {self._eps():.6g}",
+            trained_on=TrainedOn(kind="adversarial", norm="Linf", eps=self._eps()),
             command="",
             seed=0,
             commit="",

@@ -80,7 +80,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "access": attack.card.access,
         "stochastic": defense.card.stochastic,
         "declared_gradient": defense.card.gradient,
-        "trained_on": defense.trained_on,
+        "trained_on": " + ".join(map(str, defense.trained_on)) or None,
         "images": data.count(cell.split),
         "classes": data.classes,
         "claim_eps": data.card.claim.get(cell.norm),

@@ -87,11 +87,11 @@ def _with_weights(spec: Spec, entry: ZooEntry) -> Spec:
 def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
     """Return the surrogate weights of the same component that differ in the fewest fields."""
     own_weights = set(member.weights_sha256.values())
-    wanted = ("defense", member.component, dataset)
+    wanted = ("defense", member.architecture or member.component, dataset)
     entries = [
         entry
         for entry in zoo.read_zoos().values()
-        if entry.surrogate and (entry.kind, entry.component, entry.dataset) == wanted
+        if entry.surrogate and (entry.kind, entry.architecture, entry.dataset) == wanted
     ]
     others = [entry for entry in entries if entry.sha256 not in own_weights]
     return min(others, key=lambda entry: len(_different_fields(entry, member)), default=None)
@@ -102,7 +102,7 @@ def _different_fields(entry: ZooEntry, member: Learned) -> list[str]:
 
     A network trained on other images says less than one trained alike.
     """
-    own = {**member.settings, "trained_on": member.trained_on}
+    own = {**member.settings, "trained_on": member.trained_on[0]}
     fields = {**entry.fields, "trained_on": entry.trained_on}
     return [
         f"{name}={value} (not {own[name]})"

@@ -20,6 +20,7 @@ from defend.classifiers.torchvision_weights import (
 )
 from defend.errors import BadParameter, BadWeights, suggest_names
 from defend.learned import Frozen
+from defend.trained_on import TrainedOn
 from defend.training.recipes import fit_classifier
 from defend.weights.header import WeightsFile
 from defend.weights.zoo import read_zoos
@@ -81,10 +82,14 @@ class TorchvisionModel(Classifier):
         """Return a file of torchvision or of the user, or None if `defend train` wrote it."""
         if self.weights in ("DEFAULT", *weight_names(self.model)):
             path = fetch_hub_file(self.model, self.weights)
-            return external_weights(self.weights, path, dataset="imagenet", trained_on="clean")
+            return external_weights(
+                self.weights, path, dataset="imagenet", trained_on=TrainedOn(kind="clean")
+            )
         path = Path(self.weights)
         if path.is_file() and not has_header(path):
-            return external_weights(self.weights, path, dataset="unknown", trained_on="unknown")
+            return external_weights(
+                self.weights, path, dataset="unknown", trained_on=TrainedOn(kind="unknown")
+            )
         return None
 
     def _build(self) -> Frozen:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defend.errors import BadWeights, MissingData, one_line
+from defend.trained_on import TrainedOn
 from defend.weights.header import Header, WeightsFile, file_sha256, read_header
 
 TIMEOUT = 10.0  # seconds without a byte until the hub counts as unreachable
@@ -72,11 +73,12 @@ def socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(previous)
 
 
-def external_weights(name: str, path: Path, dataset: str, trained_on: str) -> WeightsFile:
+def external_weights(name: str, path: Path, dataset: str, trained_on: TrainedOn) -> WeightsFile:
     """Return a hashed file with the header that records need."""
     header = Header(
         kind="classifier",
         component="torchvision",
+        architecture="torchvision",
         dataset=dataset,
         fields={},
         trained_on=trained_on,

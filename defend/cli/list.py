@@ -73,7 +73,7 @@ def _weights_row(entry: ZooEntry) -> Row:
         "name": entry.name,
         "dataset": entry.dataset,
         "default": entry.default,
-        "trained_on": entry.trained_on,
+        "trained_on": str(entry.trained_on),
         "package": entry.source,
     }
 

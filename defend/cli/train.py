@@ -81,7 +81,7 @@ def train(
     header = make_header(learner, kind, data, command, recipe)
     summary = store_weights(learner, val, out, header, float32)
     resume.unlink(missing_ok=True)
-    click.echo(f"wrote {out}: {summary}, trained on {learner.trained_on}", err=True)
+    click.echo(f"wrote {out}: {summary}, trained on {learner.trained_on[0]}", err=True)
 
 
 def untrained_spec(spec: Spec, kind: Kind) -> Spec:
@@ -170,9 +170,10 @@ def make_header(
     return Header(
         kind=kind,
         component=learner.component,
+        architecture=learner.architecture or learner.component,
         dataset=dataset_name(data),
         fields=fields,
-        trained_on=learner.trained_on,
+        trained_on=learner.trained_on[0],
         command=command,
         seed=seed if isinstance(seed, int) else 0,
         commit=_commit(),

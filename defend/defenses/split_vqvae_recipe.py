@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from defend.trained_on import TrainedOn
 from defend.training.recipe import Recipe
 
 
@@ -52,10 +53,16 @@ class RestorerRecipe(Recipe):
         return self.recipe == "denoise" and self.perturbation == "adversarial"
 
     @property
-    def trained_on(self) -> str:
-        """Return the value of `trained_on` in the header of the weights."""
+    def trained_on(self) -> TrainedOn:
+        """Return what the training knows."""
         if self.recipe == "paper":
-            return "clean"
-        if self.adversarial:
-            return f"adversarial(fgsm, Linf {self.amplitude:g}, 3 surrogates)"
-        return "corrupted"
+            return TrainedOn(kind="clean")
+        if not self.adversarial:
+            return TrainedOn(kind="corrupted")
+        return TrainedOn(
+            kind="adversarial",
+            attack="fgsm",
+            norm="Linf",
+            eps=self.amplitude,
+            classifiers={"3 surrogates": ""},
+        )

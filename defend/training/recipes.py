@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.noise import Noise
+from defend.trained_on import ITSELF, TrainedOn
 from defend.training.data import Arrays, Batch, Source, random_crop
 from defend.training.loop import SAVE_EVERY, train
 from defend.training.perturbations import attack_by_pgd
@@ -44,12 +45,17 @@ class ClassifierRecipe(Recipe):
         self.require(self.adversarial_steps >= 1, "adversarial_steps", ">= 1")
 
     @property
-    def trained_on(self) -> str:
-        """Return the value of `trained_on` in the header of the weights."""
+    def trained_on(self) -> TrainedOn:
+        """Return what the training knows."""
         if not self.adversarial:
-            return "clean"
-        budget = f"{self.adversarial_norm} {self.adversarial:g}"
-        return f"adversarial(pgd-{self.adversarial_steps}, {budget}, itself)"
+            return TrainedOn(kind="clean")
+        return TrainedOn(
+            kind="adversarial",
+            attack=f"pgd-{self.adversarial_steps}",
+            norm=self.adversarial_norm,
+            eps=self.adversarial,
+            classifiers={ITSELF: ""},
+        )
 
 
 def fit_classifier(

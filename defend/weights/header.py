@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from defend.errors import BadWeights
+from defend.errors import BadParameter, BadWeights
 from defend.files import write_file
+from defend.trained_on import TrainedOn, read_trained_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,13 @@ class Header:
     """The description that a weights file carries: its component, its data set and its training."""
 
     kind: str  # "defense" or "classifier"
-    component: str
+    component: str  # the one that was trained
+    architecture: str  # the network; every component that declares it may load the file
     dataset: str
-    fields: Mapping[str, Any]
-    trained_on: str  # "clean", "corrupted" or "adversarial(attack, eps, classifiers)"
+    fields: Mapping[str, Any]  # those that shape the network, and the trained values of the others
+    trained_on: TrainedOn
+    started_from: str = ""  # the sha256 of the weights file that training began from
+    package: str = ""  # that registers the component, with its version: "defend 0.1.0"
     command: str
     seed: int
     commit: str
@@ -80,8 +84,14 @@ def read_header(path: Path) -> Header:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         # TypeError and AttributeError: the header is JSON, but not the expected object.
         raise _not_weights(path, f"{type(e).__name__}: {e}") from None
-    _check_fields(path, values)
-    return Header(**values)
+    values = {"architecture": values.get("component"), **values}  # absent before version 0.2
+    _check_names(path, values)
+    try:
+        header = Header(**{**values, "trained_on": read_trained_on(values["trained_on"])})
+    except BadParameter as e:
+        raise _not_weights(path, str(e)) from None
+    _check_types(path, header)
+    return header
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -97,27 +107,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_fields(path: Path, values: Mapping[str, Any]) -> None:
-    """Raise BadWeights unless the values are those of all fields of Header, in their types."""
-    types = _field_types()
-    unknown = sorted(set(values) - set(types))
+def _check_names(path: Path, values: Mapping[str, Any]) -> None:
+    """Raise BadWeights for an unknown field, and for a missing one that has no default."""
+    names = [field.name for field in fields(Header)]
+    unknown = sorted(set(values) - set(names))
     if unknown:
         raise BadWeights(
-            f"{path}: expected a header with the fields {', '.join(types)}, got also"
+            f"{path}: expected a header with the fields {', '.join(names)}, got also"
             f" {', '.join(unknown)}; a newer version of defend wrote it: update defend"
         )
-    for name, expected in types.items():
-        if name not in values:
-            raise _not_weights(path, f"the header has no field {name}")
-        if not isinstance(values[name], expected):
-            received = type(values[name]).__name__
-            raise _not_weights(path, f"{name}: expected {expected.__name__}, got {received}")
+    for field in fields(Header):
+        if field.default is MISSING and field.name not in values:
+            raise _not_weights(path, f"the header has no field {field.name}")
 
 
-def _field_types() -> dict[str, type]:
-    """Return the type of each field of Header; a Mapping is a dict in JSON."""
-    hints = get_type_hints(Header)
-    return {name: dict if name == "fields" else hint for name, hint in hints.items()}
+def _check_types(path: Path, header: Header) -> None:
+    """Raise BadWeights for a field of another type than JSON gives it."""
+    types = {"fields": dict, "trained_on": TrainedOn, "seed": int}
+    for field in fields(Header):
+        value, expected = getattr(header, field.name), types.get(field.name, str)
+        if not isinstance(value, expected):
+            received = type(value).__name__
+            raise _not_weights(path, f"{field.name}: expected {expected.__name__}, got {received}")
 
 
 def _not_weights(path: Path, reason: str) -> BadWeights:
@@ -143,8 +154,12 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Header) -> N
     """Write tensors and header as one safetensors file that is complete or absent."""
     from safetensors.torch import save
 
-    fields = {**vars(header), "fields": dict(header.fields)}
-    metadata = {KEY: json.dumps(fields, sort_keys=True)}
+    values = {
+        **vars(header),
+        "fields": dict(header.fields),
+        "trained_on": header.trained_on.to_json(),
+    }
+    metadata = {KEY: json.dumps(values, sort_keys=True)}
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # safetensors' own `save_file` would make a file that only its owner can read.
     write_file(path, save(on_cpu, metadata))

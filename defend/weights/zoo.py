@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.errors import BadWeights, UnknownName, suggest_names
+from defend.trained_on import TrainedOn, read_trained_on
 from defend.weights.header import WeightsFile, file_sha256, read_header
 
 GROUP = "defend.weights"
@@ -34,11 +35,12 @@ class ZooEntry:
     sha256: str
     kind: str
     component: str
+    architecture: str
     dataset: str
     licence: str
     command: str
     seed: int
-    trained_on: str
+    trained_on: TrainedOn
     default: bool = False
     surrogate: bool = False  # retrained for transfer attacks; such an entry is never a default
     size: int = 0
@@ -111,23 +113,38 @@ def _find_package_folder(package: str) -> Path | None:
 
 def _make_entry(name: str, table: Mapping[str, Any], folder: Path, package: str) -> ZooEntry:
     """Return the entry of one table of a zoo.toml. Raise KeyError, TypeError for a wrong table."""
-    fields = {**table, "name": name, "file": folder / table["file"], "source": package}
+    fields = {
+        "architecture": table["component"],  # of the component alone, where none is named
+        **table,
+        "name": name,
+        "file": folder / table["file"],
+        "source": package,
+        "trained_on": read_trained_on(table["trained_on"]),
+    }
     return ZooEntry(**fields)
 
 
-def find_weights(
-    kind: str, component: str, weights: str, dataset: str | None, fields: Mapping[str, Any]
-) -> WeightsFile:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a component asks of a weights file."""
+
+    kind: str
+    component: str
+    architecture: str
+    dataset: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)  # that were set and shape the network
+
+
+def find_weights(weights: str, wanted: Wanted) -> WeightsFile:
     """Return the verified weights file that a component asks for.
 
-    weights: "auto", a name in a zoo, or a path. fields: those that the user set; they choose among
-    the defaults of "auto", and none may contradict the file's header. Raise UnknownName if there is
-    no such name or path, BadWeights if "auto" does not decide, or if the file is damaged or does
-    not fit.
+    weights: "auto", a name in a zoo, or a path. The wanted fields choose among the defaults of
+    "auto", and none may contradict the file's header. Raise UnknownName if there is no such name or
+    path, BadWeights if "auto" does not decide, or if the file is damaged or does not fit.
     """
     entries = read_zoos()
     if weights == "auto":
-        file = _verify_entry(_choose_default(entries, kind, component, dataset, fields))
+        file = _verify_entry(_choose_default(entries, wanted))
     elif weights in entries:
         file = _verify_entry(entries[weights])
     elif Path(weights).is_file():
@@ -136,9 +153,9 @@ def find_weights(
             name=weights, path=path, sha256=file_sha256(path), header=read_header(path)
         )
     else:
-        candidates = _select_component(entries, kind, component)
-        raise UnknownName(_describe_unknown_weights(component, weights, candidates))
-    _check_fits(file, kind, component, fields)
+        candidates = _select_architecture(entries, wanted)
+        raise UnknownName(_describe_unknown_weights(wanted.component, weights, candidates))
+    _check_fits(file, wanted)
     return file
 
 
@@ -152,9 +169,13 @@ def _verify_entry(entry: ZooEntry) -> WeightsFile:
     )
 
 
-def _select_component(entries: Mapping[str, ZooEntry], kind: str, component: str) -> list[ZooEntry]:
-    """Return the entries that hold weights of this component."""
-    return [e for e in entries.values() if (e.kind, e.component) == (kind, component)]
+def _select_architecture(entries: Mapping[str, ZooEntry], wanted: Wanted) -> list[ZooEntry]:
+    """Return the entries that hold weights of this architecture."""
+    return [
+        e
+        for e in entries.values()
+        if (e.kind, e.architecture) == (wanted.kind, wanted.architecture)
+    ]
 
 
 def _describe_unknown_weights(component: str, weights: str, entries: Iterable[ZooEntry]) -> str:
@@ -169,29 +190,26 @@ def _describe_unknown_weights(component: str, weights: str, entries: Iterable[Zo
     )
 
 
-def _choose_default(
-    entries: Mapping[str, ZooEntry],
-    kind: str,
-    component: str,
-    dataset: str | None,
-    fields: Mapping[str, Any],
-) -> ZooEntry:
+def _choose_default(entries: Mapping[str, ZooEntry], wanted: Wanted) -> ZooEntry:
     """Return the one default for this component, data set and these fields.
 
-    Raise BadWeights if none or several fit.
+    Weights that were trained for the component itself go before others of its architecture. Raise
+    BadWeights if none or several fit.
     """
     on_dataset = [
-        e for e in _select_component(entries, kind, component) if dataset in (None, e.dataset)
+        e for e in _select_architecture(entries, wanted) if wanted.dataset in (None, e.dataset)
     ]
-    fitting = [e for e in on_dataset if all(e.fields.get(k, v) == v for k, v in fields.items())]
+    fitting = [
+        e for e in on_dataset if all(e.fields.get(k, v) == v for k, v in wanted.fields.items())
+    ]
     defaults = [e for e in fitting if e.default]
-    if len(defaults) == 1:
-        return defaults[0]
-    if defaults:
-        raise BadWeights(_describe_ambiguity(component, dataset, defaults))
-    raise BadWeights(
-        _describe_missing_default(kind, component, dataset, fields, on_dataset, fitting)
-    )
+    own = [e for e in defaults if e.component == wanted.component]
+    chosen = own or defaults
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        raise BadWeights(_describe_ambiguity(wanted.component, wanted.dataset, chosen))
+    raise BadWeights(_describe_missing_default(wanted, on_dataset, fitting))
 
 
 def _describe_ambiguity(component: str, dataset: str | None, defaults: Iterable[ZooEntry]) -> str:
@@ -203,19 +221,15 @@ def _describe_ambiguity(component: str, dataset: str | None, defaults: Iterable[
 
 
 def _describe_missing_default(
-    kind: str,
-    component: str,
-    dataset: str | None,
-    fields: Mapping[str, Any],
-    on_dataset: Iterable[ZooEntry],
-    fitting: Iterable[ZooEntry],
+    wanted: Wanted, on_dataset: Iterable[ZooEntry], fitting: Iterable[ZooEntry]
 ) -> str:
     """Return the error of "auto" without a default.
 
     It names the weights that fit, else those of the data set and the way to train some.
     """
+    component, dataset = wanted.component, wanted.dataset
     on = f" on {dataset}" if dataset else ""
-    settings = [f"{key}={value}" for key, value in fields.items()]
+    settings = [f"{key}={value}" for key, value in wanted.fields.items()]
     searched = f"{component}: weights=auto finds nothing trained{', '.join([on, *settings])}"
     names = [e.name for e in fitting if not e.surrogate]
     if names:
@@ -224,25 +238,25 @@ def _describe_missing_default(
     available = ", ".join(e.name for e in on_dataset if not e.surrogate) or "none"
     return (
         f"{searched}; available weights{on}: {available}. Train some with "
-        f"`defend train {kind} {spec} --dataset {dataset or 'D'}`, or write weights=PATH."
+        f"`defend train {wanted.kind} {spec} --dataset {dataset or 'D'}`, or write weights=PATH."
     )
 
 
-def _check_fits(file: WeightsFile, kind: str, component: str, fields: Mapping[str, Any]) -> None:
-    """Raise BadWeights for a file of another component, or a header that contradicts a field."""
+def _check_fits(file: WeightsFile, wanted: Wanted) -> None:
+    """Raise BadWeights for another architecture, or a header that contradicts a field."""
     header = file.header
-    if (header.kind, header.component) != (kind, component):
+    if (header.kind, header.architecture) != (wanted.kind, wanted.architecture):
         raise BadWeights(
-            f"{file.name}: expected weights of the {kind} '{component}', "
-            f"got weights of the {header.kind} '{header.component}'"
+            f"{file.name}: expected weights of the {wanted.kind} '{wanted.architecture}', "
+            f"got weights of the {header.kind} '{header.architecture}'"
         )
     contradictions = [
         f"the file has {key}={header.fields[key]!r}, the spec has {key}={value!r}"
-        for key, value in fields.items()
+        for key, value in wanted.fields.items()
         if key in header.fields and header.fields[key] != value
     ]
     if contradictions:
         raise BadWeights(
-            f"{component}: weights {file.name} contradict the spec: {'; '.join(contradictions)}. "
-            "Leave the field out, or choose other weights."
+            f"{wanted.component}: weights {file.name} contradict the spec: "
+            f"{'; '.join(contradictions)}. Leave the field out, or choose other weights."
         )
