@@ -71,6 +71,13 @@ def test_purify_leaves_out_what_is_no_image_and_names_it(tmp_path):
     assert f"left out 1 of 3: {tmp_path}/in/b.png: no image that can be read" in done.stderr
 
 
+def test_purify_leaves_out_a_picture_that_is_too_large_to_open(tmp_path, monkeypatch):
+    write_picture(tmp_path / "in" / "large.png", (20, 20, 3))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses more than twice as many
+    done = purify("none", tmp_path / "in", out=tmp_path / "out", code=2)
+    assert f"{tmp_path}/in/large.png: no image that can be read" in done.stderr
+
+
 def test_purify_leaves_out_what_cannot_be_written_and_names_it(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     for name in ("a.png", "b.png", "deep/c.png", "e.png"):

@@ -82,7 +82,7 @@ def read_image(path: Path) -> Tensor:
                     f" ({image.mode}); convert it to 8 bits"
                 )
             array = np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
-    except (OSError, UnidentifiedImageError) as e:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
         raise BadParameter(f"{path}: no image that can be read: {e}") from None
     return torch.from_numpy(array.copy()).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 

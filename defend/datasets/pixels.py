@@ -18,7 +18,7 @@ def read_pixels(file: Path, size: int, channels: int) -> np.ndarray:
     """
     try:
         image: Image.Image = default_loader(str(file)).convert("L" if channels == 1 else "RGB")
-    except OSError as e:
+    except (OSError, Image.DecompressionBombError) as e:
         raise MissingData(
             f"{file}: cannot be read as an image ({type(e).__name__}); remove it or copy it anew"
         ) from None
