@@ -35,6 +35,9 @@ class Diffuse(Prior):
     sigma: float = 0.5
     steps: int = 10
 
+    def purify(self, x, noise):
+        return (1 - self.sigma) * x
+
 
 class Restore(Prior):
     """Another use of the same network; its sigma means something else."""
