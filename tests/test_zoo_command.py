@@ -6,13 +6,15 @@ import tomllib
 
 import pytest
 from click.testing import CliRunner
-from shared_prior import ARCHITECTURE, register, write_weights
+from shared_prior import ARCHITECTURE, Diffuse, register, write_weights
 
 from defend.cli import main
 from defend.cli.measuring import measure_component
 from defend.errors import Mismatch
 from defend.loading import load
 from defend.testing.classifier_checks import check_declared_accuracy
+from defend.trained_on import TrainedOn
+from defend.training.recipe import Recipe
 from defend.weights.header import read_header
 from defend.weights.zoo import read_zoo, read_zoos
 
@@ -148,7 +150,7 @@ REFUSED = {  # options after `zoo add FILE --package DIR` -> words of the one li
     ),
     "no folder": (
         ["--licence", "MIT", "--package", "no-such-folder"],
-        "--package no-such-folder: expected the folder of a package, got none",
+        "no-such-folder: expected the folder of a package, got none",
     ),
     "a file that no row names": (
         ["--licence", "MIT", "--name", "stray"],
@@ -212,6 +214,60 @@ def test_a_broken_zoo_is_not_written_to(package, file, content, message):
     code, output = run("add", file, "--licence", "MIT", "--package", package)
     assert code == 2 and message in output
     assert (package / "zoo.toml").read_text() == content
+
+
+# `defend train --zoo`.
+
+
+class TinyRecipe(Recipe):
+    """One pass over few images."""
+
+    trained_on = TrainedOn(kind="clean")
+
+    def loss(self, net, x, y, noise):
+        return net(x).square().mean()
+
+
+def train(*args):
+    args = ["train", *map(str, args), "--dataset", "digits", "-o", "epochs=0.1"]
+    result = CliRunner().invoke(main, args)
+    return result.exit_code, result.output
+
+
+def test_trained_weights_go_straight_into_a_zoo(package, monkeypatch):
+    monkeypatch.setattr(Diffuse, "recipe", TinyRecipe)
+    options = ("--zoo", package, "--licence", "MIT", "--default")
+    code, output = train("diffuse:sigma=0.4", *options)
+    assert code == 0, output
+    assert "added diffuse-digits to" in output
+    assert load("diffuse", dataset="digits").settings["sigma"] == 0.4
+    assert read_zoos()["diffuse-digits"].fields["sigma"] == 0.4
+    assert not list(package.glob("*.resume"))
+
+
+def test_a_file_outside_of_the_zoo_is_copied_there(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(Diffuse, "recipe", TinyRecipe)
+    out = tmp_path / "own-name.safetensors"
+    code, output = train("diffuse", "--zoo", package, "--licence", "MIT", "--out", out)
+    assert code == 0, output
+    assert out.read_bytes() == read_zoos()["own-name"].file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--zoo"], "expected the licence of these weights"),
+        (["--zoo", "--licence", "MIT", "--default"], "first is the default of prior-kit/diffuse"),
+        (["--licence", "MIT"], "--licence and --default belong to a zoo, got no --zoo"),
+    ],
+    ids=["no licence", "a second default", "no zoo"],
+)
+def test_a_zoo_is_checked_before_training(package, file, monkeypatch, options, message):
+    add(file, "--name", "first", "--default")
+    monkeypatch.setattr(Diffuse, "recipe", None)  # training would be another error
+    zoo = ["--zoo", package] if "--zoo" in options else []
+    code, output = train("diffuse", *zoo, *(o for o in options if o != "--zoo"))
+    assert code == 2 and message in output
 
 
 # `defend zoo measure`.

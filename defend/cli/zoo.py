@@ -84,6 +84,20 @@ def add(
     report_addition(addition)
 
 
+def plan_addition(
+    folder: Path | None, out: Path, licence: str, default: bool, overwrite: bool
+) -> Addition:
+    """Return the addition of a file that is trained next. Raises BadParameter without a folder."""
+    if folder is None:
+        raise BadParameter(
+            "--licence and --default belong to a zoo, got no --zoo; name the folder of a package "
+            "with --zoo DIR"
+        )
+    return Addition(
+        folder=folder, name=out.stem, licence=licence, default=default, replace=overwrite
+    )
+
+
 def report_addition(addition: Addition) -> None:
     """Print what was added, and what a package needs before the row is read."""
     entry = read_folder(addition.folder, "")[addition.name]

@@ -72,7 +72,7 @@ class Addition:
             )
         if not self.folder.is_dir():
             raise BadParameter(
-                f"--package {self.folder}: expected the folder of a package, got none; create it, "
+                f"{self.folder}: expected the folder of a package, got none; create it, "
                 "or give another one"
             )
 
