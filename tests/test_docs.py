@@ -1,5 +1,6 @@
 """The documents are true: their code runs, their commands exist, their links lead to files."""
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ import tomllib
 from itertools import dropwhile
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,7 @@ class Reader:
         blocks = dropwhile(lambda block: block[1] is None, code_blocks(page))
         for language, title, text in blocks:
             if title:
+                (self.package / title).parent.mkdir(exist_ok=True)
                 (self.package / title).write_text(text)
                 self.unload_modules()
             elif language == "console":
@@ -85,7 +88,8 @@ class Reader:
     def run_defend(self, args):
         if args[0] == "bench":
             args = [*args, "--out", str(self.package / "run"), "--workers", "1"]
-        result = CliRunner().invoke(main, args)
+        with contextlib.chdir(self.package):
+            result = CliRunner().invoke(main, args)
         assert result.exit_code == 0, f"defend {shlex.join(args)}\n{result.output}"
 
 
@@ -154,6 +158,9 @@ def test_commands_and_options_exist(page):
         words = shlex.split(line)
         command = main.get_command(None, words[1])
         assert command, line
+        if isinstance(command, click.Group):  # as in `defend zoo add`
+            command = command.get_command(None, words[2])
+            assert command, line
         options = {o for p in command.params for o in p.opts} | {"--help"}
         used = {w.partition("=")[0] for w in words if w.startswith("-")}
         assert used <= options, line
