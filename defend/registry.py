@@ -16,6 +16,7 @@ from defend.errors import (
     AmbiguousName,
     BadParameter,
     BrokenPlugin,
+    DefendError,
     UnknownName,
     suggest_names,
 )
@@ -186,7 +187,7 @@ def _exports(entry: Entry, cls: type) -> bool:
         return False
     try:
         return entry.load() is cls
-    except BrokenPlugin:
+    except DefendError:
         return False
 
 

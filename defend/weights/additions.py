@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from defend.errors import BadParameter, BadWeights, BrokenPlugin, suggest_names
+from defend.errors import BadParameter, BadWeights, DefendError, suggest_names
 from defend.files import write_file
 from defend.registry import GROUPS, REGISTRY, Entry, Kind
 from defend.spec import write_value
@@ -194,7 +194,7 @@ def architecture_of(entry: Entry) -> str:
     """Return the architecture that a component names; "" if it names none or is broken."""
     try:
         return str(getattr(entry.load(), "architecture", ""))
-    except BrokenPlugin:
+    except DefendError:
         return ""
 
 
