@@ -151,7 +151,7 @@ def test_an_interrupted_command_goes_on_to_the_same_file(tmp_path, monkeypatch):
     complete, take_step = TrainingRun.complete, TrainingRun._take_step
 
     def save_every_step(self, *_):
-        complete(self, 0.0, False)
+        complete(self, 0.0)
 
     def die_at_step_3(self):
         if self.step == 3:

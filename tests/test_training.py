@@ -12,14 +12,14 @@ from train_toys import Killed, brightness_images
 
 from defend.errors import BadParameter
 from defend.numerics import Candidate
+from defend.progress import TrainingProgress
 from defend.training.average import WeightAverage
 from defend.training.data import Arrays, Stream, random_crop
 from defend.training.loop import TrainingRun, train
+from defend.training.objectives import Objective
+from defend.training.options import LoopOptions
 from defend.training.quality import accuracy
-from defend.training.recipe import Recipe
 from defend.training.schedule import cosine, one_cycle
-
-CPU = torch.device("cpu")
 
 
 def make_net():
@@ -37,7 +37,7 @@ def make_net():
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
             nn.Linear(4, 3),
-        ).requires_grad_(False)
+        )
 
 
 def make_linear():
@@ -100,7 +100,7 @@ SOURCES = {
 def test_a_killed_run_resumes_to_the_bit(options, make_source, tmp_path):
     source = make_source()
     defaults = {"epochs": 3, "batch": 16, "precision": "float32", "layout": "channels_last"}
-    recipe = Recipe(**{**defaults, **options})
+    recipe = LoopOptions(**{**defaults, **options})
     undisturbed = make_net()
     train(undisturbed, source, crop_loss, recipe, val_accuracy, progress=False)
 
@@ -118,11 +118,12 @@ def test_a_killed_run_resumes_to_the_bit(options, make_source, tmp_path):
 
 def test_the_measured_precision_and_layout_are_read_from_the_file(tmp_path):
     """Otherwise a resumed run could go on in another precision."""
-    path, recipe = tmp_path / "r", Recipe(epochs=2, batch=16)
+    path, recipe = tmp_path / "r", LoopOptions(epochs=2, batch=16)
 
     def make_run():
-        net = make_net().requires_grad_(True)
-        return TrainingRun(net, Arrays(*brightness_images()), crop_loss, recipe, CPU, None, path)
+        source, objectives = Arrays(*brightness_images()), [Objective("loss", crop_loss)]
+        display = TrainingProgress(False)
+        return TrainingRun(make_net(), source, objectives, recipe, None, path, display, {})
 
     run = make_run()
     run.numerics = Candidate("bfloat16", "channels_last")
@@ -144,10 +145,10 @@ def test_a_file_of_another_run_is_refused(changes, seed, message, tmp_path):
     path = tmp_path / "r"
     options = {"epochs": 3, "batch": 16, "precision": "float32", "layout": "contiguous"}
     arguments = {"resume": path, "save_every": 0, "progress": False}
-    source, recipe = Arrays(*brightness_images()), Recipe(**options)
+    source, recipe = Arrays(*brightness_images()), LoopOptions(**options)
     with pytest.raises(Killed):
         train(make_net(), source, killed_loss({2}), recipe, **arguments)
-    source, recipe = Arrays(*brightness_images(seed=seed)), Recipe(**{**options, **changes})
+    source, recipe = Arrays(*brightness_images(seed=seed)), LoopOptions(**{**options, **changes})
     with pytest.raises(BadParameter, match=message):
         train(make_net(), source, crop_loss, recipe, **arguments)
 
@@ -156,7 +157,7 @@ def test_a_file_of_another_run_is_refused(changes, seed, message, tmp_path):
 def test_a_damaged_resume_file_is_named(content, tmp_path):
     path = tmp_path / "damaged.resume"
     path.write_bytes(content)
-    source, recipe = Arrays(*brightness_images()), Recipe(epochs=1)
+    source, recipe = Arrays(*brightness_images()), LoopOptions(epochs=1)
     with pytest.raises(BadParameter, match=r"damaged\.resume: not a resume file"):
         train(make_net(), source, crop_loss, recipe, resume=path, progress=False)
 
@@ -168,7 +169,7 @@ def test_training_learns_and_leaves_the_network_frozen():
     x, y = brightness_images(300)
     net = make_net()
     loss_before = F.cross_entropy(net.eval()(x), y)
-    recipe = Recipe(epochs=10, batch=30, lr=0.3, precision="float32")
+    recipe = LoopOptions(epochs=10, batch=30, lr=0.3, precision="float32")
     train(net, Arrays(x, y), crop_loss, recipe, progress=False)
     assert F.cross_entropy(net(x), y) < 0.5 * loss_before
     assert not net.training
@@ -179,7 +180,9 @@ def test_training_learns_and_leaves_the_network_frozen():
 def test_it_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    train(make_net(), Arrays(*brightness_images()), crop_loss, Recipe(epochs=1), progress=False)
+    train(
+        make_net(), Arrays(*brightness_images()), crop_loss, LoopOptions(epochs=1), progress=False
+    )
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -187,7 +190,7 @@ def test_one_step_is_that_of_plain_sgd():
     x, y = brightness_images(16)
     fitted, plain = make_linear(), make_linear()
     plain.load_state_dict(fitted.state_dict())
-    recipe = Recipe(
+    recipe = LoopOptions(
         epochs=1,
         batch=16,
         lr=0.1,
@@ -221,7 +224,7 @@ def test_a_step_is_no_longer_than_the_clip_allows():
 
     net = make_linear()
     before = parameters(net)
-    recipe = Recipe(
+    recipe = LoopOptions(
         epochs=1,
         batch=16,
         lr=1.0,
@@ -242,7 +245,7 @@ def test_divergence_is_an_error_and_writes_no_file(tmp_path):
     path, source = tmp_path / "r", Arrays(*brightness_images())
     arguments = {"resume": path, "save_every": 0, "progress": False}
     with pytest.raises(BadParameter, match="lower lr"):
-        train(make_net(), source, infinite_loss, Recipe(epochs=1), **arguments)
+        train(make_net(), source, infinite_loss, LoopOptions(epochs=1), **arguments)
     assert not path.exists()
 
 
@@ -254,7 +257,7 @@ def test_keep_best_keeps_the_epoch_with_the_best_score():
         return next(scores)
 
     net, source = make_net(), Arrays(*brightness_images(48))
-    recipe = Recipe(epochs=3, batch=16, keep="best")
+    recipe = LoopOptions(epochs=3, batch=16, keep="best")
     train(net, source, crop_loss, recipe, scripted_score, progress=False)
     assert states_equal(net.state_dict(), states[1])
     assert not states_equal(states[1], states[2])
@@ -263,18 +266,19 @@ def test_keep_best_keeps_the_epoch_with_the_best_score():
 def test_keep_best_needs_validation_images():
     source = Arrays(*brightness_images(48))
     with pytest.raises(BadParameter, match="keep=best"):
-        train(make_net(), source, crop_loss, Recipe(keep="best"), progress=False)
+        train(make_net(), source, crop_loss, LoopOptions(keep="best"), progress=False)
 
 
 def test_progress_has_a_line_for_each_epoch_on_stderr_unless_it_is_silent(capfd):
     def fit(progress):
-        recipe = Recipe(epochs=2.5, batch=16, precision="float32")
+        recipe = LoopOptions(epochs=2.5, batch=16, precision="float32")
         source = Arrays(*brightness_images(32))
         train(make_net(), source, crop_loss, recipe, val_accuracy, progress=progress)
         return capfd.readouterr()
 
     shown = fit(True)
     lines = shown.err.splitlines()
+    assert lines.pop(0) == "measuring precision and layout..."
     assert [line.split()[:3] for line in lines] == [
         ["epoch", "1/2.5", "loss"],
         ["epoch", "2/2.5", "loss"],
@@ -339,7 +343,7 @@ def test_the_average_follows_running_statistics_and_counters():
 def test_a_gpu_trains_and_resumes(tmp_path):
     path, net = tmp_path / "r", make_net().cuda()
     x, y = brightness_images(300)
-    recipe = Recipe(epochs=10, batch=30, lr=0.3, ema=0.9)
+    recipe = LoopOptions(epochs=10, batch=30, lr=0.3, ema=0.9)
     arguments = {"resume": path, "save_every": 0, "progress": False}
     with pytest.raises(Killed):
         train(net, Arrays(x, y), killed_loss({60}), recipe, **arguments)

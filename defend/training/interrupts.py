@@ -41,6 +41,7 @@ class HeldInterrupts:
     def check(self) -> None:
         """Raise KeyboardInterrupt if Control-C was pressed."""
         if self._pending:
+            self._pending = False
             raise KeyboardInterrupt
 
     @contextmanager
