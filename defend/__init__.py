@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from defend.purifier import Card as Card
     from defend.purifier import LearnedPurifier as LearnedPurifier
     from defend.purifier import Purifier as Purifier
+    from defend.recomputation import recomputed as recomputed
     from defend.target import Target as Target
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "loading": ("load",),
     "noise": ("Noise",),
     "purifier": ("Card", "LearnedPurifier", "Purifier"),
+    "recomputation": ("recomputed",),
     "target": ("Target",),
 }
 __all__ = sorted(itertools.chain.from_iterable(_HOMES.values()))

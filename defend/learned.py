@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Protocol, dataclass_transform
 import torch
 from torch import nn
 
-from defend.errors import BadParameter, BadWeights, one_line
+from defend.errors import BadParameter, BadWeights, one_line, suggest_names
 from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
-from defend.weights.zoo import Wanted, find_weights
+from defend.weights.zoo import Wanted, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
 
@@ -168,9 +168,18 @@ class Learned(Configured):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        unknown = sorted(set(cls.uses) - set(cls.__dataclass_fields__))
+        if isinstance(cls.uses, str):  # a text is a collection of its letters
+            raise BadParameter(
+                f"{cls.__name__}: expected a set of names of fields in uses, got {cls.uses!r}; "
+                f"write uses = frozenset({{{cls.uses!r}}})"
+            )
+        cls.uses = frozenset(cls.uses)
+        unknown = sorted(cls.uses - set(cls.__dataclass_fields__))
         if unknown:
-            raise BadParameter(f"{cls.__name__}: uses names {', '.join(unknown)}, not a field")
+            raise BadParameter(
+                f"{cls.__name__}: expected names of fields in uses, got {', '.join(unknown)}."
+                f"{suggest_names(unknown[0], cls.__dataclass_fields__)}"
+            )
 
     def __new__(cls, **fields: Any) -> Any:
         """Remember the fields that the caller sets."""
@@ -228,10 +237,12 @@ class Learned(Configured):
         self.weights = self.file.name
         header = self.file.header
         adopted = set(type(self).fields()) - {"weights"} - set(self._set_fields)
-        if header.component != self.component:
+        if not is_same_component(header.component, self.component):
             adopted -= self.uses
         for name in adopted & set(header.fields):
-            setattr(self, name, header.fields[name])
+            value = header.fields[name]
+            as_tuple = isinstance(value, list) and isinstance(getattr(self, name, None), tuple)
+            setattr(self, name, tuple(value) if as_tuple else value)  # JSON has no tuples
 
     def _wanted(self) -> Wanted:
         shaping = set(type(self).fields()) - {"weights"} - self.uses

@@ -16,6 +16,7 @@ from defend.errors import (
     AmbiguousName,
     BadParameter,
     BrokenPlugin,
+    DefendError,
     UnknownName,
     suggest_names,
 )
@@ -173,10 +174,21 @@ class Registry:
     def component(self, kind: Kind, cls: type) -> str:
         """Return the name that weights of a class carry; its own name if it is not registered."""
         target = f"{cls.__module__}:{cls.__qualname__}"
-        for entry in self.entries(kind):
-            if entry.target == target:
-                return entry.component
-        return cls.__qualname__
+        entries = self.entries(kind)
+        named = [entry for entry in entries if entry.target == target]
+        # A class that is named by another module, and that module is imported only then.
+        named = named or [entry for entry in entries if _exports(entry, cls)]
+        return named[0].component if named else cls.__qualname__
+
+
+def _exports(entry: Entry, cls: type) -> bool:
+    """Return True if an entry point of the class's package names it by another module."""
+    if entry.package != cls.__module__.partition(".")[0]:
+        return False
+    try:
+        return entry.load() is cls
+    except DefendError:
+        return False
 
 
 REGISTRY = Registry()

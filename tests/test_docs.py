@@ -1,6 +1,8 @@
 """The documents are true: their code runs, their commands exist, their links lead to files."""
 
 import inspect
+import contextlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ from importlib import import_module
 from itertools import dropwhile
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -27,6 +30,12 @@ PIP = [sys.executable, "-m", "pip", "install", "-q"]
 OFFLINE = ["--no-deps", "--no-build-isolation", "--no-index"]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."]
 MOST_LINES = 25  # of the plugin in the README
+HUB_NAME = "google/ddpm-cifar10-32"  # a model that tests do not download
+HAS_DIFFUSERS = importlib.util.find_spec("diffusers") is not None
+MISSING_EXTRA = (
+    "expected the package diffusers, which is not installed;"
+    " type `pip install 'defend-denoise[diffusion]'`"
+)
 
 
 def page_id(page):
@@ -51,6 +60,7 @@ class Reader:
         blocks = dropwhile(lambda block: block[1] is None, code_blocks(page))
         for language, title, text in blocks:
             if title:
+                (self.package / title).parent.mkdir(exist_ok=True)
                 (self.package / title).write_text(text)
                 self.unload_modules()
             elif language == "console":
@@ -88,8 +98,31 @@ class Reader:
     def run_defend(self, args):
         if args[0] == "bench":
             args = [*args, "--out", str(self.package / "run"), "--workers", "1"]
-        result = CliRunner().invoke(main, args)
-        assert result.exit_code == 0, f"defend {shlex.join(args)}\n{result.output}"
+        needs_extra = any(HUB_NAME in arg for arg in args)
+        if needs_extra and HAS_DIFFUSERS:
+            args = [arg.replace(HUB_NAME, self.save_tiny_model()) for arg in args]
+        with contextlib.chdir(self.package):
+            result = CliRunner().invoke(main, args)
+        if needs_extra and not HAS_DIFFUSERS:
+            assert (result.exit_code, MISSING_EXTRA in result.output) == (2, True), result.output
+        else:
+            assert result.exit_code == 0, f"defend {shlex.join(args)}\n{result.output}"
+
+    def save_tiny_model(self):
+        """Return a folder with a small model of the same class as that on the hub."""
+        from diffusers import UNet2DModel
+
+        torch.manual_seed(0)
+        model = UNet2DModel(
+            sample_size=32,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+        model.save_pretrained(self.site / "tiny")
+        return str(self.site / "tiny")
 
 
 @pytest.fixture
@@ -146,6 +179,11 @@ def test_the_signatures_of_the_training_page():
     assert checked > 15
 
 
+def test_the_tutorial_quotes_the_error_of_a_missing_extra():
+    text = " ".join((ROOT / "docs/write-a-plugin.md").read_text().split())
+    assert MISSING_EXTRA in text
+
+
 def test_the_plugin_of_the_readme(reader):
     reader.follow("README.md")
     lines = 0
@@ -200,6 +238,9 @@ def test_commands_and_options_exist(page):
         words = shlex.split(line)
         command = main.get_command(None, words[1])
         assert command, line
+        if isinstance(command, click.Group):  # as in `defend zoo add`
+            command = command.get_command(None, words[2])
+            assert command, line
         options = {o for p in command.params for o in p.opts} | {"--help"}
         used = {w.partition("=")[0] for w in words if w.startswith("-")}
         assert used <= options, line

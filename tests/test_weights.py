@@ -265,7 +265,7 @@ def test_a_file_that_cannot_be_read_is_not_called_a_foreign_one(tmp_path):
 
 def saved_header(path, **changes):
     """Write a file whose header has these values; None leaves a field out."""
-    values = {**vars(HEADER), **changes}
+    values = {**vars(HEADER), "trained_on": HEADER.trained_on.to_json(), **changes}
     written = json.dumps({name: value for name, value in values.items() if value is not None})
     header = json.dumps({"__metadata__": {"defend": written}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)

@@ -17,7 +17,7 @@ from torch import nn
 
 from defend.chain import Chain, members_of
 from defend.hashing import tensor_sha256
-from defend.learned import Frozen, Learned
+from defend.learned import Frozen, Learned, find_networks
 from defend.registry import GROUPS, HOME, REGISTRY, Kind
 from defend.weights.header import file_sha256
 
@@ -52,10 +52,10 @@ def is_undefended(purifier: Any) -> bool:
 def content_hash(component: Any) -> str:
     """Return the hash of what no setting and no header of weights shows, "" if there is none.
 
-    These are tensors, arrays and networks among its attributes, and files that its settings name:
-    a network trained anew into the same file is another purifier.
+    These are tensors, arrays and networks among its attributes, networks in objects below them,
+    and files that its settings name: a network trained anew into the same file is another purifier.
     """
-    tensors = list(_tensors(_attributes(component)))
+    tensors = [*_tensors(_attributes(component)), *_tensors(_networks_in_objects(component))]
     files = _named_files(component)
     if not tensors and not files:
         return ""
@@ -69,6 +69,24 @@ def _attributes(component: Any) -> dict[str, Any]:
     if not isinstance(component, Learned):
         return attributes
     return {k: v for k, v in attributes.items() if not isinstance(v, Frozen)}
+
+
+def _networks_in_objects(component: Any) -> list[nn.Module]:
+    """Return the networks that no container among the attributes holds, but a partial or a foreign
+    object does.
+    """
+    held = _networks(vars(component))
+    inner = {id(module) for network in held for module in network.modules()}
+    return [network for network in find_networks(component) if id(network) not in inner]
+
+
+def _networks(value: Any) -> Iterator[nn.Module]:
+    """Yield the networks in mappings, lists and tuples."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _networks(item)
 
 
 def _named_files(component: Any) -> list[Path]:

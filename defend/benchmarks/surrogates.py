@@ -8,9 +8,9 @@ from defend.benchmarks.components import Components
 from defend.benchmarks.suite import Suite
 from defend.chain import members_of
 from defend.learned import Learned
-from defend.spec import Spec, parse
+from defend.spec import Spec, Value, parse
 from defend.weights import zoo
-from defend.weights.zoo import ZooEntry
+from defend.weights.zoo import ZooEntry, as_json
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def default_surrogate(components: Components, classifier: str, defense: str) -> 
                 f"no zoo has weights of {spec.name} on {components.dataset_name} marked"
                 " `surrogate`: give --surrogate DEFENSE+C",
             )
-        specs.append(str(_with_weights(spec, entry)))
+        specs.append(str(_with_weights(spec, entry, member)))
         if different := _different_fields(entry, member):
             text = ", ".join(different)
             differences.append(f"{entry.name}, the nearest marked `surrogate`, has {text}")
@@ -78,10 +78,19 @@ def _before_another_classifier(components: Components, classifier: str, defense:
     return Surrogates((f"{defense}+{other.component}:weights={other.name}",))
 
 
-def _with_weights(spec: Spec, entry: ZooEntry) -> Spec:
-    """Return the spec with the entry's weights, and without the fields that they decide."""
-    params = [p for p in spec.params if p[0] != "weights" and p[0] not in entry.fields]
-    return Spec(spec.name, tuple(sorted((*params, ("weights", entry.name)))))
+def _with_weights(spec: Spec, entry: ZooEntry, member: Learned) -> Spec:
+    """Return the spec with the entry's weights, without the fields that they decide.
+
+    It is used as the member is: at the same noise level, with as many steps.
+    """
+    decided = {"weights", *entry.fields} - member.uses
+    params = {name: value for name, value in spec.params if name not in decided}
+    params["weights"] = entry.name
+    for name in member.uses:
+        value = getattr(member, name)
+        if isinstance(value, Value):
+            params[name] = value
+    return Spec(spec.name, tuple(sorted(params.items())))
 
 
 def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
@@ -100,14 +109,15 @@ def _trained_anew(member: Learned, dataset: str) -> ZooEntry | None:
 def _different_fields(entry: ZooEntry, member: Learned) -> list[str]:
     """Return the fields that differ, as grid=2 (not 1), and what it was trained on.
 
-    A network trained on other images says less than one trained alike.
+    The trained values of uses are left out, because the surrogate is used as the member is. A
+    network trained on other images says less than one trained alike.
     """
     own = {**member.settings, "trained_on": member.trained_on[0]}
     fields = {**entry.fields, "trained_on": entry.trained_on}
     return [
         f"{name}={value} (not {own[name]})"
         for name, value in sorted(fields.items())
-        if name in own and own[name] != value
+        if name in own and name not in member.uses and as_json(own[name]) != value
     ]
 
 

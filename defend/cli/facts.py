@@ -27,12 +27,26 @@ def describe_component(entry: Entry, params: dict[str, Any]) -> dict[str, Any]:
         "source": _source_location(component_type),
         "card": _describe_card(component_type),
         "fields": _describe_fields(component_type, entry, params),
+        **_describe_network(component_type, entry),
         "weights": {
-            weights.name: _summarise_weights(weights)
+            weights.name: _summarise_weights(weights, entry.component)
             for weights in read_zoos().values()
-            if (weights.kind, weights.component) == (entry.kind, entry.component)
+            if (weights.kind, weights.architecture) == (entry.kind, _architecture(entry))
         },
     }
+
+
+def _architecture(entry: Entry) -> str:
+    """Return the network of a component: the one that it names, or its own."""
+    return getattr(entry.load(), "architecture", "") or entry.component
+
+
+def _describe_network(component_type: Any, entry: Entry) -> dict[str, Any]:
+    """Return the architecture and the fields that are free at load, for learned components."""
+    if not hasattr(component_type, "architecture"):
+        return {}
+    uses = sorted(component_type.uses)
+    return {"architecture": _architecture(entry), **({"uses": uses} if uses else {})}
 
 
 def describe_weights(name: str) -> dict[str, Any]:
@@ -75,9 +89,11 @@ def _describe_fields(
     return fields
 
 
-def _summarise_weights(entry: ZooEntry) -> str:
+def _summarise_weights(entry: ZooEntry, component: str) -> str:
+    """Return one line on weights. component: the one that is shown, which may load another's."""
+    source = "" if entry.component == component else f"of {entry.component} "
     parts = [
-        f"on {entry.dataset}",
+        f"{source}on {entry.dataset}",
         f"trained on {entry.trained_on} images",
         f"licence {entry.licence}",
     ]

@@ -71,6 +71,7 @@ def _weights_row(entry: ZooEntry) -> Row:
         "kind": WEIGHTS,
         "for": f"{entry.kind} {entry.component}",
         "name": entry.name,
+        "architecture": entry.architecture if entry.architecture != entry.component else "",
         "dataset": entry.dataset,
         "default": entry.default,
         "trained_on": str(entry.trained_on),
@@ -91,7 +92,8 @@ def _make_table(title: str, rows: list[Row]) -> Any:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    columns = [name for name in rows[0] if name not in _ONLY_IN_JSON]
+    printed = [name for name in rows[0] if name not in _ONLY_IN_JSON]
+    columns = [name for name in printed if any(_format(row[name]) for row in rows)]
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:

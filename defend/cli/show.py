@@ -53,7 +53,7 @@ def print_facts(facts: dict[str, Any]) -> None:
 
 def _format_lines(value: Any) -> list[str]:
     if not isinstance(value, dict):
-        return [str(value)]
+        return [_format(value)]
     return [f"{key}: {_format(item)}" for key, item in value.items()] or ["none"]
 
 

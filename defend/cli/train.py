@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.common import data_root_option, device_option, resolve_component
+from defend.cli.zoo import default_option, licence_option, plan_addition, report_addition
 from defend.errors import BadParameter
 from defend.files import checkout, ensure_writable
 from defend.registry import REGISTRY, Kind
 from defend.spec import Spec, Value, parse_single, read_value, write_value
+from defend.weights.additions import add_weights
 
 if TYPE_CHECKING:
     from defend.dataset import Dataset
@@ -46,6 +48,14 @@ USAGE = "defend train [KIND] SPEC --dataset D"
     help="Store 32 bits even if 16 bits give the same quality on validation images.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
+@click.option(
+    "--zoo",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Add the weights to the zoo.toml in this folder of a package, as `defend zoo add` does.",
+)
+@licence_option
+@default_option
 @device_option
 @data_root_option
 def train(
@@ -56,6 +66,9 @@ def train(
     seed: int | None,
     float32: bool,
     overwrite: bool,
+    zoo: Path | None,
+    licence: str,
+    default: bool,
     device: str,
     data_root: str | None,
 ) -> None:
@@ -67,7 +80,11 @@ def train(
     kind, text = resolve_component(words, USAGE)
     recipe = parse_recipe(options, seed)
     spec = spec_to_train(parse_single(text, kind), kind, recipe.get("start"))
-    out = out or default_path(spec, dataset)
+    out = out or (zoo or Path()) / default_path(spec, dataset)
+    addition = None
+    if zoo or licence or default:
+        addition = plan_addition(zoo, out, licence, default, overwrite)
+        addition.check(kind, component_name(kind, text), component_name("dataset", dataset))
     check_output(out, overwrite)
     from defend.loading import load, pick_device  # loads torch, so only after the options are read
     from defend.training.store import store_weights
@@ -83,6 +100,14 @@ def train(
     summary = store_weights(learner, val, out, header, float32, used_recipe)
     resume.unlink(missing_ok=True)
     click.echo(f"wrote {out}: {summary}, trained on {learner.trained_on[0]}", err=True)
+    if addition:
+        add_weights(out, addition)
+        report_addition(addition)
+
+
+def component_name(kind: Kind, spec: str) -> str:
+    """Return the name that weights carry for the component of a spec. Raises UnknownName."""
+    return REGISTRY.entry(kind, parse_single(spec, kind).name).component
 
 
 def spec_to_train(spec: Spec, kind: Kind, start: Value | None) -> Spec:

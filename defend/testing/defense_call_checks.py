@@ -138,23 +138,6 @@ def check_as_module_is_it(p: Purifier) -> None:
     )
 
 
-def check_networks_are_frozen(p: Purifier) -> None:
-    """Fail if a network can be trained, leaves eval mode, or is missing from as_module()."""
-    if not p.networks():
-        raise NotApplicable("it holds no network")
-    module = p.as_module().train()
-    submodules = [m for network in p.networks() for m in network.modules()]
-    assert not any(m.training for m in submodules), (
-        "train() puts its networks into training mode; wrap them in Frozen"
-    )
-    assert not any(w.requires_grad for w in module.parameters()), (
-        "a parameter requires a gradient; wrap the network in Frozen"
-    )
-    held = {id(w) for network in p.networks() for w in network.parameters()}
-    registered = {id(w) for w in module.parameters()}
-    assert held == registered, "as_module() does not register the parameters of networks()"
-
-
 def check_cuda_agrees_with_cpu(p: Purifier) -> None:
     """Fail if more than 1 % of the pixels differ between CPU and GPU.
 

@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from defend.errors import BadWeights, UnknownName, suggest_names
+from defend.errors import AmbiguousName, BadWeights, UnknownName, suggest_names
+from defend.registry import REGISTRY
 from defend.trained_on import TrainedOn, read_trained_on
 from defend.weights.header import WeightsFile, file_sha256, read_header
 
@@ -87,10 +88,19 @@ def read_zoo(package: str) -> dict[str, ZooEntry]:
 
     Raise BadWeights if the file is broken.
     """
-    folder = _find_package_folder(package)
-    if folder is None or not (folder / "zoo.toml").is_file():
-        return {}
+    folder = find_package_folder(package)
+    return read_folder(folder, package) if folder else {}
+
+
+def read_folder(folder: Path, package: str) -> dict[str, ZooEntry]:
+    """Return the entries of the zoo.toml in a folder, none if it has no such file.
+
+    package: the name of the folder's package, "" for a folder that no entry point names. Raise
+    BadWeights if the file is broken.
+    """
     toml = folder / "zoo.toml"
+    if not toml.is_file():
+        return {}
     try:
         tables = tomllib.loads(toml.read_text())
         return {name: _make_entry(name, table, folder, package) for name, table in tables.items()}
@@ -98,7 +108,7 @@ def read_zoo(package: str) -> dict[str, ZooEntry]:
         raise BadWeights(f"{toml}: not a list of weights ({type(e).__name__}: {e})") from None
 
 
-def _find_package_folder(package: str) -> Path | None:
+def find_package_folder(package: str) -> Path | None:
     """Return the folder of a dotted package without importing it.
 
     Return None if the package is not installed.
@@ -113,15 +123,35 @@ def _find_package_folder(package: str) -> Path | None:
 
 def _make_entry(name: str, table: Mapping[str, Any], folder: Path, package: str) -> ZooEntry:
     """Return the entry of one table of a zoo.toml. Raise KeyError, TypeError for a wrong table."""
+    component = _registered_name(table["kind"], table["component"])
     fields = {
-        "architecture": table["component"],  # of the component alone, where none is named
+        "architecture": component,  # of the component alone, where none is named
         **table,
+        "component": component,
         "name": name,
         "file": folder / table["file"],
         "source": package,
         "trained_on": read_trained_on(table["trained_on"]),
     }
     return ZooEntry(**fields)
+
+
+def _registered_name(kind: Any, component: str) -> str:
+    """Return the name that weights carry for the component that a row names.
+
+    A row written by hand may leave out the package: the bare name of a component of another
+    package than `defend` would be found by nothing. A name that nothing or several packages
+    register stays as it is.
+    """
+    try:
+        return REGISTRY.entry(kind, component).component
+    except (UnknownName, AmbiguousName):
+        return component
+
+
+def is_same_component(one: str, other: str) -> bool:
+    """Return True for one component under two names: its package was renamed, or it moved."""
+    return one.rpartition("/")[2] == other.rpartition("/")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,17 +229,31 @@ def _choose_default(entries: Mapping[str, ZooEntry], wanted: Wanted) -> ZooEntry
     on_dataset = [
         e for e in _select_architecture(entries, wanted) if wanted.dataset in (None, e.dataset)
     ]
-    fitting = [
-        e for e in on_dataset if all(e.fields.get(k, v) == v for k, v in wanted.fields.items())
-    ]
+    fitting = [e for e in on_dataset if _agrees(e.fields, wanted.fields)]
     defaults = [e for e in fitting if e.default]
-    own = [e for e in defaults if e.component == wanted.component]
-    chosen = own or defaults
+    chosen = _prefer_own(defaults, wanted.component)
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
         raise BadWeights(_describe_ambiguity(wanted.component, wanted.dataset, chosen))
     raise BadWeights(_describe_missing_default(wanted, on_dataset, fitting))
+
+
+def _agrees(fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Return True if no field contradicts a wanted one."""
+    return all(k not in fields or fields[k] == as_json(v) for k, v in wanted.items())
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON and TOML hold it: a tuple becomes a list."""
+    return [as_json(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _prefer_own(entries: list[ZooEntry], component: str) -> list[ZooEntry]:
+    """Return those that were trained for the component itself, if there are any."""
+    own = [e for e in entries if e.component == component]
+    moved = [e for e in entries if is_same_component(e.component, component)]
+    return own or moved or entries
 
 
 def _describe_ambiguity(component: str, dataset: str | None, defaults: Iterable[ZooEntry]) -> str:
@@ -253,7 +297,7 @@ def _check_fits(file: WeightsFile, wanted: Wanted) -> None:
     contradictions = [
         f"the file has {key}={header.fields[key]!r}, the spec has {key}={value!r}"
         for key, value in wanted.fields.items()
-        if key in header.fields and header.fields[key] != value
+        if key in header.fields and header.fields[key] != as_json(value)
     ]
     if contradictions:
         raise BadWeights(
