@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.noise import Noise
+from defend.purifier import Purifier
 from defend.trained_on import ITSELF, TrainedOn
+from defend.training.behind import STREAM, load_behind, purify_val, trained_behind
 from defend.training.data import Arrays, Batch, Source, random_crop
 from defend.training.loop import SAVE_EVERY, train
 from defend.training.perturbations import attack_by_pgd
@@ -37,12 +39,15 @@ class ClassifierRecipe(Recipe):
     adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
     adversarial_norm: Literal["Linf", "L2"] = "Linf"
     adversarial_steps: int = 10
+    behind: str = ""  # a defense, as in jpeg:quality=60, that purifies all images; "": none
 
     def validate(self) -> None:
         super().validate()
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 <= label_smoothing < 1")
         self.require(self.adversarial >= 0, "adversarial", "an eps >= 0")
         self.require(self.adversarial_steps >= 1, "adversarial_steps", ">= 1")
+        alone = not (self.behind and self.adversarial)
+        self.require(alone, "behind", "no defense beside adversarial, which attacks the network")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -71,7 +76,8 @@ def fit_classifier(
 ) -> None:
     """Train a classifier on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Source.
 
-    val: images and labels whose accuracy is reported after each epoch. resume, save_every: see
+    val: images and labels whose accuracy is reported after each epoch, behind the defense if there
+    is one. resume, save_every: see
     `defend.training.loop.train`. recipe: the fields of ClassifierRecipe. Raises BadParameter for
     unknown options, naming near ones, and for labels that the classifier does not have.
     """
@@ -81,10 +87,13 @@ def fit_classifier(
             f"fit: expected labels below classes={self.classes} of {self.component}, got"
             f" {int(y.max())}; leave the field classes out, or set it to the number of classes"
         )
+    behind = load_behind(options.behind, self)
+    if behind and val:
+        val = purify_val(behind, val, options.seed)
     train(
         self.net,
         as_source(x, y),
-        partial(_loss, recipe=options),
+        partial(_loss, recipe=options, behind=behind),
         options,
         partial(_val_accuracy, val=val, recipe=options) if val else None,
         resume,
@@ -93,6 +102,8 @@ def fit_classifier(
     )
     self.file, self.weights = None, "untrained"  # no file holds these weights yet
     self.fitted_on = options.trained_on
+    if behind:
+        self.fitted_on = trained_behind(options.trained_on, options.behind, behind)
 
 
 def as_source(x: Tensor | Source, y: Tensor | None) -> Source:
@@ -108,12 +119,21 @@ def as_source(x: Tensor | Source, y: Tensor | None) -> Source:
     return Arrays(x, y)
 
 
-def _loss(net: nn.Module, x: Tensor, y: Tensor, noise: Noise, recipe: ClassifierRecipe) -> Tensor:
+def _loss(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    noise: Noise,
+    recipe: ClassifierRecipe,
+    behind: Purifier | None,
+) -> Tensor:
     if recipe.augment != "none":
         flip = recipe.augment == "crop-flip"
         x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
     if recipe.adversarial:
         x = _attack(net, x, y, recipe.adversarial_steps, noise.fork("attack"), recipe)
+    if behind:
+        x = behind.purified(x, noise.fork(STREAM))
     return F.cross_entropy(net(x).float(), y, label_smoothing=recipe.label_smoothing)
 
 
