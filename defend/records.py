@@ -10,17 +10,18 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.spec import parse_single
+from defend.trained_on import TrainedOn
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "records.json"
 CONTROL = "control"  # the null attack, which measures how far a minimum of noise falls by itself
 
@@ -39,6 +40,10 @@ class FlagCode(StrEnum):
     GRADIENT_OF_ONE_DRAW = "gradient_of_one_draw"  # a stochastic defense attacked without EOT
     SCORES_OF_ONE_DRAW = "scores_of_one_draw"  # a stochastic defense searched by single draws
     NOT_FINITE = "not_finite"  # value: the measured field that is no number
+
+
+# Written as the fields that differ from their defaults.
+WrittenTrainedOn = Annotated[TrainedOn, PlainSerializer(TrainedOn.to_json)]
 
 
 class _Model(BaseModel):
@@ -76,6 +81,13 @@ class PipelineHash(_Model):
     defense: str = ""
 
 
+class ScoredWeights(_Model):
+    """The weights files of what was scored: name -> sha256."""
+
+    classifier: Mapping[str, str] = {}
+    defense: Mapping[str, str] = {}
+
+
 class Record(_Model):
     """One cell: what was evaluated, what was measured, and how to find its units.
 
@@ -107,13 +119,15 @@ class Record(_Model):
     access: str  # what the attack needs: "gradient", "scores" or "labels"
     stochastic: bool
     declared_gradient: str
-    trained_on: str | None
+    trained_on: tuple[WrittenTrainedOn, ...]  # of each learned member of the defense
+    classifier_trained_on: tuple[WrittenTrainedOn, ...]
     images: int  # in the whole split
     classes: int
     claim_eps: float | None  # of the data set in this norm
     distinct_images: int  # at most so many of the n: a data set may show the same thing again
     settings: Settings
-    weights: Mapping[str, str]  # name -> sha256
+    weights: Mapping[str, str]  # name -> sha256, of what was scored and what was attacked
+    scored_weights: ScoredWeights
     pipeline: PipelineHash
 
     # How it was computed.

@@ -24,6 +24,7 @@ from defend.auditing.verdict import (
     make_row,
 )
 from defend.errors import BadParameter
+from defend.trained_on import TrainedOn
 
 
 def make_check(weight, name="a check"):
@@ -135,7 +136,8 @@ def make_subject(defense):
         declared_gradient="exact",
         eot=1,
         draws=1,
-        trained_on=None,
+        trained_on=(),
+        classifier_trained_on=(TrainedOn(kind="clean"),),
         versions={},
     )
 
@@ -184,6 +186,7 @@ def test_the_keys_of_the_json_report_stay():
         "eot",
         "draws",
         "trained_on",
+        "classifier_trained_on",
         "versions",
         "clean_accuracy",
         "declared_accuracy",

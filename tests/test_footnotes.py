@@ -1,5 +1,5 @@
 """What stands beside the numbers of a table, so that a reader knows what they are of: draws,
-surrogates, few images, images that are not independent.
+transfers, few images, images that are not independent.
 """
 
 import json
@@ -26,6 +26,7 @@ from defend.datasets.cifar10 import Cifar10
 from defend.datasets.digits import Digits
 from defend.datasets.digits_m import DigitsM, enlarge_digits
 from defend.datasets.mnist import MNIST
+from defend.protocols.evidence import is_from_same_purifier
 from defend.results import table
 from defend.results.claim_text import format_missing
 from defend.results.footnotes import widening
@@ -70,6 +71,59 @@ def test_transfer_by_one_step_alone_meets_no_claim():
     fgsm = record(10, attack="fgsm", knowledge="transfer", surrogate="median+resnet20", **COMPLETE)
     not_transfer = [r for r in complete() if r.knowledge != "transfer"]
     assert missing_codes([*not_transfer, fgsm]) == ["transfer"]
+
+
+JPEG, MEDIAN = {"quality": 60}, {"size": 3}
+QUAD, AGAIN = {"weights": "quad", "grid": 2}, {"weights": "again", "grid": 1}
+
+
+def chain(*members):
+    return {"members": list(members)}
+
+
+# defense, its settings; the attacked defense, its settings; whether the transfer counts
+TRANSFERS = {
+    "the same": ("jpeg", JPEG, "jpeg", JPEG, True),
+    "another field": ("jpeg", JPEG, "jpeg", {"quality": 90}, False),
+    "another purifier": ("jpeg", JPEG, "median", JPEG, False),
+    "no purifier": ("jpeg", JPEG, "none", {}, False),
+    "trained anew": ("split-vqvae", QUAD, "split-vqvae", AGAIN, True),
+    "a chain": ("jpeg+median", chain(JPEG, MEDIAN), "jpeg+median", chain(JPEG, MEDIAN), True),
+    "another order": (
+        "jpeg+median",
+        chain(JPEG, MEDIAN),
+        "median+jpeg",
+        chain(MEDIAN, JPEG),
+        False,
+    ),
+    "a shorter chain": ("jpeg+median", chain(JPEG, MEDIAN), "jpeg", JPEG, False),
+    "nothing beside it": ("none+jpeg", chain({}, JPEG), "jpeg", JPEG, True),
+    "one learned member": (
+        *("jpeg+split-vqvae", chain(JPEG, QUAD)),
+        *("jpeg+split-vqvae", chain(JPEG, AGAIN)),
+        True,
+    ),
+    "one learned member behind another field": (
+        *("jpeg+split-vqvae", chain(JPEG, QUAD)),
+        *("jpeg+split-vqvae", chain({"quality": 90}, AGAIN)),
+        False,
+    ),
+    "weights that no file holds": ("own", {"weights": "a"}, "own", {"weights": "b"}, False),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_a_transfer_counts_if_only_settings_of_learned_members_differ(name):
+    defense, settings, attacked, attacked_settings, counts = TRANSFERS[name]
+    transfer = record(
+        10,
+        defense=defense,
+        knowledge="transfer",
+        surrogate=f"{attacked}+resnet20",
+        settings={"defense": settings, "attacked": {"defense": attacked_settings}},
+        scored_weights={"defense": {"quad": "ab" * 32}},
+    )
+    assert is_from_same_purifier(transfer) is counts
 
 
 # Few images.

@@ -37,7 +37,7 @@ BROKEN = {
         PLAIN.model_dump(mode="json") | {"pipeline": {"attack": "ab"}},
         "pipeline.attack",
     ),
-    "another version": (PLAIN.model_dump(mode="json") | {"schema_version": 3}, "version 3"),
+    "another version": (PLAIN.model_dump(mode="json") | {"schema_version": 4}, "version 4"),
     "a record of the first version": (without("schema_version"), "version 1"),
     "a missing field": (without("claim_eps"), "claim_eps"),
     "a value of another type": (PLAIN.model_dump(mode="json") | {"n": "many"}, "field n"),

@@ -99,7 +99,8 @@ def test_every_string_of_a_plugin_is_escaped(tmp_path, eps):
     """
     flag = Flag(code=FlagCode.NOT_FINITE, value=EVIL)
     facts = {
-        "trained_on": EVIL,
+        "trained_on": [{"kind": "adversarial", "attack": EVIL}],
+        "classifier_trained_on": [{"kind": "clean", "behind": EVIL}],
         "flags": [flag],
         "commit": EVIL,
         "device": EVIL,
@@ -301,6 +302,7 @@ def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
         "surrogates",
         "signs",
         "findings",
+        "training",
         "reading",
     ]
     assert summary["claims"][0].startswith("no claim (missing: oblivious APGD-CE")

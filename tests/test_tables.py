@@ -263,11 +263,12 @@ def test_bpda_heads_the_identity_column():
 
 
 def test_trained_on_has_a_column_when_any_row_has_it():
-    trained = record(50, defense="split-vqvae", trained_on="adversarial(fgsm, 0.3, resnet20)")
+    training = {"kind": "adversarial", "attack": "fgsm", "eps": 0.3}
+    trained = record(50, defense="split-vqvae", trained_on=[training])
     assert "trained on" not in printed([record(50)], width=200)
     for width in (80, 200):
         text = printed([record(50), trained], width=width)
-        assert "trained on" in text and "adversarial(fgsm," in text
+        assert "trained on" in text and "adversarial(fgsm, 0.3)" in text
 
 
 def test_markup_in_a_name_is_text():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from defend.auditing.verdict import WEIGHT_MEANINGS, AuditReport
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.results.html import make_environment
+from defend.results.training_knowledge import format_trained_on
 
 
 def summarise(report: AuditReport) -> str:
@@ -31,11 +33,24 @@ def _format_accuracies(report: AuditReport) -> str:
     )
 
 
+def _describe(report: AuditReport) -> dict[str, Any]:
+    """Return what was audited, with what each training knew in words."""
+    subject = report.subject
+    return {
+        **report.about,
+        "trained_on": format_trained_on(subject.trained_on) or "nothing",
+        "classifier_trained_on": format_trained_on(subject.classifier_trained_on) or "nothing",
+    }
+
+
 def write_page(report: AuditReport, path: Path) -> None:
     """Write the page. Raises BadParameter if the file cannot be written."""
     template = make_environment().get_template("audit.html")
     text = template.render(
-        report=report, summary=summarise(report), weight_meanings=WEIGHT_MEANINGS
+        report=report,
+        about=_describe(report),
+        summary=summarise(report),
+        weight_meanings=WEIGHT_MEANINGS,
     )
     try:
         write_file(path, text)

@@ -60,16 +60,16 @@ def prepare(request: AuditRequest) -> tuple[Context, Subject]:
     components, data = _load_data(request, device)
     loader = ComponentLoader(data, device)
     purifier = loader.defense(request.spec)
-    network = loader.classifier(request.classifier).network
+    classifier = loader.classifier(request.classifier)
     pipeline = _bench_pipeline(request, components)
     surrogates, no_surrogate_reason = _choose_surrogates(request, pipeline)
     budget = budget_for(request.budget, purifier.card.stochastic, request.n)
     _check_cache(pipeline, budget, purifier)
-    context = _make_context(request, loader, purifier, network, budget)
+    context = _make_context(request, loader, purifier, classifier.network, budget)
     context.surrogates = [_load_surrogate(s, loader, context.no_defense) for s in surrogates]
     context.no_surrogate_reason = no_surrogate_reason
     context.bench_pipeline = pipeline
-    return context, _describe_subject(request, context, surrogates)
+    return context, _describe_subject(request, context, classifier, surrogates)
 
 
 def _make_context(
@@ -191,7 +191,10 @@ def _load_surrogate(
 
 
 def _describe_subject(
-    request: AuditRequest, context: Context, surrogates: Sequence[SurrogateInput]
+    request: AuditRequest,
+    context: Context,
+    classifier: Classifier,
+    surrogates: Sequence[SurrogateInput],
 ) -> Subject:
     purifier, budget = context.purifier, context.budget
     return Subject(
@@ -210,7 +213,8 @@ def _describe_subject(
         declared_gradient=purifier.card.gradient,
         eot=budget.eot,
         draws=budget.score_draws,
-        trained_on=" + ".join(map(str, purifier.trained_on)) or None,
+        trained_on=purifier.trained_on,
+        classifier_trained_on=classifier.trained_on,
         versions={"defend": version("defend"), "torch": str(torch.__version__)},
     )
 

@@ -11,6 +11,7 @@ from defend.auditing.thresholds import THRESHOLDS
 from defend.errors import NotApplicable as NotApplicable
 from defend.errors import one_line
 from defend.stats import holm
+from defend.trained_on import TrainedOn
 
 if TYPE_CHECKING:
     from defend.auditing.session import Session
@@ -108,7 +109,8 @@ class Subject:
     declared_gradient: str
     eot: int
     draws: int
-    trained_on: str | None
+    trained_on: tuple[TrainedOn, ...]  # of each learned member of the defense
+    classifier_trained_on: tuple[TrainedOn, ...]
     versions: dict[str, str]
 
 
@@ -142,7 +144,12 @@ class AuditReport:
     @property
     def about(self) -> dict[str, Any]:
         """Return what was audited, the accuracies, and the seconds taken, as in the JSON report."""
-        return {**asdict(self.subject), **asdict(self.accuracies), "seconds": self.seconds}
+        subject = {
+            **asdict(self.subject),
+            "trained_on": [t.to_json() for t in self.subject.trained_on],
+            "classifier_trained_on": [t.to_json() for t in self.subject.classifier_trained_on],
+        }
+        return {**subject, **asdict(self.accuracies), "seconds": self.seconds}
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it.

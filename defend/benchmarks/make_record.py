@@ -14,7 +14,15 @@ from defend.benchmarks.flags import make_flags
 from defend.benchmarks.query_curve import QueryCurve
 from defend.hashing import cache_key
 from defend.numerics import NumericSettings
-from defend.records import AttackedSettings, Flag, FlagCode, PipelineHash, Record, Settings
+from defend.records import (
+    AttackedSettings,
+    Flag,
+    FlagCode,
+    PipelineHash,
+    Record,
+    ScoredWeights,
+    Settings,
+)
 from defend.tasks.classification import CLASSIFICATION
 from defend.unit_files import Unit
 
@@ -80,7 +88,8 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "access": attack.card.access,
         "stochastic": defense.card.stochastic,
         "declared_gradient": defense.card.gradient,
-        "trained_on": " + ".join(map(str, defense.trained_on)) or None,
+        "trained_on": defense.trained_on,
+        "classifier_trained_on": classifier.trained_on,
         "images": data.count(cell.split),
         "classes": data.classes,
         "claim_eps": data.card.claim.get(cell.norm),
@@ -95,6 +104,9 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
             ),
         ),
         "weights": weights,
+        "scored_weights": ScoredWeights(
+            classifier=classifier.weights_sha256, defense=defense.weights_sha256
+        ),
         "pipeline": PipelineHash(
             classifier=_short_hash(components.key("classifier", cell.classifier)),
             defense=_short_hash(components.key("defense", cell.defense)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from defend.eps import same_eps
 from defend.records import Record
@@ -103,15 +104,32 @@ def _is_unbounded_pgd(record: Record) -> bool:
 def is_from_same_purifier(record: Record) -> bool:
     """Return True for a transfer from the same components before some classifier.
 
-    Learned components are trained anew; others have the same settings. Images made for another
-    purifier say little of this one. For an undefended classifier any pipeline will do.
+    Only settings of learned members may differ, since these are trained anew. Images made for
+    another purifier say little of this one. For an undefended classifier any pipeline will do.
     """
     if record.knowledge != "transfer" or not record.surrogate:
         return False
     if is_undefended(record.defense):
         return True
-    surrogate_names = purifier_names(parse(record.surrogate)[:-1])
-    if surrogate_names != purifier_names(parse(record.defense)):
-        return False
-    same_settings = record.settings.attacked.defense == record.settings.defense
-    return record.trained_on is not None or same_settings
+    scored = pair_settings(parse(record.defense), record.settings.defense)
+    attacked = pair_settings(parse(record.surrogate)[:-1], record.settings.attacked.defense)
+    return len(scored) == len(attacked) and all(
+        member.name == other.name and (own == others or _is_learned(own, record))
+        for (member, own), (other, others) in zip(scored, attacked, strict=True)
+    )
+
+
+def pair_settings(
+    members: Sequence[Spec], settings: Mapping[str, Any]
+) -> list[tuple[Spec, Mapping[str, Any]]]:
+    """Return the members of a chain that do something, with their settings in force."""
+    of_members = [settings]
+    if len(members) != 1:
+        of_members = settings.get("members") or [{}] * len(members)
+    pairs = zip(members, of_members, strict=True)
+    return [(member, own) for member, own in pairs if member.name != NO_DEFENSE]
+
+
+def _is_learned(settings: Mapping[str, Any], record: Record) -> bool:
+    """Return True if these settings of a scored member name its weights file."""
+    return str(settings.get("weights")) in record.scored_weights.defense

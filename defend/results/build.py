@@ -27,6 +27,7 @@ from defend.results.model import Number, Row, Section, Table
 from defend.results.numbers import cells_number, clean_number
 from defend.results.outcomes import OutcomeReader
 from defend.results.significance import IsStronger, compare_images
+from defend.results.training_knowledge import find_training_marks, list_training_marks
 from defend.results.worst_case import worst_cases
 
 
@@ -62,6 +63,7 @@ def table(
         comparisons=compare_defenses(sections, reader),
         queries=list_queries(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
+        training=list_training_marks(shown),
         flags=list_flags(shown),
         failures=list_failures(shown),
         footnotes=make_footnotes(shown),
@@ -104,6 +106,7 @@ def _make_section(
             rows.append(_make_row(cells, claims, accusations, reader))
     return Section(
         key=key,
+        classifier_trained_on=records[0].classifier_trained_on,
         rows=tuple(_in_order_of_specs(rows, records)),
         worst=worst_cases(records, claims, accusations, reader),
     )
@@ -133,6 +136,7 @@ def _make_row(
         eps_text=first.eps_text,
         numbers=_make_numbers(cells, accusations, reader),
         trained_on=first.trained_on,
+        training_marks=find_training_marks(first),
         stochastic=first.stochastic,
         draws=first.draws,
         forwards=most_expensive.forwards,

@@ -1,8 +1,8 @@
 """The catalogue of diagnoses: for each code the sentence that is made of its values when printed.
 
 A flag is what one cell says against itself (FlagCode of defend/records.py). A finding comes from
-comparing two cells. No claim survives a sign. A remark stands beside a claim. Nothing reads a
-sentence again.
+comparing two cells. No claim survives a sign. A remark stands beside a claim. A training mark says
+what a training knew. Nothing reads a sentence again.
 
 Sources: Athalye, Carlini, Wagner, ICML 2018 (arXiv:1802.00420) section 3.1; Carlini et al., "On
 Evaluating Adversarial Robustness" (arXiv:1902.06705) section 5.
@@ -95,6 +95,24 @@ SIGN_TEXTS: dict[SignCode, str] = {
 }
 
 
+class TrainingCode(StrEnum):
+    """What a training knew of the other half of the pipeline; such a row is marked."""
+
+    KNOWS_CLASSIFIER = "knows_classifier"  # subject: the classifiers
+    # subject: the defense that the classifier was trained behind; value: the one here
+    SCORED_BEHIND_ANOTHER = "scored_behind_another"
+
+
+TRAINING_TEXTS: dict[TrainingCode, str] = {
+    TrainingCode.KNOWS_CLASSIFIER: (
+        "the purifier was trained against {subject}, the classifier that it stands before here"
+    ),
+    TrainingCode.SCORED_BEHIND_ANOTHER: (
+        "the classifier was trained behind {subject}; scored here behind {value}"
+    ),
+}
+
+
 class RemarkCode(StrEnum):
     """What stands beside a claim and does not take it away."""
 
@@ -157,6 +175,11 @@ def format_sign(sign: Diagnosis) -> str:
     return text.format(subject=sign.subject, percent=f"{100 * sign.value:.1f}", cells=cells)
 
 
+def format_training_mark(mark: Diagnosis) -> str:
+    """Return the sentence of a mark."""
+    return TRAINING_TEXTS[TrainingCode(mark.code)].format(subject=mark.subject, value=mark.value)
+
+
 def format_remark(remark: Diagnosis) -> str:
     """Return what stands beside a claim."""
     assert remark.code == RemarkCode.WEAK_LEARNED_GRADIENT, "there is no other remark"
@@ -172,6 +195,11 @@ def encode_flag(flag: Flag) -> str:
         return flag.code
     value = f"{flag.value:.6g}" if isinstance(flag.value, float | int) else flag.value
     return f"{flag.code}={value}"
+
+
+def encode_training_mark(mark: Diagnosis) -> str:
+    """Return the mark as code=subject, as a file of data lists it."""
+    return f"{mark.code}={mark.subject}"
 
 
 def encode_finding(finding: Finding) -> str:

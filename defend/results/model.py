@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 
-from defend.records import Claim, Flag, FlagCode, Record
+from defend.records import Claim, Diagnosis, Flag, FlagCode, Record
 from defend.results.claim_text import format_claim
 from defend.results.diagnostics import Finding
 from defend.results.grouping import SectionKey
+from defend.results.training_knowledge import format_classifier
 from defend.threat_models import GRADIENT_NAMES, THREAT_MODELS
+from defend.trained_on import TrainedOn
 
 # The columns of numbers, in this order, and their headings.
 COLUMNS = {
@@ -68,7 +70,8 @@ class Row:
     eps: float
     eps_text: str
     numbers: Mapping[str, Number]
-    trained_on: str | None
+    trained_on: tuple[TrainedOn, ...]  # of each learned member
+    training_marks: tuple[Diagnosis, ...]  # the row is printed with "!" if there are any
     stochastic: bool
     draws: int
     forwards: float | None  # per image, of the most expensive cell of the row
@@ -84,6 +87,7 @@ class Worst:
     purifier: str  # hash of its settings and weights, which tells apart several of one name
     eps: float
     eps_text: str
+    training_marks: tuple[Diagnosis, ...]
     number: Number
     clean: Number
     candidates: int  # cells whose adversarial images differ
@@ -125,6 +129,7 @@ class Section:
     """Rows over the same images and classifier, in one norm."""
 
     key: SectionKey
+    classifier_trained_on: tuple[TrainedOn, ...]
     rows: tuple[Row, ...]
     worst: tuple[Worst, ...]
 
@@ -143,12 +148,17 @@ class Section:
         return [(defense, list(rows)) for defense, rows in groups]
 
     @property
+    def classifier(self) -> str:
+        """Return the classifier, with what it was trained on unless that is clean images alone."""
+        return format_classifier(self.key.classifier, self.classifier_trained_on)
+
+    @property
     def title(self) -> str:
         """Return what the section is about, with a precision and a layout that are unusual."""
         key = self.key
         parts = [
             key.dataset,
-            key.classifier,
+            self.classifier,
             key.norm,
             f"n = {key.n} of {key.split}",
             f"seed {key.seed}",
@@ -171,6 +181,7 @@ class Table:
     comparisons: tuple[Compared, ...]
     queries: tuple[str, ...]  # accuracy along the queries of a search
     findings: tuple[Finding, ...]
+    training: tuple[str, ...]  # a line for each training mark of a pipeline
     flags: tuple[str, ...]
     failures: tuple[str, ...]
     footnotes: tuple[str, ...]  # how to read the numbers

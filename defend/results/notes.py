@@ -9,6 +9,7 @@ from defend.results.diagnostics import format_finding
 from defend.results.model import Table, Worst
 from defend.results.table_text import (
     format_count,
+    format_defense,
     format_number,
     format_pair,
     format_pairs_heading,
@@ -30,6 +31,7 @@ def make_notes(model: Table) -> list[Block]:
         ("Accuracy after so many queries:", model.queries),
         ("No claim survives:", model.signs),
         ("What comparing cells shows:", [format_finding(f) for f in model.findings]),
+        ("What the training knew (marked !):", model.training),
         ("Flags (marked !):", model.flags),
         ("Failed:", model.failures),
         ("How to read this:", model.footnotes),
@@ -41,7 +43,8 @@ def format_worst(model: Table, worst: Worst) -> str:
     """Return: median: 25.0 (19.5-31.4) of 93.5 clean at eps 0.2; 3 attacks, 60+60 passes; [a]."""
     clean = format_percent(worst.clean.accuracy)
     parts = [
-        f"{worst.defense}: {format_number(worst.number)} of {clean} clean at eps {worst.eps_text}"
+        f"{format_defense(worst)}: {format_number(worst.number)} of {clean} clean"
+        f" at eps {worst.eps_text}"
     ]
     if worst.all_draws is not None:
         parts.append(

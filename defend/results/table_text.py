@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend.results.model import Compared, Number, Row
+from defend.results.model import Compared, Number, Row, Worst
 from defend.stats import LEVEL
 
 
@@ -31,6 +31,11 @@ def format_number(number: Number) -> str:
         return text
     note = ", unconverged" if number.unconverged else ""
     return f"{text} ({format_percent(number.low)}-{format_percent(number.high)}{note})"
+
+
+def format_defense(row: Row | Worst) -> str:
+    """Return the defense, with "!" before it if a training knew of the other half."""
+    return f"!{row.defense}" if row.training_marks else row.defense
 
 
 def format_passes(row: Row) -> str:

@@ -18,7 +18,8 @@ from defend.records import Record
 from defend.results.build import table
 from defend.results.model import ADAPTIVE, COLUMNS, Number, Row, Section, Table
 from defend.results.notes import make_notes
-from defend.results.table_text import format_bound, format_passes, format_percent
+from defend.results.table_text import format_bound, format_defense, format_passes, format_percent
+from defend.results.training_knowledge import format_trained_on
 
 FormatCell = Callable[[Number | None], Text]
 _NAME = 28  # characters after which a spec is folded
@@ -91,7 +92,7 @@ def _make_grid(model: Table, section: Section, format_cell: FormatCell) -> Grid:
 def _names_that_change(row: Row, previous: Row | None) -> list[str]:
     """Return defense, training data and attack, empty if the row above has the same."""
     if previous is None or row.defense != previous.defense:
-        return [row.defense, row.trained_on or "", row.attack]
+        return [format_defense(row), format_trained_on(row.trained_on), row.attack]
     return ["", "", "" if row.attack == previous.attack else row.attack]
 
 
@@ -109,9 +110,9 @@ def _make_groups(model: Table, section: Section, format_cell: FormatCell) -> Gro
 
 
 def _describe_group(model: Table, row: Row) -> str:
-    words = [row.defense]
+    words = [format_defense(row)]
     if row.trained_on:
-        words.append(f"trained on {row.trained_on}")
+        words.append(f"trained on {format_trained_on(row.trained_on)}")
     words.append(row.attack)
     words.append(f"{format_passes(row)} passes")
     claim = "claim" if row.claim.stands else "no claim"

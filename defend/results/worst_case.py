@@ -14,6 +14,7 @@ from defend.results.grouping import claim_key, group_by, series_key
 from defend.results.model import Worst
 from defend.results.numbers import clean_number, worst_number
 from defend.results.outcomes import Bits, OutcomeReader
+from defend.results.training_knowledge import find_training_marks
 
 
 def worst_cases(
@@ -69,6 +70,7 @@ def _worst_case(
         purifier=first.pipeline.defense,
         eps=first.eps,
         eps_text=first.eps_text,
+        training_marks=find_training_marks(first),
         number=number,
         clean=clean_number(attacks, reader.read_one),
         candidates=_count_candidates(attacks, reader),

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from defend.errors import BadParameter
 from defend.noise import Noise
+from defend.purifier import Purifier
 from defend.trained_on import ITSELF, TrainedOn
+from defend.training.behind import STREAM, load_behind, purify_images, trained_behind
 from defend.training.data import Source, random_crop
 from defend.training.perturbations import attack_by_pgd
 from defend.training.quality import Quality, accuracy, device_of
@@ -34,16 +36,25 @@ class ClassifierRecipe(Recipe):
     adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
     adversarial_norm: Literal["Linf", "L2"] = "Linf"
     adversarial_steps: int = 10
+    behind: str = ""  # a defense, as in jpeg:quality=60, that purifies all images; "": none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.purifier: Purifier | None = None  # of `behind`, once `trainee` has loaded it
 
     def validate(self) -> None:
         super().validate()
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 <= label_smoothing < 1")
         self.require(self.adversarial >= 0, "adversarial", "an eps >= 0")
         self.require(self.adversarial_steps >= 1, "adversarial_steps", ">= 1")
+        alone = not (self.behind and self.adversarial)
+        self.require(alone, "behind", "no defense beside adversarial, which attacks the network")
 
     @property
     def trained_on(self) -> TrainedOn:
         """Return what the training knows."""
+        if self.purifier:
+            return trained_behind(TrainedOn(kind="clean"), self.behind, self.purifier)
         if not self.adversarial:
             return TrainedOn(kind="clean")
         return TrainedOn(
@@ -71,6 +82,11 @@ class ClassifierRecipe(Recipe):
             )
         return super().make_source(component, x, y)
 
+    def trainee(self, component: Any) -> nn.Module:
+        """Return the network, after loading the defense that it is trained behind."""
+        self.purifier = load_behind(self.behind, component)
+        return super().trainee(component)
+
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """Return the cross-entropy on images that are augmented and attacked as the fields say."""
         if self.augment != "none":
@@ -78,10 +94,17 @@ class ClassifierRecipe(Recipe):
             x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
         if self.adversarial:
             x = self._attack(net, x, y, self.adversarial_steps, noise.fork("attack"))
+        if self.purifier:
+            x = self.purifier.purified(x, noise.fork(STREAM))
         return F.cross_entropy(net(x).float(), y, label_smoothing=self.label_smoothing)
 
     def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
-        """Return the accuracy, after adversarial training under its attack with finer steps."""
+        """Return the accuracy, behind the defense if there is one.
+
+        After adversarial training it is that under its attack with finer steps.
+        """
+        if self.purifier:
+            x = purify_images(self.purifier, x, self.seed)
         if not self.adversarial:
             return super().quality(component, x, y)
         device = device_of(component)

@@ -25,6 +25,7 @@ from defend.results.model import Compared, Worst
 from defend.results.numbers import worst_number
 from defend.results.outcomes import OutcomeReader
 from defend.results.table_text import format_bound, format_percent
+from defend.results.training_knowledge import format_trained_on
 from defend.stats import holm
 from defend.threat_models import GRADIENTS, LEVELS
 
@@ -151,7 +152,7 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
         n=first.n,
         distinct_images=first.distinct_images,
         defense=first.defense,
-        trained_on=first.trained_on or "",
+        trained_on=format_trained_on(first.trained_on),
         clean=format_percent(worst.clean.accuracy),
         by_level=by_level,
         by_gradient=by_gradient,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from defend.eps import same_eps
 from defend.records import Record, read_records
+from defend.results.training_knowledge import format_trained_on
 from defend.unit_files import Unit, find_unit
 
 matplotlib.use("Agg")
@@ -48,7 +49,11 @@ def save(records: Iterable[Record], file: Path) -> None:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow([*NAMES, *ACCURACIES])
         for record in records:
-            values = {name: getattr(record, name) for name in NAMES} | {"eps": record.eps_text}
+            values = {name: getattr(record, name) for name in NAMES}
+            values |= {
+                "eps": record.eps_text,
+                "trained_on": format_trained_on(record.trained_on),
+            }
             accuracies = [f"{getattr(record, name):.4f}" for name in ACCURACIES]
             writer.writerow([*values.values(), *accuracies])
     print(f"wrote {file}")

@@ -24,6 +24,7 @@ from scipy.stats import ttest_rel
 
 import defend
 from defend.records import Record
+from defend.results.training_knowledge import format_trained_on
 from defend.spec import write_value
 
 KS = range(100, 1001, 100)
@@ -181,7 +182,7 @@ def make_row(record: Record, model: str, codes: int) -> SweepRow:
         ci_low=f"{record.ci_low:.4f}",
         ci_high=f"{record.ci_high:.4f}",
         n=record.n,
-        trained_on=record.trained_on or "",
+        trained_on=format_trained_on(record.trained_on),
     )
 
 

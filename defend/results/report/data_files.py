@@ -16,38 +16,49 @@ from defend.results.diagnostics import (
     Finding,
     encode_finding,
     encode_flag,
+    encode_training_mark,
     format_finding,
 )
 from defend.results.model import Compared, Number, Section, Table, Worst
 from defend.results.report.marks import format_marks
+from defend.results.training_knowledge import find_training_marks, format_trained_on
 
 _SCALARS = (str, int, float, bool, type(None))
+_TRAININGS = ("trained_on", "classifier_trained_on")  # written in words
 _LAST = "flags"
 
 
 def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str:
-    """Return a line for each cell: every field that holds one value, and its flags.
+    """Return a line for each cell: fields of one value, what trainings knew in words, and marks.
 
-    Flags and the findings that accuse the cell are code=value, joined by "; ". A cell without a
-    value is empty.
+    Flags, the findings that accuse the cell and its training marks are code=value, joined by "; ".
+    A cell without a value is empty.
     """
-    columns = [
-        name
-        for name in Record.model_fields
-        if name != _LAST and all(isinstance(getattr(r, name), _SCALARS) for r in records)
-    ]
+    columns = [name for name in Record.model_fields if _is_column(name, records)]
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*columns, _LAST])
     for record in records:
-        values = [getattr(record, name) for name in columns]  # None is written as nothing
+        values = [_to_scalar(record, name) for name in columns]  # None is written as nothing
         writer.writerow([*values, _encode_marks(record, accusations)])
     return out.getvalue()
+
+
+def _is_column(name: str, records: Sequence[Record]) -> bool:
+    if name in _TRAININGS:
+        return True
+    return name != _LAST and all(isinstance(getattr(r, name), _SCALARS) for r in records)
+
+
+def _to_scalar(record: Record, name: str) -> Any:
+    value = getattr(record, name)
+    return format_trained_on(value) if name in _TRAININGS else value
 
 
 def _encode_marks(record: Record, accusations: Sequence[Finding]) -> str:
     codes = [encode_flag(flag) for flag in record.flags or ()]
     codes += [encode_finding(finding) for finding in findings_against(record, accusations)]
+    codes += map(encode_training_mark, find_training_marks(record))
     return "; ".join(dict.fromkeys(codes))
 
 
@@ -63,6 +74,7 @@ def format_json(model: Table) -> str:
         "surrogates": model.surrogates,
         "signs": model.signs,
         "findings": [format_finding(finding) for finding in model.findings],
+        "training": model.training,
         "reading": model.footnotes,
     }
     return json.dumps(summary, indent=1, allow_nan=False) + "\n"
@@ -74,10 +86,14 @@ def _pair_to_dict(pair: Compared) -> dict[str, Any]:
 
 
 def _worst_to_dict(section: Section, worst: Worst) -> dict[str, Any]:
+    trained_on = worst.cells[0].trained_on
     return {
         "section": section.title,
         "defense": worst.defense,
         "purifier": worst.purifier,
+        "trained_on": [training.to_json() for training in trained_on],
+        "classifier_trained_on": [t.to_json() for t in section.classifier_trained_on],
+        "training_marks": list(map(encode_training_mark, worst.training_marks)),
         "eps": worst.eps,
         "eps_text": worst.eps_text,
         "number": _number_to_dict(worst.number),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.records import Record
+from defend.results.training_knowledge import format_classifier, format_trained_on
 
 MAX_EPS = 6  # values that are listed one by one
 
@@ -19,7 +20,9 @@ def describe_run(records: Sequence[Record]) -> dict[str, str]:
     cells = f"{len(records)}, {failed} failed" if failed else str(len(records))
     return {
         "data set": _join(r.dataset for r in records),
-        "classifier": _join(r.classifier for r in records),
+        "classifier": _join(
+            format_classifier(r.classifier, r.classifier_trained_on) for r in records
+        ),
         "defenses": _join(r.defense for r in records),
         "attacks": _join(_name_attack(r) for r in records),
         "eps": _format_eps(records),
@@ -68,7 +71,7 @@ def _describe_defense(name: str, cells: Sequence[Record]) -> DefenseFacts:
         name=name,
         gradient=first.declared_gradient,
         draws=f"stochastic, {first.draws} draws" if first.stochastic else "deterministic",
-        trained_on=first.trained_on or "nothing",
+        trained_on=format_trained_on(first.trained_on) or "nothing",
         learned=f"{errors[0]:.2f}" if errors else "",
         speed=_format_median(r.purify_images_per_second for r in cells),
         settings=_format_settings(first.settings.defense),

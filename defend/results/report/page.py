@@ -16,7 +16,7 @@ from defend.records import FILE_NAME, Claim, Record, read_records
 from defend.results.build import table
 from defend.results.claim_text import format_claim
 from defend.results.comparisons import find_accusations
-from defend.results.diagnostics import format_finding
+from defend.results.diagnostics import format_finding, format_training_mark
 from defend.results.html import make_environment
 from defend.results.model import ADAPTIVE, COLUMNS, Table
 from defend.results.outcomes import OutcomeReader
@@ -34,6 +34,7 @@ from defend.results.table_text import (
     format_passes,
     format_percent,
 )
+from defend.results.training_knowledge import format_trained_on
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _FILTERS: dict[str, Callable[..., object]] = {
@@ -46,6 +47,8 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "format_pairs_heading": format_pairs_heading,
     "format_passes": format_passes,
     "format_percent": format_percent,
+    "format_trained_on": format_trained_on,
+    "format_training_mark": format_training_mark,
     "svg": Markup,  # our own figures, whose texts matplotlib has escaped
 }
 

@@ -1,0 +1,52 @@
+"""The training of a classifier behind a purifier, which is frozen and has its own noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from defend.chain import members_of
+from defend.classifier import Classifier
+from defend.errors import BadParameter
+from defend.learned import Learned
+from defend.loading import load
+from defend.noise import Noise
+from defend.purifier import Purifier
+from defend.spec import canonical_spec
+from defend.trained_on import TrainedOn
+
+STREAM = "behind"  # of the noise that purifies
+
+
+def load_behind(spec: str, classifier: Classifier) -> Purifier | None:
+    """Return the defense before which the classifier is trained, on its device; None for "".
+
+    Raises DefendError, as for a defense that is not trained itself.
+    """
+    if not spec:
+        return None
+    device = next(classifier.net.parameters()).device
+    purifier: Purifier = load(spec, "defense", classifier.dataset, device)
+    for member in members_of(purifier):
+        if isinstance(member, Learned) and not member.weights_sha256:
+            raise BadParameter(
+                f"behind={spec}: expected a defense with trained weights, got weights=untrained;"
+                " train it with `defend train`, or name its weights"
+            )
+    return purifier
+
+
+def purify_images(purifier: Purifier, x: Tensor, seed: int) -> Tensor:
+    """Return validation images x (n, c, h, w) purified, on the host."""
+    device = torch.device(purifier.device)
+    noise = Noise.of(seed, torch.arange(len(x), device=device)).fork("val").fork(STREAM)
+    cuts = zip(x.split(purifier.max_batch), noise.split(purifier.max_batch), strict=True)
+    with torch.no_grad():
+        return torch.cat([purifier.purified(i.to(device), cut).cpu() for i, cut in cuts])
+
+
+def trained_behind(training: TrainedOn, spec: str, purifier: Purifier) -> TrainedOn:
+    """Return what a training knows that saw its images through the purifier of this spec."""
+    return replace(training, behind=canonical_spec(spec), behind_weights=purifier.weights_sha256)
