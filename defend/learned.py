@@ -17,6 +17,7 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
+from defend.weights.third_party import loaded_weights
 from defend.weights.zoo import Wanted, find_weights
 
 
@@ -137,6 +138,7 @@ class Learned(Configured):
     weights: str = "auto"
     dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
     fitted_on = TrainedOn(kind="untrained")  # set by `fit`
+    _loaded = dict[str, str]()  # files of other libraries that `build` loaded: name -> sha256
     _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -204,6 +206,7 @@ class Learned(Configured):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = self.build()
+        self._loaded = loaded_weights(net)
         if self.file is not None:
             try:
                 net.load_state_dict(load_tensors(self.file.path))
@@ -221,10 +224,13 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew, as a tuple of one."""
-        return (self.file.header.trained_on if self.file else self.fitted_on,)
+        """What the training knew, as a tuple of one: of networks of other libraries, nothing."""
+        if self.file:
+            return (self.file.header.trained_on,)
+        is_foreign = self._loaded and self.fitted_on.kind == "untrained"
+        return (TrainedOn(kind="unknown") if is_foreign else self.fitted_on,)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """The hash of the weights file by its name; empty without a file."""
-        return {self.file.name: self.file.sha256} if self.file else {}
+        """The hash of the weights file by its name, or of the files that `build` loaded."""
+        return {self.file.name: self.file.sha256} if self.file else self._loaded
