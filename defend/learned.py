@@ -18,6 +18,7 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
+from defend.weights.third_party import loaded_weights
 from defend.weights.zoo import Wanted, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
@@ -161,9 +162,8 @@ class Learned(Configured):
     dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
     fitted_on = TrainedOn(kind="untrained")  # set by `fit`
     started_from = ""  # set by `fit`: the sha256 of the weights that the training began from
-    frozen_in_build = frozenset[
-        str
-    ]()  # the parameters that `build` froze, which `fit` leaves alone
+    frozen_in_build = frozenset[str]()  # parameters that `build` froze; `fit` leaves them alone
+    _loaded = dict[str, str]()  # files of other libraries that `build` loaded: name -> sha256
     _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -262,6 +262,7 @@ class Learned(Configured):
         self.frozen_in_build = frozenset(
             name for name, p in net.named_parameters() if not p.requires_grad
         )
+        self._loaded = loaded_weights(net)
         if self.file is not None:
             try:
                 net.load_state_dict(load_tensors(self.file.path))
@@ -279,10 +280,13 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew, as a tuple of one."""
-        return (self.file.header.trained_on if self.file else self.fitted_on,)
+        """What the training knew, as a tuple of one: of networks of other libraries, nothing."""
+        if self.file:
+            return (self.file.header.trained_on,)
+        is_foreign = self._loaded and self.fitted_on.kind == "untrained"
+        return (TrainedOn(kind="unknown") if is_foreign else self.fitted_on,)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """The hash of the weights file by its name; empty without a file."""
-        return {self.file.name: self.file.sha256} if self.file else {}
+        """The hash of the weights file by its name, or of the files that `build` loaded."""
+        return {self.file.name: self.file.sha256} if self.file else self._loaded

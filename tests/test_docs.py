@@ -1,8 +1,8 @@
 """The documents are true: their code runs, their commands exist, their links lead to files."""
 
-import inspect
 import contextlib
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
