@@ -19,7 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.gradients import Backward as Backward
+from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
+from defend.gradients import relax as relax
+from defend.gradients import soft_round as soft_round
 from defend.gradients import straight_through as straight_through
 from defend.learned import (
     Frozen,
@@ -126,12 +129,28 @@ class Purifier(Configured, PreprocessorPyTorch):
             f"{type(self).__name__} claims gradient='surrogate' but has no surrogate()"
         )
 
+    def relaxed(self, x: Tensor, noise: Noise, temperature: float) -> Tensor:
+        """Return `purify(x, noise)` to the bit, differentiable through a relaxation of each step
+        that has no derivative.
+
+        A relaxation is a smooth function that tends to the step when the temperature, which is
+        above 0, tends to 0: write `relax(soft, value)` for the step. The temperature is in a unit
+        that makes 0.3 sensible, such as one step of a staircase, and that an image's batch does not
+        change; the docstring of a subclass names the unit.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no relaxed()")
+
     def example(self, n: int = 6) -> Tensor:
         """Return a legal batch of n images, for the conformance kit."""
         generator = torch.Generator().manual_seed(7)
         return torch.rand(n, max(self.card.channels), 16, 16, generator=generator)
 
     # The methods that everyone else calls.
+
+    @property
+    def has_relaxation(self) -> bool:
+        """True if it declares `relaxed`."""
+        return type(self).relaxed is not Purifier.relaxed
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
@@ -170,8 +189,8 @@ class Purifier(Configured, PreprocessorPyTorch):
 
         Without `noise` it runs as deployed.
 
-        Gradients are the declared ones, or those of `backward`: `identity`, or a network fitted to
-        imitate this purifier. Raise BadParameter, Mismatch for an input that it cannot take,
+        Gradients are the declared ones, or those of `backward`: `identity`, a network fitted to
+        imitate this purifier, or `Relaxed(temperature)`. Raise BadParameter, Mismatch for an input that it cannot take,
         BrokenPurifier if `purify` breaks its contract.
         """
         self._check_input(x)
@@ -235,20 +254,26 @@ class Purifier(Configured, PreprocessorPyTorch):
     def _one_cut(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         """Purify at most max_batch images. This is the only place that makes gradients."""
         differentiated = torch.is_grad_enabled() and x.requires_grad
-        through_purify = backward is None and self.card.gradient in ("exact", "approximate")
+        relaxation = backward if isinstance(backward, Relaxed) else None
+        is_declared = backward is None and self.card.gradient in ("exact", "approximate")
+        through_purify = is_declared or relaxation is not None
         use_autograd = differentiated and through_purify
         # Without autograd, `purify` gets the detached input that it gets when it is scored.
         source = x if use_autograd else x.detach()
         version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(use_autograd), autocast(x.device, self._precision):
-            value = self.purify(source, noise)
+            if differentiated and relaxation is not None:
+                value = self.relaxed(source, noise, relaxation.temperature)
+            else:
+                value = self.purify(source, noise)
         self._check_output(value, x, version)
         value = value if self._precision == "float32" else value.to(x.dtype)
         if not differentiated or through_purify:
             return value
         if backward is None and self.card.gradient == "surrogate":
             return straight_through(self.surrogate(x, noise.again()), value)
-        return straight_through((backward or identity)(x), value)
+        stand_in = identity if backward is None or isinstance(backward, Relaxed) else backward
+        return straight_through(stand_in(x), value)
 
     def _check_output(self, value: Tensor, x: Tensor, version: int | None) -> None:
         """Raise BrokenPurifier if `purify` wrote into x, whose version it was called with, or
