@@ -190,8 +190,8 @@ class Purifier(Configured, PreprocessorPyTorch):
         Without `noise` it runs as deployed.
 
         Gradients are the declared ones, or those of `backward`: `identity`, a network fitted to
-        imitate this purifier, or `Relaxed(temperature)`. Raise BadParameter, Mismatch for an input that it cannot take,
-        BrokenPurifier if `purify` breaks its contract.
+        imitate this purifier, or `Relaxed(temperature)`. Raise BadParameter, Mismatch for an input
+        that it cannot take, BrokenPurifier if `purify` breaks its contract.
         """
         self._check_input(x)
         if len(x) == 0:

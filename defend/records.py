@@ -107,6 +107,9 @@ class Record(_Model):
     access: str  # what the attack needs: "gradient", "scores" or "labels"
     stochastic: bool
     declared_gradient: str
+    # True: the purifier declares a relaxed gradient. False: an approximate step of it declares
+    # none. None: it has no such step, or the record is older than relaxed gradients.
+    relaxation: bool | None = None
     trained_on: str | None
     images: int  # in the whole split
     classes: int

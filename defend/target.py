@@ -187,8 +187,9 @@ class Target:
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
         """Return purified images (b * copies, c, h, w), in the order of the rows of `noise`.
 
-        The copies of one image are side by side. A network or the identity as stand-in for the gradient has no noise: it is
-        differentiated once for all copies, whose gradients add up before they reach it.
+        The copies of one image are side by side. The identity or a network, as a stand-in for the
+        gradient, has no noise: it is differentiated once for all copies, whose gradients add up
+        before they reach it.
         """
         if not torch.is_grad_enabled():
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise)

@@ -12,8 +12,10 @@ from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.flags import make_flags
 from defend.benchmarks.query_curve import QueryCurve
+from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.numerics import NumericSettings
+from defend.purifier import Purifier
 from defend.records import AttackedSettings, Flag, FlagCode, PipelineHash, Record, Settings
 from defend.tasks.classification import CLASSIFICATION
 from defend.unit_files import Unit
@@ -80,6 +82,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "access": attack.card.access,
         "stochastic": defense.card.stochastic,
         "declared_gradient": defense.card.gradient,
+        "relaxation": _declares_relaxation(defense),
         "trained_on": " + ".join(map(str, defense.trained_on)) or None,
         "images": data.count(cell.split),
         "classes": data.classes,
@@ -100,6 +103,17 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
             defense=_short_hash(components.key("defense", cell.defense)),
         ),
     }
+
+
+def _declares_relaxation(purifier: Purifier) -> bool | None:
+    """Return False if a member with an approximate gradient declares no relaxation.
+
+    Else True if some member declares one, and None if none does.
+    """
+    for member in members_of(purifier):
+        if member.card.gradient == "approximate" and not member.has_relaxation:
+            return False
+    return True if purifier.has_relaxation else None
 
 
 def _short_hash(key: Any) -> str:
