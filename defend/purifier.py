@@ -21,8 +21,6 @@ from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
-from defend.gradients import relax as relax
-from defend.gradients import soft_round as soft_round
 from defend.gradients import straight_through as straight_through
 from defend.learned import (
     Frozen,
@@ -34,6 +32,7 @@ from defend.learned import (
     set_layout,
 )
 from defend.noise import Noise
+from defend.numerics import check_device as check_device
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
@@ -56,21 +55,6 @@ class Card:
 
     def __post_init__(self) -> None:
         check_choice(self, "gradient")
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device. Raise BadParameter if this machine does not have it."""
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise BadParameter(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    cuda_names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    count = len(cuda_names) if parsed.type == "cuda" else 1
-    if parsed.type not in ("cpu", "cuda") or (parsed.index or 0) >= count:
-        raise BadParameter(
-            f"device {device!r} is not there: this machine has {', '.join(['cpu', *cuda_names])}"
-        )
-    return parsed
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -130,13 +114,10 @@ class Purifier(Configured, PreprocessorPyTorch):
         )
 
     def relaxed(self, x: Tensor, noise: Noise, temperature: float) -> Tensor:
-        """Return `purify(x, noise)` to the bit, differentiable through a relaxation of each step
-        that has no derivative.
+        """Return `purify(x, noise)` to the bit, with the gradient of a relaxation of its steps.
 
-        A relaxation is a smooth function that tends to the step when the temperature, which is
-        above 0, tends to 0: write `relax(soft, value)` for the step. The temperature is in a unit
-        that makes 0.3 sensible, such as one step of a staircase, and that an image's batch does not
-        change; the docstring of a subclass names the unit.
+        A relaxation is a smooth function that tends to the step when the temperature tends to 0:
+        write `relax(soft, value)` for the step. Choose a unit that makes 0.3 sensible.
         """
         raise NotImplementedError(f"{type(self).__name__} declares no relaxed()")
 
@@ -254,26 +235,23 @@ class Purifier(Configured, PreprocessorPyTorch):
     def _one_cut(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         """Purify at most max_batch images. This is the only place that makes gradients."""
         differentiated = torch.is_grad_enabled() and x.requires_grad
-        relaxation = backward if isinstance(backward, Relaxed) else None
         is_declared = backward is None and self.card.gradient in ("exact", "approximate")
-        through_purify = is_declared or relaxation is not None
-        use_autograd = differentiated and through_purify
+        use_autograd = differentiated and (is_declared or isinstance(backward, Relaxed))
         # Without autograd, `purify` gets the detached input that it gets when it is scored.
         source = x if use_autograd else x.detach()
         version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(use_autograd), autocast(x.device, self._precision):
-            if differentiated and relaxation is not None:
-                value = self.relaxed(source, noise, relaxation.temperature)
+            if use_autograd and isinstance(backward, Relaxed):
+                value = self.relaxed(source, noise, backward.temperature)
             else:
                 value = self.purify(source, noise)
         self._check_output(value, x, version)
         value = value if self._precision == "float32" else value.to(x.dtype)
-        if not differentiated or through_purify:
+        if not differentiated or is_declared or isinstance(backward, Relaxed):
             return value
         if backward is None and self.card.gradient == "surrogate":
             return straight_through(self.surrogate(x, noise.again()), value)
-        stand_in = identity if backward is None or isinstance(backward, Relaxed) else backward
-        return straight_through(stand_in(x), value)
+        return straight_through((backward or identity)(x), value)
 
     def _check_output(self, value: Tensor, x: Tensor, version: int | None) -> None:
         """Raise BrokenPurifier if `purify` wrote into x, whose version it was called with, or

@@ -5,8 +5,9 @@ Symbols of the paper and their names here: i is ``bits``, 2^i - 1 is ``max_level
 
 from torch import Tensor
 
+from defend.gradients import relax, soft_round
 from defend.noise import Noise
-from defend.purifier import Card, Purifier, relax, soft_round
+from defend.purifier import Card, Purifier
 
 
 class BitDepth(Purifier):

@@ -25,8 +25,9 @@ from defend.defenses.jpeg_tables import (
     RGB_TO_YCC,
     YCC_TO_RGB,
 )
+from defend.gradients import relax, soft_round, straight_through
 from defend.noise import Noise
-from defend.purifier import Card, Purifier, relax, soft_round, straight_through
+from defend.purifier import Card, Purifier
 
 Rounding = Callable[[Tensor], Tensor]  # of coefficients, with a gradient of its own
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from defend.gradients import relax, straight_through
 from defend.noise import Noise
-from defend.purifier import relax, straight_through
 
 BLOCK = 2**20  # distances in memory: 4 MiB of float32, which stays in the cache of a core
 DECAY = 0.99  # gamma of appendix A.1
