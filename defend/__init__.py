@@ -38,7 +38,7 @@ _HOMES = {
     "chain": ("Chain",),
     "classifier": ("Classifier", "ClassifierCard"),
     "dataset": ("ArrayDataset", "Dataset", "DatasetCard"),
-    "gradients": ("identity", "straight_through"),
+    "gradients": ("Relaxed", "identity", "relax", "soft_round", "straight_through"),
     "loading": ("load",),
     "noise": ("Noise",),
     "purifier": ("Card", "LearnedPurifier", "Purifier"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.noise import Noise
-from defend.purifier import Card, Purifier
+from defend.purifier import Backward, Card, Purifier, Relaxed
 from defend.trained_on import TrainedOn
 
 
@@ -96,8 +96,24 @@ class Chain(Purifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the output of the last member. Each member forks the noise by its position."""
+        return self._through_members(x, noise, None)
+
+    @property
+    def has_relaxation(self) -> bool:
+        """True if a member declares `relaxed`."""
+        return any(member.has_relaxation for member in self.members)
+
+    def relaxed(self, x: Tensor, noise: Noise, temperature: float) -> Tensor:
+        """Return what `purify` returns. Members without a relaxation keep their declared gradient.
+
+        The temperature is in each member's own unit.
+        """
+        return self._through_members(x, noise, Relaxed(temperature))
+
+    def _through_members(self, x: Tensor, noise: Noise, relaxation: Relaxed | None) -> Tensor:
         for stage, member in enumerate(self.members):
-            x = member.purified(x, noise.fork(str(stage)))
+            backward: Backward | None = relaxation if member.has_relaxation else None
+            x = member.purified(x, noise.fork(str(stage)), backward)
         return x
 
 

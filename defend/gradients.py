@@ -1,16 +1,45 @@
-"""Gradients past or around a step that has none: BPDA, Athalye et al., arXiv:1802.00420, section
-4.1.
+"""Gradients past, around or through a relaxation of a step that has none.
+
+Past it: BPDA, Athalye et al., arXiv:1802.00420, section 4.1. A relaxation is a smooth function that
+tends to the step when its temperature tends to zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Backward = Callable[[Tensor], Tensor]  # a differentiable stand-in for a purifier
+from defend.errors import BadParameter
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """The gradient through the relaxation that a purifier declares, at one temperature.
+
+    The unit of the temperature is the purifier's own, chosen so that 1 is smooth and 0.1 is steep.
+    """
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.temperature < math.inf):
+            raise BadParameter(
+                f"relaxed gradient: expected temperature > 0, got {self.temperature!r};"
+                " write relaxed:temperature=0.3"
+            )
+
+
+# A differentiable stand-in for a purifier, or the relaxation that the purifier declares itself.
+Backward = Callable[[Tensor], Tensor] | Relaxed
+
+_shows_relaxation = ContextVar("shows_relaxation", default=False)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -40,3 +69,36 @@ def straight_through(carrier: Tensor, value: Tensor) -> Tensor:
 def identity(x: Tensor) -> Tensor:
     """Return x: the stand-in that sends a gradient straight past a purifier."""
     return x
+
+
+def relax(soft: Tensor, value: Tensor) -> Tensor:
+    """Return `value` with the gradient of its relaxation `soft`, for a step of
+    `Purifier.relaxed`: relax(soft_round(z, temperature), z.round()).
+
+    Within `relaxations_shown` it returns `soft`, so that the conformance kit can measure how near
+    the relaxation is to the step.
+    """
+    return soft if _shows_relaxation.get() else straight_through(soft, value)
+
+
+@contextmanager
+def relaxations_shown() -> Iterator[None]:
+    """Let `relax` return its relaxation instead of the value, for checks of a relaxation."""
+    token = _shows_relaxation.set(True)
+    try:
+        yield
+    finally:
+        _shows_relaxation.reset(token)
+
+
+def soft_round(z: Tensor, temperature: float) -> Tensor:
+    """Return a smooth staircase of z that tends to z.round() when the temperature tends to 0.
+
+    floor(z) + 1/2 + tanh(r / T) / (2 tanh(1 / (2 T))), with r = z - floor(z) - 1/2 and T the
+    temperature, in steps of the staircase: Agustsson and Theis, arXiv:2006.09952, section 4.1,
+    where T is 1 / alpha. At T = 1 the slope lies between 0.85 and 1.08, at 0.3 between 0.24 and
+    1.8, at 0.1 between 0.0009 and 5.
+    """
+    step = z.detach().floor()
+    height = 2 * math.tanh(0.5 / temperature)
+    return step + 0.5 + torch.tanh((z - step - 0.5) / temperature) / height

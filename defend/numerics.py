@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from defend.errors import BadParameter
+
 ROUNDS = 3  # measured rounds of each candidate, after one that warms up; the best round counts
 BFLOAT16_GAIN = 1.1  # bfloat16 rounds, so it is chosen only where it is this much faster
 
@@ -123,3 +125,18 @@ def _time(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device. Raise BadParameter if this machine does not have it."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise BadParameter(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
+    cuda_names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    count = len(cuda_names) if parsed.type == "cuda" else 1
+    if parsed.type not in ("cpu", "cuda") or (parsed.index or 0) >= count:
+        raise BadParameter(
+            f"device {device!r} is not there: this machine has {', '.join(['cpu', *cuda_names])}"
+        )
+    return parsed

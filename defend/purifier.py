@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.gradients import Backward as Backward
+from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
 from defend.gradients import straight_through as straight_through
 from defend.learned import (
@@ -31,6 +32,7 @@ from defend.learned import (
     set_layout,
 )
 from defend.noise import Noise
+from defend.numerics import check_device as check_device
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
@@ -54,21 +56,6 @@ class Card:
 
     def __post_init__(self) -> None:
         check_choice(self, "gradient")
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Return the device. Raise BadParameter if this machine does not have it."""
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise BadParameter(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    cuda_names = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    count = len(cuda_names) if parsed.type == "cuda" else 1
-    if parsed.type not in ("cpu", "cuda") or (parsed.index or 0) >= count:
-        raise BadParameter(
-            f"device {device!r} is not there: this machine has {', '.join(['cpu', *cuda_names])}"
-        )
-    return parsed
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -127,12 +114,25 @@ class Purifier(Configured, PreprocessorPyTorch):
             f"{type(self).__name__} claims gradient='surrogate' but has no surrogate()"
         )
 
+    def relaxed(self, x: Tensor, noise: Noise, temperature: float) -> Tensor:
+        """Return `purify(x, noise)` to the bit, with the gradient of a relaxation of its steps.
+
+        A relaxation is a smooth function that tends to the step when the temperature tends to 0:
+        write `relax(soft, value)` for the step. Choose a unit that makes 0.3 sensible.
+        """
+        raise NotImplementedError(f"{type(self).__name__} declares no relaxed()")
+
     def example(self, n: int = 6) -> Tensor:
         """Return a legal batch of n images, for the conformance kit."""
         generator = torch.Generator().manual_seed(7)
         return torch.rand(n, max(self.card.channels), 16, 16, generator=generator)
 
     # The methods that everyone else calls.
+
+    @property
+    def has_relaxation(self) -> bool:
+        """True if it declares `relaxed`."""
+        return type(self).relaxed is not Purifier.relaxed
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
@@ -174,9 +174,9 @@ class Purifier(Configured, PreprocessorPyTorch):
 
         Without `noise` it runs as deployed.
 
-        Gradients are the declared ones, or those of `backward`: `identity`, or a network fitted to
-        imitate this purifier. Raise BadParameter, Mismatch for an input that it cannot take,
-        BrokenPurifier if `purify` breaks its contract.
+        Gradients are the declared ones, or those of `backward`: `identity`, a network fitted to
+        imitate this purifier, or `Relaxed(temperature)`. Raise BadParameter, Mismatch for an input
+        that it cannot take, BrokenPurifier if `purify` breaks its contract.
         """
         self._check_input(x)
         if len(x) == 0:
@@ -239,16 +239,19 @@ class Purifier(Configured, PreprocessorPyTorch):
     def _one_cut(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         """Purify at most max_batch images. This is the only place that makes gradients."""
         differentiated = torch.is_grad_enabled() and x.requires_grad
-        through_purify = backward is None and self.card.gradient in ("exact", "approximate")
-        use_autograd = differentiated and through_purify
+        is_declared = backward is None and self.card.gradient in ("exact", "approximate")
+        use_autograd = differentiated and (is_declared or isinstance(backward, Relaxed))
         # Without autograd, `purify` gets the detached input that it gets when it is scored.
         source = x if use_autograd else x.detach()
         version = None if x.is_inference() else x._version
         with torch.set_grad_enabled(use_autograd), autocast(x.device, self._precision):
-            value = self.purify(source, noise)
+            if use_autograd and isinstance(backward, Relaxed):
+                value = self.relaxed(source, noise, backward.temperature)
+            else:
+                value = self.purify(source, noise)
         self._check_output(value, x, version)
         value = value if self._precision == "float32" else value.to(x.dtype)
-        if not differentiated or through_purify:
+        if not differentiated or is_declared or isinstance(backward, Relaxed):
             return value
         if backward is None and self.card.gradient == "surrogate":
             return straight_through(self.surrogate(x, noise.again()), value)

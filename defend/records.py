@@ -119,6 +119,9 @@ class Record(_Model):
     access: str  # what the attack needs: "gradient", "scores" or "labels"
     stochastic: bool
     declared_gradient: str
+    # True: the purifier declares a relaxed gradient. False: an approximate step of it declares
+    # none. None: it has no such step.
+    relaxation: bool | None
     trained_on: tuple[WrittenTrainedOn, ...]  # of each learned member of the defense
     classifier_trained_on: tuple[WrittenTrainedOn, ...]
     images: int  # in the whole split

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from defend.errors import BrokenAttack
 from defend.noise import Noise
-from defend.purifier import Backward, Purifier, straight_through
+from defend.purifier import Backward, Purifier, Relaxed, straight_through
 
 Access = Literal["gradient", "scores", "labels"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
@@ -187,11 +187,14 @@ class Target:
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
         """Return purified images (b * copies, c, h, w), in the order of the rows of `noise`.
 
-        The copies of one image are side by side. A stand-in for the gradient has no noise: it is
-        differentiated once for all copies, whose gradients add up before they reach it.
+        The copies of one image are side by side. The identity or a network, as a stand-in for the
+        gradient, has no noise: it is differentiated once for all copies, whose gradients add up
+        before they reach it.
         """
-        if self.backward is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise)
+        if self.backward is None or isinstance(self.backward, Relaxed):
+            return self.purifier.purified(x.repeat_interleave(copies, 0), noise, self.backward)
         value = self.purifier.purified(x.detach().repeat_interleave(copies, 0), noise)
         return straight_through(self.backward(x).repeat_interleave(copies, 0), value)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
-from defend.spec import parse
+from defend.errors import BadParameter, suggest_names
+from defend.spec import parse, parse_single
 
 Level = Literal["oblivious", "transfer", "query", "adaptive"]
-Gradient = Literal["declared", "identity", "learned"]
 NO_DEFENSE = "none"
 
 
@@ -88,8 +89,52 @@ GRADIENT_NAMES: dict[str, str] = {
     "declared": "declared",
     "identity": "BPDA",
     "learned": "learned",
+    "relaxed": "relaxed",
 }
-GRADIENTS: tuple[Gradient, ...] = ("declared", "identity", "learned")
+GRADIENTS: tuple[str, ...] = tuple(GRADIENT_NAMES)
+# The temperatures of "relaxed" where none is named, a factor of three apart: nearly the step
+# itself, a smooth step, and nearly a straight line. Different images fall at each of them.
+TEMPERATURES = (0.1, 0.3, 1.0)
+
+
+def relaxed_gradient(temperature: float) -> str:
+    """Return the text of the relaxed gradient at a temperature."""
+    return f"relaxed:temperature={temperature:g}"
+
+
+RELAXED_GRADIENTS = tuple(relaxed_gradient(t) for t in TEMPERATURES)
+
+
+def gradient_kind(gradient: str) -> str:
+    """Return the name of a gradient without its temperature."""
+    return gradient.partition(":")[0]
+
+
+def parse_gradients(text: str) -> tuple[str, ...]:
+    """Return the gradients that a text names, in one spelling: several for "relaxed" alone.
+
+    Raises BadParameter, BadSpec.
+    """
+    spec = parse_single(text, "gradient")
+    if spec.name not in GRADIENTS:
+        hint = suggest_names(spec.name, GRADIENTS)
+        raise BadParameter(f"gradient {text!r}: expected {' or '.join(GRADIENTS)}.{hint}")
+    fields = dict(spec.params)
+    if not fields:
+        return RELAXED_GRADIENTS if spec.name == "relaxed" else (spec.name,)
+    if spec.name != "relaxed" or fields.keys() != {"temperature"}:
+        raise BadParameter(f"gradient {text!r}: expected a name alone, or relaxed:temperature=0.3")
+    value = fields["temperature"]
+    if isinstance(value, bool) or not isinstance(value, int | float | Fraction) or value <= 0:
+        raise BadParameter(
+            f"gradient {text!r}: expected a temperature > 0; write relaxed:temperature=0.3"
+        )
+    return (relaxed_gradient(float(value)),)
+
+
+def temperature_of(gradient: str) -> float:
+    """Return the temperature of a text that `relaxed_gradient` wrote."""
+    return float(gradient.partition("=")[2])
 
 
 def attacked_pipeline(level: str, scored: Pipeline, surrogate: str | None) -> Pipeline:

@@ -44,6 +44,7 @@ PLAIN = Record(
     access="gradient",
     stochastic=False,
     declared_gradient="approximate",
+    relaxation=None,
     trained_on=(),
     classifier_trained_on=({"kind": "clean"},),
     images=1150,
@@ -210,6 +211,7 @@ def printed(records, run_dirs=(), width=160):
 IDENTITY = {"knowledge": "adaptive", "gradient": "identity"}
 DECLARED = {"knowledge": "adaptive", "gradient": "declared"}
 LEARNED = {"knowledge": "adaptive", "gradient": "learned"}
+RELAXED = {"knowledge": "adaptive", "gradient": "relaxed:temperature=0.3"}
 EVERY_GRADIENT = ("declared", "identity", "learned")
 COMPLETE = {"n": 1000, "protocol": "ladder-1", "eps": 16 / 255}
 

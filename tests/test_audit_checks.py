@@ -13,6 +13,7 @@ from audit_toys import (
     FewCopies,
     Lottery,
     Neighbourly,
+    Reticent,
     RightAtFirst,
     Rough,
     Shy,
@@ -44,6 +45,7 @@ SOFT = partial(masked.Blur, weight=0.5)  # an honest gradient
 ATTACKS = (
     "identity gradient",
     "learned gradient",
+    "relaxed gradient",
     "finite differences",
     "Square",
     "oblivious",
@@ -59,6 +61,7 @@ CASES = {  # check: (what it must catch, what it must pass)
     "more copies": (FewCopies, honest("gaussian:sigma=0.02")),
     "identity gradient": (DETACHED, SOFT),
     "learned gradient": (DETACHED, SOFT),
+    "relaxed gradient": (Reticent, honest("bitdepth:bits=4")),
     "finite differences": (DETACHED, SOFT),
     "Square": (DETACHED, honest("bitdepth:bits=4")),
     "oblivious": (hidden("test-time optimisation", 0.2), SOFT),

@@ -278,6 +278,7 @@ def test_a_budget_fits_the_images(budget, stochastic):
     cost, larger = few.cost(), budget_for(budget, stochastic, 32).cost()
     assert larger.gradients > cost.gradients > 0
     assert larger.forwards > cost.forwards > 0
+    assert few.cost(temperatures=3).gradients > cost.gradients
 
 
 @pytest.mark.parametrize(("budget", "n"), [("standrad", None), ("quick", 3), ("quick", 20.5)])

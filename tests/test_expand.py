@@ -8,6 +8,7 @@ from defend.benchmarks.expand import expand
 from defend.benchmarks.suite import make_suite
 from defend.eps import Eps
 from defend.errors import DefendError
+from defend.threat_models import RELAXED_GRADIENTS
 
 SMALL = {
     "dataset": "digits",
@@ -33,6 +34,29 @@ LEVELS_OF = {
     "one gradient": (
         {"gradients": ["declared"]},
         [("oblivious", "declared"), ("adaptive", "declared")],
+    ),
+    "a purifier with a relaxation": (
+        {"defenses": ["bitdepth"]},
+        [
+            ("oblivious", "declared"),
+            ("adaptive", "identity"),
+            ("adaptive", "declared"),
+            ("adaptive", "relaxed:temperature=0.1"),
+            ("adaptive", "relaxed:temperature=0.3"),
+            ("adaptive", "relaxed:temperature=1"),
+        ],
+    ),
+    "a temperature": (
+        {"defenses": ["median+bitdepth"], "gradients": "relaxed:temperature=1/2"},
+        [("oblivious", "declared"), ("adaptive", "relaxed:temperature=0.5")],
+    ),
+    "every temperature, one of them twice": (
+        {
+            "defenses": ["jpeg"],
+            "knowledge": "adaptive",
+            "gradients": ["relaxed", {"name": "relaxed", "temperature": 1.0}],
+        },
+        [("adaptive", gradient) for gradient in RELAXED_GRADIENTS],
     ),
     "twice the same": (
         {"knowledge": ["bpda", "adaptive"]},
@@ -63,6 +87,16 @@ def test_an_unsupported_pair_is_skipped_with_one_line_and_nothing_left_is_an_err
     assert len(skipped) == 1 and "query" in skipped[0]
     with pytest.raises(DefendError, match="nothing is left to run"):
         expanded(knowledge=["query"])
+
+
+def test_a_purifier_without_a_relaxation_is_skipped_with_one_line():
+    keys = {"defenses": ["median", "bitdepth"], "gradients": ["relaxed"], "eps": "0.1"}
+    cells, skipped = expanded(knowledge="adaptive", **keys)
+    assert {cell.defense for cell in cells} == {"bitdepth"}
+    assert [line for line in skipped if "median" in line] == [
+        "skipped gradient relaxed for median: it declares no relaxation; use declared, identity or"
+        " learned"
+    ]
 
 
 def test_oblivious_and_transfer_never_drop():

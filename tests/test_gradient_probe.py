@@ -82,3 +82,25 @@ def test_a_purifier_that_looks_whether_a_gradient_is_asked_for_fails(noise):
     check(Rough())
     with pytest.raises(BrokenPurifier, match="predictions change when gradients are enabled"):
         check(Startled())
+
+
+class Elsewhere(defend.load("bitdepth").__class__):
+    """Bit depth whose relaxed value is the smooth staircase itself."""
+
+    def relaxed(self, x, noise, temperature):
+        return defend.soft_round(x * 7, temperature) / 7
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_relaxation_that_attacks_another_pipeline_fails(noise):
+    x, y = images()
+    members = (defend.load("gaussian:sigma=0.05"),) if noise else ()
+
+    def check(purifier):
+        chain = Chain(members=(*members, purifier))
+        target = observed(chain, eot=3, backward=defend.Relaxed(0.3))
+        check_attacked_pipeline(target, x, y, needs_gradient=True)
+
+    check(defend.load("bitdepth"))
+    with pytest.raises(BrokenPurifier, match="gives 24 of 24 images another value"):
+        check(Elsewhere())

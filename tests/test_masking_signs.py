@@ -3,6 +3,7 @@
 import pytest
 from made_runs import (
     DECLARED,
+    apgd,
     change,
     change_all,
     change_where,
@@ -177,3 +178,10 @@ def test_the_share_without_a_gradient_is_read_from_values():
     assert share_without_gradient(record(1, n=100, flags=[zero, undefined, other])) == 0.08
     assert share_without_gradient(record(1, n=4, flags=[zero, undefined])) == 1
     assert share_without_gradient(record(1, flags=[other], **DECLARED)) == 0
+
+
+def test_a_relaxed_gradient_may_fade_at_a_small_temperature():
+    """As the step itself does; through the other gradients the images were attacked."""
+    faded = flag(FlagCode.ZERO_GRADIENT, 900)
+    relaxed = apgd("adaptive", "relaxed:temperature=0.1", "ce", protocol=None, flags=[faded])
+    assert not find_signs([*complete(), relaxed])

@@ -84,6 +84,19 @@ REFUSED = {
     "n as text": ({"n": "12"}, "n '12': expected a whole number"),
     "knowledge": ({"knowledge": "oblivous"}, "Did you mean oblivious"),
     "gradient": ({"gradients": ["learnt"]}, "expected declared or identity"),
+    "field of a gradient": (
+        {"gradients": ["relaxed:temprature=1"]},
+        "expected a name alone, or relaxed:temperature=0.3",
+    ),
+    "field of another gradient": (
+        {"gradients": ["identity:temperature=1"]},
+        "expected a name alone, or relaxed:temperature=0.3",
+    ),
+    "temperature": ({"gradients": ["relaxed:temperature=0"]}, "expected a temperature > 0"),
+    "temperature as text": (
+        {"gradients": ["relaxed:temperature=hot"]},
+        "expected a temperature > 0; write relaxed:temperature=0.3",
+    ),
     "protocol": (
         {"protocol": "ladder-2"},
         "protocol 'ladder-2': expected ladder-1. Did you mean ladder-1?",

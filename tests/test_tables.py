@@ -4,7 +4,7 @@ from io import StringIO
 
 import numpy as np
 import pytest
-from made_runs import DECLARED, IDENTITY, LEARNED, cell, failed, printed, record
+from made_runs import DECLARED, IDENTITY, LEARNED, RELAXED, cell, failed, printed, record
 from rich.console import Console
 
 from defend.records import Flag, FlagCode
@@ -102,6 +102,27 @@ def test_a_single_gradient_is_named(gradient, note):
     records = [record(50, knowledge="adaptive", gradient=gradient)]
     assert one_row(records).numbers["worst"].note == note
     assert all(note in printed(records, width=width) for width in (80, 200))
+
+
+def test_all_temperatures_are_one_column_image_by_image(tmp_path):
+    other = {**RELAXED, "gradient": "relaxed:temperature=1"}
+    records = [
+        cell(tmp_path, [1, 1, 1, 1], **DECLARED),
+        cell(tmp_path, [0, 1, 1, 1], relaxation=True, **RELAXED),
+        cell(tmp_path, [1, 0, 1, 1], relaxation=True, **other),
+    ]
+    (row,) = table(records, [tmp_path]).rows
+    accuracies = {name: number.accuracy for name, number in row.numbers.items()}
+    assert accuracies == {"clean": 1, "declared": 1, "relaxed": 0.5, "worst": 0.5}
+    assert "over its temperatures" in printed(records, [tmp_path], 200)
+
+
+@pytest.mark.parametrize("changes", [DECLARED, IDENTITY, {"gradient": "declared"}])
+@pytest.mark.parametrize("relaxation", [True, False, None])
+def test_an_approximate_step_without_a_relaxation_is_told(changes, relaxation):
+    text = printed([record(50, relaxation=relaxation, **changes)], width=400)
+    is_told = relaxation is False and changes.get("knowledge") == "adaptive"
+    assert ("No relaxation is declared by median" in text) is is_told
 
 
 def test_two_gradients_with_the_same_images_are_one(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_runs import DECLARED, LEARNED, cell, change_all, keep, printed, record
+from made_runs import DECLARED, LEARNED, RELAXED, cell, change_all, keep, printed, record
 
 from defend.results import table
 from defend.results.candidates import worst_outcomes
@@ -133,6 +133,18 @@ def test_without_a_purifier_the_learned_gradient_is_no_other_attack(tmp_path):
     assert "not under the same attacks" not in printed(records, [tmp_path])
     other = [records[0], records[1], cell(tmp_path, [1, 1, 1], defense="jpeg", **DECLARED)]
     assert "not under the same attacks" in printed(other, [tmp_path])
+
+
+def test_without_a_step_to_relax_the_relaxed_gradient_is_no_other_attack(tmp_path):
+    """An approximate purifier that declares no relaxation was attacked otherwise."""
+    rounded = [
+        cell(tmp_path, [1, 0, 1], defense="jpeg", relaxation=True, **gradient)
+        for gradient in (DECLARED, RELAXED)
+    ]
+    for relaxation, alike in ((None, True), (False, False)):
+        other = cell(tmp_path, [1, 1, 1], relaxation=relaxation, **DECLARED)
+        text = printed([*rounded, other], [tmp_path])
+        assert ("not under the same attacks" not in text) is alike
 
 
 def test_the_worst_case_is_at_the_claim_eps_not_at_the_check_of_eps_1(tmp_path):

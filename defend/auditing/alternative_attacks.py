@@ -129,6 +129,15 @@ CHECKS = (
         run=_compare(attempts.learned_attempts),
     ),
     Check(
+        name="relaxed gradient",
+        question="Does the gradient through the purifier's own relaxation break more?",
+        weight="attack",
+        threshold=_THRESHOLD,
+        source="Athalye et al., arXiv:1802.00420, section 4.1; the relaxation is the purifier's",
+        advice="Report the relaxed gradient beside it: the declared one loses the way at a step",
+        run=_compare(attempts.relaxed_attempts),
+    ),
+    Check(
         name="finite differences",
         question="Does an attack whose gradient is measured by finite differences break more?",
         weight="attack",

@@ -13,8 +13,9 @@ from defend.auditing.context import Context, Surrogate
 from defend.auditing.spsa import spsa
 from defend.auditing.verdict import NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
-from defend.gradients import Backward, identity
+from defend.gradients import Backward, Relaxed, identity
 from defend.losses import negative_margin
+from defend.threat_models import TEMPERATURES
 from defend.training.bpda_network import fit_bpda_network
 from defend.training.perturbations import add_random_signs
 
@@ -52,6 +53,19 @@ def learned_attempts(context: Context) -> Iterator[Attempt]:
         raise NotTried("left out of budget=quick")
     network, context.bpda_network_error = fit_network(context)
     return pipeline_attempts(context, _gradient_attacks(context), network)
+
+
+def relaxed_attempts(context: Context) -> Iterator[Attempt]:
+    """Yield attacks through the relaxation at each temperature. Raises NotApplicable."""
+    if not context.purifier.has_relaxation:
+        raise NotApplicable("the purifier declares no relaxation")
+    return _attack_relaxations(context)
+
+
+def _attack_relaxations(context: Context) -> Iterator[Attempt]:
+    for temperature in TEMPERATURES:
+        relaxation = Relaxed(temperature)
+        yield from pipeline_attempts(context, _gradient_attacks(context), relaxation)
 
 
 def fit_network(context: Context) -> tuple[nn.Module, float]:

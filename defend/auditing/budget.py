@@ -55,16 +55,18 @@ class Budget:
         """Return True if a network is fitted for this purifier's learned gradient."""
         return self.fit_images > 0 and not is_undefended(purifier)
 
-    def cost(self, surrogates: int = 0) -> Cost:
+    def cost(self, surrogates: int = 0, temperatures: int = 0) -> Cost:
         """Return the most that the audit can take: the cost if no attack breaks anything.
 
-        surrogates: pipelines to transfer from. The fit of the learned gradient is not included.
+        surrogates: pipelines to transfer from. temperatures: of the relaxed gradient. The fit of
+        the learned gradient is not included.
         """
-        return Cost(self._count_gradients(surrogates), self._count_forwards())
+        return Cost(self._count_gradients(surrogates, temperatures), self._count_forwards())
 
-    def _count_gradients(self, surrogates: int) -> float:
+    def _count_gradients(self, surrogates: int, temperatures: int) -> float:
         declared = sum(self.curve_steps) + 40 + self.targets * self.target_steps + 40
-        replaced_gradients = 1 + (self.fit_images > 0)  # the identity, and the learned one
+        # The identity, the learned one, and the relaxed ones.
+        replaced_gradients = 1 + (self.fit_images > 0) + temperatures
         alternatives = (
             self.alternative_steps + min(40, self.alternative_steps)
         ) * replaced_gradients

@@ -12,6 +12,7 @@ from torch import Tensor
 from defend.auditing.context import Context
 from defend.auditing.session import result_or_error
 from defend.losses import cross_entropy
+from defend.threat_models import TEMPERATURES
 
 TIMED_IMAGES = 32
 MINUTE_FROM = 90  # seconds from which a duration is printed in minutes
@@ -31,7 +32,8 @@ def estimate_seconds(context: Context) -> float:
     seconds = result_or_error(measure)
     if isinstance(seconds, Exception):
         return nan
-    cost = context.budget.cost(len(context.surrogates))
+    temperatures = len(TEMPERATURES) if context.purifier.has_relaxation else 0
+    cost = context.budget.cost(len(context.surrogates), temperatures)
     return seconds[0] * cost.gradients + seconds[1] * cost.forwards
 
 

@@ -31,9 +31,9 @@ from defend.benchmarks.writer import Writer
 from defend.errors import BadWeights, one_line
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
-from defend.purifier import Backward, identity
+from defend.purifier import Backward, Relaxed, identity
 from defend.tasks.classification import CLASSIFICATION
-from defend.threat_models import Pipeline
+from defend.threat_models import Pipeline, gradient_kind, temperature_of
 from defend.unit_files import write_unit
 
 SAMPLES = 6  # images of the first range that are kept for the report
@@ -155,6 +155,8 @@ class _JobRun:
         """Return what replaces the declared gradient; None for the declared one."""
         if attacked.gradient == "identity":
             return identity
+        if attacked.gradient and gradient_kind(attacked.gradient) == "relaxed":
+            return Relaxed(temperature_of(attacked.gradient))
         if attacked.gradient != "learned":
             return None
         network = self.components.bpda.get(attacked.classifier, attacked.defense)

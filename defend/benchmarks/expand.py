@@ -18,13 +18,9 @@ from defend.dataset import Dataset
 from defend.eps import Eps, take_eps
 from defend.errors import BadParameter, Mismatch
 from defend.protocols import PROTOCOLS
-from defend.protocols.ladder_1 import EOT, TARGETED_DLR
+from defend.protocols.ladder_1 import EOT, GRADIENTS, TARGETED_DLR
 from defend.purifier import LearnedPurifier, Purifier
-from defend.threat_models import (
-    GRADIENTS,
-    NO_DEFENSE,
-    Pipeline,
-)
+from defend.threat_models import NO_DEFENSE, Pipeline
 
 
 def expand(suite: Suite, components: Components) -> tuple[list[Cell], list[str]]:

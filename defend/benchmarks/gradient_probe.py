@@ -15,8 +15,10 @@ from defend.benchmarks.purifier_checks import (
     check_declared_deterministic,
     check_finite,
     check_gradient_mode,
+    check_relaxation,
 )
 from defend.losses import cross_entropy
+from defend.purifier import Relaxed
 from defend.target import Loss, Target
 
 
@@ -106,7 +108,7 @@ def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient
     """Raise BrokenPurifier if the logits of clean images are not what the card says.
 
     They must be finite, equal on two draws where declared deterministic, and predictions must
-    agree with and without gradients.
+    agree with and without gradients. Through a relaxation, the purified images must agree, too.
     """
     probe = separate_target(target)
     first, second = probe.logits(x.clone()), probe.logits(x.clone())
@@ -114,6 +116,8 @@ def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient
     check_declared_deterministic(target.purifier, first, second)
     if not needs_gradient:
         return
+    if isinstance(probe.backward, Relaxed):
+        check_relaxation(target.purifier, x, probe.noise.fork("relaxation"), probe.backward)
     with_gradient = probe.again().gradient(x, y, cross_entropy)[2]
     if probe.deterministic:
         without = first

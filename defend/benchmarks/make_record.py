@@ -12,8 +12,10 @@ from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.flags import make_flags
 from defend.benchmarks.query_curve import QueryCurve
+from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.numerics import NumericSettings
+from defend.purifier import Purifier
 from defend.records import (
     AttackedSettings,
     Flag,
@@ -88,6 +90,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "access": attack.card.access,
         "stochastic": defense.card.stochastic,
         "declared_gradient": defense.card.gradient,
+        "relaxation": _declares_relaxation(defense),
         "trained_on": defense.trained_on,
         "classifier_trained_on": classifier.trained_on,
         "images": data.count(cell.split),
@@ -112,6 +115,17 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
             defense=_short_hash(components.key("defense", cell.defense)),
         ),
     }
+
+
+def _declares_relaxation(purifier: Purifier) -> bool | None:
+    """Return False if a member with an approximate gradient declares no relaxation.
+
+    Else True if some member declares one, and None if none does.
+    """
+    for member in members_of(purifier):
+        if member.card.gradient == "approximate" and not member.has_relaxation:
+            return False
+    return True if purifier.has_relaxation else None
 
 
 def _short_hash(key: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from defend.errors import BrokenPurifier
 from defend.noise import Noise
-from defend.purifier import Purifier
+from defend.purifier import Purifier, Relaxed
 
 SINGLE_IMAGES = 8  # images that are purified one by one, too
 TOLERANCE = 1e-3  # of logits and pixels: what rounding in another batch may change
@@ -71,6 +71,25 @@ def check_gradient_mode(purifier: Purifier, with_gradient: Tensor, without: Tens
         raise BrokenPurifier(
             f"{type(purifier).__name__}: {changed} of {len(without)} predictions change when"
             " gradients are enabled; purify() must not depend on requires_grad"
+        )
+
+
+def check_relaxation(purifier: Purifier, x: Tensor, noise: Noise, relaxation: Relaxed) -> None:
+    """Raise BrokenPurifier if `relaxed` gives more than one image in twenty another value.
+
+    The attack would climb on another pipeline than the scored one. A few images may round to
+    another code.
+    """
+    deployed = purify_once(purifier, x, noise)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        value = purifier.purified(leaf, noise.again(), relaxation).detach()
+    is_other = ~torch.isclose(value, deployed, atol=TOLERANCE).flatten(1).all(1)
+    changed = int(is_other.sum())
+    if changed > max(1, len(x) // 20):
+        raise BrokenPurifier(
+            f"{type(purifier).__name__}: relaxed() gives {changed} of {len(x)} images another value"
+            " than purify(); write defend.relax(soft, value) for the step that it relaxes"
         )
 
 

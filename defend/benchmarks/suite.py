@@ -14,7 +14,7 @@ from defend.benchmarks.specs import component_text
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
 from defend.protocols import PROTOCOLS
-from defend.threat_models import GRADIENTS, LEVELS, Gradient
+from defend.threat_models import LEVELS, parse_gradients
 
 DRAWS = 20  # by which a stochastic purifier is scored
 _SINGULAR = {
@@ -39,7 +39,7 @@ class Suite(BaseModel):
     defenses: tuple[str, ...] = Field(min_length=1)
     attacks: tuple[str, ...] = ()  # under a protocol: beside its own
     knowledge: tuple[str, ...] | None = None  # None: the default levels of each attack
-    gradients: tuple[Gradient, ...] | None = None
+    gradients: tuple[str, ...] | None = None  # None: the default ones of each defense
     surrogates: tuple[str, ...] = ()
     protocol: str | None = None
     eps: tuple[Eps, ...] | None = None  # None: the claim eps of the data set
@@ -140,12 +140,12 @@ class Suite(BaseModel):
 
     @field_validator("gradients", mode="before")
     @classmethod
-    def _check_gradients(cls, values: Any) -> Any:
+    def _check_gradients(cls, values: Any) -> tuple[str, ...]:
+        gradients: dict[str, None] = {}
         for value in values:
-            if value not in GRADIENTS:
-                hint = suggest_names(str(value), GRADIENTS)
-                raise BadParameter(f"gradient {value!r}: expected {' or '.join(GRADIENTS)}.{hint}")
-        return tuple(dict.fromkeys(values))
+            text = component_text(value, "gradient")
+            gradients |= dict.fromkeys(parse_gradients(text))
+        return tuple(gradients)
 
     @field_validator("eps", mode="before")
     @classmethod

@@ -11,7 +11,13 @@ from defend.benchmarks.components import Components
 from defend.benchmarks.suite import Suite
 from defend.benchmarks.surrogates import Surrogates
 from defend.purifier import Purifier
-from defend.threat_models import Pipeline, attacked_pipeline, default_levels
+from defend.threat_models import (
+    RELAXED_GRADIENTS,
+    Pipeline,
+    attacked_pipeline,
+    default_levels,
+    gradient_kind,
+)
 
 DEFAULT_GRADIENTS = ("identity", "declared")
 EVERY_GRADIENT = ("identity", "declared", "learned")
@@ -68,15 +74,17 @@ def default_views(row: DefenseRow, attack: Attack, text: str) -> Views:
     """Return the levels at which an attack runs, with a line for each at which it cannot."""
     suite = row.suite
     levels = suite.knowledge or default_levels(attack.card.access, bool(suite.surrogates))
-    gradients: Sequence[str] = DEFAULT_GRADIENTS
-    if suite.gradients:
-        gradients = suite.gradients
-    elif suite.has_every_level:
-        gradients = EVERY_GRADIENT
+    gradients = suite.gradients or default_gradients(row.purifier, suite.has_every_level)
     views = Views()
     for level in levels:
         views.add(views_at(row, attack, text, level, gradients))
     return views
+
+
+def default_gradients(purifier: Purifier, every: bool) -> Sequence[str]:
+    """Return the gradients of an adaptive attack where the suite names none."""
+    gradients = EVERY_GRADIENT if every else DEFAULT_GRADIENTS
+    return (*gradients, *RELAXED_GRADIENTS) if purifier.has_relaxation else gradients
 
 
 def views_at(
@@ -144,14 +152,22 @@ def _transfer_views(row: DefenseRow, text: str, gradient: str | None) -> Views:
 
 
 def _adaptive_views(row: DefenseRow, gradients: Sequence[str]) -> Views:
-    """Return adaptive through each gradient; without a purifier there is nothing to learn."""
+    """Return adaptive through each gradient that the purifier has."""
     views = Views()
     for gradient in gradients:
-        if gradient == "learned" and is_undefended(row.purifier):
-            views.notes.append(
-                f"skipped gradient learned for {row.defense}: there is no purifier to imitate,"
-                " its gradient is the identity"
-            )
+        kind = gradient_kind(gradient)
+        reason = _reason_for_no_gradient(kind, row.purifier)
+        if reason:
+            views.notes.append(f"skipped gradient {kind} for {row.defense}: {reason}")
         else:
             views.views.append(View("adaptive", gradient))
     return views
+
+
+def _reason_for_no_gradient(kind: str, purifier: Purifier) -> str:
+    """Return why a purifier has no gradient of this kind; "" if it has one."""
+    if kind == "learned" and is_undefended(purifier):
+        return "there is no purifier to imitate, its gradient is the identity"
+    if kind == "relaxed" and not purifier.has_relaxation:
+        return "it declares no relaxation; use declared, identity or learned"
+    return ""

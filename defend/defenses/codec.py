@@ -47,6 +47,14 @@ class Codec(nn.Module):
         """Return the restored images (b, c, h, w)."""
         return self.decode(self.codebook(self.encode(x)), x.shape[2], x.shape[3])
 
+    def relaxed(self, x: Tensor, images: int, temperature: float) -> Tensor:
+        """Return what `forward` returns, with the gradient of a softmax over the codes.
+
+        x: the pieces of `images` images, in equal numbers. temperature: see `Codebook.relaxed`.
+        """
+        z = self.codebook.relaxed(self.encode(x), images, temperature)
+        return self.decode(z, x.shape[2], x.shape[3])
+
     def encode(self, x: Tensor) -> Tensor:
         """Return z (b, d, ceil(h / 4), ceil(w / 4)), in float32 whatever the precision of x."""
         above_and_below, left_and_right = padding(x.shape[2]), padding(x.shape[3])

@@ -27,7 +27,8 @@ class SplitVQVAE(LearnedPurifier):
 
     A piece goes through encoder, nearest code and decoder. The pieces of all images are one batch
     of the network. The gradient is autograd through encoder and decoder, and straight through the
-    choice of the nearest code, which has no derivative.
+    choice of the nearest code, which has no derivative. The relaxation is a softmax over the codes;
+    its temperature is in the image's mean squared distance to the nearest code.
     """
 
     card = Card(
@@ -74,9 +75,19 @@ class SplitVQVAE(LearnedPurifier):
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the restored x (b, c, size, size). Raises Mismatch for images of another size."""
+        self._check_size(x)
+        return join_pieces(self.net(split_image(x, self.grid)), self.grid)
+
+    def relaxed(self, x: Tensor, noise: Noise, temperature: float) -> Tensor:
+        """Return what `purify` returns, with the gradient of a softmax over the codes."""
+        self._check_size(x)
+        codec: Codec = self.net  # type: ignore[assignment]
+        pieces = codec.relaxed(split_image(x, self.grid), len(x), temperature)
+        return join_pieces(pieces, self.grid)
+
+    def _check_size(self, x: Tensor) -> None:
         if x.shape[2:] != (self.size, self.size):
             raise Mismatch(
                 f"{type(self).__name__}: expected images of size={self.size}, got {tuple(x.shape)};"
                 " load weights for their size, or train some"
             )
-        return join_pieces(self.net(split_image(x, self.grid)), self.grid)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from defend.gradients import relax, straight_through
 from defend.noise import Noise
-from defend.purifier import straight_through
 
 BLOCK = 2**20  # distances in memory: 4 MiB of float32, which stays in the cache of a core
 DECAY = 0.99  # gamma of appendix A.1
@@ -43,6 +44,27 @@ def nearest_codes(z: Tensor, codes: Tensor) -> Tensor:
     return indices
 
 
+def soft_codes(z: Tensor, codes: Tensor, widths: Tensor) -> Tensor:
+    """Return for each z (n, d) the mean of the codes (K, d), weighted by a softmax of their
+    distances |z - e|^2 / width.
+
+    widths: (n,) > 0. |z|^2 is the same for all codes and is left out. Blocks of z are computed
+    again in the backward pass, so that memory grows with n alone.
+    """
+    rows = max(1, BLOCK // len(codes))
+    means = [
+        checkpoint(_mix_codes, *block, codes, use_reentrant=False, preserve_rng_state=False)
+        for block in zip(z.split(rows), widths.split(rows), strict=True)
+    ]
+    return torch.cat(means)
+
+
+def _mix_codes(z: Tensor, widths: Tensor, codes: Tensor) -> Tensor:
+    with torch.autocast(z.device.type, enabled=False):
+        half_distances = codes.square().sum(1) / 2 - z @ codes.T
+        return (-2 * half_distances / widths[:, None]).softmax(1) @ codes
+
+
 class Codebook(nn.Module):
     """K codes of d dimensions. `MovingMeans` moves them, no gradient does: they are a buffer."""
 
@@ -57,15 +79,34 @@ class Codebook(nn.Module):
         3.2."""
         return straight_through(z, self.look_up(nearest_codes(as_rows(z), self.codes), z))
 
+    def relaxed(self, z: Tensor, images: int, temperature: float) -> Tensor:
+        """Return what `forward` returns, with the gradient of `soft_codes`.
+
+        The temperature is in the mean squared distance to the nearest code over the places of an
+        image: `images` of them lie in z in equal parts, one after the other.
+        """
+        rows = as_rows(z)
+        nearest = self.codes[nearest_codes(rows, self.codes)]
+        squares = (rows - nearest).detach().square().sum(1)
+        units = squares.view(images, -1).mean(1).clamp(min=torch.finfo(z.dtype).tiny ** 0.5)
+        widths = (temperature * units).repeat_interleave(len(rows) // images)
+        soft = soft_codes(rows, self.codes, widths)
+        return as_maps(relax(soft, nearest), z)
+
     def look_up(self, indices: Tensor, like: Tensor) -> Tensor:
         """Return the codes of the indices (b h w,) in the shape of `like` (b, d, h, w)."""
-        b, d, h, w = like.shape
-        return self.codes[indices].view(b, h, w, d).permute(0, 3, 1, 2)
+        return as_maps(self.codes[indices], like)
 
 
 def as_rows(z: Tensor) -> Tensor:
     """Return z (b, d, h, w) as vectors (b h w, d)."""
     return z.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def as_maps(rows: Tensor, like: Tensor) -> Tensor:
+    """Return vectors (b h w, d) in the shape of `like` (b, d, h, w): the inverse of `as_rows`."""
+    b, d, h, w = like.shape
+    return rows.view(b, h, w, d).permute(0, 3, 1, 2)
 
 
 class MovingMeans(nn.Module):

@@ -23,9 +23,9 @@ from defend.protocols.evidence import (
     unbounded_pgd,
 )
 from defend.records import Record
-from defend.threat_models import GRADIENTS
 
 NAME = "ladder-1"
+GRADIENTS = ("declared", "identity", "learned")  # through which it attacks
 EOT = 20  # copies over which the gradient of a stochastic pipeline is averaged
 TARGETED_DLR = MIN_CLASSES["dlr-targeted"]  # classes below which the loss has no denominator
 UNBOUNDED = Eps(text="1", value=1.0)  # in L-inf: any image at all

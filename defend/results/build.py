@@ -29,6 +29,7 @@ from defend.results.outcomes import OutcomeReader
 from defend.results.significance import IsStronger, compare_images
 from defend.results.training_knowledge import find_training_marks, list_training_marks
 from defend.results.worst_case import worst_cases
+from defend.threat_models import gradient_kind
 
 
 def table(
@@ -160,10 +161,10 @@ def _make_numbers(
 
 
 def choose_column(record: Record) -> str:
-    """Return the column of a cell: its level, and at `adaptive` its gradient.
+    """Return the column of a cell: its level, and at `adaptive` its gradient at any temperature.
 
     An adaptive attack that takes no gradient stands in the column `worst` alone.
     """
     if record.knowledge != "adaptive":
         return record.knowledge
-    return record.gradient or "worst"
+    return gradient_kind(record.gradient) if record.gradient else "worst"

@@ -13,6 +13,7 @@ from defend.results.numbers import worst_number
 from defend.results.outcomes import Bits, OutcomeReader
 from defend.stats import holm
 from defend.tasks.classification import CLASSIFICATION
+from defend.threat_models import gradient_kind
 
 _Attack = tuple[str, str, str | None]  # attack, level, gradient; whatever the surrogate
 
@@ -68,12 +69,21 @@ def _attacks(cells: Iterable[Record]) -> set[_Attack]:
 
 
 def _have_same_attacks(a: _Side, b: _Side) -> bool:
-    """Return True if both were attacked alike. Without a purifier no gradient is learned."""
+    """Return True if both were attacked alike, as far as both have the gradients.
+
+    Without a purifier no gradient is learned, and without a step to relax none is relaxed.
+    """
     attacks_a, attacks_b = a.attacks, b.attacks
     if is_undefended(a.worst.defense) or is_undefended(b.worst.defense):
-        attacks_a, attacks_b = _without_learned(attacks_a), _without_learned(attacks_b)
+        attacks_a, attacks_b = _without("learned", attacks_a), _without("learned", attacks_b)
+    if not all(_has_step_to_relax(side) for side in (a, b)):
+        attacks_a, attacks_b = _without("relaxed", attacks_a), _without("relaxed", attacks_b)
     return attacks_a == attacks_b
 
 
-def _without_learned(attacks: set[_Attack]) -> set[_Attack]:
-    return {attack for attack in attacks if attack[-1] != "learned"}
+def _has_step_to_relax(side: _Side) -> bool:
+    return any(r.relaxation is not None for r in side.worst.cells)
+
+
+def _without(kind: str, attacks: set[_Attack]) -> set[_Attack]:
+    return {attack for attack in attacks if gradient_kind(attack[-1] or "") != kind}

@@ -7,6 +7,7 @@ from math import sqrt
 
 from defend.protocols.evidence import MIN_IMAGES
 from defend.records import Record
+from defend.threat_models import gradient_kind
 
 SMOKE_TEST = 200  # images, up to which a run is a smoke test
 
@@ -36,12 +37,30 @@ def _footnotes(records: Sequence[Record]) -> Iterator[str]:
             "worst: image by image, over the gradients that were run."
             " BPDA: adaptive through the identity."
         )
+    yield from _relaxations(records)
     yield (
         "fwd+bwd: forward and backward passes of the pipeline for each image, of the most expensive"
         " attack of the row."
     )
     yield from _draws(records)
     yield from _few_images(records)
+
+
+def _relaxations(records: Sequence[Record]) -> Iterator[str]:
+    """Yield how `relaxed` is read, and which approximate purifiers could not be attacked by it."""
+    adaptive = [r for r in records if r.knowledge == "adaptive" and r.access == "gradient"]
+    kinds = {gradient_kind(r.gradient) for r in adaptive if r.gradient}
+    if "relaxed" in kinds:
+        yield (
+            "relaxed: adaptive through the relaxation that the purifier declares, image by image"
+            " over its temperatures."
+        )
+    names = dict.fromkeys(r.defense for r in adaptive if r.relaxation is False)
+    if names:
+        yield (
+            f"No relaxation is declared by {', '.join(names)}: a step without a derivative has an"
+            " approximate gradient, and an attack through a relaxation of it may break more."
+        )
 
 
 def _draws(records: Sequence[Record]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from defend.records import Diagnosis, FlagCode, Record
 from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
 from defend.results.diagnostics import SignCode, describe_attack
 from defend.results.significance import IsStronger, accuracy_of, stronger_by_intervals
+from defend.threat_models import gradient_kind
 
 MAX_LEFT_AT_EPS_1 = 0.01  # of the images may be right
 # Of the images may have no gradient: float32 saturates a softmax, which the DLR loss does not mind.
@@ -120,8 +121,11 @@ def check_eps_1(evaluation: Evaluation) -> Diagnosis | None:
 
 
 def check_gradients(evaluation: Evaluation) -> Diagnosis | None:
-    """Return a sign if a gradient is zero or undefined on too many images."""
-    records = evaluation.white_box
+    """Return a sign if a gradient is zero or undefined on too many images.
+
+    A relaxed one is no part of it: at a small temperature it fades as the step itself does.
+    """
+    records = [r for r in evaluation.white_box if gradient_kind(r.gradient or "") != "relaxed"]
     if not records:
         return None
     record = max(records, key=share_without_gradient)

@@ -23,11 +23,13 @@ COLUMNS = {
     "identity": GRADIENT_NAMES["identity"],
     "declared": GRADIENT_NAMES["declared"],
     "learned": GRADIENT_NAMES["learned"],
+    "relaxed": GRADIENT_NAMES["relaxed"],
     "worst": "worst",
     "query": THREAT_MODELS["query"].heading,
     "transfer": THREAT_MODELS["transfer"].heading,
 }
-ADAPTIVE = ("identity", "declared", "learned", "worst")  # the columns below the heading `adaptive`
+# The columns below the heading `adaptive`.
+ADAPTIVE = ("identity", "declared", "learned", "relaxed", "worst")
 
 
 @dataclass(frozen=True, kw_only=True)

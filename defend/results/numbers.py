@@ -14,7 +14,7 @@ from defend.results.outcomes import Bits, OutcomeReader, Outcomes
 from defend.results.significance import strongest
 from defend.stats import wilson
 from defend.tasks.classification import CLASSIFICATION
-from defend.threat_models import GRADIENT_NAMES
+from defend.threat_models import GRADIENT_NAMES, gradient_kind
 
 
 def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | None]) -> Number:
@@ -134,7 +134,7 @@ def name_single_gradient(cells: Sequence[Record]) -> str:
     Nothing where none could matter: without a purifier to differentiate, for an attack that takes
     no gradient, and at eps 0, where each gradient gives the clean image.
     """
-    gradients = {r.gradient for r in cells}
+    gradients = {gradient_kind(r.gradient) for r in cells if r.gradient}
     names = [name for gradient, name in GRADIENT_NAMES.items() if gradient in gradients]
     if not names or cells[0].eps == 0 or is_undefended(cells[0].defense):
         return ""

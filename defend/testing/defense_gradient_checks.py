@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import Tensor
 
-from defend.gradients import identity
+from defend.gradients import Relaxed, identity, relaxations_shown
 from defend.purifier import Purifier
 from defend.testing.defense_setup import BATCH, input_gradient, purify, random_like
 from defend.testing.edge_images import edge_images
 from defend.testing.runner import NotApplicable, depends_on_weights, reads_only
+from defend.threat_models import TEMPERATURES
+
+NEARLY_THE_STEP = 0.001  # a temperature
+ONE_LEVEL = 1 / 255  # of 256; a value on a step's edge stays between two values
 
 
 @reads_only
@@ -92,3 +97,95 @@ def check_exact_gradient_claim(p: Purifier) -> None:
                 f"the card says gradient='exact', but autograd gives {claimed:.4f} and finite "
                 f"differences give {slope:.4f}; correct the gradient or the card"
             )
+
+
+@depends_on_weights
+@reads_only
+def check_relaxed_gives_deployed_value(p: Purifier) -> None:
+    """Fail if the value of `relaxed` is not that of `purify`, to the bit."""
+    _require_relaxation(p)
+    for x in (p.example(BATCH), edge_images(p.example(1))):
+        deployed = purify(p, x)
+        for temperature in TEMPERATURES:
+            value = purify(p, x.clone().requires_grad_(), backward=Relaxed(temperature))
+            assert torch.equal(value, deployed), (
+                f"relaxed() at temperature {temperature:g} does not give the value of purify(), by"
+                f" up to {(value - deployed).abs().max():.3g}; write defend.relax(soft, value) for"
+                " the step that is relaxed"
+            )
+
+
+@depends_on_weights
+@reads_only
+def check_relaxation_tends_to_the_step(p: Purifier) -> None:
+    """Fail if the relaxation does not come near to `purify` at a small temperature.
+
+    The mean distance of pixels at 0.001 must be within one of 256 levels, and below that at 1.
+    """
+    _require_relaxation(p)
+    x = p.example(BATCH)
+    near, far = _distance_of_relaxation(p, x, NEARLY_THE_STEP), _distance_of_relaxation(p, x, 1.0)
+    assert far > 0, (
+        "relaxed() relaxes nothing: its relaxation is purify() itself; write defend.relax(soft,"
+        " value) for the step that has no derivative"
+    )
+    assert near < far and near <= ONE_LEVEL, (
+        f"expected a relaxation that tends to purify(), within {ONE_LEVEL:.4f} at temperature"
+        f" {NEARLY_THE_STEP:g}, got a mean distance of {near:.4f} there and {far:.4f} at 1"
+    )
+
+
+@depends_on_weights
+@reads_only
+def check_relaxed_gradient_reaches_input(p: Purifier) -> None:
+    """Fail if the relaxed gradient is not finite, or zero for an image at temperature 1."""
+    _require_relaxation(p)
+    for x in (p.example(BATCH), edge_images(p.example(1))):
+        for temperature in TEMPERATURES:
+            assert _relaxed_gradient(p, x, temperature).isfinite().all(), (
+                f"expected a finite relaxed gradient at temperature {temperature:g}, got NaN or inf"
+            )
+    g = _relaxed_gradient(p, p.example(BATCH), 1.0)
+    zero_count = int((g.flatten(1).abs().sum(1) == 0).sum())
+    assert zero_count == 0, (
+        f"{zero_count} of {BATCH} images have a zero relaxed gradient at temperature 1; choose a"
+        " larger unit of the temperature"
+    )
+
+
+@reads_only
+def check_relaxed_gradient_is_of_its_image(p: Purifier) -> None:
+    """Fail if the relaxed gradient of an image depends on its batch."""
+    _require_relaxation(p)
+    x = p.example(BATCH)
+    together = _relaxed_gradient(p, x, 0.3)[:1]
+    alone = _relaxed_gradient(p, x[:1], 0.3)
+    distance = (together - alone).norm()
+    assert distance <= 0.01 * alone.norm() + 1e-6, (
+        f"the relaxed gradient of an image differs by {distance / alone.norm():.2g} of its norm"
+        " between its batch and alone; take the unit of the temperature from each image"
+    )
+
+
+def _require_relaxation(p: Purifier) -> None:
+    if not p.has_relaxation:
+        raise NotApplicable("it declares no relaxed()")
+
+
+def _distance_of_relaxation(p: Purifier, x: Tensor, temperature: float) -> float:
+    """Return the mean distance of pixels between the relaxation and `purify`."""
+    with relaxations_shown():
+        soft = purify(p, x.clone().requires_grad_(), backward=Relaxed(temperature))
+    return float((soft.detach() - purify(p, x)).abs().mean())
+
+
+def _relaxed_gradient(p: Purifier, x: Tensor, temperature: float) -> Tensor:
+    """Return the gradient of a projection of the output images, in the shape of x.
+
+    The first image has the same projection in every batch; that of the k-th is k times as large.
+    """
+    x = x.clone().requires_grad_()
+    y = purify(p, x, backward=Relaxed(temperature))
+    factors = torch.arange(1, len(y) + 1, dtype=y.dtype).view(-1, 1, 1, 1)
+    projection = random_like(y[:1], 1) * factors
+    return torch.autograd.grad((y * projection).sum(), x, materialize_grads=True)[0]

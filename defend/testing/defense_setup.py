@@ -14,19 +14,27 @@ from torch import Tensor, nn
 
 from defend.chain import Chain
 from defend.noise import Noise
-from defend.purifier import Purifier
+from defend.purifier import Backward, Purifier
 
 BATCH = 6  # images
 CLASSES = 10
 
 
-def purify(p: Purifier, x: Tensor, index: Tensor | None = None, *, draw: int = 0) -> Tensor:
+def purify(
+    p: Purifier,
+    x: Tensor,
+    index: Tensor | None = None,
+    *,
+    draw: int = 0,
+    backward: Backward | None = None,
+) -> Tensor:
     """Return x (b, c, h, w) purified with the noise of seed 0.
 
     index: the number of each image (b,), on which its noise depends; by default its place.
+    backward: in place of the declared gradient.
     """
     index = torch.arange(len(x)) if index is None else index
-    return p.purified(x, Noise.of(0, index).draw(draw))
+    return p.purified(x, Noise.of(0, index).draw(draw), backward)
 
 
 def random_like(x: Tensor, seed: int) -> Tensor:

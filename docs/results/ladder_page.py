@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.eps import Eps
+from defend.protocols.ladder_1 import GRADIENTS
 from defend.records import Claim, Record, read_records
 from defend.results.build import table
 from defend.results.claim_text import format_claim
@@ -27,7 +28,7 @@ from defend.results.outcomes import OutcomeReader
 from defend.results.table_text import format_bound, format_percent
 from defend.results.training_knowledge import format_trained_on
 from defend.stats import holm
-from defend.threat_models import GRADIENTS, LEVELS
+from defend.threat_models import LEVELS
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "ladder.md"
