@@ -136,10 +136,7 @@ class Purifier(Configured, PreprocessorPyTorch):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training of each learned part knew; empty if nothing is learned.
-
-        Nothing is known about networks of other libraries.
-        """
+        """What the training of each learned part knew: unknown for those of other libraries."""
         return (TrainedOn(kind="unknown"),) if self.weights_sha256 else ()
 
     @property
