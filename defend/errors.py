@@ -32,6 +32,10 @@ class BrokenPlugin(DefendError, ImportError):
     """An installed component that cannot be imported."""
 
 
+class MissingPackage(DefendError, ImportError):
+    """A package that a component needs and that is not installed."""
+
+
 class BadParameter(DefendError, ValueError):
     """A field, an option or an argument with a value that cannot work."""
 

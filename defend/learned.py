@@ -18,6 +18,7 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
+from defend.weights.third_party import loaded_weights
 from defend.weights.zoo import Wanted, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
@@ -65,20 +66,20 @@ def find_networks(holder: object) -> list[nn.Module]:
 
     A network inside another one is not listed again.
     """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
+    networks: list[nn.Module] = []
+    visited: set[int] = set()
     pending: list[Any] = list(vars(holder).values())
     while pending:
         value = pending.pop(0)
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, nn.Module):
-            found.append(value)
+            networks.append(value)
         else:
             pending += _held_values(value)
-    inner = {id(m) for net in found for m in list(net.modules())[1:]}
-    return [net for net in found if id(net) not in inner]
+    inner = {id(m) for net in networks for m in list(net.modules())[1:]}
+    return [net for net in networks if id(net) not in inner]
 
 
 def _held_values(value: Any) -> list[Any]:
@@ -164,6 +165,7 @@ class Learned(Configured):
     frozen_in_build = frozenset[
         str
     ]()  # the parameters that `build` froze, which `fit` leaves alone
+    _loaded = dict[str, str]()  # files of other libraries that `build` loaded: name -> sha256
     _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -262,6 +264,7 @@ class Learned(Configured):
         self.frozen_in_build = frozenset(
             name for name, p in net.named_parameters() if not p.requires_grad
         )
+        self._loaded = loaded_weights(net)
         if self.file is not None:
             try:
                 net.load_state_dict(load_tensors(self.file.path))
@@ -279,10 +282,13 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew, as a tuple of one."""
-        return (self.file.header.trained_on if self.file else self.fitted_on,)
+        """What the training knew, as a tuple of one: of networks of other libraries, nothing."""
+        if self.file:
+            return (self.file.header.trained_on,)
+        is_foreign = self._loaded and self.fitted_on.kind == "untrained"
+        return (TrainedOn(kind="unknown") if is_foreign else self.fitted_on,)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """The hash of the weights file by its name; empty without a file."""
-        return {self.file.name: self.file.sha256} if self.file else {}
+        """The hash of the weights file by its name, or of the files that `build` loaded."""
+        return {self.file.name: self.file.sha256} if self.file else self._loaded

@@ -34,6 +34,7 @@ from defend.noise import Noise
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
+from defend.weights.third_party import loaded_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +136,16 @@ class Purifier(Configured, PreprocessorPyTorch):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training of each learned part knew; empty if nothing is learned."""
-        return ()
+        """What the training of each learned part knew; empty if nothing is learned.
+
+        Nothing is known about networks of other libraries.
+        """
+        return (TrainedOn(kind="unknown"),) if self.weights_sha256 else ()
 
     @property
     def weights_sha256(self) -> dict[str, str]:
-        """The hashes of the weights files by their names."""
-        return {}
+        """The hashes of the weights files by their names, as `load_pretrained` remembers them."""
+        return loaded_weights(*self.networks())
 
     def networks(self) -> list[nn.Module]:
         """Return the networks that it holds, which are frozen, moved, cast and registered."""

@@ -6,10 +6,12 @@ This module imports no torch and no ART, so that `defend list` answers at once.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, requires
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from defend.errors import (
@@ -17,6 +19,7 @@ from defend.errors import (
     BadParameter,
     BrokenPlugin,
     DefendError,
+    MissingPackage,
     UnknownName,
     suggest_names,
 )
@@ -67,7 +70,10 @@ class Entry:
         return self.target.partition(":")[0].partition(".")[0]
 
     def load(self) -> Callable[..., Any]:
-        """Import the component and return its class or function. Raise BrokenPlugin."""
+        """Import the component and return its class or function.
+
+        Raise BrokenPlugin, or MissingPackage if it imports a package that is not installed.
+        """
         try:
             factory = self._point.load()
             if not callable(factory):
@@ -75,12 +81,50 @@ class Entry:
                     f"{self.target}: expected a class or a function, got {type(factory).__name__}"
                 )
             return factory  # type: ignore[no-any-return]
+        except MissingPackage:
+            raise
         except (Exception, SystemExit) as e:
             # A plugin may raise anything at import, and may even exit; the others still work.
+            if isinstance(e, ModuleNotFoundError) and self._is_foreign(e.name):
+                raise self.describe_missing(str(e.name)) from e
             raise BrokenPlugin(
                 f"{self.kind} '{self.name}' from {self.dist} {self.version} could not be imported "
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."
             ) from e
+
+    def _is_foreign(self, module: str | None) -> bool:
+        """Return True for a module of another package than the component's."""
+        return module is not None and module.partition(".")[0] != self.package
+
+    def describe_missing(self, module: str) -> MissingPackage:
+        """Return the error for a module that the component imports and that is not installed."""
+        package = module.partition(".")[0]
+        extra = find_extra(self.dist, package)
+        to_install = f"'{self.dist}[{extra}]'" if extra else package
+        if find_spec(package) is None:
+            state, command = "is not installed", f"pip install {to_install}"
+        else:
+            state, command = f"has no {module} here", f"pip install --upgrade {to_install}"
+        return MissingPackage(
+            f"{self.kind} '{self.name}' from {self.dist} {self.version} needs the package "
+            f"{package}, which {state}; type `{command}`"
+        )
+
+
+_REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*;.*extra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
+
+
+def find_extra(dist: str, package: str) -> str:
+    """Return the extra of a distribution that brings a package, "" if there is none."""
+    try:
+        lines = requires(dist) or []
+    except PackageNotFoundError:
+        return ""
+    for line in lines:
+        match = _REQUIREMENT.match(line)
+        if match and match["name"].replace("-", "_").lower() == package.lower():
+            return match["extra"]
+    return ""
 
 
 class Registry:
@@ -153,9 +197,19 @@ class Registry:
         return entry.name if entry.dist == HOME or len(bearers) == 1 else entry.full_name
 
     def create(self, kind: Kind, name: str, /, **params: Any) -> Any:
-        """Return a new component. Raise UnknownName, AmbiguousName, BrokenPlugin, BadParameter."""
-        factory = self.entry(kind, name).load()
-        label = f"{kind} '{name}'"
+        """Return a new component.
+
+        Raise UnknownName, AmbiguousName, BrokenPlugin, MissingPackage, BadParameter.
+        """
+        entry = self.entry(kind, name)
+        try:
+            return self._call(entry.load(), f"{kind} '{name}'", params)
+        except ModuleNotFoundError as e:  # a package that is imported when it is used
+            raise entry.describe_missing(e.name or str(e)) from e
+
+    @staticmethod
+    def _call(factory: Callable[..., Any], label: str, params: dict[str, Any]) -> Any:
+        """Return what the class or function makes of the parameters. Raise BadParameter."""
         if isinstance(factory, type) and issubclass(factory, Configured):
             return factory(**typed_params(factory, params, label))
         signature = inspect.signature(factory)

@@ -4,8 +4,10 @@ import contextlib
 from importlib import import_module
 
 import pytest
+from click.testing import CliRunner
 
 from defend.classifiers.lenet import LeNet
+from defend.cli import main
 from defend.defenses.none import NoDefense
 from defend.defenses.split_vqvae import SplitVQVAE
 from defend.errors import Mismatch
@@ -50,16 +52,57 @@ def test_run_checks_goes_on_after_an_unexpected_error():
     assert results["check_card_names_a_source"] == ("pass", "")
 
 
-def test_checks_that_only_read_share_a_component():
-    built = []
+MOST_LOADS = 5  # of a model that may take minutes to load, in one run of the kit
 
-    def make_purifier():
-        built.append(NoDefense())
-        return built[-1]
 
-    results = run_checks("defense", make_purifier)
-    assert all(status != "fail" for _, status, _ in results)
-    assert 2 <= len(built) <= len(results) / 2
+class CountsLoads(SplitVQVAE):
+    """Count how often a network is built, whoever builds it."""
+
+    loads = 0
+    fails = False
+
+    def build(self):
+        type(self).loads += 1
+        return super().build()
+
+    def purify(self, x, noise):
+        if self.fails:
+            raise RuntimeError("not finished yet")
+        return super().purify(x, noise)
+
+
+def make_counting_purifier():
+    return CountsLoads(weights="untrained", hidden=8, codes=4)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["sound", "broken"])
+def test_a_run_of_the_kit_loads_a_model_a_few_times(fails, monkeypatch):
+    monkeypatch.setattr(CountsLoads, "loads", 0)
+    monkeypatch.setattr(CountsLoads, "fails", fails)
+    results = run_checks("defense", make_counting_purifier)
+    assert ("fail" in {status for _, status, _ in results}) == fails
+    assert 2 <= CountsLoads.loads <= MOST_LOADS
+
+
+def test_a_component_that_exists_already_is_not_loaded_again(monkeypatch):
+    monkeypatch.setattr(CountsLoads, "loads", 0)
+    run_checks("defense", make_counting_purifier)
+    without = CountsLoads.loads
+    run_checks("defense", make_counting_purifier, first=make_counting_purifier())
+    assert CountsLoads.loads == 2 * without
+
+
+def test_the_command_loads_a_model_a_few_times(monkeypatch):
+    build, loads = SplitVQVAE.build, []
+
+    def counting_build(purifier):
+        loads.append(purifier)
+        return build(purifier)
+
+    monkeypatch.setattr(SplitVQVAE, "build", counting_build)
+    spec = "split-vqvae:weights=untrained,hidden=8,codes=4"
+    assert CliRunner().invoke(main, ["check", "defense", spec]).exit_code == 0
+    assert 2 <= len(loads) <= MOST_LOADS
 
 
 def test_a_check_that_fails_costs_the_shared_component():
@@ -76,6 +119,27 @@ def test_a_check_that_fails_costs_the_shared_component():
         with pytest.raises(AssertionError):
             lender.run(fail)
     assert received[0] is not received[1]
+
+
+def test_a_component_that_cannot_be_copied_is_built_again():
+    """It is replaced, too, after it failed."""
+
+    class Uncopyable:
+        def __deepcopy__(self, memo):
+            raise TypeError("not this one")
+
+    received = []
+
+    @reads_only
+    def fail(component):
+        received.append(component)
+        raise AssertionError
+
+    lender = ComponentLender(Uncopyable)
+    for _ in range(3):
+        with pytest.raises(AssertionError):
+            lender.run(fail)
+    assert len(set(map(id, received))) == 3
 
 
 def test_a_check_without_the_mark_gets_a_fresh_component():

@@ -14,7 +14,6 @@ from defend.classifier import Classifier, ClassifierCard, Normalise
 from defend.classifiers.torchvision_weights import (
     external_weights,
     fetch_hub_file,
-    fill_network,
     has_header,
     weight_names,
 )
@@ -23,6 +22,7 @@ from defend.learned import Frozen
 from defend.trained_on import TrainedOn
 from defend.training.recipes import ClassifierRecipe
 from defend.weights.header import WeightsFile
+from defend.weights.third_party import fill_network
 from defend.weights.zoo import read_zoos
 
 # Mean and standard deviation of ImageNet, as torchvision's weights expect.
@@ -56,7 +56,8 @@ class TorchvisionModel(Classifier):
         """Return the network, filled if its weights come from an external file."""
         net = torchvision.models.get_model(self.model, weights=None, num_classes=self.classes)
         if self.external_file:
-            fill_network(net, self.external_file)
+            file = self.external_file
+            fill_network(net, file.path, file.name, "check model= and classes=")
         return nn.Sequential(Normalise(MEAN, STD), net)
 
     def _adopt(self) -> None:

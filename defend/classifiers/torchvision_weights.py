@@ -7,30 +7,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from urllib.parse import urlparse
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from defend.errors import BadWeights, MissingData, one_line
+from defend.errors import BadWeights, MissingData
 from defend.trained_on import TrainedOn
 from defend.weights.header import Header, WeightsFile, file_sha256, read_header
 
 TIMEOUT = 10.0  # seconds without a byte until the hub counts as unreachable
-MAX_ERROR = 200  # characters of torch's messages that an error repeats
-READ_ERRORS = (  # what safetensors and torch raise for a file that holds anything but tensors
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    AttributeError,
-    SafetensorError,
-    UnpicklingError,
-)
 
 
 def weight_names(model: str) -> list[str]:
@@ -96,34 +82,3 @@ def has_header(path: Path) -> bool:
     except BadWeights:
         return False
     return True
-
-
-def fill_network(net: nn.Module, file: WeightsFile) -> None:
-    """Load the file into the network. Raises BadWeights if it is no state dict of the network."""
-    try:
-        net.load_state_dict(read_state(file.path))
-    except RuntimeError as e:
-        raise BadWeights(
-            f"{file.name}: does not fit this model: {one_line(e)[:MAX_ERROR]}; check model= and"
-            " classes="
-        ) from None
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return tensors by name, from safetensors or from a pickle of tensors alone.
-
-    Raises BadWeights for any other file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state)
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        # DataParallel puts "module." before each name.
-        return {name.removeprefix("module."): t for name, t in tensors.items()}
-    except READ_ERRORS as e:
-        raise BadWeights(
-            f"{path}: expected a file of tensors alone, got {type(e).__name__}:"
-            f" {one_line(e)[:MAX_ERROR]}; give a state dict"
-        ) from None

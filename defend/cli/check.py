@@ -42,7 +42,7 @@ def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) ->
     component = make()
     if kind == "dataset":
         component.rows("train", 0, 1)
-    results = run_checks(kind, make)
+    results = run_checks(kind, make, first=component)
     print_results(f"{kind} {spec}", results)
     if any(status == "fail" for _, status, _ in results):
         click.get_current_context().exit(1)

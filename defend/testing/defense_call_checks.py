@@ -18,7 +18,9 @@ from defend.testing.defense_setup import (
     count_batch_sizes,
     input_gradient,
     linear_classifier,
+    moved_to,
     one_hot_labels,
+    options_set,
     purify,
     with_members,
 )
@@ -36,25 +38,27 @@ def check_art_loss_gradient_is_alive(p: Purifier) -> None:
     )
 
 
+@reads_only
 def check_art_predict_matches_forward(p: Purifier) -> None:
     """Fail if ART's predict and the purifier's forward give other logits."""
-    p.seed = 0
-    through_art = classifier_in_art(p).predict(p.example(BATCH).numpy())
-    with torch.no_grad():
+    with options_set(p, seed=0), torch.no_grad():
+        through_art = classifier_in_art(p).predict(p.example(BATCH).numpy())
         expected = linear_classifier(p)(p.forward(p.example(BATCH))[0])
     assert np.allclose(through_art, expected.numpy(), atol=1e-4), (
         "ART's predict gives other logits than the classifier after forward()"
     )
 
 
+@reads_only
 def check_chunking_does_not_change_value(p: Purifier) -> None:
     """Fail if a smaller max_batch changes the output or the gradient."""
     x = p.example(BATCH)
     output, gradient = purify(p, x), input_gradient(p, x)
-    p.max_batch = 2
-    assert torch.allclose(purify(p, x), output, atol=1e-5), "max_batch changes the output"
+    with options_set(p, max_batch=2):
+        output_in_cuts, gradient_in_cuts = purify(p, x), input_gradient(p, x)
+    assert torch.allclose(output_in_cuts, output, atol=1e-5), "max_batch changes the output"
     tolerance = 1e-5 + 1e-4 * gradient.abs().max().item()
-    assert torch.allclose(input_gradient(p, x), gradient, atol=tolerance), (
+    assert torch.allclose(gradient_in_cuts, gradient, atol=tolerance), (
         "max_batch changes the gradient"
     )
 
@@ -95,49 +99,55 @@ def outputs_of_each_method(p: Purifier, x: Tensor) -> Iterator[tuple[str, Tensor
     yield "__call__", torch.from_numpy(p(x.numpy())[0])
 
 
+@reads_only
 def check_callers_range_and_layout(p: Purifier) -> None:
     """Fail if other clip_values or channels_first=False change more than range and layout.
 
     The pixels are multiples of 1/256, which survive the scaling exactly.
     """
-    p.seed = 0
     x = (p.example(BATCH) * 256).floor() / 256
-    expected = p.forward(x)[0]
-    p.clip_values, p.channels_first = (-1.0, 3.0), False
     scaled = (4 * x - 1).permute(0, 2, 3, 1).contiguous()
-    for method, output in outputs_of_each_method(p, scaled):
-        assert output.shape == scaled.shape, (
-            f"{method} with channels_first=False: expected {tuple(scaled.shape)}, "
-            f"got {tuple(output.shape)}"
-        )
-        assert torch.allclose((output.permute(0, 3, 1, 2) + 1) / 4, expected, atol=1e-5), (
-            f"{method}: other clip_values or layout change more than range and layout"
-        )
+    with options_set(p, seed=0):
+        expected = p.forward(x)[0]
+    with options_set(p, seed=0, clip_values=(-1.0, 3.0), channels_first=False):
+        for method, output in outputs_of_each_method(p, scaled):
+            assert output.shape == scaled.shape, (
+                f"{method} with channels_first=False: expected {tuple(scaled.shape)}, "
+                f"got {tuple(output.shape)}"
+            )
+            assert torch.allclose((output.permute(0, 3, 1, 2) + 1) / 4, expected, atol=1e-5), (
+                f"{method}: other clip_values or layout change more than range and layout"
+            )
 
 
+@reads_only
 def check_float64_in_float32_out(p: Purifier) -> None:
     """Fail if float64 images do not give the float32 output of the same images in float32."""
-    p.seed = 0
     x = p.example(BATCH)
-    for method, output in outputs_of_each_method(p, x.double()):
+    with options_set(p, seed=0):
+        expected = p.forward(x)[0]
+        outputs = list(outputs_of_each_method(p, x.double()))
+    for method, output in outputs:
         assert output.dtype == torch.float32, (
             f"{method}: expected float32 for float64 images, got {output.dtype}; "
             "ART's models fail on anything but float32"
         )
-        assert torch.allclose(output, p.forward(x)[0], atol=1e-5), (
+        assert torch.allclose(output, expected, atol=1e-5), (
             f"{method}: float64 images get another output than float32 images"
         )
 
 
+@reads_only
 def check_as_module_is_it(p: Purifier) -> None:
     """Fail if as_module() gives another output than forward()."""
-    p.seed = 0
     x = p.example(BATCH)
-    assert torch.equal(p.as_module()(x), p.forward(x)[0]), (
-        "as_module() gives another output than forward()"
-    )
+    with options_set(p, seed=0):
+        assert torch.equal(p.as_module()(x), p.forward(x)[0]), (
+            "as_module() gives another output than forward()"
+        )
 
 
+@reads_only
 def check_cuda_agrees_with_cpu(p: Purifier) -> None:
     """Fail if more than 1 % of the pixels differ between CPU and GPU.
 
@@ -147,7 +157,7 @@ def check_cuda_agrees_with_cpu(p: Purifier) -> None:
         raise NotApplicable("there is no CUDA device")
     x = p.example(BATCH)
     on_cpu = purify(p, x)
-    p.move("cuda")
-    on_gpu = purify(p, x.cuda(), torch.arange(BATCH, device="cuda"))
+    with moved_to(p, "cuda"):
+        on_gpu = purify(p, x.cuda(), torch.arange(BATCH, device="cuda"))
     share = ((on_gpu.cpu() - on_cpu).abs() > 1e-3).float().mean().item()
     assert share < 0.01, f"{100 * share:.1f} % of the pixels differ between CPU and GPU"

@@ -9,7 +9,7 @@ import copy
 import torch
 
 from defend.purifier import Purifier
-from defend.testing.defense_setup import BATCH, purify
+from defend.testing.defense_setup import BATCH, options_set, purify
 from defend.testing.edge_images import edge_images
 from defend.testing.rng import global_states
 from defend.testing.runner import NotApplicable, depends_on_weights, reads_only
@@ -80,6 +80,7 @@ def check_accepts_one_image_and_none(p: Purifier) -> None:
         )
 
 
+@reads_only
 def check_seed_repeats(p: Purifier) -> None:
     """Fail if the same noise gives two outputs."""
     assert torch.equal(purify(p, p.example(BATCH)), purify(p, p.example(BATCH))), (
@@ -111,6 +112,7 @@ def check_leaves_global_rng_alone(p: Purifier) -> None:
     )
 
 
+@reads_only
 def check_stochastic_claim(p: Purifier) -> None:
     """Fail if two draws differ and the card says deterministic, or the other way round."""
     x = p.example(BATCH)
@@ -121,18 +123,20 @@ def check_stochastic_claim(p: Purifier) -> None:
     )
 
 
+@reads_only
 def check_no_seed_means_fresh_noise(p: Purifier) -> None:
     """Fail if a stochastic purifier without a seed repeats itself, or one with a seed does not."""
     if not p.card.stochastic:
         raise NotApplicable("the card says stochastic=False")
-    x, p.seed = p.example(BATCH), None
-    assert not torch.equal(p.forward(x)[0], p.forward(x)[0]), (
-        "two calls with seed=None agree; a fixed seed is a weaker defense, so draw fresh noise"
-    )
-    p.seed = 0
-    assert torch.equal(p.forward(x)[0], p.forward(x)[0]), (
-        "two calls with seed=0 differ; draw all randomness from `noise`"
-    )
+    x = p.example(BATCH)
+    with options_set(p, seed=None):
+        assert not torch.equal(p.forward(x)[0], p.forward(x)[0]), (
+            "two calls with seed=None agree; a fixed seed is a weaker defense, so draw fresh noise"
+        )
+    with options_set(p, seed=0):
+        assert torch.equal(p.forward(x)[0], p.forward(x)[0]), (
+            "two calls with seed=0 differ; draw all randomness from `noise`"
+        )
 
 
 @reads_only

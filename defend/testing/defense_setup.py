@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,30 @@ def input_gradient(p: Purifier, x: Tensor, rows: slice = slice(None)) -> Tensor:
         "do not detach, or declare gradient='identity'"
     )
     return torch.autograd.grad((y * random_like(y, 1))[rows].sum(), x)[0]
+
+
+@contextmanager
+def options_set(p: Purifier, **options: object) -> Iterator[None]:
+    """Set fields that say how a purifier runs (seed, max_batch...), and restore them afterwards."""
+    before = {name: getattr(p, name) for name in options}
+    try:
+        for name, value in options.items():
+            setattr(p, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(p, name, value)
+
+
+@contextmanager
+def moved_to(p: Purifier, device: str) -> Iterator[None]:
+    """Move a purifier to a device, and back afterwards."""
+    before = p.device
+    try:
+        p.move(device)
+        yield
+    finally:
+        p.move(before)
 
 
 def linear_classifier(p: Purifier) -> nn.Module:

@@ -1,0 +1,251 @@
+"""Networks and weights of other libraries: optional packages, plain state dicts, local folders and
+the hub's cache.
+
+Torch is imported only for tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from defend.errors import BadWeights, MissingPackage, one_line
+from defend.weights.header import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_ERROR = 200  # characters of a foreign message that an error repeats
+READ_ERRORS = (  # what torch raises for a file that holds anything but tensors
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    AttributeError,
+    UnpicklingError,
+)
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys below which checkpoints put tensors
+# What keeps a library from reading pickles and from filling gaps with random numbers in silence.
+STRICT_OPTIONS: dict[str, dict[str, Any]] = {
+    "diffusers": {
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "low_cpu_mem_usage": False,  # True needs another package, accelerate
+    },
+    "transformers": {"use_safetensors": True, "output_loading_info": True},
+}
+HASHED_FILES = ("*.safetensors", "*.bin", "config.json")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_ATTRIBUTE = "weights_sha256_of_defend"  # of a network: name of a file -> sha256
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Return a module of an optional package.
+
+    extra: what to type behind `pip install`, as in "my-plugin[diffusion]". Raise MissingPackage if
+    the package, or one that it needs, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        missing = e.name or module
+        needed = "" if missing.partition(".")[0] == module.partition(".")[0] else f" for {module}"
+        raise MissingPackage(
+            f"expected the package {missing}{needed}, which is not installed; type"
+            f" `pip install '{extra}'`"
+        ) from None
+    except ImportError as e:
+        raise MissingPackage(
+            f"the package {module} cannot be imported ({one_line(e)[:MAX_ERROR]}); type"
+            f" `pip install --upgrade '{extra}'`"
+        ) from None
+
+
+# Plain files.
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return tensors by name, from safetensors or from a pickle (.pt, .pth) of tensors alone.
+
+    A checkpoint that holds the tensors under a key, or behind "module." as DataParallel names them,
+    is unwrapped. Raise BadWeights for any other file.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
+    except (*READ_ERRORS, SafetensorError) as e:
+        raise BadWeights(
+            f"{path}: expected a file of tensors alone, got {type(e).__name__}:"
+            f" {one_line(e)[:MAX_ERROR]}; give a state dict"
+        ) from None
+
+
+def _unwrap(checkpoint: Any) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint. Raise AttributeError if it is no mapping."""
+    from torch import Tensor
+
+    for key in WRAPPERS:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def fill_network(net: nn.Module, path: Path, name: str = "", advice: str = "") -> None:
+    """Load a plain state dict into a network, which remembers the file's hash.
+
+    name: how records and errors call the file, by default its path. advice: ends the error. Raise
+    BadWeights if the file is no state dict of this network.
+    """
+    name = name or str(path)
+    try:
+        net.load_state_dict(read_state_dict(path))
+    except RuntimeError as e:
+        raise BadWeights(
+            f"{name}: does not fit {type(net).__name__}: {one_line(e)[:MAX_ERROR]}"
+            f"; {advice or 'give weights of this network'}"
+        ) from None
+    _remember(net, {name: file_sha256(path)})
+
+
+# Folders and the hub's cache.
+
+
+def load_pretrained(cls: Any, source: str | Path, **options: Any) -> nn.Module:
+    """Return a network of diffusers, transformers, compressai or the like, with its weights.
+
+    cls: a class with `from_pretrained`, or for a single file with `from_state_dict`. source: a
+    local folder or file; or the name of a model on the hub ("owner/name"), which is downloaded only
+    if it is not in the hub's cache. options: further arguments of `from_pretrained`, as `subfolder`
+    or `revision`. Of diffusers and transformers safetensors alone are read, and weights that leave
+    a layer without values are refused. Raise BadWeights.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _load_file(cls, path)
+    if path.is_dir():
+        return _load_folder(cls, path, path.name, options)
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise BadWeights(
+            f"{source}: expected a folder of weights for {cls.__name__}, got a path that does not"
+            " exist; give the folder of a downloaded model"
+        )
+    return _load_from_hub(cls, str(source), options)
+
+
+def loaded_weights(*networks: nn.Module) -> dict[str, str]:
+    """Return the files that `load_pretrained` and `fill_network` loaded: name -> sha256."""
+    hashes: dict[str, str] = {}
+    for network in networks:
+        for module in network.modules():
+            hashes |= getattr(module, _ATTRIBUTE, {})
+    return hashes
+
+
+def _remember(net: nn.Module, hashes: dict[str, str]) -> None:
+    setattr(net, _ATTRIBUTE, hashes)
+
+
+def _load_file(cls: Any, path: Path) -> nn.Module:
+    """Return a network that finds its shape in a state dict, as those of compressai do."""
+    if not hasattr(cls, "from_state_dict"):
+        raise BadWeights(
+            f"{path}: expected a folder for {cls.__name__}, got a file; give the folder that holds"
+            " its config.json"
+        )
+    state = read_state_dict(path)
+    net: nn.Module = _call_loader(cls, str(path), lambda: cls.from_state_dict(state))
+    _remember(net, {path.name: file_sha256(path)})
+    return net
+
+
+def _load_folder(cls: Any, folder: Path, name: str, options: dict[str, Any]) -> nn.Module:
+    """Return the network of a local folder. name: how records call it."""
+    net = _from_pretrained(cls, str(folder), {"local_files_only": True, **options})
+    _remember(net, _hash_folder(folder, name, options.get("subfolder") or ""))
+    return net
+
+
+def _hash_folder(folder: Path, name: str, subfolder: str) -> dict[str, str]:
+    """Return name/file -> sha256 of the weights and of the configuration."""
+    hashes = {}
+    for pattern in HASHED_FILES:
+        for path in sorted((folder / subfolder).glob(pattern)):
+            hashes["/".join(filter(None, (name, subfolder, path.name)))] = file_sha256(path)
+    return hashes
+
+
+def _load_from_hub(cls: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    """Return a network from the hub's cache, into which it is downloaded if it is absent."""
+    folder = _find_in_cache(name, options)
+    if folder is None:
+        _from_pretrained(cls, name, options)
+        folder = _find_in_cache(name, options)
+    if folder is None:
+        raise BadWeights(
+            f"{name}: expected config.json in the hub's cache, got none; give the folder of a"
+            " downloaded model"
+        )
+    return _load_folder(cls, folder, name, options)
+
+
+def _find_in_cache(name: str, options: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the model in the hub's cache, or None if it is not there."""
+    hub = import_extra("huggingface_hub", "huggingface_hub")
+    subfolder = options.get("subfolder") or ""
+    config = hub.try_to_load_from_cache(
+        name,
+        f"{subfolder}/config.json" if subfolder else "config.json",
+        cache_dir=options.get("cache_dir"),
+        revision=options.get("revision"),
+    )
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    return folder.parent if subfolder else folder
+
+
+def _from_pretrained(cls: Any, source: str, options: dict[str, Any]) -> nn.Module:
+    """Return the network of `from_pretrained`. Raise BadWeights if a layer got no weights."""
+    strict: dict[str, Any] = {}
+    for base in cls.__mro__:
+        strict |= STRICT_OPTIONS.get(base.__module__.partition(".")[0], {})
+    loaded = _call_loader(cls, source, lambda: cls.from_pretrained(source, **strict, **options))
+    if not isinstance(loaded, tuple):
+        return loaded  # type: ignore[no-any-return]
+    net, report = loaded
+    gaps = [*report.get("missing_keys", ()), *report.get("mismatched_keys", ())]
+    if gaps:
+        raise BadWeights(
+            f"{source}: expected weights for all of {cls.__name__}, got none that fit for"
+            f" {len(gaps)} of its tensors, as {gaps[0]}; give the folder of this very model"
+        )
+    return net  # type: ignore[no-any-return]
+
+
+def _call_loader(cls: Any, source: str, load: Callable[[], Any]) -> Any:
+    """Return what a foreign loader returns. Raise BadWeights for whatever it raises.
+
+    The global random generator stays where it is: loaders first fill a network with random numbers.
+    """
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return load()
+    except Exception as e:  # a foreign loader may raise anything
+        raise BadWeights(
+            f"{source}: {cls.__name__} cannot be loaded from there: {type(e).__name__}:"
+            f" {one_line(e)[:MAX_ERROR]}; give the folder, or the name on the hub, of such a model"
+        ) from None
