@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from shared_prior import ARCHITECTURE, Diffuse, register, write_weights
 
 from defend.cli import main
-from defend.cli.measuring import measure_component
 from defend.errors import Mismatch
 from defend.loading import load
 from defend.testing.classifier_checks import check_declared_accuracy
 from defend.trained_on import TrainedOn
+from defend.training.measuring import measure_component
 from defend.training.recipe import Recipe
 from defend.weights.header import read_header
 from defend.weights.zoo import read_zoo, read_zoos

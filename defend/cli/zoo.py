@@ -142,8 +142,10 @@ def measure(
     if entry.kind == "classifier" and classifier is not None:
         raise BadParameter(f"--classifier: {name} is a classifier itself; leave the option out")
     kind, spec = what_to_load(entry)
-    from defend.cli.measuring import measure_component  # loads torch, after the options are read
     from defend.loading import load, pick_device
+    from defend.training.measuring import (
+        measure_component,  # loads torch, after the options are read
+    )
 
     data = load(entry.dataset, "dataset", **({"root": data_root} if data_root else {}))
     target = pick_device(device)
