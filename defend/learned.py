@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
+from pathlib import Path
 from types import MethodType, ModuleType
-from typing import Any, ClassVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
 from defend.weights.zoo import Wanted, find_weights
+
+SAVE_EVERY = 10.0  # seconds between two writes of a resume file
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -119,6 +122,25 @@ class InBfloat16(nn.Module):
             return self._net[0](x).to(x.dtype)  # type: ignore[no-any-return]
 
 
+class TrainingRecipe(Protocol):
+    """What a component asks of its recipe."""
+
+    @classmethod
+    def fit(
+        cls,
+        component: Any,
+        x: Any,
+        y: Any,
+        options: dict[str, Any],
+        *,
+        val: tuple[Any, Any] | None,
+        resume: Path | None,
+        save_every: float,
+        progress: bool,
+    ) -> Any:
+        """Train the component, and return the recipe."""
+
+
 @dataclass_transform(kw_only_default=True, eq_default=False)
 class Learned(Configured):
     """Abstract base of components with weights.
@@ -134,9 +156,14 @@ class Learned(Configured):
     kind: ClassVar[Kind]
     architecture: ClassVar[str] = ""
     uses: ClassVar[frozenset[str]] = frozenset()  # fields that are free at load
+    recipe: ClassVar[type[TrainingRecipe] | None] = None  # a subclass of training.recipe.Recipe
     weights: str = "auto"
     dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
     fitted_on = TrainedOn(kind="untrained")  # set by `fit`
+    started_from = ""  # set by `fit`: the sha256 of the weights that the training began from
+    frozen_in_build = frozenset[
+        str
+    ]()  # the parameters that `build` froze, which `fit` leaves alone
     _set_fields = dict[str, Any]()  # the fields that the caller set, as opposed to defaults
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -162,14 +189,31 @@ class Learned(Configured):
         Its initial weights may be random: the generator is seeded.
         """
 
-    def fit(self, x: Any, y: Any = None, **recipe: Any) -> None:
-        """Train on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Stream.
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        val: tuple[Any, Any] | None = None,
+        resume: Path | None = None,
+        save_every: float = SAVE_EVERY,
+        progress: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Train by `recipe` on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Source.
 
-        Raise BadWeights if there is no recipe.
-
-        Components take their recipe from `defend.training`.
+        val: images and labels on which the quality is measured after each epoch. resume: a file
+        that is written every `save_every` seconds and at Control-C, and that an interrupted run
+        goes on from. options: the fields of the recipe. Return the recipe, whose `quality` measures
+        the component. Raise BadWeights without a recipe, BadParameter for wrong options or images.
         """
-        raise BadWeights(f"{type(self).__name__} has no recipe for training; load weights instead")
+        if self.recipe is None:
+            raise BadWeights(
+                f"{type(self).__name__} has no recipe for training; load weights instead"
+            )
+        return self.recipe.fit(
+            self, x, y, options, val=val, resume=resume, save_every=save_every, progress=progress
+        )
 
     def _adopt(self) -> None:
         """Find the weights file and adopt the fields of its header.
@@ -204,6 +248,9 @@ class Learned(Configured):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = self.build()
+        self.frozen_in_build = frozenset(
+            name for name, p in net.named_parameters() if not p.requires_grad
+        )
         if self.file is not None:
             try:
                 net.load_state_dict(load_tensors(self.file.path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -76,16 +76,35 @@ class TrainingProgress(Progress):
     label = "training"
     erased = True  # the lines of the epochs remain
 
+    def say_if_shown(self, line: str) -> None:
+        """Print one line if the bar is shown."""
+        if self._shown:
+            self.say(line)
+
+    @contextmanager
+    def measuring(self, images: int) -> Iterator[Callable[[int], None]]:
+        """Draw a second bar while the block measures this many images.
+
+        The block gets a function, which it calls with the number of images that are done. Call it
+        inside `counting` alone.
+        """
+        task = self._bar.add_task("measuring", total=images)
+        try:
+            yield lambda done: self._bar.advance(task, done)
+        finally:
+            self._bar.remove_task(task)
+
     def report_epoch(
-        self, epoch: float, epochs: float, loss: float, val_score: float | None
+        self, epoch: float, epochs: float, losses: Mapping[str, float], val_score: float | None
     ) -> None:
-        """Print the mean loss of the epoch that ends, and its score on validation images."""
+        """Print the mean losses of the epoch that ends, and its score on validation images."""
         if not self._shown:
             return
         score = "" if val_score is None else f"  val {val_score:.4f}"
+        loss = "  ".join(f"{name} {mean:.4f}" for name, mean in losses.items())
         speed = self._mean_speed()
         self._console.print(
-            f"epoch {round(epoch, 1):g}/{epochs:g}  loss {loss:.4f}{score}"
+            f"epoch {round(epoch, 1):g}/{epochs:g}  {loss}{score}"
             f"  {speed:.0f} images/s  {self._time_left(speed)} left",
             markup=False,
         )
@@ -100,6 +119,13 @@ class TrainingProgress(Progress):
         assert self._task is not None
         remaining = self._task.remaining or 0.0
         return timedelta(seconds=round(remaining / max(images_per_second, 1e-9)))
+
+
+class MeasuringProgress(Progress):
+    """Count the images on which the quality of a trained component is measured."""
+
+    label = "measuring"
+    erased = True
 
 
 class _ImagesPerSecond(ProgressColumn):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.training.recipes import fit_classifier
+from defend.training.recipes import ClassifierRecipe
 
 
 class ConvNet(Classifier):
@@ -19,7 +19,7 @@ class ConvNet(Classifier):
     """
 
     card = ClassifierCard(paper="none: an ordinary small network", licence="MIT")
-    fit = fit_classifier
+    recipe = ClassifierRecipe
     width: int = 32  # channels of the first convolution
 
     def validate(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from defend.classifier import Classifier, ClassifierCard
-from defend.training.recipes import fit_classifier
+from defend.training.recipes import ClassifierRecipe
 
 KERNEL = 5  # side of the convolutions in pixels; there is no padding
 
@@ -22,7 +22,7 @@ class LeNet(Classifier):
     """
 
     card = ClassifierCard(paper="none: Proc. IEEE 86 (1998) 2278", licence="MIT")
-    fit = fit_classifier
+    recipe = ClassifierRecipe
     width: int = 10  # channels of the first convolution
     dropout: float = 0.5  # probability that a channel or a unit is dropped
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.training.recipes import fit_classifier
+from defend.training.recipes import ClassifierRecipe
 
 BLOCKS = 3  # the paper's n: 6n + 2 = 20 layers
 WIDTHS = (16, 32, 64)  # channels of the three stages
@@ -22,7 +22,7 @@ class ResNet20(Classifier):
     """
 
     card = ClassifierCard(paper="arXiv:1512.03385", licence="MIT")
-    fit = fit_classifier
+    recipe = ClassifierRecipe
 
     def build(self) -> nn.Module:
         """Return the untrained network, initialised as in the paper's reference [13]."""

@@ -21,7 +21,7 @@ from defend.classifiers.torchvision_weights import (
 from defend.errors import BadParameter, BadWeights, suggest_names
 from defend.learned import Frozen
 from defend.trained_on import TrainedOn
-from defend.training.recipes import fit_classifier
+from defend.training.recipes import ClassifierRecipe
 from defend.weights.header import WeightsFile
 from defend.weights.zoo import read_zoos
 
@@ -42,7 +42,7 @@ class TorchvisionModel(Classifier):
         paper="none: whatever torchvision.models holds",
         licence="BSD-3-Clause; weights have licences of their own",
     )
-    fit = fit_classifier
+    recipe = ClassifierRecipe
     model: str = "resnet50"  # a classification model of torchvision.models
     weights: str = "DEFAULT"
     size: int = 224

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.training.recipes import fit_classifier
+from defend.training.recipes import ClassifierRecipe
 
 BLOCKS = 2  # the paper's N: 6N + 4 = 16 layers
 WIDEN = 4  # the paper's k
@@ -24,7 +24,7 @@ class WideResNet(Classifier):
     """
 
     card = ClassifierCard(paper="arXiv:1605.07146", licence="MIT")
-    fit = fit_classifier
+    recipe = ClassifierRecipe
 
     def build(self) -> nn.Module:
         """Return the untrained network."""

@@ -65,8 +65,8 @@ def train(
     run the same command again to go on from there.
     """
     kind, text = resolve_component(words, USAGE)
-    spec = untrained_spec(parse_single(text, kind), kind)
     recipe = parse_recipe(options, seed)
+    spec = spec_to_train(parse_single(text, kind), kind, recipe.get("start"))
     out = out or default_path(spec, dataset)
     check_output(out, overwrite)
     from defend.loading import load, pick_device  # loads torch, so only after the options are read
@@ -74,18 +74,19 @@ def train(
 
     data: Dataset = load(dataset, "dataset", **({"root": data_root} if data_root else {}))
     learner: Learned = load((spec,), kind, dataset=data, device=pick_device(device))
+    check_options(learner, recipe)
     val = data.rows("val", 0, data.count("val"))
     resume = out.with_name(out.name + ".resume")
-    fit(learner, data, dataset, val=val, resume=resume, **recipe)
+    used_recipe = fit(learner, data, dataset, val=val, resume=resume, **recipe)
     command = reproducing_command(kind, text, dataset, out, recipe, float32)
     header = make_header(learner, kind, data, command, recipe)
-    summary = store_weights(learner, val, out, header, float32)
+    summary = store_weights(learner, val, out, header, float32, used_recipe)
     resume.unlink(missing_ok=True)
     click.echo(f"wrote {out}: {summary}, trained on {learner.trained_on[0]}", err=True)
 
 
-def untrained_spec(spec: Spec, kind: Kind) -> Spec:
-    """Return the spec with weights=untrained.
+def spec_to_train(spec: Spec, kind: Kind, start: Value | None) -> Spec:
+    """Return the spec with weights=untrained, or with the weights that training starts from.
 
     Raises BadParameter if the component cannot be trained, or if the spec names weights.
     """
@@ -98,8 +99,19 @@ def untrained_spec(spec: Spec, kind: Kind) -> Spec:
         )
     bare, weights = spec.without("weights")
     if weights not in (None, "untrained"):
-        raise BadParameter(f"{spec}: training starts without weights; leave weights={weights} out")
-    return Spec(bare.name, (*bare.params, ("weights", "untrained")))
+        raise BadParameter(
+            f"{spec}: training starts without weights; leave weights={weights} out, or write"
+            f" -o start={weights} to go on from them"
+        )
+    return Spec(bare.name, (*bare.params, ("weights", str(start or "untrained"))))
+
+
+def check_options(learner: Learned, recipe: dict[str, Value]) -> None:
+    """Raise BadParameter for a wrong option, before the images are loaded."""
+    from defend.training.recipe import Recipe, read_recipe
+
+    if isinstance(learner.recipe, type) and issubclass(learner.recipe, Recipe):
+        read_recipe(learner.recipe, dict(recipe), learner.component)
 
 
 def parse_recipe(options: tuple[str, ...], seed: int | None) -> dict[str, Value]:
@@ -133,14 +145,17 @@ def check_output(out: Path, overwrite: bool) -> None:
         )
 
 
-def fit(learner: Learned, data: Dataset, dataset: str, **options: Any) -> None:
-    """Train on the training images. Raises Mismatch if a classifier does not fit the data set."""
+def fit(learner: Learned, data: Dataset, dataset: str, **options: Any) -> Any:
+    """Train on the training images, and return the recipe.
+
+    Raises Mismatch if a classifier does not fit the data set.
+    """
     from defend.classifier import Classifier
     from defend.training.data import make_training_source
 
     if isinstance(learner, Classifier):
         learner.check_fits(data.channels, data.size, data.classes, dataset)
-    learner.fit(make_training_source(data), **options)
+    return learner.fit(make_training_source(data), **options)
 
 
 def reproducing_command(
@@ -174,10 +189,18 @@ def make_header(
         dataset=dataset_name(data),
         fields=fields,
         trained_on=learner.trained_on[0],
+        started_from=learner.started_from,
+        package=package_of(learner, kind),
         command=command,
         seed=seed if isinstance(seed, int) else 0,
         commit=_commit(),
     )
+
+
+def package_of(learner: Learned, kind: Kind) -> str:
+    """Return the distribution that registers the component, with its version."""
+    entry = REGISTRY.entry(kind, learner.component)
+    return f"{entry.dist} {entry.version}"
 
 
 def _commit() -> str:

@@ -10,23 +10,16 @@ Symbols of the papers: K is ``codes``, the number of filters is ``hidden``.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from defend.defenses.codec import Codec
-from defend.defenses.corrupt import build_surrogates
 from defend.defenses.pieces import join_pieces, split_image
 from defend.defenses.split_vqvae_recipe import RestorerRecipe
-from defend.defenses.split_vqvae_training import Trainee, as_source, train_restorer
 from defend.errors import Mismatch
 from defend.noise import Noise
 from defend.purifier import Card, LearnedPurifier
-from defend.training.data import Batch, Source
-from defend.training.loop import SAVE_EVERY
-from defend.training.recipe import read_recipe
 
 
 class SplitVQVAE(LearnedPurifier):
@@ -45,6 +38,7 @@ class SplitVQVAE(LearnedPurifier):
         gradient="approximate",
         stochastic=False,
     )
+    recipe = RestorerRecipe
     grid: int = 2  # pieces along each side
     codes: int = 300  # the paper's number of embeddings, K
     embedding_dim: int = 64  # not stated in the papers
@@ -86,38 +80,3 @@ class SplitVQVAE(LearnedPurifier):
                 " load weights for their size, or train some"
             )
         return join_pieces(self.net(split_image(x, self.grid)), self.grid)
-
-    def fit(
-        self,
-        x: Tensor | Source,
-        y: Tensor | None = None,
-        *,
-        val: Batch | None = None,
-        resume: Path | None = None,
-        save_every: float = SAVE_EVERY,
-        progress: bool = True,
-        **recipe: Any,
-    ) -> None:
-        """Train the purifier on images x (n, c, h, w) in [0, 1], or on a Source.
-
-        Labels y (n,) are needed with perturbation=adversarial alone. val: images and labels whose
-        restoration is reported after each epoch. resume, save_every: see
-        `defend.training.loop.train`. recipe: the fields of RestorerRecipe. Raises BadParameter for
-        unknown options, and for missing labels.
-        """
-        options = read_recipe(RestorerRecipe, recipe, self.component)
-        source = as_source(x, y, options)
-        codec: Codec = self.net  # type: ignore[assignment]
-        trainee = Trainee(codec, self.grid, self._build_surrogates(options))
-        train_restorer(trainee, source, options, val, resume, save_every, progress)
-        self.file, self.weights = None, "untrained"  # no file holds these weights yet
-        self.fitted_on = options.trained_on
-
-    def _build_surrogates(self, recipe: RestorerRecipe) -> nn.ModuleList:
-        """Return the classifiers that an adversarial recipe trains; none for other recipes."""
-        if not recipe.adversarial:
-            return nn.ModuleList()
-        device = next(self.net.parameters()).device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(recipe.seed)
-            return build_surrogates(self.channels, self.size, recipe.classes)

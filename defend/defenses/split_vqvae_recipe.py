@@ -1,15 +1,31 @@
-"""The options of the training of `split_vqvae`."""
+"""The training of `split_vqvae`: options, loss and quality."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defend.defenses.corrupt import (
+    attack_surrogates,
+    build_surrogates,
+    corrupt,
+    recognition_loss,
+)
+from defend.defenses.split_vqvae_training import Trainee
+from defend.noise import Noise
 from defend.trained_on import TrainedOn
+from defend.training.data import Source
+from defend.training.quality import PSNR_TOLERANCE, Quality, device_of, to_psnr
 from defend.training.recipe import Recipe
+
+FIRST_IMAGES = 1024  # images from which the first codes are drawn
 
 
 class RestorerRecipe(Recipe):
-    """Options of `SplitVQVAE.fit`.
+    """Restore images: the squared error, and the distance to the codes.
 
     `paper` trains on clean images and nothing else, as the papers do. `denoise` trains on perturbed
     images, with the clean ones as targets.
@@ -66,3 +82,59 @@ class RestorerRecipe(Recipe):
             eps=self.amplitude,
             classifiers={"3 surrogates": ""},
         )
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.adversarial
+
+    def trainee(self, component: Any) -> nn.Module:
+        """Return the codec, with the moving means of its codes and the surrogates."""
+        self.surrogates = self._build_surrogates(component)
+        return Trainee(component.net, component.grid, self.surrogates)
+
+    def _build_surrogates(self, component: Any) -> nn.ModuleList:
+        """Return the classifiers that an adversarial recipe trains; none for other recipes."""
+        if not self.adversarial:
+            return nn.ModuleList()
+        device = device_of(component)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            return build_surrogates(component.channels, component.size, self.classes)
+
+    def initialise(self, trainee: nn.Module, source: Source) -> None:
+        """Place the codes at encoded images, and the output at their brightness."""
+        assert isinstance(trainee, Trainee)
+        images, _ = source.batch(0, min(FIRST_IMAGES, source.epoch), self.seed)
+        trainee.start(images, self.seed)
+
+    def loss(self, net: Any, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Return the squared error in units of the images' variance + beta |z - sg(e)|^2.
+
+        With surrogates, add their cross-entropy on restored images, which trains the codec alone,
+        and their cross-entropy on clean images, which trains them.
+        """
+        perturbed = self._perturb(net.surrogates, x, y, noise.fork("perturb"))
+        restored, distance = net(perturbed, noise.fork("codes"))
+        loss: Tensor = F.mse_loss(restored, x) / x.var() + self.commitment * distance
+        if not self.adversarial:
+            return loss
+        loss = loss + self.recognition * recognition_loss(net.surrogates, restored, y)
+        return loss + sum(F.cross_entropy(s(x).float(), y) for s in net.surrogates)
+
+    @torch.no_grad()
+    def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
+        """Return the PSNR of restored images, which are perturbed if training perturbs."""
+        squared_errors = []
+        for images, labels, noise in self.batches(component, x, y):
+            perturbed = self._perturb(self.surrogates, images, labels, noise)
+            difference = component.purified(perturbed, noise) - images
+            squared_errors.append(difference.square().mean((1, 2, 3)))
+        return Quality("PSNR", to_psnr(torch.cat(squared_errors)), PSNR_TOLERANCE)
+
+    def _perturb(self, surrogates: nn.ModuleList, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Return the images that the recipe restores."""
+        if self.recipe == "paper":
+            return x
+        if self.adversarial:
+            return attack_surrogates(surrogates, x, y, self.amplitude, noise)
+        return corrupt(x, self.amplitude, noise)

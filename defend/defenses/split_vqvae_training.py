@@ -1,69 +1,16 @@
-"""The training of `split_vqvae`: the loss, and the modules that exist in training only."""
+"""What `split_vqvae` trains: the codec, and the modules that exist in training only."""
 
 from __future__ import annotations
-
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.defenses.codec import Codec
-from defend.defenses.corrupt import (
-    attack_surrogates,
-    corrupt,
-    recognition_loss,
-)
 from defend.defenses.pieces import join_pieces, split_image
-from defend.defenses.split_vqvae_recipe import RestorerRecipe
-from defend.defenses.vq import MovingMeans, as_rows, nearest_codes
-from defend.errors import BadParameter
+from defend.defenses.vq import INITIAL_COUNT, MovingMeans, as_rows, nearest_codes
 from defend.noise import Noise
 from defend.purifier import straight_through
-from defend.training.data import Arrays, Batch, Source
-from defend.training.loop import train
-
-FIRST_IMAGES = 1024  # images from which the first codes are drawn
-VAL_IMAGES = 1000  # validation images that are restored at the end of an epoch
-VAL_BATCH = 256  # images restored together where no gradient is needed
-
-
-def as_source(x: Tensor | Source, y: Tensor | None, recipe: RestorerRecipe) -> Source:
-    """Return images as a source. Raises BadParameter if labels are needed and missing."""
-    if not isinstance(x, Tensor):
-        return x
-    if y is None and recipe.adversarial:
-        raise BadParameter(
-            "fit: expected labels y with perturbation=adversarial, which trains classifiers beside"
-            " the purifier, got none; give labels, or choose perturbation=corrupted"
-        )
-    return Arrays(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)
-
-
-def train_restorer(
-    trainee: Trainee,
-    source: Source,
-    recipe: RestorerRecipe,
-    val: Batch | None,
-    resume: Path | None,
-    save_every: float,
-    progress: bool,
-) -> None:
-    """Train the codec of the trainee, and report the PSNR of restored validation images.
-
-    resume, save_every: see `defend.training.loop.train`.
-    """
-    device = trainee.means.counts.device
-    first_images = min(FIRST_IMAGES, source.epoch)
-    trainee.start(source.to(device).batch(0, first_images, recipe.seed)[0], recipe.seed)
-    score = None
-    if val:
-        images, labels = (t[:VAL_IMAGES].to(device) for t in val)
-        score = partial(_psnr, val=(images, labels), recipe=recipe)
-    loss = partial(_loss, recipe=recipe)
-    train(trainee, source, loss, recipe, score, resume, save_every, progress)
 
 
 class Trainee(nn.Module):
@@ -77,6 +24,7 @@ class Trainee(nn.Module):
         self.grid = grid
         self.codec = codec
         self.means = MovingMeans(*codec.codebook.codes.shape)
+        self.means.sums.copy_(INITIAL_COUNT * codec.codebook.codes)
         self.surrogates = surrogates
         self.to(codec.codebook.codes.device)
 
@@ -107,42 +55,3 @@ class Trainee(nn.Module):
         if self.training:
             self.means.update(codes, as_rows(z.detach()), indices, noise)
         return join_pieces(restored, self.grid), F.mse_loss(z, chosen)
-
-
-def _perturb(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRecipe) -> Tensor:
-    """Return the images that the recipe restores."""
-    if recipe.recipe == "paper":
-        return x
-    if recipe.adversarial:
-        return attack_surrogates(net.surrogates, x, y, recipe.amplitude, noise)
-    return corrupt(x, recipe.amplitude, noise)
-
-
-def _loss(net: Any, x: Tensor, y: Tensor, noise: Noise, recipe: RestorerRecipe) -> Tensor:
-    """Return the squared error in units of the images' variance + beta |z - sg(e)|^2.
-
-    With surrogates, add their cross-entropy on restored images, which trains the codec alone, and
-    their cross-entropy on clean images, which trains them.
-    """
-    perturbed = _perturb(net, x, y, noise.fork("perturb"), recipe)
-    restored, distance = net(perturbed, noise.fork("codes"))
-    loss: Tensor = F.mse_loss(restored, x) / x.var() + recipe.commitment * distance
-    if not recipe.adversarial:
-        return loss
-    loss = loss + recipe.recognition * recognition_loss(net.surrogates, restored, y)
-    return loss + sum(F.cross_entropy(s(x).float(), y) for s in net.surrogates)
-
-
-@torch.no_grad()
-def _psnr(net: Any, val: Batch, recipe: RestorerRecipe) -> float:
-    """Return the PSNR in dB of restored validation images, perturbed if training perturbs."""
-    images, labels = val
-    streams = Noise.of(recipe.seed, torch.arange(len(images), device=images.device)).fork("val")
-    batches = zip(
-        images.split(VAL_BATCH), labels.split(VAL_BATCH), streams.split(VAL_BATCH), strict=True
-    )
-    squared_errors = []
-    for x, y, noise in batches:
-        restored, _ = net(_perturb(net, x, y, noise, recipe), noise)
-        squared_errors.append((restored - x).square().mean((1, 2, 3)))
-    return float(-10 * torch.cat(squared_errors).mean().clamp(min=1e-12).log10())

@@ -17,8 +17,8 @@ from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.training.data import Arrays
 from defend.training.loop import train
+from defend.training.options import LoopOptions
 from defend.training.perturbations import add_random_signs, attack_by_pgd
-from defend.training.recipe import Recipe
 
 RECIPE: dict[str, Any] = {  # a part of the key of every fitted network
     "width": 16,  # channels of the U-Net at full resolution
@@ -137,9 +137,9 @@ def images_of_equal_cost(image: Tensor, count: int) -> int:
     return max(count // 8, min(count, count * 32 * 32 // pixels))
 
 
-def _make_recipe(x: Tensor, steps: int, seed: int) -> Recipe:
+def _make_recipe(x: Tensor, steps: int, seed: int) -> LoopOptions:
     batch = min(images_of_equal_cost(x, RECIPE["batch"]), len(x))
-    return Recipe(
+    return LoopOptions(
         epochs=steps * batch / len(x),
         batch=batch,
         optimiser="adamw",

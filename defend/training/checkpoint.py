@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +56,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
         with safe_open(path, "pt") as f:
             names = list(f.keys())
             tensors = {name: f.get_tensor(name) for name in names}
-            state = RunState(**json.loads(f.metadata()[KEY]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+            values = json.loads(f.metadata()[KEY])
+            other_names = sorted(values.keys() ^ {field.name for field in fields(RunState)})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as e:
         raise BadParameter(
             f"{path}: not a resume file ({type(e).__name__}: {e}); delete it to start from step 0"
         ) from None
-    return Checkpoint(tensors, state)
+    if other_names:
+        raise BadParameter(_describe_other_version(path, other_names))
+    return Checkpoint(tensors, RunState(**values))
+
+
+def _describe_other_version(path: Path, names: Iterable[str]) -> str:
+    """Return the error for a resume file that has other entries than this version writes."""
+    return (
+        f"{path}: expected a resume file of this recipe and of this version of defend, got one with"
+        f" other entries ({', '.join(names)}); delete it to start from step 0"
+    )
 
 
 def check_same_run(path: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise BadParameter if the file at `path` was written by another run."""
+    current = json.loads(json.dumps(current))  # as the file has it: lists in place of tuples
+    other_options = sorted(saved.keys() ^ current.keys())
+    if other_options:
+        raise BadParameter(_describe_other_version(path, other_options))
     differences = [
-        f"{name}={saved.get(name)!r} in the file, {name}={value!r} now"
+        f"{name}={saved[name]!r} in the file, {name}={value!r} now"
         for name, value in current.items()
-        if saved.get(name) != value
+        if saved[name] != value
     ]
     if differences:
         raise BadParameter(

@@ -3,7 +3,7 @@
 A resumed run gives the same weights as an undisturbed one, to the bit. Nothing random has a state:
 batches, augmentations and dropout are functions of the seed and the step, and the learning rate is
 a function of the step. Only tensors have to be stored: the network, its average and the
-optimiser's momenta.
+optimisers' momenta.
 
 With precision=auto or layout=auto, the numerics of a fresh run are chosen by timing. Two fresh runs
 may then choose differently and end with other weights; a resumed run takes the choice of its resume
@@ -15,15 +15,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from defend.errors import BadParameter
-from defend.learned import autocast, set_layout
+from defend.learned import SAVE_EVERY, autocast, set_layout
 from defend.noise import Noise
 from defend.numerics import Candidate, candidates, fastest
 from defend.progress import TrainingProgress
@@ -41,43 +42,57 @@ from defend.training.checkpoint import (
     select_prefix,
 )
 from defend.training.data import Source
-from defend.training.recipe import Recipe
+from defend.training.interrupts import HeldInterrupts
+from defend.training.objectives import (
+    Loss,
+    Objective,
+    freeze_frozen_modules,
+    make_trained_parts,
+    train_mode,
+)
+from defend.training.options import LoopOptions
 from defend.training.schedule import learning_rate
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Noise], Tensor]  # (net, x, y, noise) -> batch mean
 Score = Callable[[nn.Module], float]  # on validation images; higher is better
-SAVE_EVERY = 10.0  # seconds between two writes of the resume file
 
 
 def train(
     net: nn.Module,
     source: Source,
-    loss: Loss,
-    recipe: Recipe,
+    objectives: Loss | Sequence[Objective],
+    options: LoopOptions,
     score: Score | None = None,
     resume: Path | None = None,
     save_every: float = SAVE_EVERY,
-    progress: bool = True,
+    progress: TrainingProgress | bool = True,
+    identity: Mapping[str, Any] | None = None,
 ) -> None:
-    """Fit the parameters of `net` on the device that it is on.
+    """Fit the parameters of `net` that require gradients, on the device that it is on.
 
-    Afterwards `net` holds the weights that the recipe selects (the last, the average or the best),
-    frozen, in eval mode.
+    objectives: one loss, or several `Objective`s, each with an optimiser of its own. All of them
+    get the same batch and the same noise, one after another. Modules of the type `Frozen`, and
+    parameters that require no gradient, do not change by one bit. Afterwards `net` holds the
+    weights that the options select (the last, the average or the best), frozen, in eval mode.
 
-    resume: a file that is written every `save_every` seconds, and read if it exists; the caller
-    deletes it. Raises BadParameter if the file belongs to another run, or if the loss is no longer
-    finite.
+    score: called at the end of each epoch, while `net` holds the averaged weights in eval mode.
+    resume: a file that is written every `save_every` seconds and at Control-C, and read if it
+    exists; the caller deletes it. identity: what else a resume file must agree with. Raises
+    BadParameter if the file belongs to another run, or if a loss is no longer finite.
     """
-    if recipe.keep == "best" and score is None:
+    if options.keep == "best" and score is None:
         raise BadParameter(
             "recipe: expected validation images for keep=best, got none; give some, or keep=last"
         )
+    if callable(objectives):
+        objectives = (Objective("loss", objectives),)
+    display = TrainingProgress(progress) if isinstance(progress, bool) else progress
     device = next(net.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
-            net.requires_grad_(True)
-            run = TrainingRun(net, source.to(device), loss, recipe, device, score, resume)
-            run.complete(save_every, progress)
+            run = TrainingRun(
+                net, source.to(device), objectives, options, score, resume, display, identity or {}
+            )
+            run.complete(save_every)
         finally:
             set_layout(net, "contiguous")
             net.zero_grad(set_to_none=True)
@@ -91,64 +106,85 @@ class TrainingRun:
         self,
         net: nn.Module,
         source: Source,
-        loss: Loss,
-        recipe: Recipe,
-        device: torch.device,
+        objectives: Sequence[Objective],
+        options: LoopOptions,
         score: Score | None,
         resume: Path | None,
+        progress: TrainingProgress,
+        identity: Mapping[str, Any],
     ) -> None:
         self.net = net
         self.source = source
-        self.loss = loss
-        self.recipe = recipe
-        self.device = device
+        self.options = options
+        self.device = next(net.parameters()).device
         self.score = score
         self.path = resume
+        self.progress = progress
+        self.identity = identity
+        self.interrupts = HeldInterrupts()
 
-        self.batch = min(recipe.batch, source.epoch)
-        self.steps = max(1, round(recipe.epochs * source.epoch / self.batch))
+        self.batch = min(options.batch, source.epoch)
+        self.steps = max(1, round(options.epochs * source.epoch / self.batch))
         self.step = 0
+        self.in_step = False  # whether the state is that of no whole number of steps
         self.best = -math.inf
         self.best_tensors: Tensors = {}
-        self.loss_sum = torch.zeros((), device=device)  # over the steps of this epoch
-        self.summed = 0  # the number of losses in loss_sum
+        self.loss_sums = torch.zeros(len(objectives), device=self.device)  # of this epoch
+        self.summed = 0  # the number of losses in each of loss_sums
 
+        freeze_frozen_modules(net)
+        self.parts = make_trained_parts(net, objectives, options)
         checkpoint = self._read_checkpoint()
         if checkpoint:
             self.numerics = Candidate(**checkpoint.state.numerics)
         else:
             self.numerics = self._measure_numerics()
         set_layout(net, self.numerics.layout)
-        self.optimiser = make_optimiser(net, recipe)
-        self.average = WeightAverage(net, recipe.ema) if recipe.ema else None
+        self.average = WeightAverage(net, options.ema) if options.ema else None
         if checkpoint:
             self._restore(checkpoint)
         self.compiled: nn.Module = net
-        if recipe.compile:
+        if options.compile:
             self.compiled = torch.compile(net)  # type: ignore[assignment]
 
-    def complete(self, save_every: float, shown: bool) -> None:
-        """Take all remaining steps, then load the weights that the recipe selects into `net`."""
-        progress = TrainingProgress(shown)
-        last_save = time.perf_counter()
-        with progress.counting(self.steps * self.batch, self.step * self.batch):
-            while self.step < self.steps:
-                self._take_step()
-                progress.advance(self.batch)
-                if self._at_end_of_epoch:
-                    self._end_epoch(progress)
-                if self.path and time.perf_counter() - last_save >= save_every:
-                    self._save()
-                    last_save = time.perf_counter()
-        if self.recipe.keep == "best":
+    def complete(self, save_every: float) -> None:
+        """Take all remaining steps, then load the weights that the options select into `net`."""
+        images, completed = self.steps * self.batch, self.step * self.batch
+        with self.progress.counting(images, completed), self.interrupts:
+            try:
+                self._take_remaining_steps(save_every)
+            except KeyboardInterrupt:
+                self._save_interrupted()
+                raise
+        if self.options.keep == "best":
             self.net.load_state_dict(self.best_tensors)
-        else:
-            self.net.load_state_dict(self.averaged_net.state_dict())
+        elif self.average:
+            self.net.load_state_dict(self.average.net.state_dict())
 
-    @property
-    def averaged_net(self) -> nn.Module:
-        """Return the network with averaged weights, or the network itself without averaging."""
-        return self.average.net if self.average else self.net
+    def _take_remaining_steps(self, save_every: float) -> None:
+        last_save = time.perf_counter()
+        while True:
+            self.interrupts.check()
+            # A run that was interrupted while it measured the quality begins with that.
+            if self.summed and self._at_end_of_epoch:
+                self._end_epoch()
+            self.interrupts.check()
+            if self.step >= self.steps:
+                return
+            self._take_step()
+            self.progress.advance(self.batch)
+            if self.path and time.perf_counter() - last_save >= save_every:
+                self._save()
+                last_save = time.perf_counter()
+
+    def _save_interrupted(self) -> None:
+        """Write the resume file, unless a step was cut off: the file of before is then the last."""
+        if self.path and not self.in_step:
+            self._save()
+            self.progress.say_if_shown(
+                f"interrupted at step {self.step} of {self.steps}, saved in {self.path};"
+                " train again with the same options to go on"
+            )
 
     @property
     def _at_end_of_epoch(self) -> bool:
@@ -158,31 +194,30 @@ class TrainingRun:
         return self.step == self.steps or images // self.source.epoch > epochs_before
 
     def _take_step(self) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.step, self.steps, self.recipe)
-        self.net.train()
-        with autocast(self.device, self.numerics.precision):
-            loss = self._compute_loss(self.compiled, self.step)
-        self.optimiser.zero_grad()
-        loss.backward()
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.clip)
-        self.optimiser.step()
+        self.in_step = True
+        rate = learning_rate(self.step, self.steps, self.options)
+        train_mode(self.net)
+        for k, part in enumerate(self.parts):
+            with part.alone():
+                with autocast(self.device, self.numerics.precision):
+                    loss = self._compute_loss(part.objective.loss, self.compiled, self.step)
+                part.descend(loss, rate, self.options.clip)
+            self.loss_sums[k] += loss.detach()
         if self.average:
             self.average.update(self.net, self.step)
-        self.loss_sum += loss.detach()
         self.summed += 1
         self.step += 1
+        self.in_step = False
 
-    def _compute_loss(self, net: nn.Module, step: int) -> Tensor:
-        start, seed = step * self.batch, self.recipe.seed
+    def _compute_loss(self, loss: Loss, net: nn.Module, step: int) -> Tensor:
+        start, seed = step * self.batch, self.options.seed
         torch.manual_seed((seed << 32) + step)  # for dropout
         x, y = self.source.batch(start, self.batch, seed)
         numbers = torch.arange(start, start + self.batch, device=self.device)
-        return self.loss(net, x, y, Noise.of(seed, numbers).fork("loss"))
+        return loss(net, x, y, Noise.of(seed, numbers).fork("loss"))
 
     def _measure_numerics(self) -> Candidate:
-        """Return the numerics, among those that the recipe allows, that train fastest here.
+        """Return the numerics, among those that the options allow, that train fastest here.
 
         The choice rests on timings, so it may differ between two runs. Each candidate runs forward
         and backward passes of its own copy of the network.
@@ -191,54 +226,87 @@ class TrainingRun:
 
         def run(numerics: Candidate) -> None:
             if numerics not in copies:  # in the first round, which is not measured
-                copies[numerics] = copy.deepcopy(self.net).train()
+                copies[numerics] = copy.deepcopy(self.net)
+                train_mode(copies[numerics])
                 set_layout(copies[numerics], numerics.layout)
-            with autocast(self.device, numerics.precision):
-                loss = self._compute_loss(copies[numerics], 0)
-            loss.backward()
+            for part in self.parts:
+                with autocast(self.device, numerics.precision):
+                    loss = self._compute_loss(part.objective.loss, copies[numerics], 0)
+                loss.backward()
 
-        options = candidates(self.recipe.precision, self.recipe.layout)
-        return fastest(options, run, self.device)
+        choices = candidates(self.options.precision, self.options.layout)
+        if len(choices) > 1:
+            self.progress.say_if_shown("measuring precision and layout...")
+        return fastest(choices, run, self.device)
 
-    def _end_epoch(self, progress: TrainingProgress) -> None:
+    def _end_epoch(self) -> None:
         self._check_finite()
         score = None
         if self.score:
-            score = self.score(self.averaged_net.eval())
-            if self.recipe.keep == "best" and score > self.best:
-                self.best = score
-                state = self.averaged_net.state_dict()
-                self.best_tensors = {name: t.clone() for name, t in state.items()}
+            with self._measured_weights():
+                with self.interrupts.allowed():
+                    score = self.score(self.net)
+                self._keep_best(score)
         epoch = self.step * self.batch / self.source.epoch
-        mean_loss = self.loss_sum.item() / self.summed
-        progress.report_epoch(epoch, self.recipe.epochs, mean_loss, score)
-        self.loss_sum.zero_()
+        means = (self.loss_sums / self.summed).tolist()
+        losses = {part.objective.name: mean for part, mean in zip(self.parts, means, strict=True)}
+        self.progress.report_epoch(epoch, self.options.epochs, losses, score)
+        self.loss_sums.zero_()
         self.summed = 0
 
+    def _keep_best(self, score: float) -> None:
+        """Remember the weights that `net` holds if no earlier epoch was as good."""
+        if self.options.keep == "best" and score > self.best:
+            self.best = score
+            self.best_tensors = {name: t.clone() for name, t in self.net.state_dict().items()}
+
+    @contextmanager
+    def _measured_weights(self) -> Iterator[None]:
+        """Let `net` hold the averaged weights, without gradients, while the block runs.
+
+        What is measured may freeze its network, so gradients are asked for again afterwards.
+        """
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        own = {name: t.clone() for name, t in self.net.state_dict().items()} if self.average else {}
+        if self.average:
+            self.net.load_state_dict(self.average.net.state_dict())
+        self.net.requires_grad_(False).eval()
+        try:
+            yield
+        finally:
+            if self.average:
+                self.net.load_state_dict(own)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
     def _check_finite(self) -> None:
-        if not self.loss_sum.isfinite():
+        if not self.loss_sums.isfinite().all():
             raise BadParameter(
-                f"training diverged before step {self.step} of {self.steps}: expected a finite"
-                f" loss, got {self.loss_sum.item()}; give a lower lr than {self.recipe.lr:g}"
+                f"training diverged before step {self.step} of {self.steps}: expected finite"
+                f" losses, got {self.loss_sums.tolist()}; give a lower lr than {self.options.lr:g}"
             )
 
     def _identity(self) -> dict[str, Any]:
         """Return everything that a resume file must agree with."""
         return {
-            **self.recipe.settings,
+            **self.options.settings,
             "data": self.source.fingerprint(),
             "parameters": sum(p.numel() for p in self.net.parameters()),
+            "objectives": [part.objective.name for part in self.parts],
+            **self.identity,
         }
 
     def _save(self) -> None:
         assert self.path
         self._check_finite()
         tensors = {
-            "running": self.loss_sum,
+            "running": self.loss_sums,
             **add_prefix("net", self.net.state_dict()),
             **add_prefix("best", self.best_tensors),
-            **add_prefix("optimiser", optimiser_tensors(self.optimiser, self.net)),
         }
+        for part in self.parts:
+            momenta = optimiser_tensors(part.optimiser, self.net)
+            tensors.update(add_prefix(f"optimiser.{part.objective.name}", momenta))
         if self.average:
             tensors.update(add_prefix("average", self.average.net.state_dict()))
         state = RunState(
@@ -263,26 +331,13 @@ class TrainingRun:
         self.summed = state.summed
         if state.best is not None:
             self.best = state.best
-        self.loss_sum.copy_(tensors["running"])
+        self.loss_sums.copy_(tensors["running"])
         best = select_prefix("best", tensors)
         self.best_tensors = {name: t.to(self.device) for name, t in best.items()}
         self.net.load_state_dict(select_prefix("net", tensors))
-        restore_optimiser(self.optimiser, self.net, select_prefix("optimiser", tensors))
+        for part in self.parts:
+            momenta = select_prefix(f"optimiser.{part.objective.name}", tensors)
+            restore_optimiser(part.optimiser, self.net, momenta)
         if self.average:
             self.average.net.load_state_dict(select_prefix("average", tensors))
-
-
-def make_optimiser(net: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    """Return the recipe's optimiser. Biases and norms, of one dimension, have no weight decay."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    other = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, Any]] = []
-    if decayed:
-        groups.append({"params": decayed, "weight_decay": recipe.weight_decay})
-    if other:
-        groups.append({"params": other, "weight_decay": 0.0})
-    if recipe.optimiser == "sgd":
-        nesterov = recipe.momentum > 0
-        return optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
-    return optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+        self.progress.say_if_shown(f"resumed at step {self.step} of {self.steps}")

@@ -1,46 +1,166 @@
-"""The options of a training run: typed fields with defaults; a misspelt name is an error."""
+"""Recipes: how a component is trained. `recipe = MyRecipe` stands in the component's body.
+
+A recipe is a class with fields, which are the options of a training, and a loss.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
-from defend.spec import Configured, typed_params
+import torch
+from torch import Tensor, nn
 
-R = TypeVar("R", bound="Recipe")
+from defend.classifier import Classifier
+from defend.errors import BadParameter
+from defend.loading import load
+from defend.noise import Noise
+from defend.spec import typed_params
+from defend.trained_on import TrainedOn
+from defend.training.data import Arrays, Batch, Source
+from defend.training.fitting import fit_component
+from defend.training.objectives import Objective
+from defend.training.options import LoopOptions
+from defend.training.quality import (
+    Advance,
+    Quality,
+    device_of,
+    measure_quality,
+    no_display,
+    split_images,
+)
+
+R = TypeVar("R", bound=LoopOptions)
+ARGUMENTS_OF_FIT = {"x", "y", "val", "resume", "save_every", "progress"}
+VAL_BATCH = 256  # validation images measured together
 
 
-class Recipe(Configured):
-    """Options of the training loop. A component's recipe adds its own."""
+class Recipe(LoopOptions):
+    """Options of a component's training, and what is done with them.
 
-    epochs: float = 20
-    batch: int = 128  # images
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd has Nesterov momentum
-    lr: float = 0.1  # the highest learning rate
-    momentum: float = 0.9  # for adamw: beta_1
-    weight_decay: float = 5e-4  # of weights with two or more dimensions; norms and biases: none
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    warmup: float = 0.25  # one-cycle: the share of the steps in which the learning rate rises
-    clip: float = 0.0  # the largest norm of the whole gradient; 0: no clipping
-    ema: float = 0.0  # decay of the moving average of the weights, which is then stored; 0: none
-    keep: Literal["last", "best"] = "last"  # best: the best epoch on validation images
-    seed: int = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: measured, the fastest
-    layout: Literal["auto", "contiguous", "channels_last"] = "auto"
-    compile: bool = False  # with torch.compile, which needs a C++ compiler and a minute to start
+    An author writes fields and `loss`. The other methods have defaults, and may be replaced.
+    """
+
+    start: str = ""  # name or path of weights of the same architecture to begin from
+    val_images: int = 1000  # at most this many validation images are measured
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        taken = sorted(set(cls.__dataclass_fields__) & ARGUMENTS_OF_FIT)
+        if taken:
+            raise BadParameter(
+                f"{cls.__name__}: expected other fields than {', '.join(taken)}, which `fit` takes"
+                " itself; choose another name"
+            )
 
     def __post_init__(self) -> None:
-        self.validate()
+        super().__post_init__()
+        self.require(self.val_images >= 1, "val_images", ">= 1")
+        self.classifiers: dict[str, str] = {}  # name -> sha256, of those that took part
+        self.advance: Advance = no_display
 
-    def validate(self) -> None:
-        """Raise BadParameter if a field is out of its range."""
-        self.require(self.epochs > 0, "epochs", "> 0")
-        self.require(self.batch >= 1, "batch", ">= 1")
-        self.require(self.lr > 0, "lr", "> 0")
-        self.require(0 <= self.momentum < 1, "momentum", "0 <= momentum < 1")
-        self.require(self.weight_decay >= 0, "weight_decay", ">= 0")
-        self.require(0 <= self.warmup < 1, "warmup", "a share of the steps, 0 <= warmup < 1")
-        self.require(self.clip >= 0, "clip", ">= 0")
-        self.require(0 <= self.ema < 1, "ema", "0 <= ema < 1")
+    # What an author writes.
+
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Return the mean loss of a batch x (b, c, h, w) in [0, 1] with labels y (b,).
+
+        net: what `trainee` returned. All randomness comes from `noise`, or a resumed run would
+        differ.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no loss(net, x, y, noise)")
+
+    def objectives(self) -> Sequence[Objective]:
+        """Return the losses, each with its parameters and an optimiser of its own."""
+        return (Objective("loss", self.loss),)
+
+    def trainee(self, component: Any) -> nn.Module:
+        """Return the module that is trained, which holds the component's network.
+
+        It may hold more, which exists in training only. Parameters that are frozen here stay as
+        they are.
+        """
+        net: nn.Module = component.net
+        return net
+
+    def initialise(self, trainee: nn.Module, source: Source) -> None:
+        """Set what depends on the images before a training that starts without weights."""
+
+    def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
+        """Return what the training improves, measured on validation images x, y.
+
+        By default the accuracy of a classifier, and the PSNR of a purifier, which is best for the
+        identity.
+        """
+        return measure_quality(component, x, y, self.advance)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Return True if `fit` needs labels; otherwise missing ones are 0."""
+        return False
+
+    @property
+    def trained_on(self) -> TrainedOn:
+        """What the training knows. Classifiers of `load_frozen` are added to it."""
+        return TrainedOn(kind="unknown")
+
+    # What an author calls.
+
+    def load_frozen(self, spec: str, component: Any, kind: str = "classifier") -> Any:
+        """Return another component by its spec, frozen, beside the one that is trained.
+
+        weights=auto means those for the data set of `component`. A classifier is recorded in
+        `trained_on`; its network is `.network`. Raise DefendError.
+        """
+        other = load(spec, kind, component.dataset, device_of(component))  # type: ignore[arg-type]
+        if isinstance(other, Classifier):
+            channels = getattr(component, "channels", other.channels)
+            size = getattr(component, "size", other.size)
+            other.check_fits(channels, size, other.classes, component.dataset or "in training")
+            self.classifiers |= other.weights_sha256 or {spec: ""}
+        return other
+
+    def batches(
+        self, component: Any, x: Tensor, y: Tensor, size: int = VAL_BATCH
+    ) -> Iterator[tuple[Tensor, Tensor, Noise]]:
+        """Yield images, labels and noise for `quality`, on the device of the component.
+
+        The progress bar counts the images.
+        """
+        return split_images(x, y, device_of(component), self.seed, size, self.advance)
+
+    def make_source(self, component: Any, x: Tensor | Source, y: Tensor | None) -> Source:
+        """Return the images of `fit` as a source. Raise BadParameter if labels are missing."""
+        if not isinstance(x, Tensor):
+            return x
+        if y is None and not self.needs_labels:
+            y = torch.zeros(len(x), dtype=torch.int64)
+        if y is None or len(y) != len(x) or not len(x):
+            labels = "none" if y is None else len(y)
+            raise BadParameter(
+                f"fit: expected images and as many labels, got {len(x)} images and {labels}; give"
+                " fit(x, y) with one label for each image"
+            )
+        return Arrays(x, y)
+
+    @classmethod
+    def fit(
+        cls,
+        component: Any,
+        x: Tensor | Source,
+        y: Tensor | None,
+        options: dict[str, Any],
+        *,
+        val: Batch | None,
+        resume: Path | None,
+        save_every: float,
+        progress: bool,
+    ) -> Self:
+        """Train a component by these options, and return the recipe; see `Learned.fit`."""
+        recipe = read_recipe(cls, options, component.component)
+        source = recipe.make_source(component, x, y)
+        fit_component(component, recipe, source, val, resume, save_every, progress)
+        return recipe
 
 
 def read_recipe(recipe_type: type[R], options: dict[str, Any], component: str) -> R:

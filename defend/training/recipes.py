@@ -1,24 +1,20 @@
-"""The training of classifiers: `fit = fit_classifier` in the body of a classifier's class."""
+"""The training of classifiers: `recipe = ClassifierRecipe` in the body of a classifier's class."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.trained_on import ITSELF, TrainedOn
-from defend.training.data import Arrays, Batch, Source, random_crop
-from defend.training.loop import SAVE_EVERY, train
+from defend.training.data import Source, random_crop
 from defend.training.perturbations import attack_by_pgd
-from defend.training.quality import accuracy
-from defend.training.recipe import Recipe, read_recipe
+from defend.training.quality import Quality, accuracy, device_of
+from defend.training.recipe import Recipe
 
 # Random crops shift by up to 1 / CROP_DIVISOR of the image: by the usual 4 pixels on CIFAR-10.
 CROP_DIVISOR = 8
@@ -30,8 +26,9 @@ VAL_STEPS_FACTOR = 4
 
 
 class ClassifierRecipe(Recipe):
-    """Options of `fit_classifier`."""
+    """Cross-entropy on labelled images, which may be augmented and attacked."""
 
+    val_images: int = 100_000  # all of val: a classifier is fast
     label_smoothing: float = 0.0
     augment: Literal["none", "crop", "crop-flip"] = "none"
     adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
@@ -57,79 +54,43 @@ class ClassifierRecipe(Recipe):
             classifiers={ITSELF: ""},
         )
 
+    @property
+    def needs_labels(self) -> bool:
+        return True
 
-def fit_classifier(
-    self: Classifier,
-    x: Tensor | Source,
-    y: Tensor | None = None,
-    *,
-    val: Batch | None = None,
-    resume: Path | None = None,
-    save_every: float = SAVE_EVERY,
-    progress: bool = True,
-    **recipe: Any,
-) -> None:
-    """Train a classifier on images x (n, c, h, w) in [0, 1] with labels y (n,), or on a Source.
+    def make_source(self, component: Any, x: Tensor | Source, y: Tensor | None) -> Source:
+        """Return the images as a source.
 
-    val: images and labels whose accuracy is reported after each epoch. resume, save_every: see
-    `defend.training.loop.train`. recipe: the fields of ClassifierRecipe. Raises BadParameter for
-    unknown options, naming near ones, and for labels that the classifier does not have.
-    """
-    options = read_recipe(ClassifierRecipe, recipe, self.component)
-    if y is not None and len(y) and int(y.max()) >= self.classes:
-        raise BadParameter(
-            f"fit: expected labels below classes={self.classes} of {self.component}, got"
-            f" {int(y.max())}; leave the field classes out, or set it to the number of classes"
-        )
-    train(
-        self.net,
-        as_source(x, y),
-        partial(_loss, recipe=options),
-        options,
-        partial(_val_accuracy, val=val, recipe=options) if val else None,
-        resume,
-        save_every,
-        progress,
-    )
-    self.file, self.weights = None, "untrained"  # no file holds these weights yet
-    self.fitted_on = options.trained_on
+        Raise BadParameter if labels are missing, or if the classifier does not have them.
+        """
+        if y is not None and len(y) and int(y.max()) >= component.classes:
+            raise BadParameter(
+                f"fit: expected labels below classes={component.classes} of {component.component},"
+                f" got {int(y.max())}; leave the field classes out, or set it to the number of"
+                " classes"
+            )
+        return super().make_source(component, x, y)
 
+    def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Return the cross-entropy on images that are augmented and attacked as the fields say."""
+        if self.augment != "none":
+            flip = self.augment == "crop-flip"
+            x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
+        if self.adversarial:
+            x = self._attack(net, x, y, self.adversarial_steps, noise.fork("attack"))
+        return F.cross_entropy(net(x).float(), y, label_smoothing=self.label_smoothing)
 
-def as_source(x: Tensor | Source, y: Tensor | None) -> Source:
-    """Return images with their labels as a source. Raises BadParameter if labels are missing."""
-    if not isinstance(x, Tensor):
-        return x
-    if y is None or len(y) != len(x) or not len(x):
-        labels = "none" if y is None else len(y)
-        raise BadParameter(
-            f"fit: expected images and as many labels, got {len(x)} images and {labels}; give"
-            " fit(x, y) with one label for each image"
-        )
-    return Arrays(x, y)
-
-
-def _loss(net: nn.Module, x: Tensor, y: Tensor, noise: Noise, recipe: ClassifierRecipe) -> Tensor:
-    if recipe.augment != "none":
-        flip = recipe.augment == "crop-flip"
-        x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
-    if recipe.adversarial:
-        x = _attack(net, x, y, recipe.adversarial_steps, noise.fork("attack"), recipe)
-    return F.cross_entropy(net(x).float(), y, label_smoothing=recipe.label_smoothing)
-
-
-def _val_accuracy(net: nn.Module, val: Batch, recipe: ClassifierRecipe) -> float:
-    """Return the accuracy on validation images, which adversarial training attacks."""
-    x, y = val
-    if recipe.adversarial:
-        device = next(net.parameters()).device
+    def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
+        """Return the accuracy, after adversarial training under its attack with finer steps."""
+        if not self.adversarial:
+            return super().quality(component, x, y)
+        device = device_of(component)
         x, y = x[:ATTACKED_VAL_IMAGES].to(device), y[:ATTACKED_VAL_IMAGES].to(device)
-        noise = Noise.of(recipe.seed, torch.arange(len(x), device=x.device)).fork("val")
-        x = _attack(net, x, y, VAL_STEPS_FACTOR * recipe.adversarial_steps, noise, recipe)
-    return accuracy(net, x, y)
+        noise = Noise.of(self.seed, torch.arange(len(x), device=device)).fork("val")
+        steps = VAL_STEPS_FACTOR * self.adversarial_steps
+        x = self._attack(component.net, x, y, steps, noise)
+        value = accuracy(component.network, x, y, self.advance)
+        return Quality(f"accuracy under pgd-{steps}", value, tolerance=1 / len(x), images=len(x))
 
-
-def _attack(
-    net: nn.Module, x: Tensor, y: Tensor, steps: int, noise: Noise, recipe: ClassifierRecipe
-) -> Tensor:
-    eps, norm = recipe.adversarial, recipe.adversarial_norm
-    return attack_by_pgd(net, x, y, eps, norm, steps, noise)
+    def _attack(self, net: nn.Module, x: Tensor, y: Tensor, steps: int, noise: Noise) -> Tensor:
+        return attack_by_pgd(net, x, y, self.adversarial, self.adversarial_norm, steps, noise)

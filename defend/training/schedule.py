@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from math import cos, pi
 
-from defend.training.recipe import Recipe
+from defend.training.options import LoopOptions
 
 START_DIVISOR = 25.0  # one-cycle: the first learning rate is peak / START_DIVISOR
 END_DIVISOR = 1e4  # one-cycle: the last learning rate is the first one / END_DIVISOR
 
 
-def learning_rate(step: int, steps: int, recipe: Recipe) -> float:
+def learning_rate(step: int, steps: int, recipe: LoopOptions) -> float:
     """Return the learning rate of step 0 <= step < steps by the recipe's schedule."""
     if recipe.schedule == "one-cycle":
         return one_cycle(step, steps, recipe.lr, recipe.warmup)
