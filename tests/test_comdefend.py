@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from source_files import REPOSITORY
 
 from defend.defenses.comdefend import ComDefend, bits, scaled
+from defend.defenses.comdefend_recipe import ComDefendRecipe
 from defend.defenses.tiles import over_tiles
 from defend.errors import BadParameter, BadWeights
+from defend.loading import load
 from defend.noise import Noise
 
 SLIM = {"weights": "untrained", "width": 32}
@@ -197,3 +199,56 @@ def test_wrong_arrays_are_refused_in_one_line(tmp_path, broken):
         convert(tmp_path / "enc.npz", tmp_path / "dec.npz", tmp_path / "out.safetensors")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+# Training.
+
+TINY = {"weights": "untrained", "width": 16, "code_maps": 2, "channels": 1}
+QUICK = {"precision": "float32", "layout": "contiguous", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", "dataset").rows("train", 0, 256)
+
+
+@pytest.mark.parametrize(
+    ("options", "trained_on"),
+    [
+        ({}, "clean"),
+        ({"recipe": "denoise", "amplitude": 0.2}, "corrupted(Linf 0.2)"),
+        (
+            {"recipe": "denoise", "amplitude": 0.2, "against": "convnet:weights=convnet-digits"},
+            "adversarial(fgsm-2, Linf 0.2, convnet-digits)",
+        ),
+    ],
+)
+def test_recipes_learn_to_reconstruct(digits, options, trained_on):
+    """The error falls below that of the mean image, which a code of constants could reach."""
+    x, y = digits
+    purifier = ComDefend(**TINY, dataset="digits")
+    purifier.fit(x, y, val=digits, epochs=25, lr=3e-3, code_noise=2.0, **QUICK, **options)
+    error_of_mean = (x.mean(0) - x).square().mean()
+    assert (purifier.purified(x) - x).square().mean() < 0.8 * error_of_mean
+    assert str(purifier.trained_on[0]) == trained_on
+
+
+def test_the_papers_loss_is_the_squared_error_and_the_energy_of_the_code(digits):
+    purifier, recipe = ComDefend(**TINY), ComDefendRecipe(energy=0.5)
+    x, noise = digits[0][:4], streams(4)
+    c = purifier.net.encode(x)
+    code = torch.sigmoid(c - 20 * noise.fork("code").normal(c))
+    expected = (purifier.net.decode(code) - x).square().mean() + 0.5 * code.square().mean()
+    loss = recipe.loss(recipe.trainee(purifier), x, digits[1][:4], noise)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_denoiser_sees_each_third_in_its_own_way(digits):
+    purifier = ComDefend(**TINY, dataset="digits")
+    recipe = ComDefendRecipe(recipe="denoise", against="convnet:weights=convnet-digits")
+    net, (x, y) = recipe.trainee(purifier), (t[:30] for t in digits)
+    change = (recipe._perturb(net, x, y, streams(30)) - x).abs().amax((1, 2, 3))
+    assert not change[0::3].any()
+    assert change[1::3].min() > 0
+    assert change[2::3].min() > 0
+    assert change.max() <= recipe.amplitude + 1e-6

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.defenses.codec import to_float32
+from defend.defenses.comdefend_recipe import ComDefendRecipe
 from defend.defenses.tiles import over_tiles
 from defend.noise import Noise
 from defend.purifier import Card, LearnedPurifier, straight_through
@@ -40,6 +41,7 @@ class ComDefend(LearnedPurifier):
     """
 
     card = Card(paper="arXiv:1811.12673", gradient="approximate", stochastic=True)
+    recipe = ComDefendRecipe
     architecture = "comdefend"
     uses = frozenset({"noise", "patch", "overlap"})
     code_maps: int = 12  # bits for each pixel of a colour image; the paper has 4 for grey images
@@ -127,11 +129,6 @@ class Autoencoder(nn.Module):
     def decode(self, code: Tensor) -> Tensor:
         """Return images y (b, c, h, w) in (0, 1) from codes b (b, code_maps, h, w) in [0, 1]."""
         return torch.sigmoid(to_float32(run_stack(self.rec, code)))
-
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return y and the soft code b = sigmoid(c - n), as in training. noise: n, in c's shape."""
-        code = torch.sigmoid(self.encode(x) - noise)
-        return self.decode(code), code
 
 
 def stack(*widths: int) -> nn.ModuleList:
