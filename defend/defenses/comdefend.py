@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from defend.defenses.codec import to_float32
 from defend.defenses.comdefend_recipe import ComDefendRecipe
 from defend.defenses.tiles import over_tiles
+from defend.gradients import relax, straight_through
 from defend.noise import Noise
-from defend.purifier import Card, LearnedPurifier, straight_through
+from defend.purifier import Card, LearnedPurifier
 
 SHIFT = 0.5  # of the pixels before ComCNN, in the authors' TensorFlow program
 WIDEST = 256  # channels of the widest layer in the paper
@@ -79,7 +80,7 @@ class ComDefend(LearnedPurifier):
 
         def threshold(margin: Tensor) -> Tensor:
             scale = margin.detach().abs().mean((1, 2, 3), keepdim=True)
-            return straight_through(torch.sigmoid(margin / (temperature * scale)), bits(margin))
+            return relax(torch.sigmoid(margin / (temperature * scale)), bits(margin))
 
         return self._reconstruct(x, noise, threshold)
 

@@ -99,10 +99,10 @@ class ComDefendRecipe(Recipe):
         errors = []
         with torch.no_grad():
             for images, _, noise in self.batches(component, x, y):
-                seen = images
+                moved = images
                 if self.recipe == "denoise":
-                    seen = add_random_signs(images, self.amplitude, noise.fork("val"))
-                restored = component.purified(seen, noise)
+                    moved = add_random_signs(images, self.amplitude, noise.fork("val"))
+                restored = component.purified(moved, noise)
                 errors.append((restored - images).square().mean((1, 2, 3)))
         value = to_psnr(torch.cat(errors))
         return Quality("PSNR", value, tolerance=PSNR_TOLERANCE, images=len(x))
