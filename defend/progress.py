@@ -107,6 +107,7 @@ class TrainingProgress(Progress):
             f"epoch {round(epoch, 1):g}/{epochs:g}  {loss}{score}"
             f"  {speed:.0f} images/s  {self._time_left(speed)} left",
             markup=False,
+            soft_wrap=True,
         )
 
     def _mean_speed(self) -> float:

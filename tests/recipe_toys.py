@@ -177,9 +177,7 @@ class PairRecipe(DenoiseRecipe):
     """A pair of opponents: the critic tells restored images from clean ones."""
 
     def trainee(self, component):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return PairTrainee(component.net)
+        return PairTrainee(component.net)
 
     def objectives(self):
         critic = Objective("critic", self.critic_loss, ("critic.*",), lr_factor=0.5)

@@ -2,11 +2,13 @@
 
 import contextlib
 import importlib.util
+import inspect
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from itertools import dropwhile
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from click.testing import CliRunner
 import defend
 from defend.cli import main
 from defend.registry import GROUPS, REGISTRY
+from defend.weights.header import file_sha256, read_header
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -136,6 +139,49 @@ def test_the_tutorial(reader):
 def test_the_tutorial_quotes_the_error_of_a_missing_extra():
     text = " ".join((ROOT / "docs/write-a-plugin.md").read_text().split())
     assert MISSING_EXTRA in text
+
+
+def test_the_recipes_of_the_training_page(reader, monkeypatch):
+    monkeypatch.chdir(reader.package)
+    reader.follow("docs/training.md")
+    first, guided = (
+        read_header(reader.package / name)
+        for name in ("denoiser-digits.safetensors", "guided.safetensors")
+    )
+    assert guided.started_from == file_sha256(reader.package / "denoiser-digits.safetensors")
+    assert guided.package == "defend-denoiser 0.1.0"
+    assert set(guided.trained_on.classifiers) == {"convnet-digits"}
+    assert first.trained_on.classifiers == {}
+
+
+def test_the_training_page_runs_in_python():
+    for _, title, text in code_blocks("docs/training.md"):
+        if "classifier.fit(" in text and not title:
+            exec(compile(text, "training.md", "exec"), {})
+            return
+    raise AssertionError("expected a block with classifier.fit")
+
+
+SIGNATURE = re.compile(r"`(\w+)(?:\(([\w, ]+)\))?`")
+
+
+def test_the_signatures_of_the_training_page():
+    """Each name exists in its module, and its first parameters are those that stand there."""
+    text = (ROOT / "docs/training.md").read_text()
+    rows = re.search(r"\| module of `defend.training`.*?\n\n", text, re.S)
+    checked = 0
+    for row in rows.group().strip().splitlines()[2:]:
+        _, module_name, names, _ = row.split("|")
+        module = import_module(f"defend.training.{module_name.strip(' `')}")
+        for name, parameters in SIGNATURE.findall(names):
+            if name == "train" and not parameters:
+                continue
+            member = getattr(module, name)
+            if parameters:
+                expected = parameters.split(", ")
+                assert list(inspect.signature(member).parameters)[: len(expected)] == expected
+            checked += 1
+    assert checked > 15
 
 
 def test_the_plugin_of_the_readme(reader):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from recipe_toys import save_toy
 from tiny_restorers import TINY, noise, real_digits
 from torch import nn
 
@@ -21,7 +22,9 @@ from defend.defenses.split_vqvae import SplitVQVAE
 from defend.defenses.split_vqvae_training import Trainee
 from defend.defenses.vq import as_rows, nearest_codes
 from defend.errors import BadParameter
+from defend.trained_on import TrainedOn
 from defend.training.data import Arrays
+from defend.training.quality import psnr
 
 REPRODUCIBLE = {"precision": "float32", "layout": "contiguous", "progress": False}
 
@@ -190,6 +193,38 @@ def test_resumed_training_equals_uninterrupted_training(digits, tmp_path, recipe
     resumed_state = resumed.net.state_dict()
     for name, tensor in uninterrupted.net.state_dict().items():
         assert torch.equal(tensor, resumed_state[name]), name
+
+
+def mean_error(purifier, x):
+    return float((purifier.purified(x) - x).square().mean())
+
+
+def test_fine_tuning_keeps_the_codes(digits, tmp_path):
+    """From the first step on it restores as well as the weights that it began from."""
+    x = digits[0]
+    base = SplitVQVAE(**TINY | {"hidden": 16})
+    base.fit(*digits, epochs=15, batch=32, lr=1e-2, schedule="constant", **REPRODUCIBLE)
+    path = save_toy(base, tmp_path / "base", TrainedOn(kind="clean"))
+    few_steps = {"epochs": 0.2, "batch": 32, "lr": 1e-4, **REPRODUCIBLE}
+    fine_tuned, from_scratch = (SplitVQVAE(**TINY | {"hidden": 16}) for _ in range(2))
+    fine_tuned.fit(*digits, start=str(path), **few_steps)
+    from_scratch.fit(*digits, **few_steps)
+    assert mean_error(fine_tuned, x) < 1.1 * mean_error(base, x)
+    assert mean_error(from_scratch, x) > 1.3 * mean_error(base, x)
+
+
+def test_the_quality_is_that_of_restored_perturbed_images(digits):
+    x, y = digits
+    learning = {"epochs": 15, "batch": 32, "lr": 1e-2, "schedule": "constant", **REPRODUCIBLE}
+    purifier = SplitVQVAE(**TINY | {"hidden": 16})
+    clean = purifier.fit(x, **learning)
+    psnr_of_clean = psnr(purifier, x)
+    assert clean.quality(purifier, x, y).value == pytest.approx(psnr_of_clean)
+    options = {"recipe": "denoise", "perturbation": "adversarial", "amplitude": 0.9}
+    noisy = SplitVQVAE(**TINY).fit(x, y, epochs=0.1, **options, **REPRODUCIBLE)
+    quality = noisy.quality(purifier, x, y)
+    assert quality.value < psnr_of_clean - 0.5
+    assert quality == noisy.quality(purifier, x, y)
 
 
 def test_missing_labels_are_refused(digits):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors import safe_open
+from safetensors.torch import save_file
 from train_toys import Killed, brightness_images, make_noise
 
+import defend
 from defend.classifiers.convnet import ConvNet
 from defend.cli.train import train as train_command
 from defend.errors import BadParameter, BadWeights, DefendError
@@ -13,7 +15,7 @@ from defend.loading import load
 from defend.training.loop import TrainingRun
 from defend.training.perturbations import attack_by_pgd
 from defend.training.recipe import Recipe, read_recipe
-from defend.weights.header import read_header
+from defend.weights.header import file_sha256, read_header
 
 
 def make_classifier():
@@ -142,6 +144,32 @@ def test_the_command_writes_a_file_that_loads(tmp_path):
     assert not out.with_name("c.safetensors.resume").exists()
 
 
+def test_the_command_goes_on_from_named_weights(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    args = ["--dataset", "digits", "--device", "cpu", "-o", "epochs=1"]
+    run("convnet:width=4", *args, "--out", first)
+    run("convnet", *args, "-o", f"start={first}", "--out", second)
+    header = read_header(second)
+    assert header.started_from == file_sha256(first)
+    assert header.fields["width"] == 4  # taken from the file
+    assert header.package == f"defend {defend.__version__}"
+    assert read_header(first).started_from == ""
+    with pytest.raises(BadWeights, match="the file has width=4, the spec has width=8"):
+        run("convnet:width=8", *args, "-o", f"start={first}", "--out", tmp_path / "third")
+
+
+def test_weights_of_torchvision_can_be_begun_from(tmp_path):
+    """A file without a header of ours: its hash is recorded all the same."""
+    spec = "torchvision:model=squeezenet1_1,classes=2,size=32,weights={}"
+    classifier = load(spec.format("untrained"), "classifier")
+    path = tmp_path / "external.safetensors"
+    save_file(classifier.net[1].state_dict(), path)
+    x, y = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+    classifier.fit(x, y, start=str(path), epochs=1, precision="float32", progress=False)
+    assert classifier.started_from == file_sha256(path)
+    assert classifier.trained_on[0].kind == "unknown"  # and so are the images before
+
+
 def test_an_interrupted_command_goes_on_to_the_same_file(tmp_path, monkeypatch):
     """A step raises Killed; what remains is what the process wrote to its resume file."""
     options = "--dataset digits -o epochs=2 -o batch=256 -o precision=float32 -o layout=contiguous"
@@ -170,10 +198,16 @@ def test_an_interrupted_command_goes_on_to_the_same_file(tmp_path, monkeypatch):
 ERRORS = {
     "nothing to learn": ("jpeg", "jpeg.*nothing to learn"),
     "unknown": ("convnot", "convnot.*convnet"),
-    "weights given": ("convnet:weights=auto", "weights=auto"),
+    "weights given": ("convnet:weights=auto", "weights=auto.*-o start=auto"),
     "option without value": ("convnet -o epochs", "epochs.*KEY=VALUE"),
     "option twice": ("convnet -o lr=1 -o lr=2", "lr.*twice"),
     "option unknown": ("convnet -o epoch=1", "epoch.*epochs"),
+    "an argument of fit": ("convnet -o val=3", "no field 'val'.*val_images=100000"),
+    "unknown start": ("convnet -o start=nothing", "no weights named 'nothing'"),
+    "start of another kind": (
+        "convnet -o start=split-vqvae-mnist-quad",
+        "weights of the defense 'split-vqvae'",
+    ),
     "two seeds": ("convnet -o seed=1 --seed 2", "seed 2.*seed=1"),
     "wrong shape": ("torchvision:model=resnet18", "colour"),
 }

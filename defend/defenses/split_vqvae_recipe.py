@@ -18,7 +18,7 @@ from defend.defenses.split_vqvae_training import Trainee
 from defend.noise import Noise
 from defend.trained_on import TrainedOn
 from defend.training.data import Source
-from defend.training.quality import PSNR_TOLERANCE, Quality, device_of, to_psnr
+from defend.training.quality import PSNR_TOLERANCE, Quality, to_psnr
 from defend.training.recipe import Recipe
 
 FIRST_IMAGES = 1024  # images from which the first codes are drawn
@@ -89,17 +89,10 @@ class RestorerRecipe(Recipe):
 
     def trainee(self, component: Any) -> nn.Module:
         """Return the codec, with the moving means of its codes and the surrogates."""
-        self.surrogates = self._build_surrogates(component)
+        self.surrogates = nn.ModuleList()
+        if self.adversarial:
+            self.surrogates = build_surrogates(component.channels, component.size, self.classes)
         return Trainee(component.net, component.grid, self.surrogates)
-
-    def _build_surrogates(self, component: Any) -> nn.ModuleList:
-        """Return the classifiers that an adversarial recipe trains; none for other recipes."""
-        if not self.adversarial:
-            return nn.ModuleList()
-        device = device_of(component)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            return build_surrogates(component.channels, component.size, self.classes)
 
     def initialise(self, trainee: nn.Module, source: Source) -> None:
         """Place the codes at encoded images, and the output at their brightness."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from defend.errors import BadWeights, one_line
@@ -39,7 +40,9 @@ def fit_component(
     device = device_of(component)
     started_from, earlier = load_start(component, recipe.start)
     unfreeze(component)
-    trainee = recipe.trainee(component).to(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed)
+        trainee = recipe.trainee(component).to(device)
     if not started_from:
         recipe.initialise(trainee, source.to(device))
     display = TrainingProgress(progress)

@@ -77,8 +77,8 @@ class Recipe(LoopOptions):
     def trainee(self, component: Any) -> nn.Module:
         """Return the module that is trained, which holds the component's network.
 
-        It may hold more, which exists in training only. Parameters that are frozen here stay as
-        they are.
+        It may hold more, which exists in training only; torch's generator is seeded for it.
+        Parameters that are frozen here stay as they are.
         """
         net: nn.Module = component.net
         return net
