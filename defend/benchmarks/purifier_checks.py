@@ -1,6 +1,8 @@
 """Checks of what every score rests on: a purifier depends on an image and its noise alone.
 
-They run on the first range of a run, once for each attack and defense, at the largest eps.
+They run on the first range of a run, once for each attack and defense, at the largest eps. A few
+images are enough where nothing differs on them, because a purifier may take seconds for an image;
+where something differs, all images decide.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier
 
+FEW = slice(4)  # images that are looked at first
 SINGLE_IMAGES = 8  # images that are purified one by one, too
 TOLERANCE = 1e-3  # of logits and pixels: what rounding in another batch may change
 
@@ -101,6 +104,23 @@ def check_fresh_copy(
         f"{type(purifier).__name__}: a freshly loaded one gives other logits: {reason};"
         " let purify depend on x and noise alone"
     )
+
+
+def fresh_copy_agrees(
+    fresh: Purifier, network: nn.Module, x: Tensor, logits: Tensor, noise: Noise
+) -> bool:
+    """Return True if an unused purifier gives the same logits for the first images, one by one.
+
+    logits: of x (b, ...) behind the used purifier, in their batch. noise: the same if the purifier
+    is stochastic, or else other noise. One comparison then covers memory, batch mates and hidden
+    randomness.
+    """
+    parts = []
+    for i in range(len(x[FEW])):
+        row = slice(i, i + 1)
+        alone = purify_once(fresh, x[row], noise.take(row))
+        parts.append(logits_after_purify(fresh, network, alone))
+    return logits_agree(torch.cat(parts), logits[FEW])
 
 
 def check_batch_independence(purifier: Purifier, x: Tensor, purified: Tensor, noise: Noise) -> None:

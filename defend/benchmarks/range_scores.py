@@ -15,9 +15,12 @@ from torch import Tensor
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.purifier_checks import (
+    FEW,
     check_batch_independence,
     check_declared_deterministic,
     check_fresh_copy,
+    fresh_copy_agrees,
+    logits_agree,
 )
 from defend.benchmarks.scoring import Scorer, Scores
 from defend.benchmarks.stopwatch import Stopwatch
@@ -130,23 +133,37 @@ class RangeScores:
 
     def _check(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> Exception | None:
         """Return why outcomes depend on more than an image and its noise; None if they do not."""
-        purifier, noise = scorer.purifier, scorer.draw_noise("score", 0)
         try:
-            self._check_deterministic(scorer, x_adv, scores)
-            check_fresh_copy(
-                purifier,
-                fresh=partial(self._components.fresh_defense, cell.defense),
-                logits_of=lambda copy: scorer.logits(copy, x_adv, noise),
-                logits=scores.first_logits,
-            )
-            if self._components.precision == "float32":  # bfloat16 rounds otherwise in batches
-                check_batch_independence(purifier, x_adv, scores.first_draw, noise)
+            if not self._fresh_copy_agrees(cell, scorer, x_adv, scores):
+                self._check_all_images(cell, scorer, x_adv, scores)
         except Exception as e:
             return e
         return None
 
+    def _fresh_copy_agrees(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> bool:
+        fresh, noise = self._components.fresh_defense(cell.defense), scorer.draw_noise("score", 0)
+        noise = noise if fresh.card.stochastic else noise.fork("flags")
+        return fresh_copy_agrees(fresh, scorer.network, x_adv, scores.first_logits, noise)
+
+    def _check_all_images(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> None:
+        """Raise BrokenPurifier for the first reason; a few images may only round otherwise."""
+        purifier, noise = scorer.purifier, scorer.draw_noise("score", 0)
+        self._check_deterministic(scorer, x_adv, scores)
+        check_fresh_copy(
+            purifier,
+            fresh=partial(self._components.fresh_defense, cell.defense),
+            logits_of=lambda copy: scorer.logits(copy, x_adv, noise),
+            logits=scores.first_logits,
+        )
+        if self._components.precision == "float32":  # bfloat16 rounds otherwise in batches
+            check_batch_independence(purifier, x_adv, scores.first_draw, noise)
+
     def _check_deterministic(self, scorer: Scorer, x: Tensor, scores: Scores) -> None:
-        if not scorer.purifier.card.stochastic:
-            other_noise = scorer.draw_noise("score", 0).fork("flags")
-            logits = scorer.logits(scorer.purifier, x, other_noise)
+        """Raise BrokenPurifier if a purifier that is declared deterministic draws."""
+        if scorer.purifier.card.stochastic:
+            return
+        noise = scorer.draw_noise("score", 0).fork("flags")
+        few_logits = scorer.logits(scorer.purifier, x[FEW], noise.take(FEW))
+        if not logits_agree(scores.first_logits[FEW], few_logits):
+            logits = scorer.logits(scorer.purifier, x, noise)
             check_declared_deterministic(scorer.purifier, scores.first_logits, logits)
