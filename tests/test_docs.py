@@ -136,6 +136,11 @@ def test_the_tutorial(reader):
     reader.follow("docs/write-a-plugin.md")
 
 
+def test_the_tutorial_quotes_the_error_of_a_missing_extra():
+    text = " ".join((ROOT / "docs/write-a-plugin.md").read_text().split())
+    assert MISSING_EXTRA in text
+
+
 def test_the_recipes_of_the_training_page(reader, monkeypatch):
     monkeypatch.chdir(reader.package)
     reader.follow("docs/training.md")
@@ -177,11 +182,6 @@ def test_the_signatures_of_the_training_page():
                 assert list(inspect.signature(member).parameters)[: len(expected)] == expected
             checked += 1
     assert checked > 15
-
-
-def test_the_tutorial_quotes_the_error_of_a_missing_extra():
-    text = " ".join((ROOT / "docs/write-a-plugin.md").read_text().split())
-    assert MISSING_EXTRA in text
 
 
 def test_the_plugin_of_the_readme(reader):
