@@ -165,14 +165,14 @@ def test_an_accuracy_of_zero_is_not_printed_as_an_upper_bound(last, accuracy, te
 
 
 def test_the_learned_gradient_is_the_benchs_whatever_the_callers_threads(monkeypatch, tmp_path):
-    def fit_only(context, _):
+    def fit_only(context, *_):
         attempts.fit_network(context)
         return [], Accuracies()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(bpda_networks.RECIPE, "steps", 2)
     monkeypatch.setattr(run, "run_checks", fit_only)
-    monkeypatch.setattr(run, "describe_duration", lambda _: "")
+    monkeypatch.setattr(run, "estimate", lambda _: None)
     common = {"eps": 0.2, "n": 16, "split": "val", "device": "cpu"}
     torch.set_num_threads(2)
     try:

@@ -1,24 +1,15 @@
-"""How much the audit does: images and steps for each budget, and what that costs."""
+"""How much the audit does: images and steps for each budget."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from defend.benchmarks.component_keys import is_undefended
-from defend.benchmarks.scoring import SELECT_DRAWS
 from defend.errors import BadParameter, suggest_names
 from defend.purifier import Purifier
 
 BUDGETS = ("quick", "standard", "thorough")
 MIN_IMAGES = 16  # fewer show nothing
-
-
-class Cost(NamedTuple):
-    """Network evaluations."""
-
-    gradients: float
-    forwards: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,35 +46,10 @@ class Budget:
         """Return True if a network is fitted for this purifier's learned gradient."""
         return self.fit_images > 0 and not is_undefended(purifier)
 
-    def cost(self, surrogates: int = 0, temperatures: int = 0) -> Cost:
-        """Return the most that the audit can take: the cost if no attack breaks anything.
-
-        surrogates: pipelines to transfer from. temperatures: of the relaxed gradient. The fit of
-        the learned gradient is not included.
-        """
-        return Cost(self._count_gradients(surrogates, temperatures), self._count_forwards())
-
-    def _count_gradients(self, surrogates: int, temperatures: int) -> float:
-        declared = sum(self.curve_steps) + 40 + self.targets * self.target_steps + 40
-        # The identity, the learned one, and the relaxed ones.
-        replaced_gradients = 1 + (self.fit_images > 0) + temperatures
-        alternatives = (
-            self.alternative_steps + min(40, self.alternative_steps)
-        ) * replaced_gradients
-        transfer = 160 * surrogates
-        diagnostics = 100 + 40 * (self.probe_images + self.active_images) / self.n
-        doubled_copies = 40 * 2 * self.max_eot if self.eot > 1 else 0
-        per_copy = declared + alternatives + transfer + diagnostics
-        return self.n * (self.eot * per_copy + doubled_copies)
-
-    def _count_forwards(self) -> float:
-        is_stochastic = self.eot > 1
-        spsa = 2 * self.spsa_pairs * self.spsa_steps
-        square = self.square_queries * (2 * self.eot if is_stochastic else 1)
-        draws = self.score_draws + SELECT_DRAWS if is_stochastic else 1
-        scoring = draws * (30 + self.random_draws)
-        diagnostics = (self.inner_points * self.active_images + 60 * self.probe_images) / self.n
-        return self.n * (spsa + square + scoring + diagnostics)
+    @property
+    def is_stochastic(self) -> bool:
+        """Return True if gradients are averaged over copies."""
+        return self.eot > 1
 
 
 _QUICK = Budget(

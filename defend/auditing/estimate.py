@@ -1,62 +1,123 @@
-"""How long an audit takes at most, from one forward and one gradient of a few images."""
+"""How long an audit takes at most, from one evaluation of each kind on a few images."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from math import isnan, nan
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from defend.auditing.comparison import MIN_GAP
 from defend.auditing.context import Context
+from defend.auditing.cost import AuditCost, Cost, count_evaluations
 from defend.auditing.session import result_or_error
+from defend.gradients import identity
 from defend.losses import cross_entropy
+from defend.target import Target
 from defend.threat_models import TEMPERATURES
 
+FIRST_IMAGES = 2  # timed first; where they take long, they are enough
+LONG = 1.0  # seconds
 TIMED_IMAGES = 32
 MINUTE_FROM = 90  # seconds from which a duration is printed in minutes
+HOUR_FROM = 90 * 60  # and in hours
 
 
-def estimate_seconds(context: Context) -> float:
-    """Return the seconds if no attack breaks anything, or NaN if the pipeline cannot run."""
-    rows = context.all_rows[:TIMED_IMAGES]
-    target = context.target(rows, eot=1, stream="estimate")
-    x, y = context.x[rows], context.y[rows]
+Evaluation = Callable[[Target, Tensor, Tensor], object]  # of images and labels
 
-    def measure() -> tuple[float, float]:
-        gradient = _seconds_per_image(lambda: target.gradient(x, y, cross_entropy), rows)
-        forward = _seconds_per_image(lambda: target.logits(x), rows)
-        return gradient, forward
 
-    seconds = result_or_error(measure)
-    if isinstance(seconds, Exception):
-        return nan
+@dataclass(frozen=True)
+class Estimate:
+    """The evaluations of an audit, and the seconds that each kind takes for one image."""
+
+    cost: AuditCost
+    seconds: Cost
+
+    def duration(self, cost: Cost) -> float:
+        """Return the seconds of a cost."""
+        return sum(a * b for a, b in zip(cost, self.seconds, strict=True))
+
+
+def estimate(context: Context) -> Estimate | None:
+    """Return the estimate, or None if the pipeline cannot run."""
     temperatures = len(TEMPERATURES) if context.purifier.has_relaxation else 0
-    cost = context.budget.cost(len(context.surrogates), temperatures)
-    return seconds[0] * cost.gradients + seconds[1] * cost.forwards
+    cost = count_evaluations(context.budget, len(context.surrogates), temperatures)
+    seconds = result_or_error(lambda: _measure(context))
+    return None if isinstance(seconds, Exception) else Estimate(cost, seconds)
 
 
-def _seconds_per_image(run: Callable[[], object], rows: Tensor) -> float:
-    run()  # warm up
+def _measure(context: Context) -> Cost:
+    """Return the seconds that an evaluation of each kind takes for one image."""
+    return Cost(
+        gradients=_seconds_per_image(context, _gradient),
+        identity_gradients=_seconds_per_image(
+            context, lambda target, x, y: _gradient(_past_purifier(target), x, y)
+        ),
+        bare_gradients=_seconds_per_image(
+            context, lambda target, x, y: _gradient(_bare(context, target), x, y)
+        ),
+        forwards=_seconds_per_image(context, lambda target, x, _: target.logits(x)),
+    )
+
+
+def _gradient(target: Target, x: Tensor, y: Tensor) -> object:
+    return target.gradient(x, y, cross_entropy)
+
+
+def _past_purifier(target: Target) -> Target:
+    return Target(target.classifier, target.purifier, target.noise, identity)
+
+
+def _bare(context: Context, target: Target) -> Target:
+    return Target(target.classifier, context.no_defense, target.noise)
+
+
+def _seconds_per_image(context: Context, run: Evaluation) -> float:
+    """Return the time of an evaluation, measured again on more images where that is cheap."""
+    seconds, count = _time(context, run, FIRST_IMAGES)
+    if seconds < LONG:
+        seconds, count = _time(context, run, TIMED_IMAGES)
+    return seconds / count
+
+
+def _time(context: Context, run: Evaluation, images: int) -> tuple[float, int]:
+    """Return the seconds for the first images, and their number."""
+    rows = context.all_rows[:images]
+    target = context.target(rows, eot=1, stream="estimate")
     start = time.perf_counter()
-    run()
+    run(target, context.x[rows], context.y[rows])
     if rows.device.type == "cuda":
         torch.cuda.synchronize(rows.device)
-    return (time.perf_counter() - start) / len(rows)
+    return time.perf_counter() - start, len(rows)
 
 
-def describe_duration(context: Context) -> str:
+def describe_duration(context: Context, estimated: Estimate | None) -> str:
     """Return how long the audit takes at most, as one line."""
-    seconds = estimate_seconds(context)
-    if isnan(seconds):
+    if estimated is None:
         return "the duration cannot be estimated: a first gradient could not be computed"
+    seconds = estimated.duration(estimated.cost.total)
     fit = ""
     if context.budget.fits_network(context.purifier):
         fit = "; the fit of the learned gradient comes on top"
     return f"at most about {format_seconds(seconds)}, if no attack breaks anything{fit}"
 
 
+def describe_rest(context: Context, estimated: Estimate, accuracy: float) -> str:
+    """Return how long the checks behind the declared attacks take, as one line.
+
+    accuracy: what these attacks left. Behind a deterministic purifier the other attacks run on
+    these images alone, behind a stochastic one on all, and on none if too few are left to matter.
+    """
+    share = 1.0 if context.stochastic else accuracy
+    share = share if 100 * accuracy >= MIN_GAP else 0.0
+    seconds = estimated.duration(estimated.cost.rest(share))
+    return f"at most about {format_seconds(seconds)} more, if no other attack breaks anything"
+
+
 def format_seconds(seconds: float) -> str:
-    """Return a duration in seconds or minutes."""
-    return f"{seconds:.0f} s" if seconds < MINUTE_FROM else f"{seconds / 60:.0f} min"
+    """Return a duration in seconds, minutes or hours."""
+    if seconds < MINUTE_FROM:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < HOUR_FROM else f"{seconds / 3600:.1f} h"

@@ -22,7 +22,7 @@ from defend.auditing import (
 from defend.auditing.comparison import worst_over_alternatives
 from defend.auditing.context import Context, numeric_settings
 from defend.auditing.declared import DeclaredAttack
-from defend.auditing.estimate import describe_duration
+from defend.auditing.estimate import Estimate, describe_duration, describe_rest, estimate
 from defend.auditing.prepare import AuditRequest, SurrogateInput, prepare
 from defend.auditing.session import Session, result_or_error
 from defend.auditing.verdict import (
@@ -106,8 +106,9 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
         f"{subject.defense} before {subject.classifier}: {subject.n} images of"
         f" {subject.dataset} {subject.split}, eps {Eps.of(context.eps).text}"
     )
-    say(describe_duration(context))
-    rows, accuracies = run_checks(context, say)
+    estimated = estimate(context)
+    say(describe_duration(context, estimated))
+    rows, accuracies = run_checks(context, say, estimated)
     verdict, reasons = decide_verdict(rows)
     return AuditReport(
         verdict=verdict,
@@ -119,8 +120,13 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
     )
 
 
-def run_checks(context: Context, say: Say) -> tuple[list[CheckRow], Accuracies]:
-    """Run every check; return the rows of the report, and the accuracies."""
+def run_checks(
+    context: Context, say: Say, estimated: Estimate | None = None
+) -> tuple[list[CheckRow], Accuracies]:
+    """Run every check; return the rows of the report, and the accuracies.
+
+    estimated: what the audit costs, which is said again once the declared attacks have ended.
+    """
     session = Session(context)
     checks = all_checks(context)
     initial_error = result_or_error(lambda: state.record_initial_outputs(context))
@@ -131,6 +137,8 @@ def run_checks(context: Context, say: Say) -> tuple[list[CheckRow], Accuracies]:
             outcome = result_or_error(partial(check.run, session))
         session.outcomes[check.name] = outcome
         say(f"{check.name}: {_describe(outcome)}")
+        if check is checks[0] and estimated and isinstance(outcome, CheckResult):
+            say(describe_rest(context, estimated, session.declared.best.accuracy))
     rows = apply_holm([make_row(check, session.outcomes[check.name]) for check in checks])
     return rows, _collect_accuracies(session)
 

@@ -1,0 +1,136 @@
+"""How many evaluations an audit takes at most: if no attack breaks anything.
+
+The numbers are counted from the checks: tests/test_audit_cost.py counts them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from defend.auditing.budget import Budget
+from defend.benchmarks.scoring import SELECT_DRAWS
+
+STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
+COMPARISONS = 9  # of other attacks with the declared gradient's best; each scores clean images
+DIAGNOSTIC_GRADIENTS = 127  # for each probe image and copy: two traces of 40 and 80, and 7 probes
+DIAGNOSTIC_FORWARDS = 125  # for each probe image: slope 40, indicators 23, state 60, flags 2
+ACTIVE_STEPS = 100
+UNBOUNDED_STEPS = 100
+
+
+class Cost(NamedTuple):
+    """Evaluations of one image each."""
+
+    gradients: float = 0.0  # through the declared gradient
+    identity_gradients: float = 0.0  # past the purifier, which is evaluated without a gradient
+    bare_gradients: float = 0.0  # of the classifier alone
+    forwards: float = 0.0
+
+    def plus(self, other: Cost) -> Cost:
+        """Return the sum of two costs."""
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def times(self, factor: float) -> Cost:
+        """Return the cost of so many images."""
+        return Cost(*(factor * value for value in self))
+
+
+@dataclass(frozen=True)
+class AuditCost:
+    """The cost of an audit, by what decides how many images are attacked."""
+
+    declared: Cost  # the declared gradient's attacks, which come first
+    alternatives: Cost  # the other attacks; images that the first ones broke cost little
+    diagnostics: Cost  # on the same images whatever breaks
+
+    @property
+    def total(self) -> Cost:
+        """Return the cost if no attack breaks anything."""
+        return self.declared.plus(self.alternatives).plus(self.diagnostics)
+
+    def rest(self, share: float) -> Cost:
+        """Return the cost behind the declared attacks if they left this share of the images."""
+        return self.alternatives.times(share).plus(self.diagnostics)
+
+
+def count_evaluations(budget: Budget, surrogates: int = 0, temperatures: int = 0) -> AuditCost:
+    """Return the most that an audit evaluates.
+
+    surrogates: pipelines to transfer from. temperatures: of the relaxed gradient. The fit of the
+    learned gradient is not included.
+    """
+    return AuditCost(
+        _count_declared(budget).times(budget.n),
+        _count_alternatives(budget, surrogates, temperatures).times(budget.n),
+        _count_diagnostics(budget),
+    )
+
+
+def _draws_of_score(budget: Budget) -> int:
+    """Return the forwards that score one attempt on one image."""
+    return budget.score_draws + SELECT_DRAWS if budget.is_stochastic else 1
+
+
+def _count_declared(budget: Budget) -> Cost:
+    """Return the cost for each image: the curve of APGD, PGD, targeted DLR, and doubled copies."""
+    steps = sum(budget.curve_steps) + len(budget.curve_steps) + 41
+    steps += budget.targets * (budget.target_steps + 1)
+    gradients, attempts = float(budget.eot * steps), len(budget.curve_steps) + 2
+    copies = 2 * budget.eot
+    while budget.is_stochastic and copies <= budget.max_eot:
+        gradients, attempts, copies = gradients + 40 * copies, attempts + 1, 2 * copies
+    clean = 1
+    return Cost(gradients=gradients, forwards=(attempts + clean) * _draws_of_score(budget))
+
+
+def _count_alternatives(budget: Budget, surrogates: int, temperatures: int) -> Cost:
+    """Return the cost for each image that is attacked."""
+    draws = _draws_of_score(budget)
+    eot = budget.eot
+    steps = budget.alternative_steps + 1 + min(40, budget.alternative_steps) + 1
+    replaced_gradients = 1 + (budget.fit_images > 0)
+    return Cost(
+        # Relaxed gradients go through the purifier, and so do two attacks of one step.
+        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * temperatures + 2),
+        identity_gradients=eot * steps * replaced_gradients,
+        bare_gradients=eot * STEPS_OF_TRANSFER * 3,  # oblivious, and twice for 8-bit images
+        forwards=_count_queries(budget) + draws * _count_attempts(budget, surrogates, temperatures),
+    )
+
+
+def _count_queries(budget: Budget) -> int:
+    """Return the forwards of SPSA and Square for each image."""
+    spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1)
+    square = budget.square_queries * (2 * budget.eot if budget.is_stochastic else 1)
+    return spsa + square + 1
+
+
+def _count_attempts(budget: Budget, surrogates: int, temperatures: int) -> int:
+    """Return how often each image is scored by an alternative attack."""
+    replaced = 1 + (budget.fit_images > 0) + temperatures
+    gradients = 2 * replaced + 2  # identity, learned, relaxed; one step
+    others = 2 + 2 + 4 * surrogates + budget.random_draws  # SPSA, Square; oblivious
+    rounded = len(budget.curve_steps) + 2 + 1 + 2 + 2  # the declared attacks; oblivious, twice
+    return gradients + others + rounded + COMPARISONS + (temperatures > 0)
+
+
+def _count_diagnostics(budget: Budget) -> Cost:
+    """Return the cost of checks of the gradient and of state."""
+    is_stochastic = budget.is_stochastic
+    every_image = Cost(
+        gradients=budget.eot * UNBOUNDED_STEPS + (40 if is_stochastic else 0),
+        forwards=8 * budget.score_draws + 2,  # unbounded 3, drift 2, re-keyed 2, indicator 5
+    )
+    probe = Cost(
+        gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 3,
+        identity_gradients=2 * budget.eot,
+        forwards=DIAGNOSTIC_FORWARDS + (2 * SELECT_DRAWS if is_stochastic else 0),
+    )
+    active = Cost(
+        gradients=budget.eot * ACTIVE_STEPS,
+        forwards=2 * budget.inner_points + 5,
+    )
+    cost = every_image.times(budget.n)
+    cost = cost.plus(probe.times(budget.probe_images))
+    return cost.plus(active.times(budget.active_images))

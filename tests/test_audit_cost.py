@@ -1,0 +1,110 @@
+"""The audit announces its duration: counted in evaluations, that is at most twice what it takes."""
+
+from collections import Counter
+
+import audit_toys
+import counting_plugin
+import pytest
+
+from defend.auditing import estimate, run
+from defend.auditing.cost import Cost, count_evaluations
+from defend.auditing.prepare import prepare
+
+TINY_EPS = 1e-6  # at which no attack breaks anything
+LARGE_EPS = 0.3
+# Costs of one evaluation of each kind: a slow purifier with a dear gradient, and one whose gradient
+# costs no more than a forward pass.
+PRICES = {
+    "dear gradient": Cost(gradients=3, identity_gradients=1, forwards=1),
+    "cheap gradient": Cost(gradients=1, identity_gradients=1, forwards=1),
+}
+KINDS = {"deterministic": counting_plugin.Counts, "stochastic": counting_plugin.CountsAndDraws}
+
+
+def counted(kind, evaluations):
+    """Return a purifier that counts its images: with a gradient or without."""
+    original = kind.purify
+
+    def purify(self, x, noise):
+        evaluations["gradients" if x.requires_grad else "forwards"] += len(x)
+        return original(self, x, noise)
+
+    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "purify": purify})()
+
+
+def make_context(kind, eps, evaluations):
+    """Return the context of an audit of 16 images."""
+    purifier = counted(kind, evaluations)
+    request = audit_toys.request(purifier, audit_toys.digits(), audit_toys.convnet(), eps=eps)
+    return prepare(request)[0]
+
+
+def run_audit(kind, eps):
+    """Return the cost that is announced, the evaluations, and those before the announced rest."""
+    evaluations = Counter()
+    context = make_context(kind, eps, evaluations)
+    estimated = estimate.Estimate(count_evaluations(context.budget), PRICES["dear gradient"])
+    before_rest = []
+
+    def say(line):
+        if "more, if no other" in line:
+            before_rest.append((line, Counter(evaluations)))
+
+    rows, accuracies = run.run_checks(context, say, estimated)
+    assert not [row.measured for row in rows if "could not run" in row.measured]
+    ((line, before),) = before_rest
+    assert line == estimate.describe_rest(context, estimated, accuracies.declared_accuracy)
+    rest = estimated.cost.rest(1.0 if context.stochastic else accuracies.declared_accuracy)
+    return estimated.cost, evaluations, (rest, evaluations - before)
+
+
+def price(cost, prices):
+    return sum(a * b for a, b in zip(cost, prices, strict=True))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def unbroken(request):
+    return run_audit(KINDS[request.param], TINY_EPS)
+
+
+EVERY_PRICE = pytest.mark.parametrize("prices", PRICES.values(), ids=PRICES)
+
+
+@EVERY_PRICE
+def test_the_first_estimate_is_kept_and_within_a_factor_of_two(unbroken, prices):
+    announced, evaluations, _ = unbroken
+    taken = price(Cost(**evaluations), prices)
+    assert taken <= price(announced.total, prices) <= 2 * taken
+
+
+@pytest.fixture(scope="module")
+def broken():
+    return run_audit(KINDS["deterministic"], LARGE_EPS)
+
+
+@EVERY_PRICE
+def test_both_estimates_are_kept_where_images_break(broken, prices):
+    """The second one knows how many images are left, so that it is within a factor of two."""
+    announced, evaluations, (rest, taken_behind) = broken
+    assert price(Cost(**evaluations), prices) <= price(announced.total, prices)
+    assert price(rest, prices) < price(announced.total, prices) / 2
+    taken = price(Cost(**taken_behind), prices)
+    assert taken <= price(rest, prices) <= 2 * taken
+
+
+@pytest.mark.parametrize(("long", "images"), [(0.0, 2), (1e9, 2 + 16)], ids=["slow", "fast"])
+def test_a_slow_purifier_is_timed_on_two_images(long, images, monkeypatch):
+    monkeypatch.setattr(estimate, "LONG", long)
+    evaluations = Counter()
+    context = make_context(KINDS["deterministic"], TINY_EPS, evaluations)
+    evaluations.clear()
+    assert estimate.estimate(context) is not None
+    assert evaluations == {"gradients": images, "forwards": 2 * images}  # identity, and logits
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3, "3 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (9000, "2.5 h")],
+)
+def test_a_duration_has_a_fitting_unit(seconds, text):
+    assert estimate.format_seconds(seconds) == text
