@@ -221,6 +221,16 @@ def test_a_classifier_that_does_not_fit_is_refused(spec, error, message):
         untrained(GuidedDenoiser).fit(*grey_images(), classifier=spec, **FIXED)
 
 
+def test_a_component_whose_training_could_not_begin_is_as_before():
+    purifier = untrained(GuidedDenoiser)
+    before = copy_state(purifier.net)
+    with pytest.raises(UnknownName):
+        purifier.fit(*grey_images(), classifier="convnot", **FIXED)
+    assert not changed_tensors(purifier.net, before)
+    assert not any(p.requires_grad for p in purifier.net.parameters())
+    assert str(purifier.trained_on[0]) == "untrained"
+
+
 def test_a_recipe_that_needs_labels_says_so():
     with pytest.raises(BadParameter, match="48 images and none"):
         untrained(GuidedDenoiser).fit(grey_images()[0], **FIXED)
