@@ -27,8 +27,8 @@ class ClassifierCard:
 class Classifier(Learned):
     """Abstract base of classifiers.
 
-    A subclass adds fields, a `card`, `build`, and a recipe as `fit`. Normalisation belongs inside
-    the network.
+    A subclass adds fields, a `card`, `build`, and a `recipe` to train by. Normalisation belongs
+    inside the network.
     """
 
     kind: ClassVar[Kind] = "classifier"

@@ -365,8 +365,8 @@ def overridden_methods(purifier: Purifier) -> list[str]:
 class LearnedPurifier(Learned, Purifier):
     """Abstract base of learned purifiers.
 
-    A subclass adds fields, a `card`, `build` (its networks, at `self.net`), `purify`, and a recipe
-    as `fit`.
+    A subclass adds fields, a `card`, `build` (its networks, at `self.net`), `purify`, and a
+    `recipe` to train by.
     """
 
     kind: ClassVar[Kind] = "defense"

@@ -170,3 +170,25 @@ def test_the_critic_trains_and_stays_out_of_the_component():
     purifier.fit(*grey_images(), **FIXED)
     assert not torch.equal(critics[0]["1.weight"], critics[-1]["1.weight"])
     assert not [name for name in purifier.net.state_dict() if "critic" in name]
+
+
+def test_an_objective_computes_no_gradient_for_the_others():
+    trained = []
+
+    def watched(net, *_):
+        trained.append([net.a.weight.requires_grad, net.b.weight.requires_grad])
+        return product(net)
+
+    fit(Pair(), Objective("a", watched), Objective("b", watched, ("b.*",)), lr=0.1)
+    assert trained == [[True, False], [False, True]]
+
+
+def test_what_exists_in_training_only_begins_from_the_seed():
+    first, second, third = (PairDenoiser(weights="untrained") for _ in range(3))
+    for purifier, global_seed, seed in ((first, 1, 0), (second, 2, 0), (third, 1, 5)):
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        purifier.fit(*grey_images(), seed=seed, **FIXED)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert not changed_tensors(first.net, copy_state(second.net))
+    assert changed_tensors(first.net, copy_state(third.net))

@@ -1,4 +1,4 @@
 """Training: the loop, resume files, averaged weights, perturbations of training images.
 
-Components take their `fit` from this package.
+Components take their `recipe` from this package.
 """

@@ -37,46 +37,31 @@ def fit_component(
 
     See `Learned.fit`. Raise DefendError.
     """
-    device = device_of(component)
-    started_from, earlier = load_start(component, recipe.start)
+    load_start(component, recipe.start)
     unfreeze(component)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(recipe.seed)
-        trainee = recipe.trainee(component).to(device)
-    if not started_from:
-        recipe.initialise(trainee, source.to(device))
-    display = TrainingProgress(progress)
-    score = None if val is None else make_score(component, recipe, val, display)
-    identity = {"started_from": started_from, "classifiers": recipe.classifiers}
-
-    component.file, component.weights = None, "untrained"  # no file holds these weights yet
-    component.started_from = started_from
-    knowledge = recipe.trained_on
-    classifiers = {**knowledge.classifiers, **recipe.classifiers}
-    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
-    train(
-        trainee,
-        source,
-        recipe.objectives(),
-        recipe,
-        score,
-        resume,
-        save_every,
-        display,
-        identity,
-    )
+    try:
+        trainee = make_trainee(component, recipe, source)
+        display = TrainingProgress(progress)
+        score = None if val is None else make_score(component, recipe, val, display)
+        note_training(component, recipe)
+        identity = {
+            "started_from": component.started_from,
+            "classifiers": recipe.classifiers,
+        }
+        objectives = recipe.objectives()
+        train(trainee, source, objectives, recipe, score, resume, save_every, display, identity)
+    finally:
+        component.net.requires_grad_(False).eval()
 
 
-def load_start(component: Any, start: str) -> tuple[str, TrainedOn]:
+def load_start(component: Any, start: str) -> None:
     """Load the weights named `start` into the component, if there is such a name.
 
-    Return the sha256 of the file that the component's weights come from, or "", and what its
-    training knew. Raise UnknownName or BadWeights if there are no such weights, or if they do not
-    fit.
+    Raise UnknownName or BadWeights if there are no such weights, or if they do not fit.
     """
-    earlier: TrainedOn = component.trained_on[0]
-    if not start or (component.file and start in (component.weights, component.file.name)):
-        return (component.file.sha256 if component.file else component.started_from), earlier
+    has_them = component.file and start in (component.weights, component.file.name)
+    if not start or has_them:
+        return
     fields = {name: value for name, value in component.settings.items() if name != "weights"}
     other = type(component)(**fields, weights=start, dataset=component.dataset)
     try:
@@ -85,7 +70,36 @@ def load_start(component: Any, start: str) -> tuple[str, TrainedOn]:
         raise BadWeights(
             f"start={start}: does not fit {type(component).__name__}: {one_line(e)[:200]}"
         ) from None
-    return (other.file.sha256 if other.file else ""), other.trained_on[0]
+    component.file, component.weights = other.file, other.weights
+
+
+def make_trainee(component: Any, recipe: Recipe, source: Source) -> nn.Module:
+    """Return the recipe's trainee on the component's device, with seeded initial weights.
+
+    What depends on the images is set unless the component has weights.
+    """
+    device = device_of(component)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed)
+        trainee = recipe.trainee(component).to(device)
+    if not sha256_of_start(component):
+        recipe.initialise(trainee, source.to(device))
+    return trainee
+
+
+def sha256_of_start(component: Any) -> str:
+    """Return the sha256 of the file that the component's weights come from, or ""."""
+    sha256: str = component.file.sha256 if component.file else component.started_from
+    return sha256
+
+
+def note_training(component: Any, recipe: Recipe) -> None:
+    """Note in the component what it knows from now on. No file holds its weights yet."""
+    component.started_from = sha256_of_start(component)
+    knowledge, earlier = recipe.trained_on, component.trained_on[0]
+    classifiers = {**knowledge.classifiers, **recipe.classifiers}
+    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
+    component.file, component.weights = None, "untrained"
 
 
 def unfreeze(component: Any) -> None:

@@ -16,6 +16,7 @@ from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.loading import load
 from defend.noise import Noise
+from defend.registry import Kind
 from defend.spec import typed_params
 from defend.trained_on import TrainedOn
 from defend.training.data import Arrays, Batch, Source
@@ -106,13 +107,13 @@ class Recipe(LoopOptions):
 
     # What an author calls.
 
-    def load_frozen(self, spec: str, component: Any, kind: str = "classifier") -> Any:
+    def load_frozen(self, spec: str, component: Any, kind: Kind = "classifier") -> Any:
         """Return another component by its spec, frozen, beside the one that is trained.
 
         weights=auto means those for the data set of `component`. A classifier is recorded in
         `trained_on`; its network is `.network`. Raise DefendError.
         """
-        other = load(spec, kind, component.dataset, device_of(component))  # type: ignore[arg-type]
+        other = load(spec, kind, component.dataset, device_of(component))
         if isinstance(other, Classifier):
             channels = getattr(component, "channels", other.channels)
             size = getattr(component, "size", other.size)
