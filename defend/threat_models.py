@@ -93,7 +93,8 @@ GRADIENT_NAMES: dict[str, str] = {
 }
 GRADIENTS: tuple[str, ...] = tuple(GRADIENT_NAMES)
 # The temperatures of "relaxed" where none is named, a factor of three apart: nearly the step
-# itself, a smooth step, and nearly a straight line. Different images fall at each of them.
+# itself, a smooth step, and nearly a straight line. Which of them breaks most depends on the
+# purifier; behind split-vqvae it is the middle one.
 TEMPERATURES = (0.1, 0.3, 1.0)
 
 

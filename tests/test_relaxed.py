@@ -86,14 +86,14 @@ def test_soft_codes_are_the_softmax_of_squared_distances(block, monkeypatch):
 
 
 def test_the_temperature_of_a_codebook_is_in_each_images_own_distance():
-    """Two codes at -1 and 1, and z at 1 - d: the soft code is tanh(2 (1 - d) / (T d^2))."""
+    """Two codes at -1 and 1, and z at 1 - d: the soft code is tanh(2 (1 - d) / (4 T d^2))."""
     book = Codebook(2, 1)
     book.codes.copy_(torch.tensor([[-1.0], [1.0]]))
     distances = torch.tensor([0.2, 0.5, 0.8])
     z = (1 - distances).view(3, 1, 1, 1).expand(3, 1, 2, 2)
     with relaxations_shown():
         soft = book.relaxed(z, images=3, temperature=0.3)
-    expected = torch.tanh(2 * (1 - distances) / (0.3 * distances**2))
+    expected = torch.tanh(2 * (1 - distances) / (4 * 0.3 * distances**2))
     assert torch.allclose(soft, expected.view(3, 1, 1, 1).expand_as(soft))
     assert torch.equal(book.relaxed(z, 3, 0.3), book(z))
 

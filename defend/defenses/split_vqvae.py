@@ -28,7 +28,7 @@ class SplitVQVAE(LearnedPurifier):
     A piece goes through encoder, nearest code and decoder. The pieces of all images are one batch
     of the network. The gradient is autograd through encoder and decoder, and straight through the
     choice of the nearest code, which has no derivative. The relaxation is a softmax over the codes;
-    its temperature is in the image's mean squared distance to the nearest code.
+    the unit of its temperature is four times the image's mean squared distance to the nearest code.
     """
 
     card = Card(

@@ -82,13 +82,14 @@ class Codebook(nn.Module):
     def relaxed(self, z: Tensor, images: int, temperature: float) -> Tensor:
         """Return what `forward` returns, with the gradient of `soft_codes`.
 
-        The temperature is in the mean squared distance to the nearest code over the places of an
-        image: `images` of them lie in z in equal parts, one after the other.
+        The unit of the temperature is (2 r)^2, where r^2 is the mean squared distance to the
+        nearest code over the places of an image: `images` of them lie in z in equal parts, one
+        after the other. At 0.3 of it attacks break most, as docs/split-vqvae.md shows.
         """
         rows = as_rows(z)
         nearest = self.codes[nearest_codes(rows, self.codes)]
         squares = (rows - nearest).detach().square().sum(1)
-        units = squares.view(images, -1).mean(1).clamp(min=torch.finfo(z.dtype).tiny ** 0.5)
+        units = 4 * squares.view(images, -1).mean(1).clamp(min=torch.finfo(z.dtype).tiny ** 0.5)
         widths = (temperature * units).repeat_interleave(len(rows) // images)
         soft = soft_codes(rows, self.codes, widths)
         return as_maps(relax(soft, nearest), z)
