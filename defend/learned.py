@@ -63,20 +63,20 @@ def find_networks(holder: object) -> list[nn.Module]:
 
     A network inside another one is not listed again.
     """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
+    networks: list[nn.Module] = []
+    visited: set[int] = set()
     pending: list[Any] = list(vars(holder).values())
     while pending:
         value = pending.pop(0)
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen.add(id(value))
+        visited.add(id(value))
         if isinstance(value, nn.Module):
-            found.append(value)
+            networks.append(value)
         else:
             pending += _held_values(value)
-    inner = {id(m) for net in found for m in list(net.modules())[1:]}
-    return [net for net in found if id(net) not in inner]
+    inner = {id(m) for net in networks for m in list(net.modules())[1:]}
+    return [net for net in networks if id(net) not in inner]
 
 
 def _held_values(value: Any) -> list[Any]:
