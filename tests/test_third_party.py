@@ -320,19 +320,6 @@ def test_a_unet_of_diffusers_is_loaded_from_a_folder(ddpm):
     assert not any(w.requires_grad for w in purifier.unet.parameters())
 
 
-def test_the_purifier_of_the_docs_runs(ddpm):
-    page = Path(__file__).parents[1] / "docs" / "write-a-plugin.md"
-    (block,) = [
-        text for text in page.read_text().split("```") if "load_pretrained(diffusers" in text
-    ]
-    names = {"__name__": __name__}
-    exec(block.removeprefix("python\n"), names)
-    purifier = names["Denoise"](folder=str(ddpm))
-    x = purifier.example(2)
-    assert not torch.equal(purifier.purified(x), x)
-    assert len(purifier.weights_sha256) == 2
-
-
 def drop_a_tensor(folder):
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
