@@ -4,6 +4,7 @@ import pytest
 from bench_suite import SMALL, without_times
 
 import defend
+from defend.benchmarks import purifier_checks
 from defend.errors import BadParameter
 from defend.records import FlagCode
 from defend.unit_files import unit_path
@@ -61,6 +62,24 @@ def test_every_eps_of_an_attack_fails_with_a_broken_purifier(tmp_path, how):
     }
     records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
     assert [MISBEHAVES[how] in str(r.error) for r in records] == [True] * 3
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize("knowledge", ["oblivious", "bpda"])
+@pytest.mark.parametrize("is_quick", [True, False])
+def test_a_fault_that_spares_the_first_images_is_found(tmp_path, monkeypatch, is_quick, knowledge):
+    """A quick purifier is checked on all images, a slow one on a few that still count as right."""
+    monkeypatch.setattr(purifier_checks, "QUICK_SECONDS", 3600.0 if is_quick else 0.0)
+    keys = {
+        "defenses": ["misbehaves:how=dark"],
+        "attacks": ["fgsm"],
+        "eps": "0.1",
+        "knowledge": [knowledge],
+        "n": 32,
+        "shard": 32,
+    }
+    records = defend.bench(SMALL | keys, out=tmp_path, workers=1)
+    assert [NOT_DETERMINISTIC in str(r.error) for r in records] == [True]
 
 
 @pytest.mark.usefixtures("plugin")

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from defend.benchmarks.purifier_checks import (
-    FEW,
     check_declared_deterministic,
     check_finite,
     check_gradient_mode,
     check_relaxation,
+    few_of,
+    is_quick,
     logits_agree,
+    spread_rows,
 )
+from defend.benchmarks.stopwatch import Stopwatch
 from defend.losses import cross_entropy
 from defend.purifier import Relaxed
 from defend.target import Loss, Target
@@ -110,39 +113,47 @@ def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient
     """Raise BrokenPurifier if the logits of clean images are not what the card says.
 
     They must be finite, equal on two draws where declared deterministic, and predictions must
-    agree with and without gradients. Where nothing differs on a few images, no others are asked.
-    Through a relaxation, the purified images must agree, too.
+    agree with and without gradients. Where nothing differs on a few images of a slow purifier, no
+    others are asked. Through a relaxation, the purified images must agree, too.
     """
     probe = separate_target(target)
     if needs_gradient and isinstance(probe.backward, Relaxed):
         check_relaxation(target.purifier, x, probe.noise.fork("relaxation"), probe.backward)
-    if not _few_agree(probe, x, y, needs_gradient):
+    stopwatch = Stopwatch(x.device)
+    agree = _few_agree(probe, x, y, needs_gradient, stopwatch)
+    if not agree or is_quick(len(x), stopwatch.images_per_second):
         _check_all_images(probe, x, y, needs_gradient)
 
 
-def _few_agree(probe: Target, x: Tensor, y: Tensor, needs_gradient: bool) -> bool:
-    """Return True if the first images have finite logits, the same with and without gradients.
+def _few_agree(
+    probe: Target, x: Tensor, y: Tensor, needs_gradient: bool, stopwatch: Stopwatch
+) -> bool:
+    """Return True if a few images have finite logits, the same with and without gradients.
 
-    Behind a deterministic purifier these are of two draws, so that one comparison says both.
+    Behind a deterministic purifier these are of two draws, so that one comparison says both. The
+    images are spread over the range. stopwatch: measures the last evaluation.
     """
-    few = Target(probe.classifier, probe.purifier, probe.noise.take(FEW), probe.backward, probe.eot)
-    x, y = x[FEW], y[FEW]
-    if not needs_gradient:
-        first = few.logits(x.clone())
-        second = few.logits(x.clone()) if few.deterministic else first
+    rows = spread_rows(len(x), few_of(len(x))).to(x.device)
+    noise = probe.noise.take(rows)
+    few = Target(probe.classifier, probe.purifier, noise, probe.backward, probe.eot)
+    x, y = x[rows], y[rows]
+    first: Tensor | None = None
+    if needs_gradient:
+        first = few.gradient(x.clone(), y, cross_entropy)[2]
     elif few.deterministic:
-        first, second = few.gradient(x.clone(), y, cross_entropy)[2], few.logits(x.clone())
-    else:
-        first, second = _logits_with_and_without(few, x, y)
-    return bool(first.isfinite().all()) and logits_agree(first, second)
+        first = few.logits(x.clone())
+    with stopwatch.measure(len(x)):
+        is_mean = needs_gradient and not few.deterministic
+        second = _mean_logits(few, x) if is_mean else few.logits(x.clone())
+    agree = first is None or logits_agree(first, second)
+    return agree and bool(second.isfinite().all())
 
 
-def _logits_with_and_without(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean logits over the same EOT draws, with a gradient and without one."""
-    with_gradient = target.again().gradient(x.clone(), y, cross_entropy)[2]
+def _mean_logits(target: Target, x: Tensor) -> Tensor:
+    """Return mean logits over the first EOT draws, as a gradient has them, but without one."""
     replayed = target.again()
     draws = [replayed.logits(x.clone()) for _ in range(target.eot)]
-    return with_gradient, torch.stack(draws).mean(0)
+    return torch.stack(draws).mean(0)
 
 
 def _check_all_images(probe: Target, x: Tensor, y: Tensor, needs_gradient: bool) -> None:
@@ -153,8 +164,6 @@ def _check_all_images(probe: Target, x: Tensor, y: Tensor, needs_gradient: bool)
     check_declared_deterministic(probe.purifier, first, second)
     if not needs_gradient:
         return
-    if probe.deterministic:
-        with_gradient, without = probe.again().gradient(x, y, cross_entropy)[2], first
-    else:
-        with_gradient, without = _logits_with_and_without(probe, x, y)
+    with_gradient = probe.again().gradient(x.clone(), y, cross_entropy)[2]
+    without = first if probe.deterministic else _mean_logits(probe, x)
     check_gradient_mode(probe.purifier, with_gradient, without)

@@ -1,8 +1,8 @@
 """Checks of what every score rests on: a purifier depends on an image and its noise alone.
 
-They run on the first range of a run, once for each attack and defense, at the largest eps. A few
-images are enough where nothing differs on them, because a purifier may take seconds for an image;
-where something differs, all images decide.
+They run on the first range of a run, once for each attack and defense, at the largest eps, on all
+images where these are purified within seconds. Of a slower purifier a few images are looked at, and
+all of them where something differs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,39 @@ from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier, Relaxed
 
-FEW = slice(4)  # images that are looked at first
+FEW = 8  # images of a slow purifier that are looked at first, at most
+QUICK_SECONDS = 3.0  # a purifier that takes no longer for all images is checked on all of them
 SINGLE_IMAGES = 8  # images that are purified one by one, too
 TOLERANCE = 1e-3  # of logits and pixels: what rounding in another batch may change
+
+
+def is_quick(images: int, images_per_second: float) -> bool:
+    """Return True if so many images are purified soon enough to be checked one and all."""
+    return images <= QUICK_SECONDS * images_per_second
+
+
+def spread_rows(count: int, n: int) -> Tensor:
+    """Return n of the rows 0 to count - 1 in rising order, each from the middle of its n-th."""
+    n = min(n, count)
+    return torch.tensor([(2 * i + 1) * count // (2 * n) for i in range(n)], dtype=torch.long)
+
+
+def few_of(images: int) -> int:
+    """Return how many of so many images are looked at first: half of them, or FEW."""
+    return min(FEW, (images + 1) // 2)
+
+
+def few_rows(is_right: Tensor) -> Tensor:
+    """Return the rows of the few images that are looked at, of is_right (b,), in rising order.
+
+    They are images that count as right, where a purifier that cheats profits, spread over the
+    range; where these are fewer, there are others beside them.
+    """
+    n = few_of(len(is_right))
+    right, wrong = is_right.nonzero().flatten().cpu(), (~is_right).nonzero().flatten().cpu()
+    chosen = right[spread_rows(len(right), n)]
+    others = wrong[spread_rows(len(wrong), n - len(chosen))]
+    return torch.cat([chosen, others]).sort().values
 
 
 def purify_once(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
@@ -126,20 +156,20 @@ def check_fresh_copy(
 
 
 def fresh_copy_agrees(
-    fresh: Purifier, network: nn.Module, x: Tensor, logits: Tensor, noise: Noise
+    fresh: Purifier, network: nn.Module, x: Tensor, logits: Tensor, noise: Noise, rows: Tensor
 ) -> bool:
-    """Return True if an unused purifier gives the same logits for the first images, one by one.
+    """Return True if an unused purifier gives the same logits for these rows, one by one.
 
     logits: of x (b, ...) behind the used purifier, in their batch. noise: the same if the purifier
     is stochastic, or else other noise. One comparison then covers memory, batch mates and hidden
     randomness.
     """
+    rows = rows.to(x.device)
     parts = []
-    for i in range(len(x[FEW])):
-        row = slice(i, i + 1)
+    for row in rows.split(1):
         alone = purify_once(fresh, x[row], noise.take(row))
         parts.append(logits_after_purify(fresh, network, alone))
-    return logits_agree(torch.cat(parts), logits[FEW])
+    return logits_agree(torch.cat(parts), logits[rows])
 
 
 def check_batch_independence(purifier: Purifier, x: Tensor, purified: Tensor, noise: Noise) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.purifier_checks import (
-    FEW,
     check_batch_independence,
     check_declared_deterministic,
     check_fresh_copy,
+    few_rows,
     fresh_copy_agrees,
+    is_quick,
     logits_agree,
 )
 from defend.benchmarks.scoring import Scorer, Scores
@@ -113,7 +114,8 @@ class RangeScores:
             scorer, stopwatch = self._scorer(cell), Stopwatch(self._components.device)
             scores = scorer.score([self._x], stopwatch)[0]
             if self._start == 0:
-                self._check_deterministic(scorer, self._x, scores)
+                quick = is_quick(n, stopwatch.images_per_second)
+                self._check_deterministic(scorer, self._x, scores, quick)
             self._clean_cache[key] = CleanScores(
                 outcomes=scores.outcomes,
                 loss=scores.loss,
@@ -134,7 +136,8 @@ class RangeScores:
     def _check(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> Exception | None:
         """Return why outcomes depend on more than an image and its noise; None if they do not."""
         try:
-            if not self._fresh_copy_agrees(cell, scorer, x_adv, scores):
+            quick = is_quick(len(x_adv), self.clean(cell).images_per_second)
+            if quick or not self._fresh_copy_agrees(cell, scorer, x_adv, scores):
                 self._check_all_images(cell, scorer, x_adv, scores)
         except Exception as e:
             return e
@@ -143,12 +146,13 @@ class RangeScores:
     def _fresh_copy_agrees(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> bool:
         fresh, noise = self._components.fresh_defense(cell.defense), scorer.draw_noise("score", 0)
         noise = noise if fresh.card.stochastic else noise.fork("flags")
-        return fresh_copy_agrees(fresh, scorer.network, x_adv, scores.first_logits, noise)
+        rows = few_rows(_is_right(scores))
+        return fresh_copy_agrees(fresh, scorer.network, x_adv, scores.first_logits, noise, rows)
 
     def _check_all_images(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> None:
         """Raise BrokenPurifier for the first reason; a few images may only round otherwise."""
         purifier, noise = scorer.purifier, scorer.draw_noise("score", 0)
-        self._check_deterministic(scorer, x_adv, scores)
+        self._check_deterministic(scorer, x_adv, scores, quick=True)
         check_fresh_copy(
             purifier,
             fresh=partial(self._components.fresh_defense, cell.defense),
@@ -158,12 +162,26 @@ class RangeScores:
         if self._components.precision == "float32":  # bfloat16 rounds otherwise in batches
             check_batch_independence(purifier, x_adv, scores.first_draw, noise)
 
-    def _check_deterministic(self, scorer: Scorer, x: Tensor, scores: Scores) -> None:
-        """Raise BrokenPurifier if a purifier that is declared deterministic draws."""
+    def _check_deterministic(self, scorer: Scorer, x: Tensor, scores: Scores, quick: bool) -> None:
+        """Raise BrokenPurifier if a purifier that is declared deterministic draws.
+
+        quick: look at all images at once, and not at a few first.
+        """
         if scorer.purifier.card.stochastic:
             return
         noise = scorer.draw_noise("score", 0).fork("flags")
-        few_logits = scorer.logits(scorer.purifier, x[FEW], noise.take(FEW))
-        if not logits_agree(scores.first_logits[FEW], few_logits):
+        if quick or not self._few_agree(scorer, x, scores, noise):
             logits = scorer.logits(scorer.purifier, x, noise)
             check_declared_deterministic(scorer.purifier, scores.first_logits, logits)
+
+    @staticmethod
+    def _few_agree(scorer: Scorer, x: Tensor, scores: Scores, noise: Noise) -> bool:
+        """Return True if a few images have the same logits on this noise as when scored."""
+        rows = few_rows(_is_right(scores)).to(x.device)
+        logits = scorer.logits(scorer.purifier, x[rows], noise.take(rows))
+        return logits_agree(scores.first_logits[rows], logits)
+
+
+def _is_right(scores: Scores) -> Tensor:
+    """Return which images (b,) count as right on some draw."""
+    return scores.outcomes["score"].bool().any(1)

@@ -12,12 +12,15 @@ from torch import Tensor
 from defend import Card, Noise, Purifier
 
 
+DARK = 0.315  # a mean; more than a third of the first 32 digits, and none of the first four
+
+
 class Misbehaves(Purifier):
     """Break the contract in the way that ``how`` names."""
 
     card = Card(paper="none: a broken example", gradient="identity", stochastic=False)
     how: Literal[
-        "writes", "nan", "random", "late", "raises", "dies", "cuts", "remembers", "centres"
+        "writes", "nan", "random", "late", "dark", "raises", "dies", "cuts", "remembers", "centres"
     ]
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
@@ -38,6 +41,9 @@ class Misbehaves(Purifier):
                 return self._noisy(x, noise)
             case "late":  # it breaks its card for adversarial images alone
                 return x if _is_clean(x) else self._noisy(x, noise)
+            case "dark":  # it breaks its card for dark images alone
+                is_dark = (x.mean((1, 2, 3)) < DARK)[:, None, None, None]
+                return torch.where(is_dark, x + 0.5 * torch.randn_like(x), x)
             case "raises":
                 if not _is_clean(x):
                     raise RuntimeError("adversarial images are not to my taste")
