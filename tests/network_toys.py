@@ -1,12 +1,13 @@
 """Purifiers that hold networks, or compute steps again, and break one rule of the kit each."""
 
-# ruff: noqa: ARG001 (a purifier has the arguments of `purify`, even those that it ignores)
+# ruff: noqa: ARG001, B023 (a purifier has the arguments of `purify`; a step may bind a loop late)
 
 import copy
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from defend import recomputed
 from defend.learned import Frozen
 from defend.purifier import Card, Purifier, straight_through
 
@@ -155,3 +156,33 @@ def draws_for_its_gradient(self, x, noise):
     if y.requires_grad:
         y.register_hook(lambda g: g + noise.normal(g))
     return y
+
+
+def drawing_step(x, noise, k):
+    return ((1 - 0.1 * k) * x + 0.1 * (k + 1) * x.square() * noise.uniform(x)).clamp(0, 1)
+
+
+def recomputes_the_last_step(self, x, noise):
+    """The backward pass finds the last k in every step."""
+    for k in range(3):
+        x = recomputed(lambda x, n: drawing_step(x, n, k), x, noise)
+    return x
+
+
+def checkpoints_the_last_fork(self, x, noise):
+    """In the backward pass all steps draw what the last one drew."""
+    for k in range(3):
+        x = checkpoint(lambda x: drawing_step(x, noise.fork(str(k)), 1), x, use_reentrant=False)
+    return x
+
+
+def checkpoints_the_last_fork_in_the_old_way(self, x, noise):
+    for k in range(3):
+        x = checkpoint(lambda x: drawing_step(x, noise.fork(str(k)), 1), x, use_reentrant=True)
+    return x
+
+
+def relaxes_the_last_step(self, x, noise, temperature):
+    for k in range(3):
+        x = recomputed(lambda x, _: straight_through((x * (k + 1)).square(), x * 1), x, noise)
+    return x

@@ -1,18 +1,21 @@
-"""A check of purifiers whose backward pass computes steps again. It takes one purifier."""
+"""Checks of purifiers whose backward pass computes steps again. Each check takes one purifier."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from defend.noise import Noise
-from defend.purifier import Purifier
-from defend.testing.defense_setup import BATCH, purify
+from defend.purifier import Backward, Purifier, Relaxed
+from defend.testing.defense_setup import BATCH, purify, random_like
 from defend.testing.runner import reads_only
 
+ROUNDING = 1e-3  # of a gradient's norm: what another order of additions may change
 Draw = tuple[int, int]  # the key of an image's stream, and the number of the call
 
 
@@ -50,3 +53,62 @@ def check_recomputed_steps_draw_the_same_noise(p: Purifier) -> None:
         "so that the gradient belongs to another output; in place of torch.utils.checkpoint call "
         "defend.recomputed(step, x, noise)"
     )
+
+
+class _CalledDirectly:
+    """In place of torch's CheckpointFunction: it keeps all activations."""
+
+    @staticmethod
+    def apply(function: Callable[..., object], preserve: bool, *args: object) -> object:
+        return function(*args)
+
+
+def _keeps_activations(*_: object, **options: object) -> Iterator[None]:  # noqa: ARG001
+    """In place of what torch's checkpoint does around the function that it calls: nothing."""
+    yield
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Let `torch.utils.checkpoint.checkpoint`, on which `recomputed` rests, call functions once.
+
+    What that function calls is replaced, not the function itself, which other modules import.
+    """
+    with (
+        patch.object(torch.utils.checkpoint, "CheckpointFunction", _CalledDirectly),
+        patch.object(
+            torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _keeps_activations
+        ),
+    ):
+        yield
+
+
+@reads_only
+def check_recomputed_steps_are_the_same_steps(p: Purifier) -> None:
+    """Fail if the gradient is another one when nothing is computed again for it.
+
+    A step that reads a variable of the loop around it, or a state, is another step by the time of
+    the backward pass. Then the output is right, and the gradient is that of another function.
+    """
+    for backward in (None, Relaxed(0.3)) if p.has_relaxation else (None,):
+        recomputed = _gradient_of_projection(p, backward)
+        with nothing_recomputed():
+            direct = _gradient_of_projection(p, backward)
+        difference = (recomputed - direct).nan_to_num().flatten(1).norm(dim=1)
+        allowed = ROUNDING * direct.nan_to_num().flatten(1).norm(dim=1) + 1e-6
+        changed_count = int((difference > allowed).sum())
+        assert changed_count == 0, (
+            f"{changed_count} of {BATCH} images have another gradient when no step is computed "
+            "again in the backward pass: a step changes in between; bind the variables of a loop "
+            "when the step is made, as by functools.partial(step, k)"
+        )
+
+
+def _gradient_of_projection(p: Purifier, backward: Backward | None) -> Tensor:
+    """Return the gradient of a projection of the output images; 0 where there is none."""
+    x = p.example(BATCH).requires_grad_()
+    y = purify(p, x, backward=backward)
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (y * random_like(y, 1)).sum().backward()  # autograd.grad refuses reentrant checkpoints
+    return torch.zeros_like(x) if x.grad is None else x.grad

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from defend import Card, Noise, Purifier
 
-
 DARK = 0.315  # a mean; more than a third of the first 32 digits, and none of the first four
 
 
