@@ -12,7 +12,10 @@ import torch
 import defend
 from defend import Noise, straight_through
 from defend.testing import kit, run_checks
-from defend.testing.defense_checks import check_recomputed_steps_draw_the_same_noise
+from defend.testing.defense_checks import (
+    check_recomputed_steps_are_the_same_steps,
+    check_recomputed_steps_draw_the_same_noise,
+)
 
 STEPS = 5
 MOST_MEMORY = 1.3  # times the peak at a tenth of the steps
@@ -98,12 +101,14 @@ def test_the_noise_goes_on_without_a_gradient():
 @pytest.mark.parametrize("draws", DRAWS)
 def test_a_sampler_passes_the_check(kind, draws):
     check_recomputed_steps_draw_the_same_noise(kind(draws=draws))
+    check_recomputed_steps_are_the_same_steps(kind(draws=draws))
 
 
 @EVERY_SAMPLER
 def test_a_sampler_in_small_cuts_passes_the_check(kind):
     """max_batch computes its cuts again in the backward pass, and the steps inside of them."""
     check_recomputed_steps_draw_the_same_noise(kind(max_batch=2))
+    check_recomputed_steps_are_the_same_steps(kind(max_batch=2))
 
 
 def test_the_kit_finds_nothing_in_a_sampler():

@@ -137,6 +137,29 @@ def check_relaxation_tends_to_the_step(p: Purifier) -> None:
 
 @depends_on_weights
 @reads_only
+def check_relaxed_gradient_ascends(p: Purifier) -> None:
+    """Fail if the relaxation falls along its own gradient.
+
+    Small steps along the gradient of a projection of the relaxation, and against it, must raise the
+    projection. Its size may differ, as where a width is detached.
+    """
+    _require_relaxation(p)
+    x = p.example(BATCH)
+    for temperature in TEMPERATURES:
+        for seed in (1, 2, 3):
+            g = _relaxed_gradient(p, x, temperature, seed)
+            step = ONE_LEVEL * g / g.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            ahead = _relaxation(p, (x + step).clamp(0, 1), temperature)
+            behind = _relaxation(p, (x - step).clamp(0, 1), temperature)
+            rise = float(((ahead - behind) * _projection(ahead, seed)).sum())
+            assert rise > 0, (
+                f"the relaxation at temperature {temperature:g} changes by {rise:.3g} along its own"
+                " gradient, which must raise it; correct the gradient of what is detached"
+            )
+
+
+@depends_on_weights
+@reads_only
 def check_relaxed_gradient_reaches_input(p: Purifier) -> None:
     """Fail if the relaxed gradient is not finite, or zero for an image at temperature 1."""
     _require_relaxation(p)
@@ -174,18 +197,27 @@ def _require_relaxation(p: Purifier) -> None:
 
 def _distance_of_relaxation(p: Purifier, x: Tensor, temperature: float) -> float:
     """Return the mean distance of pixels between the relaxation and `purify`."""
+    return float((_relaxation(p, x, temperature) - purify(p, x)).abs().mean())
+
+
+def _relaxation(p: Purifier, x: Tensor, temperature: float) -> Tensor:
+    """Return the images that the relaxation makes, and not those of `purify`."""
     with relaxations_shown():
         soft = purify(p, x.clone().requires_grad_(), backward=Relaxed(temperature))
-    return float((soft.detach() - purify(p, x)).abs().mean())
+    return soft.detach()
 
 
-def _relaxed_gradient(p: Purifier, x: Tensor, temperature: float) -> Tensor:
-    """Return the gradient of a projection of the output images, in the shape of x.
-
-    The first image has the same projection in every batch; that of the k-th is k times as large.
-    """
+def _relaxed_gradient(p: Purifier, x: Tensor, temperature: float, seed: int = 1) -> Tensor:
+    """Return the gradient of a projection of the output images, in the shape of x."""
     x = x.clone().requires_grad_()
     y = purify(p, x, backward=Relaxed(temperature))
+    return torch.autograd.grad((y * _projection(y, seed)).sum(), x, materialize_grads=True)[0]
+
+
+def _projection(y: Tensor, seed: int) -> Tensor:
+    """Return a random projection of images y (b, c, h, w).
+
+    The first image has the same one in every batch; that of the k-th is k times as large.
+    """
     factors = torch.arange(1, len(y) + 1, dtype=y.dtype).view(-1, 1, 1, 1)
-    projection = random_like(y[:1], 1) * factors
-    return torch.autograd.grad((y * projection).sum(), x, materialize_grads=True)[0]
+    return random_like(y[:1], seed) * factors
