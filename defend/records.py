@@ -131,6 +131,8 @@ class Record(_Model):
     settings: Settings
     weights: Mapping[str, str]  # name -> sha256, of what was scored and what was attacked
     scored_weights: ScoredWeights
+    # The settings of each learned member of the defense that its weights file does not decide.
+    uses: Mapping[str, tuple[str, ...]] = {}
     pipeline: PipelineHash
 
     # How it was computed.

@@ -76,6 +76,10 @@ def test_transfer_by_one_step_alone_meets_no_claim():
 JPEG, MEDIAN = {"quality": 60}, {"size": 3}
 QUAD, AGAIN = {"weights": "quad", "grid": 2}, {"weights": "again", "grid": 1}
 
+SIGMA_3 = {"weights": "quad", "sigma": 0.3}
+SIGMA_3_AGAIN = {"weights": "again", "sigma": 0.3}
+SIGMA_01_AGAIN = {"weights": "again", "sigma": 0.01}
+
 
 def chain(*members):
     return {"members": list(members)}
@@ -108,6 +112,13 @@ TRANSFERS = {
         *("jpeg+split-vqvae", chain({"quality": 90}, AGAIN)),
         False,
     ),
+    "trained anew, at the same noise": ("own", SIGMA_3, "own", SIGMA_3_AGAIN, True),
+    "trained anew, at less noise": ("own", SIGMA_3, "own", SIGMA_01_AGAIN, False),
+    "less noise in a chain": (
+        *("jpeg+own", chain(JPEG, SIGMA_3)),
+        *("jpeg+own", chain(JPEG, SIGMA_01_AGAIN)),
+        False,
+    ),
     "weights that no file holds": ("own", {"weights": "a"}, "own", {"weights": "b"}, False),
 }
 
@@ -122,6 +133,7 @@ def test_a_transfer_counts_if_only_settings_of_learned_members_differ(name):
         surrogate=f"{attacked}+resnet20",
         settings={"defense": settings, "attacked": {"defense": attacked_settings}},
         scored_weights={"defense": {"quad": "ab" * 32}},
+        uses={"own": ("sigma",)},
     )
     assert is_from_same_purifier(transfer) is counts
 

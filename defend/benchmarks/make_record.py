@@ -14,6 +14,7 @@ from defend.benchmarks.flags import make_flags
 from defend.benchmarks.query_curve import QueryCurve
 from defend.chain import members_of
 from defend.hashing import cache_key
+from defend.learned import Learned
 from defend.numerics import NumericSettings
 from defend.purifier import Purifier
 from defend.records import (
@@ -25,6 +26,7 @@ from defend.records import (
     ScoredWeights,
     Settings,
 )
+from defend.spec import parse
 from defend.tasks.classification import CLASSIFICATION
 from defend.unit_files import Unit
 
@@ -110,10 +112,21 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "scored_weights": ScoredWeights(
             classifier=classifier.weights_sha256, defense=defense.weights_sha256
         ),
+        "uses": _uses(cell.defense, defense),
         "pipeline": PipelineHash(
             classifier=_short_hash(components.key("classifier", cell.classifier)),
             defense=_short_hash(components.key("defense", cell.defense)),
         ),
+    }
+
+
+def _uses(spec: str, purifier: Purifier) -> dict[str, tuple[str, ...]]:
+    """Return the names of the settings of learned members that are free at load."""
+    pairs = zip(parse(spec), members_of(purifier), strict=True)
+    return {
+        member.name: tuple(sorted(learned.uses))
+        for member, learned in pairs
+        if isinstance(learned, Learned) and learned.uses
     }
 
 

@@ -104,8 +104,9 @@ def _is_unbounded_pgd(record: Record) -> bool:
 def is_from_same_purifier(record: Record) -> bool:
     """Return True for a transfer from the same components before some classifier.
 
-    Only settings of learned members may differ, since these are trained anew. Images made for
-    another purifier say little of this one. For an undefended classifier any pipeline will do.
+    Only settings that the weights file of a learned member decides may differ, since it is trained
+    anew: it must be used alike, as at the same noise level. Images made for another purifier say
+    little of this one. For an undefended classifier any pipeline will do.
     """
     if record.knowledge != "transfer" or not record.surrogate:
         return False
@@ -114,7 +115,8 @@ def is_from_same_purifier(record: Record) -> bool:
     scored = pair_settings(parse(record.defense), record.settings.defense)
     attacked = pair_settings(parse(record.surrogate)[:-1], record.settings.attacked.defense)
     return len(scored) == len(attacked) and all(
-        member.name == other.name and (own == others or _is_learned(own, record))
+        member.name == other.name
+        and (own == others or _is_trained_anew(member, own, others, record))
         for (member, own), (other, others) in zip(scored, attacked, strict=True)
     )
 
@@ -130,6 +132,10 @@ def pair_settings(
     return [(member, own) for member, own in pairs if member.name != NO_DEFENSE]
 
 
-def _is_learned(settings: Mapping[str, Any], record: Record) -> bool:
-    """Return True if these settings of a scored member name its weights file."""
-    return str(settings.get("weights")) in record.scored_weights.defense
+def _is_trained_anew(
+    member: Spec, own: Mapping[str, Any], others: Mapping[str, Any], record: Record
+) -> bool:
+    """Return True for settings of a learned member that differ by its training alone."""
+    is_learned = str(own.get("weights")) in record.scored_weights.defense
+    uses = record.uses.get(member.name, ())
+    return is_learned and all(own.get(name) == others.get(name) for name in uses)
