@@ -93,6 +93,17 @@ def test_the_relaxed_gradient_is_that_of_the_sigmoid(temperature):
     torch.testing.assert_close(gradient, expected)
 
 
+def test_the_relaxed_gradient_is_finite_where_every_margin_is_zero():
+    purifier, x = ComDefend(**SLIM), images().requires_grad_()
+    last = [m for m in purifier.net.com.modules() if list(m.parameters(recurse=False))][-1]
+    with torch.no_grad():
+        for parameter in last.parameters():
+            parameter.zero_()
+    assert not purifier.net.encode(x).any()
+    y = purifier.relaxed(x, streams(), 0.3)
+    assert torch.autograd.grad(y.sum(), x)[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

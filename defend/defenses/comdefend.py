@@ -29,6 +29,7 @@ from defend.noise import Noise
 from defend.purifier import Card, LearnedPurifier
 
 SHIFT = 0.5  # of the pixels before ComCNN, in the authors' TensorFlow program
+SMALLEST_SCALE = 1e-6  # of the margins of one image, below which a relaxation would divide by 0
 WIDEST = 256  # channels of the widest layer in the paper
 COM_WIDTHS = {3: (16, 32, 64, 128, 256, 128, 64, 32), 1: (32, 64, 128, 256, 128, 64, 64, 32)}
 REC_WIDTHS = {3: (32, 64, 128, 256, 128, 64, 32, 16), 1: (32, 64, 128, 256, 128, 64, 64, 32)}
@@ -79,7 +80,7 @@ class ComDefend(LearnedPurifier):
         """Return `purify` with the derivative of sigmoid((c - n) / (temperature mean |c - n|))."""
 
         def threshold(margin: Tensor) -> Tensor:
-            scale = margin.detach().abs().mean((1, 2, 3), keepdim=True)
+            scale = margin.detach().abs().mean((1, 2, 3), keepdim=True).clamp(min=SMALLEST_SCALE)
             return relax(torch.sigmoid(margin / (temperature * scale)), bits(margin))
 
         return self._reconstruct(x, noise, threshold)
