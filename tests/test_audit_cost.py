@@ -1,13 +1,14 @@
 """The audit announces its duration: counted in evaluations, that is at most twice what it takes."""
 
 from collections import Counter
+from functools import cache
 
 import audit_toys
 import counting_plugin
 import pytest
 
 from defend.auditing import estimate, run
-from defend.auditing.cost import Cost, count_evaluations
+from defend.auditing.cost import Cost
 from defend.auditing.prepare import prepare
 
 TINY_EPS = 1e-6  # at which no attack breaks anything
@@ -21,7 +22,16 @@ PRICES = {
 KINDS = {"deterministic": counting_plugin.Counts, "stochastic": counting_plugin.CountsAndDraws}
 
 
-def counted(kind, evaluations):
+# The attacks beside the usual ones: through a relaxation, or on so many surrogates.
+BESIDE = {
+    "nothing": (False, 0),
+    "relaxation": (True, 0),
+    "surrogate": (False, 1),
+    "both": (True, 2),
+}
+
+
+def counted(kind, evaluations, relaxation=False):
     """Return a purifier that counts its images: with a gradient or without."""
     original = kind.purify
 
@@ -29,21 +39,31 @@ def counted(kind, evaluations):
         evaluations["gradients" if x.requires_grad else "forwards"] += len(x)
         return original(self, x, noise)
 
-    return type(kind.__name__, (kind,), {"__doc__": kind.__doc__, "purify": purify})()
+    methods = {"__doc__": kind.__doc__, "purify": purify}
+    if relaxation:
+        methods["relaxed"] = lambda self, x, noise, _: purify(self, x, noise)
+    return type(kind.__name__, (kind,), methods)()
 
 
-def make_context(kind, eps, evaluations):
-    """Return the context of an audit of 16 images."""
-    purifier = counted(kind, evaluations)
-    request = audit_toys.request(purifier, audit_toys.digits(), audit_toys.convnet(), eps=eps)
+def make_context(kind, eps, evaluations, relaxation=False, surrogates=0):
+    """Return the context of an audit of 16 images; its surrogates count alike."""
+    classifier = audit_toys.convnet()
+    request = audit_toys.request(
+        counted(kind, evaluations, relaxation),
+        audit_toys.digits(),
+        classifier,
+        eps=eps,
+        surrogates=[(counted(kind, evaluations), classifier)] * surrogates,
+    )
     return prepare(request)[0]
 
 
-def run_audit(kind, eps):
+@cache
+def run_audit(kind, eps, beside="nothing"):
     """Return the cost that is announced, the evaluations, and those before the announced rest."""
     evaluations = Counter()
-    context = make_context(kind, eps, evaluations)
-    estimated = estimate.Estimate(count_evaluations(context.budget), PRICES["dear gradient"])
+    context = make_context(kind, eps, evaluations, *BESIDE[beside])
+    estimated = estimate.Estimate(estimate.announced_cost(context), PRICES["dear gradient"])
     before_rest = []
 
     def say(line):
@@ -62,9 +82,13 @@ def price(cost, prices):
     return sum(a * b for a, b in zip(cost, prices, strict=True))
 
 
-@pytest.fixture(scope="module", params=KINDS)
+UNBROKEN = [("deterministic", beside) for beside in BESIDE] + [("stochastic", "nothing")]
+
+
+@pytest.fixture(scope="module", params=UNBROKEN, ids=" beside ".join)
 def unbroken(request):
-    return run_audit(KINDS[request.param], TINY_EPS)
+    kind, beside = request.param
+    return run_audit(KINDS[kind], TINY_EPS, beside)
 
 
 EVERY_PRICE = pytest.mark.parametrize("prices", PRICES.values(), ids=PRICES)
@@ -75,6 +99,16 @@ def test_the_first_estimate_is_kept_and_within_a_factor_of_two(unbroken, prices)
     announced, evaluations, _ = unbroken
     taken = price(Cost(**evaluations), prices)
     assert taken <= price(announced.total, prices) <= 2 * taken
+
+
+@EVERY_PRICE
+@pytest.mark.parametrize("beside", [name for name in BESIDE if name != "nothing"])
+def test_what_attacks_beside_the_usual_ones_add_is_announced(beside, prices):
+    """A surrogate is announced with two routes: one past it, if its own gradient is zero."""
+    usual, more = (run_audit(KINDS["deterministic"], TINY_EPS, b) for b in ("nothing", beside))
+    announced = price(more[0].total, prices) - price(usual[0].total, prices)
+    taken = price(Cost(**more[1]), prices) - price(Cost(**usual[1]), prices)
+    assert 0 < taken <= announced <= 2 * taken
 
 
 @pytest.fixture(scope="module")

@@ -42,10 +42,14 @@ class Estimate:
 
 def estimate(context: Context) -> Estimate | None:
     """Return the estimate, or None if the pipeline cannot run."""
-    temperatures = len(TEMPERATURES) if context.purifier.has_relaxation else 0
-    cost = count_evaluations(context.budget, len(context.surrogates), temperatures)
     seconds = result_or_error(lambda: _measure(context))
-    return None if isinstance(seconds, Exception) else Estimate(cost, seconds)
+    return None if isinstance(seconds, Exception) else Estimate(announced_cost(context), seconds)
+
+
+def announced_cost(context: Context) -> AuditCost:
+    """Return the most that the audit evaluates."""
+    temperatures = len(TEMPERATURES) if context.purifier.has_relaxation else 0
+    return count_evaluations(context.budget, len(context.surrogates), temperatures)
 
 
 def _measure(context: Context) -> Cost:
