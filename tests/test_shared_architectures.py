@@ -7,6 +7,7 @@ import torch
 from click.testing import CliRunner
 from shared_prior import ARCHITECTURE, Diffuse, Prior, register, write_weights
 
+import defend
 from defend.benchmarks.components import Components
 from defend.benchmarks.surrogates import Surrogates, default_surrogate
 from defend.cli import main
@@ -262,3 +263,13 @@ def test_a_surrogate_is_used_as_the_defense_is(ship, spec):
     ship(own=OWN, anew=(f"{DIST}/diffuse", {"surrogate": True}))
     surrogates = default_surrogate(Components("digits", None, CPU), "convnet", spec)
     assert surrogates == Surrogates((f"{SURROGATES[spec]}+convnet",), "")
+
+
+@pytest.mark.parametrize("spec", ["diffuse:sigma=0.1", "median", "median+diffuse:sigma=0.1"])
+def test_a_record_names_the_uses(ship, tmp_path, spec):
+    ship(own=OWN)
+    suite = {"dataset": "digits", "classifiers": ["convnet"], "defenses": [spec]}
+    suite |= {"attacks": ["fgsm"], "eps": "0.1", "knowledge": ["oblivious"], "n": 4}
+    (record,) = defend.bench(suite, out=tmp_path / "run", workers=1)
+    assert record.error is None
+    assert record.uses == ({"diffuse": ("sigma", "steps")} if "diffuse" in spec else {})
