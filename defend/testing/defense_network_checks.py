@@ -29,7 +29,8 @@ class ModuleCall:
 def recorded_module_calls() -> Iterator[list[ModuleCall]]:
     """Yield a list that grows at each call of a module with parameters or buffers, in any code.
 
-    Modules that hold nothing (an activation, a pooling) are ignored.
+    Modules that hold nothing (an activation, a pooling) are ignored. A known limit:
+    module.forward(x) calls no hook, so that a module without parts, called so, is not recorded.
     """
     calls: list[ModuleCall] = []
 
