@@ -13,13 +13,21 @@ from recipe_toys import (
     changed_tensors,
     copy_state,
     grey_images,
+    make_backbone,
     save_toy,
 )
 from safetensors import safe_open
+from torch import nn
+from train_toys import make_noise
 
+from defend.classifier import Classifier
+from defend.defenses.corrupt import attack_surrogates, recognition_loss
 from defend.errors import BadParameter
 from defend.learned import Frozen
 from defend.trained_on import TrainedOn
+from defend.training.objectives import train_mode
+from defend.training.perturbations import attack_by_pgd
+from defend.training.recipes import ClassifierRecipe
 from defend.training.store import store_weights
 from defend.weights.header import read_header
 
@@ -74,6 +82,49 @@ def test_frozen_parts_get_no_dropout_and_no_gradient():
     assert modes
     assert not any(training for step in modes for training in step)
     assert all(gradient is None for gradient in gradients)
+
+
+class FrozenBackboneClassifier(Classifier):
+    """A classifier of images (b, 1, 8, 8) whose backbone `build` froze."""
+
+    recipe = ClassifierRecipe
+    channels: int = 1
+    size: int = 8
+    classes: int = 10
+
+    def build(self):
+        backbone = make_backbone().requires_grad_(False)
+        head = nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 10))
+        return nn.Sequential(backbone, head)
+
+
+def test_adversarial_training_leaves_frozen_running_statistics():
+    classifier = untrained(FrozenBackboneClassifier)
+    before = copy_state(classifier.net)
+    options = {"adversarial": 0.1, "adversarial_steps": 1, "epochs": 1}
+    classifier.fit(*grey_images(), **options, **FIXED)
+    changed = changed_tensors(classifier.net, before)
+    assert changed == {name for name in before if name.startswith("1.")}
+
+
+ATTACKS = {
+    "pgd": lambda net, x, y, noise: attack_by_pgd(net, x, y, 0.1, "Linf", 1, noise),
+    "surrogates": lambda net, x, y, noise: attack_surrogates(
+        nn.ModuleList([net]), x, y, 0.1, noise
+    ),
+    "recognition": lambda net, x, y, _: recognition_loss(nn.ModuleList([net]), x, y),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_what_measures_in_eval_mode_leaves_each_module_in_its_own(attack):
+    net = untrained(FrozenBackboneClassifier).build()
+    train_mode(net)
+    modes = [module.training for module in net.modules()]
+    assert set(modes) == {True, False}
+    images = grey_images()
+    attack(net, *images, make_noise(len(images[0])))
+    assert [module.training for module in net.modules()] == modes
 
 
 def test_a_network_without_a_parameter_to_train_is_refused():
