@@ -20,7 +20,7 @@ from defend.errors import BadParameter, BadWeights, Mismatch, UnknownName
 from defend.loading import load
 from defend.purifier import Card, LearnedPurifier
 from defend.trained_on import TrainedOn
-from defend.training.fitting import add_knowledge
+from defend.training.knowledge import add_knowledge
 from defend.training.quality import Quality, psnr
 from defend.training.recipe import Recipe
 from defend.weights.header import file_sha256

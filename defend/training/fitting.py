@@ -14,14 +14,12 @@ from defend.errors import BadWeights, one_line
 from defend.progress import TrainingProgress
 from defend.trained_on import TrainedOn
 from defend.training.data import Batch, Source
+from defend.training.knowledge import add_knowledge, merge_hashes
 from defend.training.loop import train
 from defend.training.quality import device_of, no_display
 
 if TYPE_CHECKING:
     from defend.training.recipe import Recipe
-
-# What a training can know, from least to most. "unknown" may hide anything but an attack.
-KNOWLEDGE = ("untrained", "clean", "corrupted", "unknown", "adversarial")
 
 
 def fit_component(
@@ -43,15 +41,27 @@ def fit_component(
         trainee = make_trainee(component, recipe, source)
         display = TrainingProgress(progress)
         score = None if val is None else make_score(component, recipe, val, display)
-        note_training(component, recipe)
-        identity = {
-            "started_from": component.started_from,
-            "classifiers": recipe.classifiers,
-        }
         objectives = recipe.objectives()
-        train(trainee, source, objectives, recipe, score, resume, save_every, display, identity)
+        earlier: TrainedOn = component.trained_on[0]
+        note_start(component)
+        note_knowledge(component, recipe, earlier)
+        identity = identify_run(component, recipe)
+        try:
+            train(trainee, source, objectives, recipe, score, resume, save_every, display, identity)
+        finally:  # a loss may have loaded more classifiers
+            note_knowledge(component, recipe, earlier)
     finally:
         component.net.requires_grad_(False).eval()
+
+
+def identify_run(component: Any, recipe: Recipe) -> dict[str, Any]:
+    """Return what a resume file must agree with, beside the options, the data and the network."""
+    return {
+        "component": component.component,
+        "fields": {name: v for name, v in component.settings.items() if name != "weights"},
+        "started_from": component.started_from,
+        "loaded": dict(recipe.loaded),  # a copy: what a loss loads is not there before a new run
+    }
 
 
 def load_start(component: Any, start: str) -> None:
@@ -93,32 +103,23 @@ def sha256_of_start(component: Any) -> str:
     return sha256
 
 
-def note_training(component: Any, recipe: Recipe) -> None:
-    """Note in the component what it knows from now on. No file holds its weights yet."""
+def note_start(component: Any) -> None:
+    """Note in the component what its training begins from. No file holds its weights any more."""
     component.started_from = sha256_of_start(component)
-    knowledge, earlier = recipe.trained_on, component.trained_on[0]
-    classifiers = {**knowledge.classifiers, **recipe.classifiers}
-    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
     component.file, component.weights = None, "untrained"
+
+
+def note_knowledge(component: Any, recipe: Recipe, earlier: TrainedOn) -> None:
+    """Note in the component what it knows from now on; `earlier` is what it knew before."""
+    knowledge = recipe.trained_on
+    classifiers = merge_hashes(recipe.classifiers, knowledge.classifiers)
+    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
 
 
 def unfreeze(component: Any) -> None:
     """Let the parameters of the network be trained, apart from those that `build` froze."""
     for name, parameter in component.net.named_parameters():
         parameter.requires_grad_(name not in component.frozen_in_build)
-
-
-def add_knowledge(latest: TrainedOn, earlier: TrainedOn) -> TrainedOn:
-    """Return what a training knows that went on from an earlier one: both.
-
-    The greater knowledge decides the kind, with its attack. Weights that were trained on attacks
-    do not become clean by some more steps on clean images.
-    """
-    both = {**earlier.classifiers, **latest.classifiers}
-    kept_kind = max(latest, earlier, key=lambda known: KNOWLEDGE.index(known.kind))
-    return replace(
-        kept_kind, classifiers=both, behind=latest.behind, behind_weights=latest.behind_weights
-    )
 
 
 def make_score(

@@ -85,6 +85,8 @@ class ClassifierRecipe(Recipe):
     def trainee(self, component: Any) -> nn.Module:
         """Return the network, after loading the defense that it is trained behind."""
         self.purifier = load_behind(self.behind, component)
+        if self.purifier:
+            self.note_loaded("defense", self.behind, self.purifier.weights_sha256)
         return super().trainee(component)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
