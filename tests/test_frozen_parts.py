@@ -43,6 +43,9 @@ FREEZING = {
 }
 
 
+FIXED_OPTIONS = {name: value for name, value in FIXED.items() if name != "progress"}
+
+
 def train_with_decay(purifier, **options):
     purifier.fit(*grey_images(), ema=0.5, weight_decay=0.1, **FIXED, **options)
 
@@ -64,6 +67,21 @@ def test_what_is_not_frozen_changes():
     before = copy_state(purifier.net)
     train_with_decay(purifier)
     assert changed_tensors(purifier.net, before) == set(before)
+
+
+def test_what_only_an_earlier_training_froze_is_trained_by_the_next():
+    purifier = untrained(FrozenInTraineeDenoiser)
+    train_with_decay(purifier)
+    before = copy_state(purifier.net)
+    assert purifier.frozen_in_fit == {
+        name for name, _ in purifier.net.named_parameters() if name.startswith("backbone")
+    }
+    DenoiseRecipe.fit(
+        purifier, *grey_images(), FIXED_OPTIONS, val=None, resume=None, save_every=1, progress=False
+    )
+    trained = {"backbone.0.weight", "backbone.1.weight", "backbone.1.running_mean"}
+    assert trained <= changed_tensors(purifier.net, before)
+    assert not purifier.frozen_in_fit
 
 
 def test_frozen_parts_get_no_dropout_and_no_gradient():
@@ -136,8 +154,9 @@ def test_a_network_without_a_parameter_to_train_is_refused():
         untrained(AllFrozen).fit(*grey_images(), **FIXED)
 
 
-def test_frozen_parts_are_stored_in_their_precision(tmp_path):
-    purifier = untrained(FrozenInBuildDenoiser)
+@pytest.mark.parametrize("component_type", FREEZING.values(), ids=FREEZING)
+def test_frozen_parts_are_stored_in_their_precision(component_type, tmp_path):
+    purifier = untrained(component_type)
     header = read_header(save_toy(purifier, tmp_path / "a", TrainedOn(kind="clean")))
     recipe = purifier.fit(*grey_images(), epochs=1, **FIXED)
     summary = store_weights(purifier, grey_images(), tmp_path / "b", header, False, recipe)

@@ -16,7 +16,9 @@ from defend.trained_on import TrainedOn
 from defend.training.data import Batch, Source
 from defend.training.knowledge import add_knowledge, merge_hashes
 from defend.training.loop import train
+from defend.training.objectives import freeze_frozen_modules
 from defend.training.quality import device_of, no_display
+from defend.weights.third_party import loaded_weights
 
 if TYPE_CHECKING:
     from defend.training.recipe import Recipe
@@ -39,6 +41,7 @@ def fit_component(
     unfreeze(component)
     try:
         trainee = make_trainee(component, recipe, source)
+        component.frozen_in_fit = list_frozen(component, trainee)
         display = TrainingProgress(progress)
         score = None if val is None else make_score(component, recipe, val, display)
         objectives = recipe.objectives()
@@ -52,6 +55,13 @@ def fit_component(
             note_knowledge(component, recipe, earlier)
     finally:
         component.net.requires_grad_(False).eval()
+
+
+def list_frozen(component: Any, trainee: nn.Module) -> frozenset[str]:
+    """Return the names of the component's parameters that are frozen in the trainee."""
+    freeze_frozen_modules(trainee)
+    parameters = component.net.named_parameters()
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
 
 
 def identify_run(component: Any, recipe: Recipe) -> dict[str, Any]:
@@ -92,21 +102,41 @@ def make_trainee(component: Any, recipe: Recipe, source: Source) -> nn.Module:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         trainee = recipe.trainee(component).to(device)
-    if not sha256_of_start(component):
+    if not has_all_weights(component):
         recipe.initialise(trainee, source.to(device))
     return trainee
 
 
 def sha256_of_start(component: Any) -> str:
-    """Return the sha256 of the file that the component's weights come from, or ""."""
-    sha256: str = component.file.sha256 if component.file else component.started_from
-    return sha256
+    """Return the sha256 of the file that the component's weights come from, or "".
+
+    Of several files that `build` loaded, those are joined by commas.
+    """
+    if component.file:
+        return str(component.file.sha256)
+    return component.started_from or ", ".join(dict.fromkeys(component._loaded.values()))
+
+
+def has_all_weights(component: Any) -> bool:
+    """Return True if the whole network has weights from files, and not only a part of it."""
+    return bool(component.file or component.started_from) or is_filled(component.net)
+
+
+def is_filled(net: nn.Module) -> bool:
+    """Return True if files of other libraries filled all parameters of the network."""
+    children = list(net.children())
+    if loaded_weights(net).keys() - loaded_weights(*children).keys():
+        return True
+    own = any(True for _ in net.parameters(recurse=False))
+    with_parameters = [child for child in children if next(child.parameters(), None) is not None]
+    return not own and bool(with_parameters) and all(map(is_filled, with_parameters))
 
 
 def note_start(component: Any) -> None:
     """Note in the component what its training begins from. No file holds its weights any more."""
     component.started_from = sha256_of_start(component)
     component.file, component.weights = None, "untrained"
+    component._loaded = {}
 
 
 def note_knowledge(component: Any, recipe: Recipe, earlier: TrainedOn) -> None:
