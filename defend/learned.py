@@ -160,6 +160,7 @@ class Learned(Configured):
     recipe: ClassVar[type[TrainingRecipe] | None] = None  # a subclass of training.recipe.Recipe
     weights: str = "auto"
     dataset: str | None = None  # the data set that "auto" looks for; no influence on the output
+    frozen_in_fit = frozenset[str]()  # parameters that the last `fit` left alone
     fitted_on = TrainedOn(kind="untrained")  # set by `fit`
     started_from = ""  # set by `fit`: the sha256 of the weights that the training began from
     frozen_in_build = frozenset[str]()  # parameters that `build` froze; `fit` leaves them alone

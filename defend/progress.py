@@ -123,7 +123,7 @@ class TrainingProgress(Progress):
 
 
 class MeasuringProgress(Progress):
-    """Count the images on which the quality of a trained component is measured."""
+    """Count the images on which a component is measured."""
 
     label = "measuring"
     erased = True

@@ -96,6 +96,10 @@ WRONG_OBJECTIVES = {
         [Objective("first", product, ("a.*", "b.*")), Objective("second", product, ("b.*",))],
         "b.weight, got first and second",
     ),
+    "two of one name": (
+        [Objective("loss", product, ("a.*",)), Objective("loss", product, ("b.*",))],
+        "a different name for each, got loss, loss; rename",
+    ),
     "no owner": ([Objective("first", product, ("a.*",))], "b.weight, got none"),
     "two that take the rest": (
         [Objective("first", product), Objective("second", product)],

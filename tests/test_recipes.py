@@ -13,6 +13,7 @@ from recipe_toys import (
     grey_images,
     save_toy,
 )
+from safetensors.torch import save_file
 from torch import nn
 
 from defend.classifiers.convnet import ConvNet
@@ -20,10 +21,11 @@ from defend.errors import BadParameter, BadWeights, Mismatch, UnknownName
 from defend.loading import load
 from defend.purifier import Card, LearnedPurifier
 from defend.trained_on import TrainedOn
-from defend.training.fitting import add_knowledge
+from defend.training.knowledge import add_knowledge
 from defend.training.quality import Quality, psnr
 from defend.training.recipe import Recipe
 from defend.weights.header import file_sha256
+from defend.weights.third_party import fill_network
 
 
 def untrained(component_type=Denoiser, **fields):
@@ -126,6 +128,47 @@ def test_initialise_is_left_out_where_weights_are(trained_file):
     assert calls == [(4, 1, 8, 8)]
     untrained(Initialised, hidden=6).fit(*grey_images(), epochs=1, start=str(path), **FIXED)
     assert len(calls) == 1
+
+
+def filled_type(folder, filled, calls):
+    """Return a component whose `build` fills parts of the network from plain files."""
+
+    class Filled(Denoiser):
+        component = "Denoiser"
+
+        class recipe(DenoiseRecipe):
+            def initialise(self, trainee, source):
+                calls.append(trainee)
+
+        def build(self):
+            net = super().build()
+            for k, part in enumerate(filled(net)):
+                fill_network(part, folder / f"{k}.safetensors", name=f"plain {k}")
+            return net
+
+    return Filled
+
+
+FILLED = {
+    "the network": (lambda net: [net], 0),
+    "all its layers": (lambda net: [net[0], net[1], net[4]], 0),
+    "its first layer": (lambda net: [net[0]], 1),
+}
+
+
+@pytest.mark.parametrize(("filled", "calls"), FILLED.values(), ids=FILLED)
+def test_fit_of_a_filled_network_records_its_file(filled, calls, tmp_path):
+    initialised, hashes = [], []
+    for k, part in enumerate(filled(untrained().net)):
+        save_file(part.state_dict(), tmp_path / f"{k}.safetensors")
+        hashes.append(file_sha256(tmp_path / f"{k}.safetensors"))
+    purifier = untrained(filled_type(tmp_path, filled, initialised))
+    assert purifier.trained_on == (TrainedOn(kind="unknown"),)
+    purifier.fit(*grey_images(), epochs=1, **FIXED)
+    assert len(initialised) == calls
+    assert purifier.started_from == ", ".join(hashes)
+    assert purifier.weights_sha256 == {}
+    assert purifier.trained_on == (TrainedOn(kind="unknown"),)
 
 
 WRONG_STARTS = {

@@ -329,6 +329,23 @@ def test_the_average_of_a_ramp():
     assert average.net.weight.item() == pytest.approx(29 - lag, abs=1e-3)
 
 
+def test_the_average_of_a_mask_and_of_a_running_maximum():
+    module = nn.Module()
+    module.register_buffer("mask", torch.tensor([0.0, -math.inf, math.inf, math.nan]))
+    module.register_buffer("maximum", torch.full((2,), -math.inf))
+    module.register_buffer("finite", torch.tensor([1.0, 2.0]))
+    average = WeightAverage(module, decay=0.5)
+    mask = module.mask.clone()
+    for step, maximum in enumerate(([-math.inf, 1.0], [2.0, 3.0], [2.0, 3.0])):
+        module.maximum.copy_(torch.tensor(maximum))
+        module.finite.fill_(step)
+        average.update(module, step + 100)  # by then d = 0.5
+    assert torch.equal(average.net.mask.nan_to_num(7), mask.nan_to_num(7))
+    # As on paper: a value that was infinite is replaced, and averaged from then on.
+    assert average.net.maximum.tolist() == [2.0, 2.5]
+    assert average.net.finite.tolist() == [1.375, 1.5]
+
+
 def test_the_average_follows_running_statistics_and_counters():
     module = nn.BatchNorm2d(2)
     average = WeightAverage(module, decay=0.9)

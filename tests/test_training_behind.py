@@ -9,8 +9,12 @@ import defend
 from defend.classifiers.convnet import ConvNet
 from defend.cli.train import train as train_command
 from defend.errors import DefendError
+from defend.purifier import Purifier
 from defend.results.diagnostics import format_training_mark
 from defend.results.training_knowledge import find_training_marks
+from defend.training.fitting import limit_images
+from defend.training.quality import accuracy
+from defend.training.recipes import ClassifierRecipe
 from defend.weights.header import read_header
 
 OPTIONS = {"epochs": 2, "batch": 16, "lr": 0.05, "precision": "float32", "layout": "contiguous"}
@@ -53,6 +57,42 @@ def test_validation_images_are_purified_too():
     weights = trained(x, y, **best, behind="bitdepth:bits=1")[0]
     purified = defend.load("bitdepth:bits=1").purified(x)
     assert torch.equal(weights, trained(purified, y, keep="best", val=(purified, y))[0])
+
+
+class CountingPurifier(Purifier):
+    """Return the images, at most 100 at a time, and remember how many came."""
+
+    card = defend.Card(paper="none: a toy", gradient="exact", stochastic=False)
+    max_batch = 100
+
+    def validate(self):
+        self.counts = []
+
+    def purify(self, x, noise):
+        self.counts.append(len(x))
+        return x
+
+
+CAPS = {"the default": ({}, 1000), "a choice": ({"val_images": 150}, 150)}
+
+
+@pytest.mark.parametrize(("options", "images"), CAPS.values(), ids=CAPS)
+def test_the_purified_validation_images_are_capped_and_counted(options, images):
+    purifier, done = CountingPurifier(), []
+    recipe = ClassifierRecipe(behind="none", **options)
+    assert recipe.val_images == images
+    recipe.purifier, recipe.advance = purifier, done.append
+    classifier = ConvNet(weights="untrained", width=2, channels=1, size=6, classes=3)
+    x, y = limit_images(make_images(1200), recipe.val_images)
+    quality = recipe.quality(classifier, x, y)
+    assert quality.measure == "accuracy"
+    assert quality.value == accuracy(classifier.network, x, y)
+    assert sum(purifier.counts) == sum(done) == images
+    assert done == purifier.counts  # after each batch, not at the end
+
+
+def test_a_classifier_behind_nothing_measures_all_of_val():
+    assert ClassifierRecipe().val_images == 100_000
 
 
 WRONG = {

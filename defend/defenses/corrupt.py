@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from defend.noise import Noise
+from defend.training.perturbations import eval_mode
 
 LENGTHS = (1, 2, 4, 7)  # pixels over which a pattern retains its sign, roughly
 MAX_GAIN = 100.0  # the highest gain before clipping: it turns a pattern into signs
@@ -87,21 +88,17 @@ def input_gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     Eval mode is needed because an attack must not move the running statistics.
     """
-    training = net.training
-    net.eval()
-    with torch.enable_grad():
+    with eval_mode(net), torch.enable_grad():
         x = x.detach().requires_grad_()
         loss = F.cross_entropy(net(x).float(), y, reduction="sum")
         gradient: Tensor = torch.autograd.grad(loss, x)[0]
-    net.train(training)
     return gradient
 
 
 def recognition_loss(nets: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:
     """Return the networks' mean cross-entropy on x, with a gradient for x but not for them."""
-    nets.eval()
-    logits = [classify_with_fixed_weights(net, x) for net in nets]
-    nets.train()
+    with eval_mode(nets):
+        logits = [classify_with_fixed_weights(net, x) for net in nets]
     return torch.stack([F.cross_entropy(z.float(), y) for z in logits]).mean()
 
 

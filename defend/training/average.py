@@ -13,7 +13,8 @@ class WeightAverage:
 
     d = min(decay, (1 + t) / (10 + t)) at step t = 0, 1, 2...: early weights are forgotten sooner.
     Floating-point buffers (running statistics) are averaged too; other buffers (counters) are
-    copied.
+    copied. So are values that are infinite or NaN at first, as those of a mask, until both are
+    finite.
     """
 
     # torch.optim.swa_utils.AveragedModel would not be shorter. Its first update copies the weights
@@ -24,6 +25,9 @@ class WeightAverage:
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        initial = _TensorsByType(self.net).floating
+        # Found once: a test at each step would wait for the GPU.
+        self._not_finite = [k for k, t in enumerate(initial) if not t.isfinite().all()]
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
@@ -31,7 +35,12 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = _TensorsByType(self.net)
         weights = _TensorsByType(net)
+        before = {k: averages.floating[k].clone() for k in self._not_finite}
         torch._foreach_lerp_(averages.floating, weights.floating, 1 - decay)
+        for k, average_before in before.items():
+            average, value = averages.floating[k], weights.floating[k]
+            is_finite = average_before.isfinite() & value.isfinite()
+            average.copy_(torch.where(is_finite, average, value))
         for average, value in zip(averages.other, weights.other, strict=True):
             average.copy_(value)
 

@@ -16,6 +16,7 @@ from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.spec import canonical_spec
 from defend.trained_on import TrainedOn
+from defend.training.quality import Advance, no_display
 
 STREAM = "behind"  # of the noise that purifies
 
@@ -38,13 +39,19 @@ def load_behind(spec: str, classifier: Classifier) -> Purifier | None:
     return purifier
 
 
-def purify_images(purifier: Purifier, x: Tensor, seed: int) -> Tensor:
-    """Return validation images x (n, c, h, w) purified, on the host."""
+def purify_images(
+    purifier: Purifier, x: Tensor, seed: int, advance: Advance = no_display
+) -> Tensor:
+    """Return validation images x (n, c, h, w) purified, on the host. `advance` counts them."""
     device = torch.device(purifier.device)
     noise = Noise.of(seed, torch.arange(len(x), device=device)).fork("val").fork(STREAM)
+    purified = []
     cuts = zip(x.split(purifier.max_batch), noise.split(purifier.max_batch), strict=True)
     with torch.no_grad():
-        return torch.cat([purifier.purified(i.to(device), cut).cpu() for i, cut in cuts])
+        for images, image_noise in cuts:
+            purified.append(purifier.purified(images.to(device), image_noise).cpu())
+            advance(len(images))
+    return torch.cat(purified)
 
 
 def trained_behind(training: TrainedOn, spec: str, purifier: Purifier) -> TrainedOn:

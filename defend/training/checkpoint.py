@@ -28,6 +28,8 @@ class RunState:
     step: int
     summed: int  # the number of losses in the running sum of this epoch
     best: float | None  # the best score on validation images, if the best epoch is kept
+    classifiers: dict[str, str]  # name -> sha256, of those that took part so far
+    loaded: dict[str, dict[str, str]]  # "kind spec" of a component that took part -> its files
 
 
 @dataclass(frozen=True)

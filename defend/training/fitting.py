@@ -14,14 +14,14 @@ from defend.errors import BadWeights, one_line
 from defend.progress import TrainingProgress
 from defend.trained_on import TrainedOn
 from defend.training.data import Batch, Source
+from defend.training.knowledge import add_knowledge, merge_hashes
 from defend.training.loop import train
+from defend.training.objectives import freeze_frozen_modules
 from defend.training.quality import device_of, no_display
+from defend.weights.third_party import loaded_weights
 
 if TYPE_CHECKING:
     from defend.training.recipe import Recipe
-
-# What a training can know, from least to most. "unknown" may hide anything but an attack.
-KNOWLEDGE = ("untrained", "clean", "corrupted", "unknown", "adversarial")
 
 
 def fit_component(
@@ -41,17 +41,37 @@ def fit_component(
     unfreeze(component)
     try:
         trainee = make_trainee(component, recipe, source)
+        component.frozen_in_fit = list_frozen(component, trainee)
         display = TrainingProgress(progress)
         score = None if val is None else make_score(component, recipe, val, display)
-        note_training(component, recipe)
-        identity = {
-            "started_from": component.started_from,
-            "classifiers": recipe.classifiers,
-        }
         objectives = recipe.objectives()
-        train(trainee, source, objectives, recipe, score, resume, save_every, display, identity)
+        earlier: TrainedOn = component.trained_on[0]
+        note_start(component)
+        note_knowledge(component, recipe, earlier)
+        identity = identify_run(component, recipe)
+        try:
+            train(trainee, source, objectives, recipe, score, resume, save_every, display, identity)
+        finally:  # a loss may have loaded more classifiers
+            note_knowledge(component, recipe, earlier)
     finally:
         component.net.requires_grad_(False).eval()
+
+
+def list_frozen(component: Any, trainee: nn.Module) -> frozenset[str]:
+    """Return the names of the component's parameters that are frozen in the trainee."""
+    freeze_frozen_modules(trainee)
+    parameters = component.net.named_parameters()
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+
+
+def identify_run(component: Any, recipe: Recipe) -> dict[str, Any]:
+    """Return what a resume file must agree with, beside the options, the data and the network."""
+    return {
+        "component": component.component,
+        "fields": {name: v for name, v in component.settings.items() if name != "weights"},
+        "started_from": component.started_from,
+        "loaded": dict(recipe.loaded),  # a copy: what a loss loads is not there before a new run
+    }
 
 
 def load_start(component: Any, start: str) -> None:
@@ -82,43 +102,54 @@ def make_trainee(component: Any, recipe: Recipe, source: Source) -> nn.Module:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(recipe.seed)
         trainee = recipe.trainee(component).to(device)
-    if not sha256_of_start(component):
+    if not has_all_weights(component):
         recipe.initialise(trainee, source.to(device))
     return trainee
 
 
 def sha256_of_start(component: Any) -> str:
-    """Return the sha256 of the file that the component's weights come from, or ""."""
-    sha256: str = component.file.sha256 if component.file else component.started_from
-    return sha256
+    """Return the sha256 of the file that the component's weights come from, or "".
+
+    Of several files that `build` loaded, those are joined by commas.
+    """
+    if component.file:
+        return str(component.file.sha256)
+    return component.started_from or ", ".join(dict.fromkeys(component._loaded.values()))
 
 
-def note_training(component: Any, recipe: Recipe) -> None:
-    """Note in the component what it knows from now on. No file holds its weights yet."""
+def has_all_weights(component: Any) -> bool:
+    """Return True if the whole network has weights from files, and not only a part of it."""
+    return bool(component.file or component.started_from) or is_filled(component.net)
+
+
+def is_filled(net: nn.Module) -> bool:
+    """Return True if files of other libraries filled all parameters of the network."""
+    children = list(net.children())
+    if loaded_weights(net).keys() - loaded_weights(*children).keys():
+        return True
+    own = any(True for _ in net.parameters(recurse=False))
+    with_parameters = [child for child in children if next(child.parameters(), None) is not None]
+    return not own and bool(with_parameters) and all(map(is_filled, with_parameters))
+
+
+def note_start(component: Any) -> None:
+    """Note in the component what its training begins from. No file holds its weights any more."""
     component.started_from = sha256_of_start(component)
-    knowledge, earlier = recipe.trained_on, component.trained_on[0]
-    classifiers = {**knowledge.classifiers, **recipe.classifiers}
-    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
     component.file, component.weights = None, "untrained"
+    component._loaded = {}
+
+
+def note_knowledge(component: Any, recipe: Recipe, earlier: TrainedOn) -> None:
+    """Note in the component what it knows from now on; `earlier` is what it knew before."""
+    knowledge = recipe.trained_on
+    classifiers = merge_hashes(recipe.classifiers, knowledge.classifiers)
+    component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
 
 
 def unfreeze(component: Any) -> None:
     """Let the parameters of the network be trained, apart from those that `build` froze."""
     for name, parameter in component.net.named_parameters():
         parameter.requires_grad_(name not in component.frozen_in_build)
-
-
-def add_knowledge(latest: TrainedOn, earlier: TrainedOn) -> TrainedOn:
-    """Return what a training knows that went on from an earlier one: both.
-
-    The greater knowledge decides the kind, with its attack. Weights that were trained on attacks
-    do not become clean by some more steps on clean images.
-    """
-    both = {**earlier.classifiers, **latest.classifiers}
-    kept_kind = max(latest, earlier, key=lambda known: KNOWLEDGE.index(known.kind))
-    return replace(
-        kept_kind, classifiers=both, behind=latest.behind, behind_weights=latest.behind_weights
-    )
 
 
 def make_score(

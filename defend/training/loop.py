@@ -43,6 +43,7 @@ from defend.training.checkpoint import (
 )
 from defend.training.data import Source
 from defend.training.interrupts import HeldInterrupts
+from defend.training.knowledge import merge_hashes
 from defend.training.objectives import (
     Loss,
     Objective,
@@ -315,6 +316,8 @@ class TrainingRun:
             step=self.step,
             summed=self.summed,
             best=self.best if self.best_tensors else None,
+            classifiers=self.options.classifiers,
+            loaded=self.options.loaded,
         )
         save_checkpoint(self.path, Checkpoint(tensors, state))
 
@@ -329,6 +332,8 @@ class TrainingRun:
         tensors, state = checkpoint.tensors, checkpoint.state
         self.step = state.step
         self.summed = state.summed
+        self.options.classifiers = merge_hashes(self.options.classifiers, state.classifiers)
+        self.options.loaded = {**state.loaded, **self.options.loaded}
         if state.best is not None:
             self.best = state.best
         self.loss_sums.copy_(tensors["running"])

@@ -12,19 +12,12 @@ from defend.dataset import Dataset
 from defend.errors import BadParameter
 from defend.loading import dataset_name
 from defend.noise import Noise
-from defend.progress import Progress
+from defend.progress import MeasuringProgress
 from defend.purifier import Purifier
+from defend.training.quality import to_psnr
 
 SPLIT: Final = "test"
 CHUNK = 256  # images at a time
-SMALLEST_ERROR = 1e-12  # mean square error of a perfect copy: 120 dB
-
-
-class MeasuringProgress(Progress):
-    """Count measured images."""
-
-    label = "measuring"
-    erased = True
 
 
 def measure_component(
@@ -46,8 +39,7 @@ def measure_component(
     correct, error = _sum_over_images(purifier, classifier, data, count)
     measured: dict[str, Any] = {"clean_accuracy": round(correct / count, 4)}
     if purifier:
-        mean = max(error / count, SMALLEST_ERROR)
-        measured["psnr"] = round(float(-10 * torch.tensor(mean).log10()), 2)
+        measured["psnr"] = round(to_psnr(torch.tensor([error / count])), 2)
         measured["classifier"] = ", ".join(classifier.weights_sha256) or classifier.component
     return {**measured, "split": SPLIT, "images": count}
 

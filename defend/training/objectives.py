@@ -93,8 +93,9 @@ def make_trained_parts(
     """Return each objective with the parameters of `net` that it trains.
 
     Raise BadParameter unless every parameter that is not frozen belongs to exactly one objective,
-    and every objective has one.
+    and every objective has one, and a name of its own.
     """
+    _check_names([objective.name for objective in objectives])
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     parameters: list[NamedParameters] = [{} for _ in objectives]
     for name, parameter in trained.items():
@@ -106,6 +107,16 @@ def make_trained_parts(
         others = {name: p for name, p in trained.items() if name not in own}
         parts.append(TrainedPart(objective, own, others, options))
     return parts
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise BadParameter if two objectives have one name: resume files keep them apart by it."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise BadParameter(
+            f"objectives: expected a different name for each, got {', '.join(names)}; rename one"
+            f" of those called {' and '.join(repeated)}"
+        )
 
 
 def _index_of_owner(parameter: str, objectives: Sequence[Objective]) -> int:

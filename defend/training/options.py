@@ -27,6 +27,8 @@ class LoopOptions(Configured):
     compile: bool = False  # with torch.compile, which needs a C++ compiler and a minute to start
 
     def __post_init__(self) -> None:
+        self.classifiers: dict[str, str] = {}  # name -> sha256, of those that took part
+        self.loaded: dict[str, dict[str, str]] = {}  # "kind spec" of a component -> its files
         self.validate()
 
     def validate(self) -> None:

@@ -6,6 +6,9 @@ randomness comes from `noise`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,13 +45,26 @@ def attack_by_pgd(
     y is (b,). The network is attacked in eval mode, because the iterates must not move its running
     statistics.
     """
-    was_training = net.training
-    net.eval()
     x_adv = random_start(x, eps, norm, noise)
-    for _ in range(steps):
-        x_adv.requires_grad_()
-        loss = F.cross_entropy(net(x_adv).float(), y, reduction="sum")
-        gradient = torch.autograd.grad(loss, x_adv)[0]
-        x_adv = ascend(x_adv.detach(), gradient, STEP_FACTOR * eps / steps, x, eps, norm)
-    net.train(was_training)
+    with eval_mode(net):
+        for _ in range(steps):
+            x_adv.requires_grad_()
+            loss = F.cross_entropy(net(x_adv).float(), y, reduction="sum")
+            gradient = torch.autograd.grad(loss, x_adv)[0]
+            x_adv = ascend(x_adv.detach(), gradient, STEP_FACTOR * eps / steps, x, eps, norm)
     return x_adv.detach()
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode while the block runs; then each module has its mode again.
+
+    `net.train()` would put frozen modules into training mode too.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -16,11 +16,13 @@ from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.loading import load
 from defend.noise import Noise
+from defend.purifier import Purifier
 from defend.registry import Kind
 from defend.spec import typed_params
-from defend.trained_on import TrainedOn
+from defend.trained_on import ITSELF, TrainedOn
 from defend.training.data import Arrays, Batch, Source
 from defend.training.fitting import fit_component
+from defend.training.knowledge import merge_hashes
 from defend.training.objectives import Objective
 from defend.training.options import LoopOptions
 from defend.training.quality import (
@@ -58,7 +60,6 @@ class Recipe(LoopOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.val_images >= 1, "val_images", ">= 1")
-        self.classifiers: dict[str, str] = {}  # name -> sha256, of those that took part
         self.advance: Advance = no_display
 
     # What an author writes.
@@ -111,15 +112,36 @@ class Recipe(LoopOptions):
         """Return another component by its spec, frozen, beside the one that is trained.
 
         weights=auto means those for the data set of `component`. A classifier is recorded in
-        `trained_on`; its network is `.network`. Raise DefendError.
+        `trained_on`, and of a defense the classifiers that its own training knew. The network of a
+        classifier is `.network`. Raise DefendError.
         """
         other = load(spec, kind, component.dataset, device_of(component))
+        self.note_loaded(kind, spec, other.weights_sha256)
         if isinstance(other, Classifier):
             channels = getattr(component, "channels", other.channels)
             size = getattr(component, "size", other.size)
             other.check_fits(channels, size, other.classes, component.dataset or "in training")
-            self.classifiers |= other.weights_sha256 or {spec: ""}
+            self._note_classifiers(other.weights_sha256 or {spec: ""})
+        elif isinstance(other, Purifier):
+            for training in other.trained_on:
+                known = {k: v for k, v in training.classifiers.items() if k != ITSELF}
+                self._note_classifiers(known)
         return other
+
+    def _note_classifiers(self, hashes: dict[str, str]) -> None:
+        self.classifiers = merge_hashes(hashes, self.classifiers)
+
+    def note_loaded(self, kind: Kind, spec: str, hashes: dict[str, str]) -> None:
+        """Note that a component takes part, by its files (name -> sha256).
+
+        Raise BadParameter if an earlier part of this run had other files.
+        """
+        key = f"{kind} {spec}"
+        if self.loaded.setdefault(key, hashes) != hashes:
+            raise BadParameter(
+                f"{key}: expected the files that this run began with ({self.loaded[key]}), got"
+                f" {hashes}; put them back, or delete the resume file to start from step 0"
+            )
 
     def batches(
         self, component: Any, x: Tensor, y: Tensor, size: int = VAL_BATCH

@@ -20,6 +20,8 @@ from defend.training.recipe import Recipe
 
 # Random crops shift by up to 1 / CROP_DIVISOR of the image: by the usual 4 pixels on CIFAR-10.
 CROP_DIVISOR = 8
+# Behind a defense, this many validation images are purified unless `val_images` says otherwise.
+PURIFIED_VAL_IMAGES = 1000
 # Adversarial training attacks this many validation images at the end of an epoch...
 ATTACKED_VAL_IMAGES = 500
 # ...in this many times as many steps as in training, because a network may learn to withstand
@@ -30,7 +32,7 @@ VAL_STEPS_FACTOR = 4
 class ClassifierRecipe(Recipe):
     """Cross-entropy on labelled images, which may be augmented and attacked."""
 
-    val_images: int = 100_000  # all of val: a classifier is fast
+    val_images: int = 100_000  # all of val: a classifier is fast; behind a defense: 1000
     label_smoothing: float = 0.0
     augment: Literal["none", "crop", "crop-flip"] = "none"
     adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
@@ -39,6 +41,8 @@ class ClassifierRecipe(Recipe):
     behind: str = ""  # a defense, as in jpeg:quality=60, that purifies all images; "": none
 
     def __post_init__(self) -> None:
+        if self.behind and self.val_images == type(self).val_images:
+            self.val_images = min(self.val_images, PURIFIED_VAL_IMAGES)
         super().__post_init__()
         self.purifier: Purifier | None = None  # of `behind`, once `trainee` has loaded it
 
@@ -85,6 +89,8 @@ class ClassifierRecipe(Recipe):
     def trainee(self, component: Any) -> nn.Module:
         """Return the network, after loading the defense that it is trained behind."""
         self.purifier = load_behind(self.behind, component)
+        if self.purifier:
+            self.note_loaded("defense", self.behind, self.purifier.weights_sha256)
         return super().trainee(component)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
@@ -103,8 +109,9 @@ class ClassifierRecipe(Recipe):
 
         After adversarial training it is that under its attack with finer steps.
         """
-        if self.purifier:
-            x = purify_images(self.purifier, x, self.seed)
+        if self.purifier:  # the bar counts the images that are purified: the rest is fast
+            x = purify_images(self.purifier, x, self.seed, self.advance)
+            return Quality("accuracy", accuracy(component.network, x, y))
         if not self.adversarial:
             return super().quality(component, x, y)
         device = device_of(component)

@@ -27,13 +27,13 @@ def store_weights(
     """Write the weights of a trained component, and return a summary of the file.
 
     They are stored in float16 unless that costs more quality on the validation images than its
-    tolerance, or `keep_float32` is set. What `build` froze keeps its precision. Afterwards
-    the component has the weights of the file. recipe: measures the quality; without one, it is that
-    of `measure_quality`.
+    tolerance, or `keep_float32` is set. What `build` or `trainee` froze keeps its
+    precision. Afterwards the component has the weights of the file. recipe: measures the quality;
+    without one, it is that of `measure_quality`.
     """
     net: nn.Module = learner.net  # type: ignore[attr-defined]
     full = {name: t.detach().clone() for name, t in net.state_dict().items()}
-    frozen = frozen_tensors(net, learner.frozen_in_build)
+    frozen = frozen_tensors(net, learner.frozen_in_build | learner.frozen_in_fit)
     half = {name: t if name in frozen else _to_half(t) for name, t in full.items()}
     val = limit_images(val, recipe.val_images) if recipe else val
     quality_of_full = _measure(learner, recipe, val)
