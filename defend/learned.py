@@ -5,6 +5,7 @@ named weights, and frozen.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from functools import partial
 from pathlib import Path
 from types import MethodType, ModuleType
@@ -68,9 +69,9 @@ def find_networks(holder: object) -> list[nn.Module]:
     """
     networks: list[nn.Module] = []
     visited: set[int] = set()
-    pending: list[Any] = list(vars(holder).values())
+    pending: deque[Any] = deque(vars(holder).values())
     while pending:
-        value = pending.pop(0)
+        value = pending.popleft()
         if id(value) in visited:
             continue
         visited.add(id(value))
