@@ -104,9 +104,9 @@ def freeze(net: nn.Module) -> None:
 
 
 def is_frozen(net: nn.Module) -> bool:
-    """Return True if a network looks frozen: its own mode, and its first parameter."""
-    first = next(net.parameters(), None)
-    return not net.training and (first is None or not first.requires_grad)
+    """Return True if all parts of a network are in eval mode, and no parameter has a gradient."""
+    is_trained = any(module.training for module in net.modules())
+    return not is_trained and not any(w.requires_grad for w in net.parameters())
 
 
 class InBfloat16(nn.Module):
