@@ -19,7 +19,7 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
-from defend.weights.third_party import loaded_weights
+from defend.weights.third_party import loaded_weights, merge_hashes
 from defend.weights.zoo import Wanted, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
@@ -281,13 +281,33 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew, as a tuple of one: of networks of other libraries, nothing."""
+        """What the training knew. Of networks of other libraries nobody knows: they are unknown.
+
+        Those beside the network that `build` returned come second.
+        """
+        unknown = TrainedOn(kind="unknown")
+        beside = (unknown,) if self._loaded_beside() else ()
         if self.file:
-            return (self.file.header.trained_on,)
+            return (self.file.header.trained_on, *beside)
         is_foreign = self._loaded and self.fitted_on.kind == "untrained"
-        return (TrainedOn(kind="unknown") if is_foreign else self.fitted_on,)
+        return (unknown if is_foreign else self.fitted_on, *beside)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
+        """The hashes of `own_weights`, and of the files of networks beside that of `build`."""
+        return merge_hashes(self.own_weights, self._loaded_beside())
+
+    @property
+    def own_weights(self) -> dict[str, str]:
         """The hash of the weights file by its name, or of the files that `build` loaded."""
         return {self.file.name: self.file.sha256} if self.file else self._loaded
+
+    def is_own_network(self, held: object) -> bool:
+        """Return True for the module around the network that `build` returned."""
+        return isinstance(held, Frozen) and held.net is getattr(self, "net", None)
+
+    def _loaded_beside(self) -> dict[str, str]:
+        """Return the files that networks beside that of `build` loaded: name -> sha256."""
+        find = getattr(self, "networks", None)  # of purifiers, which an author may override
+        networks = find() if callable(find) else find_networks(self)
+        return loaded_weights(*(net for net in networks if not self.is_own_network(net)))
