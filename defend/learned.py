@@ -4,6 +4,7 @@ named weights, and frozen.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections import deque
 from functools import partial
@@ -20,7 +21,7 @@ from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
 from defend.weights.third_party import loaded_weights, merge_hashes
-from defend.weights.zoo import Wanted, find_weights, is_same_component
+from defend.weights.zoo import Wanted, decided_fields, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
 
@@ -240,19 +241,23 @@ class Learned(Configured):
         adopted = set(type(self).fields()) - {"weights"} - set(self._set_fields)
         if not is_same_component(header.component, self.component):
             adopted -= self.uses
-        for name in adopted & set(header.fields):
-            value = header.fields[name]
+        decided = decided_fields(header, self.component)
+        for name in adopted & set(decided):
+            value = decided[name]
             as_tuple = isinstance(value, list) and isinstance(getattr(self, name, None), tuple)
             setattr(self, name, tuple(value) if as_tuple else value)  # JSON has no tuples
 
     def _wanted(self) -> Wanted:
-        shaping = set(type(self).fields()) - {"weights"} - self.uses
+        fields = type(self).fields()
+        shaping = set(fields) - {"weights"} - self.uses
+        defaults = {name: default for name, (_, default) in fields.items()}
         return Wanted(
             kind=self.kind,
             component=self.component,
             architecture=self.architecture or self.component,
             dataset=self.dataset,
             fields={name: v for name, v in self._set_fields.items() if name in shaping},
+            defaults={name: v for name, v in defaults.items() if v is not dataclasses.MISSING},
         )
 
     def _build(self) -> Frozen:

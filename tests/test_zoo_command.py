@@ -259,6 +259,8 @@ def test_trained_weights_go_straight_into_a_zoo(package, monkeypatch):
     assert "added diffuse-digits to" in output
     assert load("diffuse", dataset="digits").settings["sigma"] == 0.4
     assert read_zoos()["diffuse-digits"].fields["sigma"] == 0.4
+    assert read_zoos()["diffuse-digits"].uses == ("sigma", "steps")
+    assert read_header(package / "diffuse-digits.safetensors").uses == ("sigma", "steps")
     assert not list(package.glob("*.resume"))
 
 

@@ -162,10 +162,13 @@ def make_row(
         "seed": header.seed,
         "trained_on": header.trained_on.to_json(),
         "fields": dict(sorted(header.fields.items())),
+        "uses": list(header.uses),
         "measured": dict(measured),
     }
     if header.architecture == header.component:
         del row["architecture"]
+    if not header.uses:
+        del row["uses"]
     return {key: value for key, value in row.items() if value is not False}
 
 

@@ -40,8 +40,8 @@ STRICT_OPTIONS: dict[str, dict[str, Any]] = {
     "transformers": {"use_safetensors": True, "output_loading_info": True},
 }
 CONFIGURATION = "config.json"  # hashed beside the weights
-WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".tar", ".ckpt", ".pkl", ".pickle")
-WEIGHTS_SUFFIXES += (".npz", ".npy", ".h5", ".msgpack", ".onnx", ".gguf")
+_TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".tar", ".ckpt", ".pkl", ".pickle")
+WEIGHTS_SUFFIXES = (*_TENSOR_SUFFIXES, ".npz", ".npy", ".h5", ".msgpack", ".onnx", ".gguf")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ATTRIBUTE = "weights_sha256_of_defend"  # of a network: name of a file -> sha256
 
@@ -199,8 +199,8 @@ def _hash_folder(folder: Path, name: str, subfolder: str) -> dict[str, str]:
     weights = [path for path in files if path.suffix.lower() in WEIGHTS_SUFFIXES]
     if not weights:
         raise BadWeights(
-            f"{folder / subfolder}: expected a file of weights to hash ({', '.join(WEIGHTS_SUFFIXES)}), got none; name"
-            " the file so, or give the folder that holds it"
+            f"{folder / subfolder}: expected a file of weights to hash, got none of"
+            f" {', '.join(WEIGHTS_SUFFIXES)}; rename the file, or give the folder that holds it"
         )
     hashed = [*weights, *(path for path in files if path.name == CONFIGURATION)]
     return {f"{name}/{path.relative_to(folder).as_posix()}": file_sha256(path) for path in hashed}
