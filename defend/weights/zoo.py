@@ -320,10 +320,10 @@ def _contradictions(source: Header | ZooEntry, wanted: Wanted) -> list[str]:
 
     A field that the file does not know shaped its network by the default, if at all.
     """
-    fields, found = decided_fields(source, wanted.component), []
+    fields, differences = decided_fields(source, wanted.component), []
     for key, value in wanted.fields.items():
         known = fields if key in fields else wanted.defaults
         if key not in known or as_json(known[key]) != as_json(value):
             has = f"{key}={fields[key]!r}" if key in fields else f"no {key}"
-            found.append(f"the file has {has}, the spec has {key}={value!r}")
-    return found
+            differences.append(f"the file has {has}, the spec has {key}={value!r}")
+    return differences
