@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from defend.noise import Noise
 from defend.purifier import Backward, Card, Purifier, Relaxed
 from defend.trained_on import TrainedOn
+from defend.weights.third_party import merge_hashes
 
 
 class Chain(Purifier):
@@ -67,10 +68,7 @@ class Chain(Purifier):
     @property
     def weights_sha256(self) -> dict[str, str]:
         """The hashes of all members' weights files by their names."""
-        hashes: dict[str, str] = {}
-        for member in self.members:
-            hashes.update(member.weights_sha256)
-        return hashes
+        return merge_hashes(*(member.weights_sha256 for member in self.members))
 
     def networks(self) -> list[nn.Module]:
         """Return the networks of all members."""

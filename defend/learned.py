@@ -4,7 +4,9 @@ named weights, and frozen.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
+from collections import deque
 from functools import partial
 from pathlib import Path
 from types import MethodType, ModuleType
@@ -18,8 +20,8 @@ from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
-from defend.weights.third_party import loaded_weights
-from defend.weights.zoo import Wanted, find_weights, is_same_component
+from defend.weights.third_party import loaded_weights, merge_hashes
+from defend.weights.zoo import Wanted, decided_fields, find_weights, is_same_component
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
 
@@ -68,9 +70,9 @@ def find_networks(holder: object) -> list[nn.Module]:
     """
     networks: list[nn.Module] = []
     visited: set[int] = set()
-    pending: list[Any] = list(vars(holder).values())
+    pending: deque[Any] = deque(vars(holder).values())
     while pending:
-        value = pending.pop(0)
+        value = pending.popleft()
         if id(value) in visited:
             continue
         visited.add(id(value))
@@ -103,9 +105,9 @@ def freeze(net: nn.Module) -> None:
 
 
 def is_frozen(net: nn.Module) -> bool:
-    """Return True if a network looks frozen: its own mode, and its first parameter."""
-    first = next(net.parameters(), None)
-    return not net.training and (first is None or not first.requires_grad)
+    """Return True if all parts of a network are in eval mode, and no parameter has a gradient."""
+    is_trained = any(module.training for module in net.modules())
+    return not is_trained and not any(w.requires_grad for w in net.parameters())
 
 
 class InBfloat16(nn.Module):
@@ -240,19 +242,23 @@ class Learned(Configured):
         adopted = set(type(self).fields()) - {"weights"} - set(self._set_fields)
         if not is_same_component(header.component, self.component):
             adopted -= self.uses
-        for name in adopted & set(header.fields):
-            value = header.fields[name]
+        decided = decided_fields(header, self.component)
+        for name in adopted & set(decided):
+            value = decided[name]
             as_tuple = isinstance(value, list) and isinstance(getattr(self, name, None), tuple)
             setattr(self, name, tuple(value) if as_tuple else value)  # JSON has no tuples
 
     def _wanted(self) -> Wanted:
-        shaping = set(type(self).fields()) - {"weights"} - self.uses
+        fields = type(self).fields()
+        shaping = set(fields) - {"weights"} - self.uses
+        defaults = {name: default for name, (_, default) in fields.items()}
         return Wanted(
             kind=self.kind,
             component=self.component,
             architecture=self.architecture or self.component,
             dataset=self.dataset,
             fields={name: v for name, v in self._set_fields.items() if name in shaping},
+            defaults={name: v for name, v in defaults.items() if v is not dataclasses.MISSING},
         )
 
     def _build(self) -> Frozen:
@@ -281,13 +287,33 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew, as a tuple of one: of networks of other libraries, nothing."""
+        """What the training knew. Of networks of other libraries nobody knows: they are unknown.
+
+        Those beside the network that `build` returned come second.
+        """
+        unknown = TrainedOn(kind="unknown")
+        beside = (unknown,) if self._loaded_beside() else ()
         if self.file:
-            return (self.file.header.trained_on,)
+            return (self.file.header.trained_on, *beside)
         is_foreign = self._loaded and self.fitted_on.kind == "untrained"
-        return (TrainedOn(kind="unknown") if is_foreign else self.fitted_on,)
+        return (unknown if is_foreign else self.fitted_on, *beside)
 
     @property
     def weights_sha256(self) -> dict[str, str]:
+        """The hashes of `own_weights`, and of the files of networks beside that of `build`."""
+        return merge_hashes(self.own_weights, self._loaded_beside())
+
+    @property
+    def own_weights(self) -> dict[str, str]:
         """The hash of the weights file by its name, or of the files that `build` loaded."""
         return {self.file.name: self.file.sha256} if self.file else self._loaded
+
+    def is_own_network(self, held: object) -> bool:
+        """Return True for the module around the network that `build` returned."""
+        return isinstance(held, Frozen) and held.net is getattr(self, "net", None)
+
+    def _loaded_beside(self) -> dict[str, str]:
+        """Return the files that networks beside that of `build` loaded: name -> sha256."""
+        find = getattr(self, "networks", None)  # of purifiers, which an author may override
+        networks = find() if callable(find) else find_networks(self)
+        return loaded_weights(*(net for net in networks if not self.is_own_network(net)))

@@ -5,6 +5,7 @@ Stored as data in the header of a weights file, in zoo.toml and in records. Impo
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -34,9 +35,20 @@ class TrainedOn:
     behind_weights: Mapping[str, str] = field(default_factory=dict)  # name -> sha256
 
     def __post_init__(self) -> None:
-        kinds = get_args(Kind)
-        if self.kind not in kinds:
-            raise BadParameter(f"TrainedOn(kind={self.kind!r}): expected one of {', '.join(kinds)}")
+        kinds, hashes = get_args(Kind), "a mapping of names to texts (sha256)"
+        expected = {
+            "kind": (self.kind in kinds, f"one of {', '.join(kinds)}"),
+            "attack": (isinstance(self.attack, str), "a text"),
+            "norm": (isinstance(self.norm, str), "a text"),
+            "eps": (_is_size(self.eps), "None or a finite number from 0 on"),
+            "classifiers": (_maps_texts(self.classifiers), hashes),
+            "behind": (isinstance(self.behind, str), "a text"),
+            "behind_weights": (_maps_texts(self.behind_weights), hashes),
+        }
+        for name, (is_right, words) in expected.items():
+            if not is_right:
+                value = getattr(self, name)
+                raise BadParameter(f"TrainedOn({name}={value!r}): expected {words}")
 
     def __str__(self) -> str:
         """Return it in a few words, as in adversarial(pgd-10, Linf 0.3, itself)."""
@@ -56,6 +68,18 @@ class TrainedOn:
         return bool({sha for sha in self.classifiers.values() if sha} & set(weights.values()))
 
 
+def _is_size(value: Any) -> bool:
+    """Return True for None and for a finite number from 0 on."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and 0 <= value < math.inf)
+
+
+def _maps_texts(value: Any) -> bool:
+    """Return True for a mapping of texts to texts."""
+    is_mapping = isinstance(value, Mapping)
+    return is_mapping and all(isinstance(t, str) for pair in value.items() for t in pair)
+
+
 def read_trained_on(value: Any) -> TrainedOn:
     """Return it from JSON or TOML: a table of its fields, or the text of versions before 0.2.
 
@@ -72,7 +96,7 @@ def read_trained_on(value: Any) -> TrainedOn:
 
 
 _ADVERSARIAL = re.compile(
-    r"adversarial\((?P<attack>[^,]+), (?:(?P<norm>\w+) )?(?P<eps>[\d.]+), (?P<who>.+)\)"
+    r"adversarial\((?P<attack>[^,]+), (?:(?P<norm>\w+) )?(?P<eps>\d+\.?\d*), (?P<who>.+)\)"
 )
 
 

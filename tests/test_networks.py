@@ -89,6 +89,27 @@ def test_a_raw_network_is_moved(make):
     assert devices == {"cuda"}
 
 
+def trains_its_last_parameter(network):
+    network.requires_grad_(False).eval()[-2].bias.requires_grad_(True)
+
+
+def trains_an_inner_part(network):
+    network.requires_grad_(False).eval()[-1].train()
+
+
+PARTLY_TRAINED = [trains_its_last_parameter, trains_an_inner_part]
+
+
+@pytest.mark.parametrize("change", PARTLY_TRAINED)
+def test_a_network_that_is_frozen_in_part_is_frozen_before_it_purifies(change):
+    """It is made after `__post_init__`, or an author sets it to training again."""
+    purifier = HoldsSomewhere()
+    change(purifier.held)
+    purifier.purified(purifier.example(2))
+    assert not any(module.training for module in purifier.held.modules())
+    assert not any(w.requires_grad for w in purifier.held.parameters())
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_a_raw_network_is_part_of_the_key(place):
     """Other tensors are another purifier."""

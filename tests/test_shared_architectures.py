@@ -14,7 +14,7 @@ from defend.cli import main
 from defend.errors import BadParameter, BadWeights
 from defend.loading import load
 from defend.registry import REGISTRY
-from defend.weights.header import file_sha256
+from defend.weights.header import file_sha256, read_header
 
 DIST = "prior-kit"
 CPU = torch.device("cpu")
@@ -116,6 +116,81 @@ def test_a_class_that_an_entry_point_names_by_another_module_has_its_name(tmp_pa
     assert cls.__module__ == "exported.inner"
     assert REGISTRY.component("defense", cls) == "exported/spread"
     assert REGISTRY.component("defense", Diffuse) == "Diffuse"
+
+
+class Activated(Prior):
+    """Another user of the network with two more fields that shape it, one of them a use above."""
+
+    architecture = ARCHITECTURE
+    act: str = "relu"
+    sigma: float = 0.9
+
+
+class Named(Prior):
+    """A user of the network with a field that has no default."""
+
+    architecture = ARCHITECTURE
+    task: str
+
+
+@pytest.mark.parametrize("text", ["no field of the file", "relu", "gelu"])
+def test_a_set_shape_that_the_file_lacks_must_be_the_default(trained, text):
+    """The file was trained before the field existed, or for a component that lacks it."""
+    fields = {} if text.startswith("no") else {"act": text}
+    if text != "gelu":
+        assert Activated(weights=str(trained), **fields).act == "relu"
+        return
+    with pytest.raises(BadWeights, match="the file has no act, the spec has act='gelu'") as e:
+        Activated(weights=str(trained), **fields)
+    assert "\n" not in str(e.value) and "uses" in str(e.value)
+
+
+def test_a_set_shape_without_a_default_must_be_in_the_file(trained, tmp_path):
+    with pytest.raises(BadWeights, match="the file has no task, the spec has task='blur'"):
+        Named(weights=str(trained), task="blur")
+    path = write_weights(tmp_path / "named.safetensors", "Named", fields={"task": "blur"})
+    assert Named(weights=str(path), task="blur").task == "blur"
+
+
+def test_a_use_of_another_component_is_no_shape(tmp_path):
+    uses = ("sigma", "steps")
+    path = write_weights(tmp_path / "w.safetensors", f"{DIST}/diffuse", uses=uses)
+    assert Activated(weights=str(path)).sigma == 0.9
+    assert Activated(weights=str(path), sigma=0.9).width == 3
+    with pytest.raises(BadWeights, match=r"the file has no sigma, the spec has sigma=0\.3"):
+        Activated(weights=str(path), sigma=0.3)
+
+
+@pytest.mark.usefixtures("kit")
+def test_a_use_stays_the_default_of_its_own_component(tmp_path):
+    path = write_weights(tmp_path / "w.safetensors", f"{DIST}/diffuse", uses=("sigma", "steps"))
+    assert settings_of("diffuse", path, "sigma", "steps") == {"sigma": 0.3, "steps": 7}
+    assert settings_of("restore", path, "width", "sigma") == {"width": 3, "sigma": 0.7}
+
+
+def test_a_header_without_uses_is_written_as_before(tmp_path):
+    """An older version of defend reads it."""
+    without, with_uses = (
+        write_weights(tmp_path / f"{len(uses)}.safetensors", "diffuse", uses=uses)
+        for uses in ((), ("sigma",))
+    )
+    assert b"uses" not in without.read_bytes()
+    assert read_header(without).uses == ()
+    assert read_header(with_uses).uses == ("sigma",)
+
+
+@pytest.mark.parametrize("uses", [3, "sigma", [3]], ids=repr)
+def test_uses_of_another_type_are_no_header(tmp_path, uses):
+    path = write_weights(tmp_path / "w.safetensors", "diffuse", uses=("sigma",))
+    content = path.read_bytes()
+    start, size = 8, int.from_bytes(content[:8], "little")
+    header = json.loads(content[start : start + size])
+    values = {**json.loads(header["__metadata__"]["defend"]), "uses": uses}
+    header["__metadata__"]["defend"] = json.dumps(values)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start + size :])
+    with pytest.raises(BadWeights, match="uses: expected a list of texts"):
+        read_header(path)
 
 
 WRONG_USES = {

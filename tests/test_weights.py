@@ -127,6 +127,14 @@ def test_a_foreign_zoo_is_found_without_importing_it(zoo):
     assert "foreign_zoo" not in sys.modules
 
 
+def test_auto_prefers_a_file_that_knows_the_field(zoo):
+    """An older default does not say how its network was shaped."""
+    zoo(old=({}, DEFAULT), newer=({"fields": {"codes": 300, "grid": 2, "act": "gelu"}}, DEFAULT))
+    assert find(act="gelu").name == "newer"
+    with pytest.raises(BadWeights, match="the file has no act, the spec has act='gelu'"):
+        find("old", act="gelu")
+
+
 def test_auto_takes_the_default_of_component_data_set_and_fields(zoo):
     zoo(
         quad=({}, DEFAULT),

@@ -106,6 +106,23 @@ def test_a_row_is_replaced_with_overwrite_alone(file, tmp_path):
     assert load("diffuse:weights=prior").file.header.seed == 5
 
 
+def test_a_row_that_cannot_be_replaced_leaves_its_file_as_it_is(package, file, tmp_path):
+    """A part of the row stands below another one."""
+    add(file, "--name", "first")
+    add(file, "--name", "second")
+    toml, copy = package / "zoo.toml", package / "first.safetensors"
+    rows = toml.read_text().replace("measured = {}", "")
+    toml.write_text(f"{rows}\n[first.measured]\npsnr = 3\n")
+    read_zoo.cache_clear()
+    before = toml.read_bytes(), copy.read_bytes()
+    changed = write_weights(tmp_path / "changed.safetensors", DIFFUSE, seed=5)
+    options = ("--name", "first", "--licence", "MIT", "--overwrite")
+    code, output = run("add", changed, *options)
+    assert code == 2 and "got another layout" in output
+    assert (toml.read_bytes(), copy.read_bytes()) == before
+    assert load("diffuse:weights=first").file.header.seed == 0
+
+
 def test_a_file_that_lies_in_the_zoo_is_not_copied(package, file):
     inside = shutil.copy(file, package / "inside.safetensors")
     add(inside)
@@ -242,6 +259,8 @@ def test_trained_weights_go_straight_into_a_zoo(package, monkeypatch):
     assert "added diffuse-digits to" in output
     assert load("diffuse", dataset="digits").settings["sigma"] == 0.4
     assert read_zoos()["diffuse-digits"].fields["sigma"] == 0.4
+    assert read_zoos()["diffuse-digits"].uses == ("sigma", "steps")
+    assert read_header(package / "diffuse-digits.safetensors").uses == ("sigma", "steps")
     assert not list(package.glob("*.resume"))
 
 

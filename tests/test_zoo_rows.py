@@ -1,5 +1,6 @@
 """Rows of a zoo.toml are written by hand: they say what they should, and no other byte changes."""
 
+import math
 import tomllib
 
 import pytest
@@ -32,6 +33,26 @@ def test_toml_reads_a_table(name, row):
 
 def test_a_table_leaves_none_out():
     assert format_value({"a": None, "b": 1, "c": {"d": None}}) == "{ b = 1, c = {} }"
+
+
+NO_TOML = {  # value -> words of the error
+    "NaN": ({"psnr": math.nan}, "psnr: expected a finite number, a text, .*, got nan"),
+    "an infinity": (math.inf, "measured: expected a finite number"),
+    "in a list": ({"psnr": [1, -math.inf]}, "psnr: .* got \\[1, -inf\\]"),
+    "null in a list": ({"a": {"b": [None]}}, "b: .* got \\[None\\]"),
+    "an object": ({"a": object()}, "a: expected a finite number"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), NO_TOML.values(), ids=NO_TOML)
+def test_a_value_that_toml_does_not_hold_is_one_line(value, message):
+    for put in (
+        lambda: put_row(BEFORE, "new", {"measured": value}),
+        lambda: put_value(BEFORE, "second", "measured", value),
+    ):
+        with pytest.raises(BadWeights, match=f"^zoo.toml: {message}") as e:
+            put()
+        assert "\n" not in str(e.value)
 
 
 BEFORE = """# our weights

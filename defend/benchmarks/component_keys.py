@@ -17,7 +17,7 @@ from torch import nn
 
 from defend.chain import Chain, members_of
 from defend.hashing import tensor_sha256
-from defend.learned import Frozen, Learned, find_networks
+from defend.learned import Learned, find_networks
 from defend.registry import GROUPS, HOME, REGISTRY, Kind
 from defend.weights.header import file_sha256
 
@@ -64,11 +64,11 @@ def content_hash(component: Any) -> str:
 
 
 def _attributes(component: Any) -> dict[str, Any]:
-    """Return the attributes; the network of a learned component is known by its file."""
+    """Return the attributes; what `build` of a learned component returned is known by its file."""
     attributes: dict[str, Any] = vars(component)
     if not isinstance(component, Learned):
         return attributes
-    return {k: v for k, v in attributes.items() if not isinstance(v, Frozen)}
+    return {k: v for k, v in attributes.items() if not component.is_own_network(v)}
 
 
 def _networks_in_objects(component: Any) -> list[nn.Module]:

@@ -108,7 +108,7 @@ def check_final_methods(component: Any) -> None:
 def check_trained(component: Any, spec: str) -> None:
     """Raise BadParameter for a learned component without weights: it measures nothing."""
     for member in members_of(component):
-        if isinstance(member, Learned) and not member.weights_sha256:
+        if isinstance(member, Learned) and not member.own_weights:
             raise BadParameter(
                 f"{spec}: weights=untrained measures nothing; train it with `defend train` or"
                 " name its weights"

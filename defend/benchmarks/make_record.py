@@ -29,6 +29,7 @@ from defend.records import (
 from defend.spec import parse
 from defend.tasks.classification import CLASSIFICATION
 from defend.unit_files import Unit
+from defend.weights.third_party import merge_hashes
 
 
 def make_record(
@@ -67,9 +68,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
     attack = components.attack(cell.bare_attack)
     attacked_classifier = components.classifier(cell.attacked.classifier)
     attacked_defense = components.defense(cell.attacked.defense)
-    weights: dict[str, str] = {}
-    for component in (classifier, defense, attacked_classifier, attacked_defense):
-        weights |= component.weights_sha256
+    used = (classifier, defense, attacked_classifier, attacked_defense)
     data = components.data
     distinct = data.card.distinct.get(cell.split, cell.n)
     return {
@@ -108,7 +107,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
                 classifier=attacked_classifier.settings, defense=attacked_defense.settings
             ),
         ),
-        "weights": weights,
+        "weights": merge_hashes(*(component.weights_sha256 for component in used)),
         "scored_weights": ScoredWeights(
             classifier=classifier.weights_sha256, defense=defense.weights_sha256
         ),

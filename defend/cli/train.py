@@ -219,6 +219,7 @@ def make_header(
         command=command,
         seed=seed if isinstance(seed, int) else 0,
         commit=_commit(),
+        uses=tuple(sorted(learner.uses)),
     )
 
 

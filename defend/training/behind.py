@@ -31,7 +31,7 @@ def load_behind(spec: str, classifier: Classifier) -> Purifier | None:
     device = next(classifier.net.parameters()).device
     purifier: Purifier = load(spec, "defense", classifier.dataset, device)
     for member in members_of(purifier):
-        if isinstance(member, Learned) and not member.weights_sha256:
+        if isinstance(member, Learned) and not member.own_weights:
             raise BadParameter(
                 f"behind={spec}: expected a defense with trained weights, got weights=untrained;"
                 " train it with `defend train`, or name its weights"

@@ -106,8 +106,8 @@ class Addition:
 def add_weights(file: Path, addition: Addition, measured: Mapping[str, Any] | None = None) -> Path:
     """Copy a weights file into a zoo, write its row, and return the path of the copy.
 
-    Raise BadWeights if the file holds no weights of a registered component, BadParameter if the
-    addition cannot work or its folder cannot be written.
+    Raise BadWeights if the file holds no weights of a registered component, or if zoo.toml cannot
+    take the row; BadParameter if the addition cannot work or its folder cannot be written.
     """
     header = read_header(file)
     check_registered(file, header)
@@ -115,12 +115,15 @@ def add_weights(file: Path, addition: Addition, measured: Mapping[str, Any] | No
     copy = addition.folder / f"{addition.name}.safetensors"
     toml = addition.folder / "zoo.toml"
     text = toml.read_bytes().decode() if toml.exists() else ""
+    row = make_row(file, header, addition, measured or {})
+    text = put_row(text, addition.name, row)  # may refuse, before anything is written
+    is_there = copy.exists() and copy.samefile(file)
+    if not is_there:
+        _check_free(copy, addition)
     try:
-        if not (copy.exists() and copy.samefile(file)):
-            _check_free(copy, addition)
+        if not is_there:
             write_file(copy, file.read_bytes())
-        row = make_row(copy, header, addition, measured or {})
-        write_file(toml, put_row(text, addition.name, row))
+        write_file(toml, text)
     except OSError as e:
         raise BadParameter(
             f"{addition.folder}: cannot be written: {e.strerror}; give another --package"
@@ -140,9 +143,12 @@ def _check_free(copy: Path, addition: Addition) -> None:
 def make_row(
     file: Path, header: Header, addition: Addition, measured: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the row of a weights file in the order of its lines in zoo.toml."""
+    """Return the row of a weights file in the order of its lines in zoo.toml.
+
+    file: holds what its copy in the zoo will hold.
+    """
     row: dict[str, Any] = {
-        "file": file.name,
+        "file": f"{addition.name}.safetensors",
         "sha256": file_sha256(file),
         "size": file.stat().st_size,
         "kind": header.kind,
@@ -156,10 +162,13 @@ def make_row(
         "seed": header.seed,
         "trained_on": header.trained_on.to_json(),
         "fields": dict(sorted(header.fields.items())),
+        "uses": list(header.uses),
         "measured": dict(measured),
     }
     if header.architecture == header.component:
         del row["architecture"]
+    if not header.uses:
+        del row["uses"]
     return {key: value for key, value in row.items() if value is not False}
 
 

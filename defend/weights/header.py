@@ -38,6 +38,7 @@ class Header:
     command: str
     seed: int
     commit: str
+    uses: tuple[str, ...] = ()  # names of `fields` that do not shape the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +88,19 @@ def read_header(path: Path) -> Header:
     values = {"architecture": values.get("component"), **values}  # absent before version 0.2
     _check_names(path, values)
     try:
+        values["uses"] = read_uses(values.get("uses", []))  # absent before version 0.2
         header = Header(**{**values, "trained_on": read_trained_on(values["trained_on"])})
     except BadParameter as e:
         raise _not_weights(path, str(e)) from None
     _check_types(path, header)
     return header
+
+
+def read_uses(value: Any) -> tuple[str, ...]:
+    """Return the names of uses from JSON or TOML. Raise BadParameter for no list of texts."""
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise BadParameter(f"uses: expected a list of texts, got {value!r}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -123,7 +132,7 @@ def _check_names(path: Path, values: Mapping[str, Any]) -> None:
 
 def _check_types(path: Path, header: Header) -> None:
     """Raise BadWeights for a field of another type than JSON gives it."""
-    types = {"fields": dict, "trained_on": TrainedOn, "seed": int}
+    types = {"fields": dict, "trained_on": TrainedOn, "seed": int, "uses": tuple}
     for field in fields(Header):
         value, expected = getattr(header, field.name), types.get(field.name, str)
         if not isinstance(value, expected):
@@ -159,6 +168,8 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], header: Header) -> N
         "fields": dict(header.fields),
         "trained_on": header.trained_on.to_json(),
     }
+    if not header.uses:
+        del values["uses"]  # versions before 0.2 read the file, too
     metadata = {KEY: json.dumps(values, sort_keys=True)}
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # safetensors' own `save_file` would make a file that only its owner can read.

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from defend.errors import BadWeights
+from defend.errors import BadWeights, one_line
 
 Row = Mapping[str, Any]
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -20,22 +20,40 @@ _TABLE = re.compile(r"^[ \t]*\[(?P<key>[^\]\n]*)\]", re.M)
 
 def format_row(name: str, row: Row) -> str:
     """Return the table of one weights file, one line for each key, in the order of the row."""
-    lines = [f"{key} = {format_value(value)}" for key, value in row.items()]
+    lines = [format_pair(key, value) for key, value in row.items()]
     return "\n".join([f"[{_format_key(name)}]", *lines, ""])
 
 
+def format_pair(key: str, value: Any) -> str:
+    """Return a key with its value on one line. Raise BadWeights for a value that no zoo holds."""
+    try:
+        return f"{_format_key(key)} = {format_value(value)}"
+    except BadWeights:
+        raise  # it names the inner key
+    except (TypeError, ValueError):
+        raise BadWeights(
+            f"zoo.toml: {key}: expected a finite number, a text, true, false, or a list or table"
+            f" of these, got {one_line(value)[:80]}; measure or train again, or leave {key} out"
+        ) from None
+
+
 def format_value(value: Any) -> str:
-    """Return a value of JSON as TOML on one line. A table leaves None out: TOML has none."""
+    """Return a value of JSON as TOML on one line. A table leaves None out: TOML has none.
+
+    Raise TypeError, ValueError for a value that TOML or other readers of records do not hold.
+    """
     if isinstance(value, Mapping):
         items = {key: value[key] for key in value if value[key] is not None}
-        pairs = [f"{_format_key(key)} = {format_value(item)}" for key, item in items.items()]
+        pairs = [format_pair(key, item) for key, item in items.items()]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_value, value))}]"
     if isinstance(value, str):
         # TOML has no surrogate pairs, which `ensure_ascii` would write, and no raw DEL.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
+    if value is None:
+        raise TypeError("TOML has no null")
+    return json.dumps(value, allow_nan=False)
 
 
 def _format_key(key: str) -> str:
@@ -67,7 +85,7 @@ def put_value(text: str, name: str, key: str, value: Any) -> str:
     if span is None:
         raise BadWeights(f"zoo.toml: expected a table [{name}], got none; add it first")
     start, end = span
-    row, line = text[start:end], f"{key} = {format_value(value)}"
+    row, line = text[start:end], format_pair(key, value)
     place = re.compile(rf"^[ \t]*{re.escape(key)}[ \t]*=.*$", re.M)
     if place.search(row):
         row = place.sub(lambda _: line, row, count=1)

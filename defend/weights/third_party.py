@@ -39,7 +39,9 @@ STRICT_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "transformers": {"use_safetensors": True, "output_loading_info": True},
 }
-HASHED_FILES = ("*.safetensors", "*.bin", "config.json")
+CONFIGURATION = "config.json"  # hashed beside the weights
+_TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".tar", ".ckpt", ".pkl", ".pickle")
+WEIGHTS_SUFFIXES = (*_TENSOR_SUFFIXES, ".npz", ".npy", ".h5", ".msgpack", ".onnx", ".gguf")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ATTRIBUTE = "weights_sha256_of_defend"  # of a network: name of a file -> sha256
 
@@ -146,11 +148,22 @@ def load_pretrained(cls: Any, source: str | Path, **options: Any) -> nn.Module:
 
 def loaded_weights(*networks: nn.Module) -> dict[str, str]:
     """Return the files that `load_pretrained` and `fill_network` loaded: name -> sha256."""
-    hashes: dict[str, str] = {}
-    for network in networks:
-        for module in network.modules():
-            hashes |= getattr(module, _ATTRIBUTE, {})
-    return hashes
+    modules = [module for network in networks for module in network.modules()]
+    return merge_hashes(*(getattr(module, _ATTRIBUTE, {}) for module in modules))
+
+
+def merge_hashes(*hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return all hashes in one mapping: name -> sha256.
+
+    Other content under a name that is taken gets a number: "unit/model.pth (2)".
+    """
+    merged: dict[str, str] = {}
+    for name, sha256 in (item for mapping in hashes for item in mapping.items()):
+        free, number = name, 1
+        while merged.setdefault(free, sha256) != sha256:
+            number += 1
+            free = f"{name} ({number})"
+    return merged
 
 
 def _remember(net: nn.Module, hashes: dict[str, str]) -> None:
@@ -178,12 +191,19 @@ def _load_folder(cls: Any, folder: Path, name: str, options: dict[str, Any]) -> 
 
 
 def _hash_folder(folder: Path, name: str, subfolder: str) -> dict[str, str]:
-    """Return name/file -> sha256 of the weights and of the configuration."""
-    hashes = {}
-    for pattern in HASHED_FILES:
-        for path in sorted((folder / subfolder).glob(pattern)):
-            hashes["/".join(filter(None, (name, subfolder, path.name)))] = file_sha256(path)
-    return hashes
+    """Return name/file -> sha256 of the weights and of the configuration, in folders below too.
+
+    Raise BadWeights if there are no weights.
+    """
+    files = sorted(path for path in (folder / subfolder).rglob("*") if path.is_file())
+    weights = [path for path in files if path.suffix.lower() in WEIGHTS_SUFFIXES]
+    if not weights:
+        raise BadWeights(
+            f"{folder / subfolder}: expected a file of weights to hash, got none of"
+            f" {', '.join(WEIGHTS_SUFFIXES)}; rename the file, or give the folder that holds it"
+        )
+    hashed = [*weights, *(path for path in files if path.name == CONFIGURATION)]
+    return {f"{name}/{path.relative_to(folder).as_posix()}": file_sha256(path) for path in hashed}
 
 
 def _load_from_hub(cls: Any, name: str, options: dict[str, Any]) -> nn.Module:

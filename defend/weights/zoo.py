@@ -21,7 +21,7 @@ from typing import Any
 from defend.errors import AmbiguousName, BadWeights, UnknownName, suggest_names
 from defend.registry import REGISTRY
 from defend.trained_on import TrainedOn, read_trained_on
-from defend.weights.header import WeightsFile, file_sha256, read_header
+from defend.weights.header import Header, WeightsFile, file_sha256, read_header, read_uses
 
 GROUP = "defend.weights"
 HOME = "defend"  # the package whose names no other package can shadow
@@ -46,6 +46,7 @@ class ZooEntry:
     surrogate: bool = False  # retrained for transfer attacks; such an entry is never a default
     size: int = 0
     fields: Mapping[str, Any] = field(default_factory=dict)
+    uses: tuple[str, ...] = ()  # names of `fields` that do not shape the network
     measured: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""  # the package it ships with
 
@@ -132,6 +133,7 @@ def _make_entry(name: str, table: Mapping[str, Any], folder: Path, package: str)
         "file": folder / table["file"],
         "source": package,
         "trained_on": read_trained_on(table["trained_on"]),
+        "uses": read_uses(table.get("uses", [])),
     }
     return ZooEntry(**fields)
 
@@ -163,6 +165,15 @@ class Wanted:
     architecture: str
     dataset: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)  # that were set and shape the network
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of those fields that have one
+
+
+def decided_fields(source: Header | ZooEntry, component: str) -> dict[str, Any]:
+    """Return the fields that a file decides for a component: if it was trained for another one,
+    those that are no use of that one.
+    """
+    is_own = is_same_component(source.component, component)
+    return {k: v for k, v in source.fields.items() if is_own or k not in source.uses}
 
 
 def find_weights(weights: str, wanted: Wanted) -> WeightsFile:
@@ -229,9 +240,10 @@ def _choose_default(entries: Mapping[str, ZooEntry], wanted: Wanted) -> ZooEntry
     on_dataset = [
         e for e in _select_architecture(entries, wanted) if wanted.dataset in (None, e.dataset)
     ]
-    fitting = [e for e in on_dataset if _agrees(e.fields, wanted.fields)]
+    fitting = [e for e in on_dataset if _agrees(decided_fields(e, wanted.component), wanted.fields)]
     defaults = [e for e in fitting if e.default]
-    chosen = _prefer_own(defaults, wanted.component)
+    exact = [e for e in defaults if not _contradictions(e, wanted)]
+    chosen = _prefer_own(exact or defaults, wanted.component)
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
@@ -294,13 +306,24 @@ def _check_fits(file: WeightsFile, wanted: Wanted) -> None:
             f"{file.name}: expected weights of the {wanted.kind} '{wanted.architecture}', "
             f"got weights of the {header.kind} '{header.architecture}'"
         )
-    contradictions = [
-        f"the file has {key}={header.fields[key]!r}, the spec has {key}={value!r}"
-        for key, value in wanted.fields.items()
-        if key in header.fields and header.fields[key] != as_json(value)
-    ]
+    contradictions = _contradictions(header, wanted)
     if contradictions:
         raise BadWeights(
             f"{wanted.component}: weights {file.name} contradict the spec: "
-            f"{'; '.join(contradictions)}. Leave the field out, or choose other weights."
+            f"{'; '.join(contradictions)}. Leave the field out, choose other weights, or name it in"
+            " `uses` of the class if it does not shape the network."
         )
+
+
+def _contradictions(source: Header | ZooEntry, wanted: Wanted) -> list[str]:
+    """Return how the wanted fields differ from those of a file.
+
+    A field that the file does not know shaped its network by the default, if at all.
+    """
+    fields, differences = decided_fields(source, wanted.component), []
+    for key, value in wanted.fields.items():
+        known = fields if key in fields else wanted.defaults
+        if key not in known or as_json(known[key]) != as_json(value):
+            has = f"{key}={fields[key]!r}" if key in fields else f"no {key}"
+            differences.append(f"the file has {has}, the spec has {key}={value!r}")
+    return differences
