@@ -88,7 +88,7 @@ def _held_values(value: Any) -> list[Any]:
     """Return what a container, a partial, a bound method or an object holds."""
     if isinstance(value, dict):
         return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return list(value)
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]

@@ -19,7 +19,7 @@ from defend.loading import load
 from defend.noise import Noise
 
 SLIM = {"weights": "untrained", "width": 32}
-CONVERTER = REPOSITORY / "examples" / "import_comdefend.py"
+CONVERTER = REPOSITORY / "docs" / "import_comdefend.py"
 
 
 def images(n=3, size=16, channels=3, seed=0):

@@ -1,5 +1,6 @@
 """Networks that a purifier holds anywhere are found, frozen, cast, registered and hashed."""
 
+from collections import deque
 from functools import partial
 
 import pytest
@@ -34,6 +35,7 @@ PLACES = {
     "dict": lambda network: {"first": {"second": network}},
     "plain object": Holder,
     "bound method": lambda network: Holder(network).restore,
+    "deque": lambda network: deque([network]),
     "partial": lambda network: partial(Holder.restore, Holder(network)),
     "keyword of a partial": lambda network: partial(torch.add, other=network),
 }

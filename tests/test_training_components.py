@@ -1,5 +1,8 @@
 """Other components in a training: what is known of them, and which resume files belong to it."""
 
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,7 @@ from defend.errors import BadParameter
 from defend.loading import load
 from defend.purifier import Purifier
 from defend.trained_on import ITSELF, TrainedOn
+from defend.training.fitting import hash_code
 from defend.training.knowledge import add_knowledge, merge_hashes
 from defend.weights.header import file_sha256
 
@@ -246,3 +250,29 @@ def test_a_resume_file_of_a_run_beside_other_weights_is_refused(late, tmp_path, 
     with pytest.raises(BadParameter, match=f"{before}.*{file_sha256(path)}") as error:
         make_denoiser(BesideFile).fit(*grey_images(), resume=tmp_path / "r", **FIXED, **options)
     assert "\n" not in str(error.value)
+
+
+MODULE = """
+class Part:
+    def loss(self, x):
+        return x.square()
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("square", "abs", False),
+        ("(self, x):", "(self, x):  # the error", True),
+        ("Part", "Part", True),
+    ],
+)
+def test_a_run_is_known_by_its_code_and_not_by_comments(tmp_path, monkeypatch, old, new, is_same):
+    hashes = []
+    for number, text in enumerate((MODULE, MODULE.replace(old, new))):
+        (tmp_path / f"recipe_{number}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, f"recipe_{number}", raising=False)
+        hashes.append(hash_code(import_module(f"recipe_{number}").Part))
+    assert (hashes[0] == hashes[1]) is is_same
+    assert all(hashes)

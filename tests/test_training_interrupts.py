@@ -27,12 +27,13 @@ def read_state(path):
 class Interrupted(Denoiser):
     """Its recipe presses Control-C once, in a loss or while the quality is measured."""
 
-    component = "Denoiser"
+    component, __module__ = "Denoiser", Denoiser.__module__  # a resume file takes it for a Denoiser
     in_loss, in_quality = 0, 0  # the call, counted from 1, at which it does so; 0: never
     presses = 1
     number = signal.SIGINT
 
     class recipe(DenoiseRecipe):
+        __module__ = Denoiser.__module__
         losses, qualities = 0, 0
 
         def loss(self, net, x, y, noise):

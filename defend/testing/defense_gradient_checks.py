@@ -130,8 +130,8 @@ def check_relaxation_tends_to_the_step(p: Purifier) -> None:
         " value) for the step that has no derivative"
     )
     assert near < far, (
-        f"expected a relaxation that is nearer to purify() at temperature {NEARLY_THE_STEP:g} than at"
-        f" 1, got mean distances of {near:.4f} and {far:.4f}; does relaxed() use its temperature?"
+        f"expected a relaxation that is nearer to purify() at temperature {NEARLY_THE_STEP:g}"
+        f" than at 1, got mean distances of {near:.4f} and {far:.4f}; use the temperature"
     )
     assert near <= ONE_LEVEL, (
         f"expected a relaxation that tends to purify(), within {ONE_LEVEL:.4f} at temperature"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 from defend.errors import BadWeights, one_line
+from defend.hashing import cache_key
 from defend.progress import TrainingProgress
 from defend.trained_on import TrainedOn
 from defend.training.data import Batch, Source
@@ -71,7 +75,21 @@ def identify_run(component: Any, recipe: Recipe) -> dict[str, Any]:
         "fields": {name: v for name, v in component.settings.items() if name != "weights"},
         "started_from": component.started_from,
         "loaded": dict(recipe.loaded),  # a copy: what a loss loads is not there before a new run
+        "code": hash_code(type(recipe), type(component)),
     }
+
+
+def hash_code(*classes: type) -> str:
+    """Return the hash of the modules of these classes, without comments and layout.
+
+    It is "" where a module has no source, as in an interactive session.
+    """
+    try:
+        modules = sorted({cls.__module__ for cls in classes})
+        sources = [inspect.getsource(sys.modules[module]) for module in modules]
+    except (OSError, TypeError, KeyError):
+        return ""
+    return cache_key({"code": [ast.dump(ast.parse(source)) for source in sources]})
 
 
 def load_start(component: Any, start: str) -> None:

@@ -8,7 +8,7 @@ files, repack each one yourself:
 
 and likewise `dec20_0.0001.npy` as `dec.npz`. Then
 
-    python examples/import_comdefend.py enc.npz dec.npz comdefend-authors.safetensors
+    python docs/import_comdefend.py enc.npz dec.npz comdefend-authors.safetensors
     defend bench --dataset cifar10 --defense comdefend:weights=comdefend-authors.safetensors ...
 
 Each list holds kernels (height, width, in, out) and biases (out,) by turns. The authors compute
@@ -36,7 +36,7 @@ ARRAYS = 18  # nine kernels and nine biases
 def main() -> None:
     """Convert two files of arrays into one weights file."""
     if len(sys.argv) != 4:
-        sys.exit("usage: python examples/import_comdefend.py ENC.npz DEC.npz OUT.safetensors")
+        sys.exit("usage: python docs/import_comdefend.py ENC.npz DEC.npz OUT.safetensors")
     encoder, decoder, out = map(Path, sys.argv[1:])
     try:
         convert(encoder, decoder, out)
