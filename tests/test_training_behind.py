@@ -12,7 +12,7 @@ from defend.errors import DefendError
 from defend.purifier import Purifier
 from defend.results.diagnostics import format_training_mark
 from defend.results.training_knowledge import find_training_marks
-from defend.training.fitting import limit_images
+from defend.training.fitting import identify_run, limit_images
 from defend.training.quality import accuracy
 from defend.training.recipes import ClassifierRecipe
 from defend.weights.header import read_header
@@ -89,6 +89,15 @@ def test_the_purified_validation_images_are_capped_and_counted(options, images):
     assert quality.value == accuracy(classifier.network, x, y)
     assert sum(purifier.counts) == sum(done) == images
     assert done == purifier.counts  # after each batch, not at the end
+
+
+def test_the_weights_of_the_defense_identify_the_run():
+    recipe = ClassifierRecipe(behind="bitdepth:bits=3+split-vqvae:weights=split-vqvae-mnist-quad")
+    classifier = ConvNet(weights="untrained", width=2, channels=1, size=28, classes=10)
+    recipe.trainee(classifier)
+    loaded = identify_run(classifier, recipe)["loaded"]
+    assert loaded == {f"defense {recipe.behind}": recipe.purifier.weights_sha256}
+    assert len(recipe.purifier.weights_sha256) == 1
 
 
 def test_a_classifier_behind_nothing_measures_all_of_val():
