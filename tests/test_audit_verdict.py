@@ -280,7 +280,7 @@ def test_a_budget_fits_the_images(budget, stochastic):
     larger = count_evaluations(budget_for(budget, stochastic, 32)).total
     assert larger.gradients > cost.gradients > 0
     assert larger.forwards > cost.forwards > 0
-    assert few.cost(temperatures=3).gradients > cost.gradients
+    assert count_evaluations(few, temperatures=3).total.gradients > cost.gradients
 
 
 @pytest.mark.parametrize(("budget", "n"), [("standrad", None), ("quick", 3), ("quick", 20.5)])

@@ -19,6 +19,14 @@ from defend.training.interrupts import HeldInterrupts
 NEVER = 1e9  # seconds between two writes: the file can only come from the interrupt
 
 
+@pytest.fixture(autouse=True)
+def sigint_is_heard():
+    """A process that a shell started in the background ignores SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def read_state(path):
     with safe_open(path, "pt") as f:
         return json.loads(f.metadata()[KEY])
@@ -188,7 +196,13 @@ def test_control_c_in_the_command(tmp_path):
     arguments = [*command, *options.split(), "--out", str(tmp_path / "w")]
     environment = {**os.environ, "COLUMNS": "200"}
     arguments += ["-o", "epochs=100000"]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        arguments,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         first_line = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         last_lines = process.stderr.read()
