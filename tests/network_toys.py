@@ -48,6 +48,16 @@ class CallsGlobalNetwork(HoldsNetwork):
         return GLOBAL_NETWORK(x).sigmoid()
 
 
+class UsesParametersOfGlobalNetwork(CallsGlobalNetwork):
+    def purify(self, x, noise):
+        return torch.nn.functional.linear(x, GLOBAL_NETWORK.weight).sigmoid()
+
+
+class CallsForwardOfGlobalNetwork(CallsGlobalNetwork):
+    def purify(self, x, noise):
+        return GLOBAL_NETWORK.forward(x).sigmoid()
+
+
 class HidesNetworkInClosure(HoldsNetwork):
     def validate(self):
         net = linear()

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 
 from defend.purifier import Purifier
 from defend.testing.defense_setup import BATCH, purify
@@ -29,8 +31,8 @@ class ModuleCall:
 def recorded_module_calls() -> Iterator[list[ModuleCall]]:
     """Yield a list that grows at each call of a module with parameters or buffers, in any code.
 
-    Modules that hold nothing (an activation, a pooling) are ignored. A known limit:
-    module.forward(x) calls no hook, so that a module without parts, called so, is not recorded.
+    Modules that hold nothing (an activation, a pooling) are ignored. module.forward(x) calls no
+    hook: what it computes with parameters is seen by `RecordedParameters`.
     """
     calls: list[ModuleCall] = []
 
@@ -45,24 +47,43 @@ def recorded_module_calls() -> Iterator[list[ModuleCall]]:
         handle.remove()
 
 
+class RecordedParameters(TorchFunctionMode):
+    """Record each nn.Parameter that any function of torch gets while this mode is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[int, nn.Parameter] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, after a look at its arguments and at lists among them."""
+        named = kwargs or {}
+        for value in chain(args, named.values()):
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, nn.Parameter):
+                    self.parameters[id(item)] = item
+        return func(*args, **named)
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """Yield the parameters and the buffers of a module and of those inside it."""
     yield from chain(module.parameters(), module.buffers())
 
 
-def record_purification(p: Purifier) -> list[ModuleCall]:
-    """Return the module calls of a purification and of its backward pass."""
-    with recorded_module_calls() as calls:
+def record_purification(p: Purifier) -> tuple[list[ModuleCall], list[nn.Parameter]]:
+    """Return the module calls and the parameters of a purification and of its backward pass."""
+    with recorded_module_calls() as calls, RecordedParameters() as used:
         output = purify(p, p.example(BATCH).requires_grad_())
         if output.requires_grad:
             output.sum().backward()
-    return calls
+    return calls, list(used.parameters.values())
 
 
 @reads_only
 def check_networks_are_found(p: Purifier) -> None:
-    """Fail if `purify` calls a network that networks() does not return."""
-    calls = record_purification(p)
+    """Fail if `purify` calls a network, or uses a parameter, that networks() does not return."""
+    calls, parameters = record_purification(p)
     known = {id(t) for network in p.networks() for t in tensors_of(network)}
     escaped: list[str] = []
     for call in calls:
@@ -70,8 +91,10 @@ def check_networks_are_found(p: Purifier) -> None:
         if not tensors <= known:
             escaped.append(type(call.module).__qualname__)
             known |= tensors  # so that its parts are not named, too
+    shapes = [tuple(parameter.shape) for parameter in parameters if id(parameter) not in known]
+    escaped += [f"a parameter of shape {shape}" for shape in shapes]
     assert not escaped, (
-        f"purify calls {', '.join(dict.fromkeys(escaped))}, which networks() does not return, so "
+        f"purify uses {', '.join(dict.fromkeys(escaped))}, which networks() does not return, so "
         "that it is not frozen, moved to a device or hashed; hold it in an attribute of the "
         "purifier"
     )
@@ -82,7 +105,7 @@ def check_networks_are_frozen(p: Purifier) -> None:
     """Fail if a network can be trained, runs or stays in training mode, keeps gradients, or is
     missing from as_module().
     """
-    calls = record_purification(p)
+    calls, _ = record_purification(p)
     if not p.networks():
         raise NotApplicable("it holds no network")
     assert not any(call.was_training for call in calls), (
