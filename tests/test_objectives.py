@@ -134,10 +134,12 @@ def test_a_wrong_objective_is_refused(values, message):
 class DyingPair(PairDenoiser):
     """Its recipe raises Killed in the second objective of a step: a step that was cut off."""
 
-    component = "PairDenoiser"
+    component, __module__ = "PairDenoiser", PairDenoiser.__module__  # as a resume file sees it
     fatal_step = 3
 
     class recipe(PairDenoiser.recipe):
+        __module__ = PairDenoiser.__module__
+
         steps = 0
 
         def critic_loss(self, net, x, y, noise):
