@@ -1,7 +1,8 @@
-"""Hashes of data: canonical JSON, cache keys and tensors."""
+"""Hashes of data and of code: canonical JSON, cache keys, tensors, syntax trees."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Mapping
@@ -27,3 +28,44 @@ def tensor_sha256(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
+
+
+# Code, without its prose.
+
+
+def hash_source(source: str) -> str:
+    """Return the hash of this Python text's syntax tree without prose."""
+    return hash_tree(ast.parse(source))
+
+
+def hash_tree(tree: ast.Module) -> str:
+    """Return the hash of this tree without prose, which is removed from it."""
+    return hashlib.sha256(ast.dump(_WithoutProse().visit(tree)).encode()).hexdigest()
+
+
+class _WithoutProse(ast.NodeTransformer):
+    """Drop docstrings, and the texts of what is raised."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        self.generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            assert isinstance(body, list)
+            if body and _is_text(body[0]):
+                del body[0]
+        if isinstance(node, ast.Raise):
+            for child in ast.walk(node):
+                _blank_texts(child)
+        return node
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    is_constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return is_constant and isinstance(statement.value.value, str)  # type: ignore[attr-defined]
+
+
+def _blank_texts(node: ast.AST) -> None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        node.value = ""
+    if isinstance(node, ast.JoinedStr):
+        node.values = []

@@ -105,8 +105,8 @@ def test_the_command_loads_a_model_a_few_times(monkeypatch):
     assert 2 <= len(loads) <= MOST_LOADS
 
 
-def test_a_check_that_fails_costs_the_shared_component():
-    """A component that failed may be in any state, so the next check gets another one."""
+def components_of_failing_checks(make, count):
+    """Return what so many checks receive from one lender if each of them fails."""
     received = []
 
     @reads_only
@@ -114,10 +114,16 @@ def test_a_check_that_fails_costs_the_shared_component():
         received.append(component)
         raise AssertionError
 
-    lender = ComponentLender(object)
-    for _ in range(2):
+    lender = ComponentLender(make)
+    for _ in range(count):
         with pytest.raises(AssertionError):
             lender.run(fail)
+    return received
+
+
+def test_a_check_that_fails_costs_the_shared_component():
+    """A component that failed may be in any state, so the next check gets another one."""
+    received = components_of_failing_checks(object, 2)
     assert received[0] is not received[1]
 
 
@@ -128,17 +134,7 @@ def test_a_component_that_cannot_be_copied_is_built_again():
         def __deepcopy__(self, memo):
             raise TypeError("not this one")
 
-    received = []
-
-    @reads_only
-    def fail(component):
-        received.append(component)
-        raise AssertionError
-
-    lender = ComponentLender(Uncopyable)
-    for _ in range(3):
-        with pytest.raises(AssertionError):
-            lender.run(fail)
+    received = components_of_failing_checks(Uncopyable, 3)
     assert len(set(map(id, received))) == 3
 
 

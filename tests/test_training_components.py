@@ -24,7 +24,7 @@ from defend.loading import load
 from defend.purifier import Purifier
 from defend.trained_on import ITSELF, TrainedOn
 from defend.training.fitting import hash_code
-from defend.training.knowledge import add_knowledge, merge_hashes
+from defend.training.knowledge import add_earlier_files, add_knowledge
 from defend.weights.header import file_sha256
 
 
@@ -125,8 +125,8 @@ MERGED = {
 
 @pytest.mark.parametrize(("latest", "earlier", "expected"), MERGED.values(), ids=MERGED)
 def test_no_file_is_lost_when_hashes_are_merged(latest, earlier, expected):
-    assert merge_hashes(latest, earlier) == expected
-    assert merge_hashes(latest, expected) == expected
+    assert add_earlier_files(latest, earlier) == expected
+    assert add_earlier_files(latest, expected) == expected
     known = [TrainedOn(kind="clean", classifiers=hashes) for hashes in (latest, earlier)]
     assert add_knowledge(*known).classifiers == expected
 

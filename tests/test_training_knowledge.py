@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from made_runs import change, printed, record
+from recipe_toys import save_toy
 
 import defend
-from defend.learned import Learned
 from defend.records import read_records
 from defend.results import table
 from defend.results.diagnostics import TrainingCode, format_training_mark
 from defend.results.report.page import write_report
 from defend.results.training_knowledge import find_training_marks, format_classifier
 from defend.trained_on import ITSELF, TrainedOn
-from defend.weights.header import Header, save_weights
 
 OWN, OTHER = "ab" * 32, "cd" * 32
 PURIFIER = "split-vqvae:weights=quad"
@@ -218,34 +217,18 @@ def test_a_classifier_says_what_it_was_trained_on_unless_that_is_clean_images(na
 # A run.
 
 
-def write_weights(path, component: Learned, trained_on):
-    """Write the component's weights with what its training is said to have known."""
-    header = Header(
-        kind=component.kind,
-        component=component.component,
-        architecture=component.component,
-        dataset="digits",
-        fields={name: v for name, v in component.settings.items() if name != "weights"},
-        trained_on=trained_on,
-        command="",
-        seed=0,
-        commit="",
-    )
-    save_weights(path, component.net.state_dict(), header)
-
-
 def test_a_run_records_what_both_halves_were_trained_on(tmp_path):
     torch.manual_seed(0)
     untrained = defend.load(
         "convnet:weights=untrained", "classifier", defend.load("digits", "dataset")
     )
-    write_weights(tmp_path / "c.safetensors", untrained, trained_behind("jpeg:quality=60"))
+    save_toy(untrained, tmp_path / "c.safetensors", trained_behind("jpeg:quality=60"))
     classifier = f'convnet:weights="{tmp_path / "c.safetensors"}"'
     sha256 = next(iter(defend.load(classifier, "classifier").weights_sha256.values()))
     shape = (
         "split-vqvae:weights=untrained,size=8,channels=1,grid=2,codes=20,hidden=8,embedding_dim=4"
     )
-    write_weights(tmp_path / "p.safetensors", defend.load(shape), trained_against(sha256))
+    save_toy(defend.load(shape), tmp_path / "p.safetensors", trained_against(sha256))
     purifier = f'split-vqvae:weights="{tmp_path / "p.safetensors"}"'
     records = defend.bench(
         dataset="digits",

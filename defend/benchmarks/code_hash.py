@@ -8,7 +8,6 @@ Python may write the same tree in another way, and then everything is computed a
 from __future__ import annotations
 
 import ast
-import hashlib
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -16,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from defend.errors import BadParameter
-from defend.hashing import cache_key
+from defend.hashing import cache_key, hash_tree
+from defend.hashing import hash_source as hash_source
 
 HOME = "defend"
 _DYNAMIC_IMPORTS = ("import_module", "__import__")
@@ -54,50 +54,12 @@ def _reachable(roots: set[str], packages: set[str]) -> set[str]:
 @cache
 def hash_module(module: str) -> str:
     """Return the hash of a module's syntax tree without prose. Raises BadParameter."""
-    return _hash_tree(_tree(module))
-
-
-def hash_source(source: str) -> str:
-    """Return the hash of this Python text's syntax tree without prose."""
-    return _hash_tree(ast.parse(source))
-
-
-def _hash_tree(tree: ast.Module) -> str:
-    """Return the hash of this tree without prose, which is removed from it."""
-    return hashlib.sha256(ast.dump(_WithoutProse().visit(tree)).encode()).hexdigest()
-
-
-class _WithoutProse(ast.NodeTransformer):
-    """Drop docstrings, and the texts of what is raised."""
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            assert isinstance(body, list)
-            if body and _is_text(body[0]):
-                del body[0]
-        if isinstance(node, ast.Raise):
-            for child in ast.walk(node):
-                _blank_texts(child)
-        return node
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    is_constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return is_constant and isinstance(statement.value.value, str)  # type: ignore[attr-defined]
-
-
-def _blank_texts(node: ast.AST) -> None:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        node.value = ""
-    if isinstance(node, ast.JoinedStr):
-        node.values = []
+    return hash_tree(_tree(module))
 
 
 @cache
 def _tree(module: str) -> ast.Module:
-    """Return a module's syntax tree; `_hash_tree` removes its prose, where no import stands."""
+    """Return a module's syntax tree; `hash_tree` removes its prose, where no import stands."""
     file = _file(module)
     if file is None:
         package = module.partition(".")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import sys
 from collections.abc import Callable
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 
 from defend.errors import BadWeights, one_line
-from defend.hashing import cache_key
+from defend.hashing import cache_key, hash_source
 from defend.progress import TrainingProgress
 from defend.trained_on import TrainedOn
 from defend.training.data import Batch, Source
-from defend.training.knowledge import add_knowledge, merge_hashes
+from defend.training.knowledge import add_earlier_files, add_knowledge
 from defend.training.loop import train
 from defend.training.objectives import freeze_frozen_modules
 from defend.training.quality import device_of, no_display
@@ -80,7 +79,7 @@ def identify_run(component: Any, recipe: Recipe) -> dict[str, Any]:
 
 
 def hash_code(*classes: type) -> str:
-    """Return the hash of the modules of these classes, without comments and layout.
+    """Return the hash of the modules of these classes, without prose and layout.
 
     It is "" where a module has no source, as in an interactive session.
     """
@@ -89,7 +88,7 @@ def hash_code(*classes: type) -> str:
         sources = [inspect.getsource(sys.modules[module]) for module in modules]
     except (OSError, TypeError, KeyError):
         return ""
-    return cache_key({"code": [ast.dump(ast.parse(source)) for source in sources]})
+    return cache_key({"code": [hash_source(source) for source in sources]})
 
 
 def load_start(component: Any, start: str) -> None:
@@ -160,7 +159,7 @@ def note_start(component: Any) -> None:
 def note_knowledge(component: Any, recipe: Recipe, earlier: TrainedOn) -> None:
     """Note in the component what it knows from now on; `earlier` is what it knew before."""
     knowledge = recipe.trained_on
-    classifiers = merge_hashes(recipe.classifiers, knowledge.classifiers)
+    classifiers = add_earlier_files(recipe.classifiers, knowledge.classifiers)
     component.fitted_on = add_knowledge(replace(knowledge, classifiers=classifiers), earlier)
 
 

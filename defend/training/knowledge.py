@@ -18,14 +18,14 @@ def add_knowledge(latest: TrainedOn, earlier: TrainedOn) -> TrainedOn:
     The greater knowledge decides the kind, with its attack. Weights that were trained on attacks
     do not become clean by some more steps on clean images.
     """
-    both = merge_hashes(latest.classifiers, earlier.classifiers)
+    both = add_earlier_files(latest.classifiers, earlier.classifiers)
     kept_kind = max(latest, earlier, key=lambda known: KNOWLEDGE.index(known.kind))
     return replace(
         kept_kind, classifiers=both, behind=latest.behind, behind_weights=latest.behind_weights
     )
 
 
-def merge_hashes(latest: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
+def add_earlier_files(latest: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, str]:
     """Return the files (name -> sha256) of both.
 
     An earlier file that has the name of a later one, but another content, is called

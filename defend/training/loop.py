@@ -43,7 +43,7 @@ from defend.training.checkpoint import (
 )
 from defend.training.data import Source
 from defend.training.interrupts import HeldInterrupts
-from defend.training.knowledge import merge_hashes
+from defend.training.knowledge import add_earlier_files
 from defend.training.objectives import (
     Loss,
     Objective,
@@ -332,7 +332,7 @@ class TrainingRun:
         tensors, state = checkpoint.tensors, checkpoint.state
         self.step = state.step
         self.summed = state.summed
-        self.options.classifiers = merge_hashes(self.options.classifiers, state.classifiers)
+        self.options.classifiers = add_earlier_files(self.options.classifiers, state.classifiers)
         self.options.loaded = {**state.loaded, **self.options.loaded}
         if state.best is not None:
             self.best = state.best

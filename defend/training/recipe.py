@@ -22,7 +22,7 @@ from defend.spec import typed_params
 from defend.trained_on import ITSELF, TrainedOn
 from defend.training.data import Arrays, Batch, Source
 from defend.training.fitting import fit_component
-from defend.training.knowledge import merge_hashes
+from defend.training.knowledge import add_earlier_files
 from defend.training.objectives import Objective
 from defend.training.options import LoopOptions
 from defend.training.quality import (
@@ -129,7 +129,7 @@ class Recipe(LoopOptions):
         return other
 
     def _note_classifiers(self, hashes: dict[str, str]) -> None:
-        self.classifiers = merge_hashes(hashes, self.classifiers)
+        self.classifiers = add_earlier_files(hashes, self.classifiers)
 
     def note_loaded(self, kind: Kind, spec: str, hashes: dict[str, str]) -> None:
         """Note that a component takes part, by its files (name -> sha256).
