@@ -59,7 +59,7 @@ class Classifier(Learned):
     def run_as(self, precision: str, layout: str) -> None:
         """Prepare for many evaluations: fold the batch norms and set precision and layout.
 
-        precision: "float32" or "bfloat16". layout: "contiguous" or "channels_last".
+        precision: "float32" or "bfloat16". layout: "contiguous", "channels_last" or "winograd".
         """
         device = next(self.net.parameters()).device
         self.network.net = fold_batch_norms(self.net, self.example(2).to(device))

@@ -22,6 +22,7 @@ from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
 from defend.weights.third_party import loaded_weights, merge_hashes
 from defend.weights.zoo import Wanted, decided_fields, find_weights, is_same_component
+from defend.winograd import use_winograd
 
 SAVE_EVERY = 10.0  # seconds between two writes of a resume file
 
@@ -34,10 +35,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def set_layout(net: nn.Module, layout: str) -> None:
-    """Store parameters in "contiguous" or "channels_last" order, which convolutions follow."""
-    channels_last = layout == "channels_last"
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    """Store parameters in "contiguous" or "channels_last" order, which convolutions follow.
+
+    "winograd" is "channels_last" with large 3x3 convolutions by defend/winograd.py.
+    """
+    contiguous = layout == "contiguous"
+    memory_format = torch.contiguous_format if contiguous else torch.channels_last
     net.to(memory_format=memory_format)  # type: ignore[call-overload]
+    use_winograd(net, layout == "winograd")
 
 
 class Frozen(nn.Module):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from defend.errors import BadParameter
+from defend.files import cache_folder, write_file
+from defend.hashing import cache_key
 
 ROUNDS = 3  # measured rounds of each candidate, after one that warms up; the best round counts
 BFLOAT16_GAIN = 1.1  # bfloat16 rounds, so it is chosen only where it is this much faster
@@ -23,7 +28,7 @@ class NumericSettings:
     """What decides the last bits of a result beside the code and its inputs."""
 
     precision: str  # "float32" or "bfloat16"
-    layout: str  # "contiguous" or "channels_last"
+    layout: str  # "contiguous", "channels_last" or "winograd"
     threads: int
     device: str  # its type: "cpu" or "cuda"
 
@@ -91,11 +96,27 @@ class Candidate:
     layout: str
 
 
-def candidates(precision: str, layout: str) -> list[Candidate]:
-    """Return what may be chosen: "auto" allows both precisions, or both layouts."""
+def candidates(precision: str, layout: str, has_winograd: bool) -> list[Candidate]:
+    """Return what may be chosen: "auto" allows both precisions, or all layouts.
+
+    has_winograd: whether the layout "winograd" changes anything for the network and its device. It
+    computes in float32 alone.
+    """
     precisions = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    layouts = ("contiguous", "channels_last") if layout == "auto" else (layout,)
-    return [Candidate(p, m) for p in precisions for m in layouts]
+    layouts = ("contiguous", "channels_last", "winograd") if layout == "auto" else (layout,)
+    every = [Candidate(p, m) for p in precisions for m in layouts]
+    if layout == "auto" and not has_winograd:
+        every = [option for option in every if option.layout != "winograd"]
+    return [option for option in every if option != Candidate("bfloat16", "winograd")]
+
+
+def check_winograd(precision: str, layout: str, device_type: str) -> None:
+    """Raise BadParameter for the layout "winograd" in bfloat16, or on a GPU."""
+    if layout == "winograd" and (precision == "bfloat16" or device_type != "cpu"):
+        raise BadParameter(
+            "layout=winograd computes in float32 on a CPU: expected precision=float32 and"
+            f" device=cpu, got {precision} and {device_type}; choose layout=auto"
+        )
 
 
 def fastest(
@@ -117,6 +138,24 @@ def fastest(
         return best * BFLOAT16_GAIN if option.precision == "bfloat16" else best
 
     return min(options, key=cost)
+
+
+def choose_once(facts: Mapping[str, Any], measure: Callable[[], Candidate]) -> Candidate:
+    """Return what this user's cache says for these facts on this machine, else measure and keep it.
+
+    facts: all that decides the choice beside the machine and torch. A choice rests on timings, so
+    that a second measurement might give another one.
+    """
+    machine = [platform.processor(), torch.backends.cpu.get_cpu_capability(), os.cpu_count()]
+    key = cache_key({**facts, "processor": machine, "torch": str(torch.__version__)})
+    file = cache_folder() / "tune" / f"{key[:16]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return Candidate(**json.loads(file.read_text()))
+    choice = measure()
+    with suppress(OSError):  # where nothing can be kept, it is measured again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, json.dumps(asdict(choice)))
+    return choice
 
 
 def _time(run: Callable[[], object], device: torch.device) -> float:

@@ -22,6 +22,7 @@ from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
 from defend.gradients import straight_through as straight_through
+from defend.layouts import choose_layout
 from defend.learned import (
     Frozen,
     Learned,
@@ -157,7 +158,7 @@ class Purifier(Configured, PreprocessorPyTorch):
 
     def run_as(self, precision: str, layout: str) -> None:
         """Deploy the networks in a precision ("float32", "bfloat16") and a layout ("contiguous",
-        "channels_last").
+        "channels_last", "winograd").
         """
         self._precision = precision
         for net in self.networks():
@@ -376,6 +377,8 @@ class LearnedPurifier(Learned, Purifier):
         self._adopt()
         super().__post_init__()
         self.frozen: Frozen = self._build().to(self.device)
+        if self.file is not None and self._device.type == "cpu":
+            set_layout(self.frozen, choose_layout(self.frozen))
 
     @property
     def net(self) -> nn.Module:

@@ -6,9 +6,6 @@ The choice is kept in DIR/run.json, and in the user's cache.
 from __future__ import annotations
 
 import json
-import os
-import platform
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,15 @@ import torch
 
 from defend.benchmarks.components import Components
 from defend.benchmarks.suite import Suite
-from defend.files import cache_folder
-from defend.hashing import cache_key
-from defend.numerics import Candidate, NumericSettings, candidates, fastest
+from defend.numerics import (
+    Candidate,
+    NumericSettings,
+    candidates,
+    check_winograd,
+    choose_once,
+    fastest,
+)
+from defend.winograd import eligible
 
 RUN_FILE = "run.json"
 IMAGES = 64  # of the measured batch
@@ -35,6 +38,7 @@ def choose_numerics(
     asked = NumericSettings(
         precision=suite.precision, layout=suite.layout, threads=suite.threads, device=device.type
     )
+    check_winograd(suite.precision, suite.layout, device.type)
     if "auto" not in (suite.precision, suite.layout):
         return asked
     choice = _read_choice(run_dir, suite, asked) or _measured_choice(suite, device, data_root)
@@ -65,30 +69,21 @@ def _read_choice(run_dir: Path, suite: Suite, asked: NumericSettings) -> Candida
 def _measured_choice(suite: Suite, device: torch.device, data_root: str | None) -> Candidate:
     """Return what runs the first classifier fastest, from the cache or measured now."""
     components = Components(suite.dataset, data_root, device)
-    key = cache_key(
-        {
-            "classifier": components.key("classifier", suite.classifiers[0]),
-            "device": device.type,
-            "processor": [platform.processor(), os.cpu_count()],
-            "threads": suite.threads,
-            "asked": [suite.precision, suite.layout],
-            "torch": str(torch.__version__),
-        }
-    )
-    file = cache_folder() / "tune" / f"{key[:16]}.json"
-    cached = _read_json(file)
-    if cached:
-        return Candidate(**cached)
-    choice = _measure(suite, components)
-    with suppress(OSError):  # where nothing can be kept, it is measured again next time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(choice)))
-    return choice
+    facts = {
+        "classifier": components.key("classifier", suite.classifiers[0]),
+        "device": device.type,
+        "threads": suite.threads,
+        "asked": [suite.precision, suite.layout],
+    }
+    return choose_once(facts, lambda: _measure(suite, components))
 
 
 def _measure(suite: Suite, components: Components) -> Candidate:
     classifier = components.classifier(suite.classifiers[0])
     x = classifier.example(IMAGES).to(components.device).requires_grad_()
+
+    has_winograd = components.device.type == "cpu" and bool(eligible(classifier.net))
+    options = candidates(suite.precision, suite.layout, has_winograd)
 
     def run(candidate: Candidate) -> None:
         classifier.run_as(candidate.precision, candidate.layout)
@@ -97,7 +92,7 @@ def _measure(suite: Suite, components: Components) -> Candidate:
     threads = torch.get_num_threads()
     torch.set_num_threads(suite.threads)
     try:
-        return fastest(candidates(suite.precision, suite.layout), run, components.device)
+        return fastest(options, run, components.device)
     finally:
         torch.set_num_threads(threads)
 

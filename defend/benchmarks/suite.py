@@ -51,7 +51,7 @@ class Suite(BaseModel):
     shard: int | Literal["auto"] = "auto"  # images in a unit; auto: by the device
     threads: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    layout: Literal["contiguous", "channels_last", "auto"] = "contiguous"
+    layout: Literal["contiguous", "channels_last", "winograd", "auto"] = "contiguous"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the keys as a suite file would hold them."""

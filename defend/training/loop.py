@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from defend.errors import BadParameter
 from defend.learned import SAVE_EVERY, autocast, set_layout
 from defend.noise import Noise
-from defend.numerics import Candidate, candidates, fastest
+from defend.numerics import Candidate, candidates, check_winograd, fastest
 from defend.progress import TrainingProgress
 from defend.training.average import WeightAverage
 from defend.training.checkpoint import (
@@ -53,6 +53,7 @@ from defend.training.objectives import (
 )
 from defend.training.options import LoopOptions
 from defend.training.schedule import learning_rate
+from defend.winograd import eligible
 
 Score = Callable[[nn.Module], float]  # on validation images; higher is better
 
@@ -235,7 +236,11 @@ class TrainingRun:
                     loss = self._compute_loss(part.objective.loss, copies[numerics], 0)
                 loss.backward()
 
-        choices = candidates(self.options.precision, self.options.layout)
+        options = self.options
+        check_winograd(options.precision, options.layout, self.device.type)
+        on_cpu = self.device.type == "cpu" and not options.compile
+        has_winograd = on_cpu and bool(eligible(self.net))
+        choices = candidates(options.precision, options.layout, has_winograd)
         if len(choices) > 1:
             self.progress.say_if_shown("measuring precision and layout...")
         return fastest(choices, run, self.device)

@@ -23,7 +23,7 @@ class LoopOptions(Configured):
     keep: Literal["last", "best"] = "last"  # best: the best epoch on validation images
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: measured, the fastest
-    layout: Literal["auto", "contiguous", "channels_last"] = "auto"
+    layout: Literal["auto", "contiguous", "channels_last", "winograd"] = "auto"
     compile: bool = False  # with torch.compile, which needs a C++ compiler and a minute to start
 
     def __post_init__(self) -> None:
@@ -41,3 +41,5 @@ class LoopOptions(Configured):
         self.require(0 <= self.warmup < 1, "warmup", "a share of the steps, 0 <= warmup < 1")
         self.require(self.clip >= 0, "clip", ">= 0")
         self.require(0 <= self.ema < 1, "ema", "0 <= ema < 1")
+        is_traced = self.compile and self.layout == "winograd"
+        self.require(not is_traced, "layout", "another layout than winograd beside compile=true")
