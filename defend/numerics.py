@@ -28,7 +28,7 @@ class NumericSettings:
     """What decides the last bits of a result beside the code and its inputs."""
 
     precision: str  # "float32" or "bfloat16"
-    layout: str  # "contiguous", "channels_last" or "winograd"
+    layout: str  # "contiguous", "channels_last" or "winograd" (see winograd.py)
     threads: int
     device: str  # its type: "cpu" or "cuda"
 

@@ -157,9 +157,7 @@ class Purifier(Configured, PreprocessorPyTorch):
             net.to(self.device)
 
     def run_as(self, precision: str, layout: str) -> None:
-        """Deploy the networks in a precision ("float32", "bfloat16") and a layout ("contiguous",
-        "channels_last", "winograd").
-        """
+        """Deploy the networks in a precision and a layout: see `NumericSettings`."""
         self._precision = precision
         for net in self.networks():
             set_layout(net, layout)
@@ -371,13 +369,14 @@ class LearnedPurifier(Learned, Purifier):
     """
 
     kind: ClassVar[Kind] = "defense"
+    any_layout: ClassVar[bool] = False  # whether its network works in each: the fastest is taken
     _runtime = Purifier._runtime | {"dataset"}
 
     def __post_init__(self) -> None:
         self._adopt()
         super().__post_init__()
         self.frozen: Frozen = self._build().to(self.device)
-        if self.file is not None and self._device.type == "cpu":
+        if self.any_layout and self.file and self._device.type == "cpu":
             set_layout(self.frozen, choose_layout(self.frozen))
 
     @property

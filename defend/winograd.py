@@ -62,7 +62,8 @@ class WinogradConv2d(nn.Conv2d):
         is_plain = x.ndim == 4 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         if is_wide and is_plain and min(x.shape[2:]) > TILE:
             return conv2d(x, weight, bias)
-        return super()._conv_forward(x, weight, bias)
+        y: Tensor = super()._conv_forward(x, weight, bias)
+        return y
 
 
 def use_winograd(net: nn.Module, wanted: bool = True) -> None:
@@ -152,8 +153,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             torch.mm(to_tile, products.view(PATCH**2, -1), out=outputs.view(TILE**2, -1))
             part = y[image : image + images, first : first + chunk_rows]
             torch.add(outputs.permute(2, 3, 0, 4, 1, 5)[: len(batch)], bias, out=part)
-    y = y.view(b, TILE * rows, TILE * columns, k)
-    return y[:, :h, :w].permute(0, 3, 1, 2)
+    y = y.view(b, TILE * rows, TILE * columns, k)[:, :h, :w].contiguous()
+    return y.permute(0, 3, 1, 2)
 
 
 def _patches(padded: Tensor, first: int, shape: torch.Size) -> Tensor:

@@ -43,6 +43,7 @@ class ComDefend(LearnedPurifier):
     """
 
     card = Card(paper="arXiv:1811.12673", gradient="approximate", stochastic=True)
+    any_layout = True
     recipe = ComDefendRecipe
     architecture = "comdefend"
     uses = frozenset({"noise", "patch", "overlap"})
