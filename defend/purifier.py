@@ -62,16 +62,13 @@ class Card:
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class Purifier(Configured, PreprocessorPyTorch):
-    """Abstract base of purifiers.
-
-    A subclass is final: it adds annotated fields (keyword-only), a `card`, and `purify`.
-    """
+    """The base of purifiers, final classes that add keyword-only fields, a `card` and `purify`."""
 
     card: ClassVar[Card]
-    _runtime = frozenset({"seed", "max_batch", "device", "clip_values", "channels_first"})
-
     # These fields say how it runs, not what it computes: they are in no setting, record or key.
-
+    _runtime = frozenset(
+        {"seed", "max_batch", "device", "clip_values", "channels_first", "apply_fit"}
+    )
     # None: fresh entropy at every call, as deployed. An integer: the same noise at every call.
     seed: int | None = None
     # ART passes the whole array to predict() at once; it is cut into batches of this size.
@@ -82,10 +79,12 @@ class Purifier(Configured, PreprocessorPyTorch):
     clip_values: tuple[float, float] = (0.0, 1.0)
     # The caller's layout: (b, c, h, w), or (b, h, w, c).
     channels_first: bool = True
+    # True: ART's `classifier.fit` purifies, too, as in training-and-test defenses.
+    apply_fit: bool = False
 
     def __post_init__(self) -> None:
         self.require_card('Card(paper="none: my own", gradient="exact", stochastic=False)')
-        PreprocessorPyTorch.__init__(self, is_fitted=True, apply_fit=False, apply_predict=True)
+        PreprocessorPyTorch.__init__(self, is_fitted=True)
         self.device = self._device = check_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
         is_pair = isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2

@@ -3,6 +3,8 @@
 The classifier is linear; the images are real digits, 8 x 8 and grey.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,20 @@ def test_arts_gradient_does_not_vanish_and_its_pgd_breaks_the_defense(digits, sp
     clean_accuracy = accuracy(classifier, x, y)
     assert clean_accuracy > 0.6
     assert accuracy(classifier, adv, y) < 0.25 * clean_accuracy
+
+
+@pytest.mark.parametrize("spec", ["bitdepth:bits=1", "gaussian+bitdepth:bits=1"])
+@pytest.mark.parametrize("apply_fit", [False, True])
+def test_arts_fit_trains_on_purified_images_where_apply_fit_says_so(digits, spec, apply_fit):
+    x, y, layer = digits
+    pixels, trained = [], copy.deepcopy(layer)
+    trained.register_forward_pre_hook(lambda _, inputs: pixels.append(inputs[0].detach()))
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    purifier = defend.load(spec, apply_fit=apply_fit)
+    classifier = in_art(trained, purifier, optimizer=optimizer)
+    classifier.fit(x, one_hot(y), batch_size=8, nb_epochs=1)
+    are_one_bit = set(torch.cat(pixels).unique().tolist()) == {0.0, 1.0}
+    assert are_one_bit == apply_fit
 
 
 class AsDocumented(PreprocessorPyTorch):
