@@ -141,7 +141,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     transformed = x.new_empty(PATCH**2, tiles * c)
     products = x.new_empty(PATCH**2, tiles, k)
     outputs = x.new_empty(TILE, TILE, images, chunk_rows, columns, k)
-    y = x.new_empty(b, rows, TILE, columns, TILE, k)
+    y = _empty_channels_last(x, b, k, TILE * rows, TILE * columns)
+    tiled = y.permute(0, 2, 3, 1).view(b, rows, TILE, columns, TILE, k)
     for image in range(0, b, images):
         batch = x[image : image + images].permute(0, 2, 3, 1)
         padded[: len(batch), 1 : h + 1, 1 : w + 1] = batch
@@ -151,10 +152,17 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             torch.mm(to_patch, patches.view(PATCH**2, -1), out=transformed)
             torch.bmm(transformed.view(PATCH**2, tiles, c), kernels, out=products)
             torch.mm(to_tile, products.view(PATCH**2, -1), out=outputs.view(TILE**2, -1))
-            part = y[image : image + images, first : first + chunk_rows]
+            part = tiled[image : image + images, first : first + chunk_rows]
             torch.add(outputs.permute(2, 3, 0, 4, 1, 5)[: len(batch)], bias, out=part)
-    y = y.view(b, TILE * rows, TILE * columns, k)[:, :h, :w].contiguous()
-    return y.permute(0, 3, 1, 2)
+    if y.shape[2:] == x.shape[2:]:
+        return y
+    # A copy, not a view: a network may write into what it gets, as ReLU(inplace=True) does.
+    return y[:, :, :h, :w].clone(memory_format=torch.channels_last)
+
+
+def _empty_channels_last(x: Tensor, *shape: int) -> Tensor:
+    """Return an uninitialised tensor of this shape in channels_last order, in the dtype of x."""
+    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
 
 
 def _patches(padded: Tensor, first: int, shape: torch.Size) -> Tensor:

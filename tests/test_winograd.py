@@ -95,6 +95,16 @@ def test_it_works_in_every_memory_order_and_without_a_bias():
     assert without.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (5, 8), (6, 7)], ids=str)
+def test_what_follows_may_write_into_the_output(size):
+    """An activation in place gives the gradients of one that is not."""
+    tensors = random_case((1, 3, 4, *size))
+    g = torch.ones(1, 4, *size, dtype=torch.float64)
+    actual = with_gradients(lambda *leaves: F.relu(conv2d(*leaves), inplace=True), tensors, g)
+    expected = with_gradients(lambda *leaves: F.relu(direct(*leaves)), tensors, g)
+    torch.testing.assert_close(actual, expected)
+
+
 def test_first_and_second_derivatives():
     leaves = [t.requires_grad_() for t in random_case((2, 2, 3, 5, 6))]
     assert torch.autograd.gradcheck(conv2d, leaves)
