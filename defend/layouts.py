@@ -32,17 +32,12 @@ def choose_layout(net: nn.Module) -> str:
     return choose_once(facts, lambda: _measure(largest)).layout
 
 
+@torch.no_grad()
 def _measure(convolution: nn.Conv2d) -> Candidate:
-    """Return the fastest layout of a copy of the convolution, forward and backward."""
+    """Return the fastest layout of a copy of the convolution."""
     options = candidates("float32", "auto", has_winograd=True)
-    copies = {option: copy.deepcopy(convolution).requires_grad_(False) for option in options}
+    copies = {option: copy.deepcopy(convolution) for option in options}
     for option, network in copies.items():
         set_layout(network, option.layout)
-    x = torch.zeros(IMAGES, convolution.in_channels, SIZE, SIZE, requires_grad=True)
-
-    def run(option: Candidate) -> None:
-        with torch.enable_grad():
-            y = copies[option](x)
-            torch.autograd.grad(y, x, torch.ones_like(y))
-
-    return fastest(options, run, torch.device("cpu"))
+    x = torch.zeros(IMAGES, convolution.in_channels, SIZE, SIZE)
+    return fastest(options, lambda option: copies[option](x), torch.device("cpu"))

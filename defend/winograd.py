@@ -10,8 +10,8 @@ row, B^T d B is the matrix `_BT (x) _BT` (a Kronecker product) times the vector 
 sums over channels are 36 products of matrices, one for each place of a tile.
 
 Float32 results are within about 1e-5 of the largest output, as those of a direct convolution are
-within 1e-6. Those of an image do not depend on the rest of its batch: all products of matrices have
-one shape, which the size of an image decides.
+within 1e-6. Those of an image do not depend on the rest of its batch: the size of an image alone
+decides the shapes of all products of matrices.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ TILE = 4  # outputs along each side of a tile
 PATCH = TILE + 2  # inputs along each side
 CHUNK = 64  # tiles that are computed at once, so that the work fits into the cache
 SMALLEST = 64  # channels, in and out, below which the transforms cost more than they save
+REGISTER = 16  # float32 numbers: other columns of a product may be summed in another order
 
 _BT = (
     (4, 0, -5, 0, 1, 0),
@@ -76,7 +77,7 @@ def use_winograd(net: nn.Module, wanted: bool = True) -> None:
 
 
 def eligible(net: nn.Module) -> list[nn.Conv2d]:
-    """Return the convolutions that `conv2d` can compute, and that have SMALLEST channels."""
+    """Return the convolutions that `conv2d` can compute and that have enough channels."""
     return [module for module in net.modules() if _is_eligible(module)]  # type: ignore[misc]
 
 
@@ -86,7 +87,8 @@ def _is_eligible(module: nn.Module) -> bool:
     assert isinstance(module, nn.Conv2d)
     shape = module.kernel_size, module.stride, module.dilation, module.padding
     is_plain = module.groups == 1 and module.padding_mode == "zeros"
-    is_large = min(module.in_channels, module.out_channels) >= SMALLEST
+    channels = module.in_channels, module.out_channels
+    is_large = all(n >= SMALLEST and n % REGISTER == 0 for n in channels)
     padded = (1, 1) if module.padding != "same" else "same"
     return is_plain and is_large and shape == ((3, 3), (1, 1), (1, 1), padded)
 

@@ -16,6 +16,7 @@ from defend.defenses.comdefend import ComDefend
 from defend.errors import BadParameter
 from defend.layouts import choose_layout
 from defend.learned import set_layout
+from defend.noise import Noise
 from defend.numerics import Candidate, candidates, check_winograd, choose_once
 from defend.training.options import LoopOptions
 from defend.winograd import (
@@ -131,17 +132,48 @@ def test_a_broken_algorithm_is_noticed(name, broken, monkeypatch):
         defend.winograd._matrix.cache_clear()
 
 
-@pytest.mark.parametrize("size", [(32, 32), (16, 16), (8, 8), (28, 28), (5, 5), (72, 40)], ids=str)
-@pytest.mark.parametrize("channels", [(64, 128), (128, 64), (7, 12), (3, 16)], ids=str)
-def test_an_image_does_not_depend_on_its_batch(size, channels):
-    """Values and gradients are equal to the bit, whatever the batch and the place in it."""
+@pytest.fixture
+def four_threads():
+    """Compute in four threads, which share rows and columns of the matrices, for one test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def check_batches(convolution, channels, size):
+    """Check that an image gives the same output and gradient in every batch, at every place."""
     x, weight, bias = random_case((7, *channels, *size), torch.float32)
-    whole = with_gradients(conv2d, (x, weight, bias), torch.ones(7, channels[1], *size))
+    whole = with_gradients(convolution, (x, weight, bias), torch.ones(7, channels[1], *size))
     for rows in ([0], [6, 2], [3, 3, 3], [6, 5, 4, 3, 2, 1, 0]):
         g = torch.ones(len(rows), channels[1], *size)
-        part = with_gradients(conv2d, (x[rows], weight, bias), g)
+        part = with_gradients(convolution, (x[rows], weight, bias), g)
         assert torch.equal(part[0], whole[0][rows])
         assert torch.equal(part[1], whole[1][rows])
+
+
+SIZES = [(32, 32), (16, 16), (8, 8), (28, 28), (5, 5), (40, 24)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("channels", [(64, 128), (112, 64), (7, 12), (3, 16)], ids=str)
+def test_an_image_does_not_depend_on_its_batch(channels, size):
+    check_batches(conv2d, channels, size)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("channels", [(64, 128), (112, 64)], ids=str)
+def test_an_image_does_not_depend_on_its_batch_in_four_threads(channels, size):
+    check_batches(conv2d, channels, size)
+
+
+def test_a_dependence_on_the_batch_is_noticed():
+    def by_batch(x, weight, bias):
+        return conv2d(x, weight, bias) * (1 + 1e-6 * len(x))
+
+    with pytest.raises(AssertionError):
+        check_batches(by_batch, (64, 128), (8, 8))
 
 
 def test_kernels_of_a_changed_weight_are_transformed_anew():
@@ -175,6 +207,7 @@ CONVOLUTIONS = {
     "no bias": (lambda: nn.Conv2d(N, 2 * N, 3, padding=1, bias=False), True),
     "same": (lambda: nn.Conv2d(N, N, 3, padding="same"), True),
     "few in": (lambda: nn.Conv2d(N - 1, N, 3, padding=1), False),
+    "65 channels": (lambda: nn.Conv2d(N + 1, N, 3, padding=1), False),
     "few out": (lambda: nn.Conv2d(N, N - 1, 3, padding=1), False),
     "1x1": (lambda: nn.Conv2d(N, N, 1), False),
     "5x5": (lambda: nn.Conv2d(N, N, 5, padding=1), False),
@@ -304,6 +337,33 @@ def test_the_choice_for_a_network(tmp_path, monkeypatch):
     for layout in layouts:
         file.write_text(json.dumps({"precision": "float32", "layout": layout}))
         assert choose_layout(net) == layout
+
+
+LATE = "comdefend-cifar10-late"
+
+
+def count_winograd(purifier):
+    return sum(type(module) is WinogradConv2d for module in purifier.net.modules())
+
+
+def test_loading_takes_what_was_chosen(tmp_path, monkeypatch):
+    """A bench or an audit then sets its own layout, and gets its bits."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plain = ComDefend(weights=LATE)
+    (file,) = (tmp_path / "defend" / "tune").iterdir()
+    file.write_text(json.dumps({"precision": "float32", "layout": "winograd"}))
+    fast = ComDefend(weights=LATE)
+    assert count_winograd(fast) == 8
+    assert count_winograd(ComDefend(weights="untrained")) == 0
+    monkeypatch.setattr(ComDefend, "any_layout", False)
+    assert count_winograd(ComDefend(weights=LATE)) == 0
+    x, noise = torch.rand(2, 3, 16, 16), Noise.of(0, torch.arange(2))
+    plain.run_as("float32", "contiguous")
+    expected = plain.purified(x, noise.again())
+    apart = (fast.purified(x, noise.again()) - expected).abs()
+    assert float(apart.max()) > 0 and float((apart <= 2 / 255).float().mean()) >= 0.99
+    fast.run_as("float32", "contiguous")
+    assert torch.equal(fast.purified(x, noise.again()), expected)
 
 
 def test_a_suite_may_ask_for_it(tmp_path):
