@@ -20,6 +20,8 @@ from defend.files import cache_folder, write_file
 from defend.hashing import cache_key
 
 ROUNDS = 3  # measured rounds of each candidate, after one that warms up; the best round counts
+HOPELESS = 3  # an option that takes this many times the fastest warm-up is not measured further,
+WARM_UP_SECONDS = 1.0  # after this time for what only happens once, such as choosing a kernel
 BFLOAT16_GAIN = 1.1  # bfloat16 rounds, so it is chosen only where it is this much faster
 
 
@@ -124,20 +126,27 @@ def fastest(
 ) -> Candidate:
     """Return the option for which `run`, a forward and a backward pass, takes least time.
 
-    The options take turns, so that whatever else the machine does hits all of them alike.
+    The options take turns, so that whatever else the machine does hits all of them alike. An option
+    that is hopeless in the warm-up, as bfloat16 is without silicon for it, is not measured further.
     """
     if len(options) == 1:
         return options[0]
-    seconds: dict[Candidate, list[float]] = {option: [] for option in options}
-    for _ in range(ROUNDS + 1):
-        for option in options:
-            seconds[option].append(_time(lambda o=option: run(o), device))  # type: ignore[misc]
+
+    def measure(option: Candidate) -> float:
+        return _time(lambda: run(option), device)
+
+    warm_up = {option: measure(option) for option in options}
+    longest = HOPELESS * min(warm_up.values()) + WARM_UP_SECONDS
+    seconds: dict[Candidate, list[float]] = {o: [] for o in options if warm_up[o] <= longest}
+    for _ in range(ROUNDS):
+        for option in seconds:
+            seconds[option].append(measure(option))
 
     def cost(option: Candidate) -> float:
-        best = min(seconds[option][1:])
+        best = min(seconds[option])
         return best * BFLOAT16_GAIN if option.precision == "bfloat16" else best
 
-    return min(options, key=cost)
+    return min(seconds, key=cost)
 
 
 def choose_once(facts: Mapping[str, Any], measure: Callable[[], Candidate]) -> Candidate:
