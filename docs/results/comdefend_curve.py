@@ -2,10 +2,11 @@
 
     python docs/results/comdefend_curve.py 10000=a.safetensors 3500000=comdefend-cifar10-late
 
-Each argument is the number of images that a training saw, and its weights. The curve has one point
-for each of them and each --noise, on validation images of CIFAR-10 before resnet20. Interrupted,
-the same command goes on. It writes comdefend_curve.csv beside this file and a figure for
-docs/comdefend.md. Needs CIFAR-10: DEFEND_DATA.
+Each argument is the number of images that a training saw, its weights, and the noises at test time
+(a.safetensors=0,20; without them 0). The curve has one point for each of these, on validation
+images of CIFAR-10 before resnet20. Interrupted, the same command goes on. It writes
+comdefend_curve.csv beside this file and a figure for docs/comdefend.md. Needs CIFAR-10:
+DEFEND_DATA.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def main() -> None:
     options = parse_arguments()
     points = []
     for argument in options.models:
-        images, weights = argument.split("=", 1)
-        for noise in options.noise:
-            points.append(measure(int(images), weights, noise, options))
+        images, weights, *noises = argument.split("=")
+        for noise in noises[0].split(",") if noises else ["0"]:
+            points.append(measure(int(images), weights, float(noise), options))
             print(points[-1], flush=True)
     save(points, HERE / "comdefend_curve.csv")
     draw(points, HERE.parent / "comdefend_curve.png")
@@ -70,8 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="IMAGES=WEIGHTS")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="phi at test time")
+    parser.add_argument("models", nargs="+", metavar="IMAGES=WEIGHTS=NOISES")
     parser.add_argument("--n", type=int, default=256, help="validation images")
     parser.add_argument("--n-adaptive", type=int, default=128, help="of them, for adaptive attacks")
     parser.add_argument(
