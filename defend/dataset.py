@@ -51,6 +51,8 @@ class Dataset(Configured):
     """
 
     card: ClassVar[DatasetCard]
+    # False: images of several sizes. All images of a range that no `size_changes` cuts have one.
+    uniform: ClassVar[bool] = True
     _runtime = frozenset({"root"})
     root: str | None = None  # the folder of the data; no influence on the images
 
@@ -65,12 +67,21 @@ class Dataset(Configured):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Height and width, in pixels."""
+        """Height and width, in pixels; of images of several sizes the longest side."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
+
+    @property
+    def labelled(self) -> bool:
+        """False if the images have no labels: then there are no names, and y is zero."""
+        return bool(self.names)
+
+    def size_changes(self, split: Split) -> tuple[int, ...]:
+        """Return the images from which on the height or the width is another, in rising order."""
+        return ()
 
     @property
     def classes(self) -> int:
