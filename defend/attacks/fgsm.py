@@ -15,7 +15,8 @@ from defend.target import Target
 class FGSM(Attack):
     """Attack with a single gradient step: x' = clip(x + eps sign(g)).
 
-    g is the gradient at x of the task's loss, in classification the cross entropy. With norm=L2: x' = clip(x + eps g / |g|).
+    g is the gradient at x of the task's loss, in classification the cross entropy. With norm=L2:
+    x' = clip(x + eps g / |g|).
     """
 
     card = AttackCard(

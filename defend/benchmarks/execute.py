@@ -33,7 +33,6 @@ from defend.errors import BadWeights, one_line
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
 from defend.purifier import Backward, Relaxed, identity
-from defend.tasks.task import Task
 from defend.threat_models import Pipeline, gradient_kind, temperature_of
 from defend.unit_files import CLEAN_DETAIL, DETAIL, write_unit
 

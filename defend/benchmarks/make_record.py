@@ -222,10 +222,10 @@ def _details(units: Sequence[Unit], prefix: str) -> dict[str, NDArray[np.generic
 def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> QueryCurve | None:
     """Return the curve of a search of the scored pipeline itself, if that is deterministic.
 
-    Behind noise, "first wrong" is a minimum of noisy measurements.
+    Behind noise, "first wrong" is a minimum of noisy measurements. It is a class that was wrong.
     """
     is_stochastic = components.defense(cell.defense).card.stochastic
-    if is_stochastic or not cell.threat_model.may_drop:
+    if is_stochastic or not cell.threat_model.may_drop or not cell.task.may_drop:
         return None
     queries = components.attack(cell.bare_attack).settings.get("queries")
     return QueryCurve.of_units(units, queries)

@@ -28,7 +28,7 @@ COMPARED_DRAWS = 4  # of a stochastic defense, of which at least two should diff
 class Scores:
     """The outcomes of images (b, c, h, w) behind one defense."""
 
-    # The task's scores, of classification uint8: score (b, draws), and select (b, 10) if stochastic.
+    # Scores of the task, uint8 if 0 or 1: score (b, draws), and select (b, 10) if stochastic.
     outcomes: dict[str, Tensor]
     details: dict[str, Tensor]  # what the task says beside the score: (b, draws, ...)
     loss: float  # summed over images, mean over the score draws

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,12 @@ from numpy.typing import NDArray
 from defend.records import Record
 from defend.unit_files import Unit, find_unit
 
-Bits = NDArray[np.uint8]
+Bits = NDArray[Any]  # uint8 where a score is 0 or 1, float32 where it is in decibels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Right (1) or wrong (0) for each image and each draw.
+    """Right (1) or wrong (0) for each image and each draw, or another score of the task.
 
     Worst cases are chosen on the `select` draws, and read off on the `score` draws.
     """
