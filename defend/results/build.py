@@ -23,6 +23,7 @@ from defend.results.grouping import (
     series_key,
     unify_spellings,
 )
+from defend.results.measure_pairs import list_measure_pairs
 from defend.results.model import Number, Row, Section, Table
 from defend.results.numbers import cells_number, clean_number
 from defend.results.outcomes import OutcomeReader
@@ -63,6 +64,7 @@ def table(
         signs=list_signs(claims),
         comparisons=compare_defenses(sections, reader),
         measures=list_measures(shown),
+        measure_pairs=list_measure_pairs(shown, reader),
         queries=list_queries(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
         training=list_training_marks(shown),

@@ -210,6 +210,7 @@ class Table:
     signs: tuple[str, ...]  # of masking, or of an attack that was too weak: no claim survives them
     comparisons: tuple[Compared, ...]
     measures: tuple[str, ...]  # what tasks measure beside their score
+    measure_pairs: tuple[str, ...]  # defenses compared by it
     queries: tuple[str, ...]  # accuracy along the queries of a search
     findings: tuple[Finding, ...]
     training: tuple[str, ...]  # a line for each training mark of a pipeline

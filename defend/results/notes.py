@@ -17,6 +17,7 @@ from defend.results.table_text import (
     format_value,
 )
 
+MEASURE_PAIRS = "Pairs by what is measured beside it, each with its worst gradient (Holm):"
 Block = tuple[str, Sequence[str]]  # title, lines
 
 
@@ -29,6 +30,7 @@ def make_notes(model: Table) -> list[Block]:
         blocks.append((title, [format_worst(model, worst) for worst in section.worst]))
     blocks += [
         ("Measured beside it:", model.measures),
+        (MEASURE_PAIRS, model.measure_pairs),
         (format_pairs_heading(model.comparisons), [format_pair(p) for p in model.comparisons]),
         ("Accuracy after so many queries:", model.queries),
         ("No claim survives:", model.signs),

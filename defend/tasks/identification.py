@@ -95,7 +95,7 @@ class Identification(Task):
 
 _RANK_1: Mapping[str, Measure] = {
     "rank_1": Measure(heading="identified", unit="share", higher_is_better=True),
-    "clean_rank_1": Measure(heading="identified, clean", unit="share", higher_is_better=True),
+    "clean_rank_1": Measure(heading="identified", unit="share", higher_is_better=True, clean=True),
 }
 
 

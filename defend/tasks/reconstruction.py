@@ -5,7 +5,8 @@ Ma, "Towards Robust Neural Image Compression", arXiv:2112.08691, section III.
 
     index = 10 log10( MSE(R(x'), R(x)) / MSE(x', x) ) in dB
 
-x is the source, x' the attacked image, R the codec: by how much it enlarges a perturbation.
+x is the source, x' the attacked image, R the codec: by how much it enlarges a perturbation. For
+MS-SSIM, 1 - MS-SSIM stands in the place of the MSE.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _MEASURES: Mapping[str, Measure] = {
     "vi_ms_ssim": Measure(
         heading="vulnerability index of MS-SSIM", unit="dB", higher_is_better=False
     ),
-    "bpp_clean": Measure(heading="rate of the source", unit="bpp", higher_is_better=False),
-    "bpp": Measure(heading="rate under attack", unit="bpp", higher_is_better=False),
+    "bpp_clean": Measure(heading="rate", unit="bpp", higher_is_better=False, clean=True),
+    "bpp": Measure(heading="rate", unit="bpp", higher_is_better=False),
 }
 
 
@@ -47,6 +48,7 @@ class Reconstruction(Task):
     default_attacks = ("codec-distortion",)
     clean_is_minimum = True  # of a codec without loss, the error of a clean image is 0
     compares_clean_output = True
+    compared = ("vi",)
     least_gap = 0.5  # dB
 
     @property
@@ -103,16 +105,26 @@ class Reconstruction(Task):
 
     def measure(self, attacked: Arrays, clean: Arrays, seed: int) -> dict[str, Summary]:
         """Return the mean of each measure over images; an index only where every image changed."""
-        mse_in = _as_errors(attacked["mse_in"])
-        values = {"psnr_in": -10 * np.log10(mse_in)}
-        if (mse_in > SMALLEST_MSE).all():
-            values["vi"] = 10 * np.log10(_as_errors(attacked["mse_shift"]) / mse_in)
-            if "ms_ssim_in" in attacked:
-                values["vi_ms_ssim"] = _index_of_similarity(attacked)
-        if "bpp" in attacked:
+        values = {name: self.values(name, attacked) for name in _MEASURES}
+        if "bpp" in clean:
             values["bpp_clean"] = np.asarray(clean["bpp"], np.float64)
-            values["bpp"] = np.asarray(attacked["bpp"], np.float64)
-        return {name: self.summarise(array, seed) for name, array in values.items()}
+        return {k: self.summarise(v, seed) for k, v in values.items() if v is not None}
+
+    def values(self, name: str, attacked: Arrays) -> NDArray[np.float64] | None:
+        """Return a measure under attack (n, draws); None where these images do not have it."""
+        if name == "bpp":
+            return np.asarray(attacked["bpp"], np.float64) if "bpp" in attacked else None
+        mse_in = _as_errors(attacked["mse_in"])
+        if name == "psnr_in":
+            return np.asarray(-10 * np.log10(mse_in), np.float64)
+        if (mse_in <= SMALLEST_MSE).any():
+            return None
+        if name == "vi":
+            return _ratio(_as_errors(attacked["mse_shift"]), mse_in)
+        if name == "vi_ms_ssim" and "ms_ssim_in" in attacked:
+            before, after = (_as_errors(1 - attacked[f"ms_ssim_{k}"]) for k in ("in", "shift"))
+            return _ratio(after, before)
+        return None
 
     def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:
         """Return the mean over scores (n, draws) with its bootstrap interval over images."""
@@ -129,7 +141,6 @@ def _as_errors(values: NDArray[np.generic]) -> NDArray[np.float64]:
     return np.maximum(np.asarray(values, np.float64), SMALLEST_MSE)
 
 
-def _index_of_similarity(attacked: Arrays) -> NDArray[np.float64]:
-    """Return 10 log10 of (1 - MS-SSIM(R(x'), R(x))) / (1 - MS-SSIM(x', x))."""
-    errors = {name: _as_errors(1 - attacked[f"ms_ssim_{name}"]) for name in ("in", "shift")}
-    return np.asarray(10 * np.log10(errors["shift"] / errors["in"]), np.float64)
+def _ratio(after: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ratio of two errors in dB."""
+    return np.asarray(10 * np.log10(after / before), np.float64)

@@ -47,6 +47,7 @@ class Measure:
     heading: str  # in a table
     unit: Unit
     higher_is_better: bool  # for the defender
+    clean: bool = False  # of clean images alone, the same under every attack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class Task(Configured):
     compares_clean_output: ClassVar[bool] = False
     needs_calibration: ClassVar[bool] = False  # on clean images of `val`, behind each pipeline
     has_claims: ClassVar[bool] = False  # a protocol says what a claim needs at this task
+    compared: ClassVar[tuple[str, ...]] = ()  # measures by which defenses are compared in pairs
     least_gap: ClassVar[float] = 0.02  # in the unit of the score: a smaller difference is no sign
 
     def __post_init__(self) -> None:
@@ -134,6 +136,10 @@ class Task(Configured):
         A measure that these images or this purifier do not have is left out.
         """
         return {}
+
+    def values(self, name: str, attacked: Arrays) -> NDArray[np.float64] | None:
+        """Return a measure of `compared` for each image and draw (n, draws), None without it."""
+        return None
 
     def curve(self, attacked: Arrays, clean: Arrays) -> tuple[tuple[float, float], ...]:
         """Return points (x, y) of the task's curve, such as a ROC; none if it has no curve."""

@@ -159,14 +159,17 @@ def _first_draw(values: NDArray[np.generic]) -> NDArray[np.float64]:
 def _measures(strict: str) -> Mapping[str, Measure]:
     texts = {
         "strict": (strict, True),
-        "clean_strict": (f"{strict}, clean", True),
+        "clean_strict": (strict, True),
         "eer": ("EER", False),
-        "clean_eer": ("EER, clean", False),
+        "clean_eer": ("EER", False),
     }
-    return {
-        name: Measure(heading=heading, unit="share", higher_is_better=is_better)
-        for name, (heading, is_better) in texts.items()
-    }
+    measures = {}
+    for name, (heading, is_better) in texts.items():
+        is_clean = name.startswith("clean_")
+        measures[name] = Measure(
+            heading=heading, unit="share", higher_is_better=is_better, clean=is_clean
+        )
+    return measures
 
 
 _DODGING = _measures("TAR at FAR .1 %")

@@ -53,7 +53,8 @@ def strongest_direction() -> Tensor:
     """Return the first singular vector (c, h, w) of the codec: half of its pixels are zero."""
     v = torch.randn(PIXELS, generator=torch.Generator().manual_seed(3))
     v[PIXELS // 2 :] = 0
-    return (v / v.norm()).view(random_images().shape[1:])
+    direction: Tensor = (v / v.norm()).view(random_images().shape[1:])
+    return direction
 
 
 def codec_target() -> Target:

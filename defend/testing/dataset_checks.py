@@ -136,10 +136,13 @@ def check_sizes_change_where_it_says(d: Dataset) -> None:
         n = count_images(d, split)
         changes = d.size_changes(split)
         assert not (d.uniform and changes), f"{split}: uniform=True, and sizes change at {changes}"
+        assert all(0 < change < n for change in changes), (
+            f"{split}: expected changes of size between image 1 and {n - 1}, got {changes}"
+        )
         shapes = [d.rows(split, i, i + 1)[0].shape[1:] for i in (0, *changes)]
         for change, (before, after) in zip(changes, pairwise(shapes), strict=True):
             last = d.rows(split, change - 1, change)[0].shape[1:]
-            assert 0 < change < n and last == before and after != before, (
+            assert last == before and after != before, (
                 f"{split}: expected another size from image {change} on, got {tuple(last)} before"
                 f" and {tuple(after)} after it"
             )

@@ -96,6 +96,8 @@ def format_json(model: Table) -> str:
     summary = {
         "worst": worst,
         "comparisons": [_pair_to_dict(pair) for pair in model.comparisons],
+        "measures": model.measures,
+        "measure_pairs": model.measure_pairs,
         "claims": [format_claim(claim) for claim in model.claims],
         "surrogates": model.surrogates,
         "signs": model.signs,
