@@ -168,7 +168,7 @@ def compare(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
     return Comparison(float((first - second).mean()), low, high, p, test)
 
 
-def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+def mean_interval(values: ArrayLike, seed: int = 0, resamples: int = 2_000) -> tuple[float, float]:
     """Return the 95 % percentile interval of the mean of real values (n,), one for each image.
 
     They are resampled as they are: unlike shares, decibels have no ends at which images agree. Of

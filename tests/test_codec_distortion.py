@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from photographs import crops
 from torch import nn
 
 from defend.attacks.codec_distortion import CodecDistortion
 from defend.attacks.pgd import PGD
 from defend.defenses.none import NoDefense
-from defend.distortion import mse
+from defend.distortion import ms_ssim, mse
 from defend.errors import BadParameter, Mismatch
 from defend.noise import Noise
 from defend.norms import norm_of
@@ -103,7 +104,7 @@ def test_an_image_that_never_comes_below_the_threshold_is_the_last_iterate():
     assert (mse(x_adv, X) > 1e-4).all()
 
 
-@pytest.mark.parametrize("steps", [9, 10, 1001])
+@pytest.mark.parametrize("steps", [9, 10, 100])
 def test_the_learning_rate_falls_after_each_third(steps):
     """With a gradient of one sign, Adam moves by the learning rate in every step."""
     attack, places = CodecDistortion(steps=steps, lr=1e-6, start=1e-9, threshold=1.0), []
@@ -119,10 +120,10 @@ def test_the_learning_rate_falls_after_each_third(steps):
     attack.run(
         Watched(ramp, NoDefense(), noise, task=TASK), X.double(), X.double(), 1.0, Noise.of(0, ROWS)
     )
-    moves = torch.tensor(places).diff()
+    moves = torch.tensor(places, dtype=torch.float64).diff()
     thirds = [k * 3 // steps for k in range(steps - 1)]
     expected = torch.tensor([1e-6 * 0.33**third for third in thirds])
-    assert torch.allclose(moves, expected.double(), rtol=0.05)
+    assert torch.allclose(moves, expected.to(moves.dtype), rtol=0.05)
 
 
 class Scale(nn.Module):
@@ -189,15 +190,13 @@ def test_the_papers_own_start_finds_nothing_before_a_codec_that_is_attacked_as_d
 
 
 def test_ms_ssim_is_lowered_where_it_is_the_metric():
-    x = 0.3 + 0.4 * torch.rand(1, 1, 161, 161, generator=torch.Generator().manual_seed(2))
-    box = nn.AvgPool2d(3, 1, 1).requires_grad_(False)
-    from defend.distortion import ms_ssim
-
+    x, box = crops(161, 161)[:1], nn.AvgPool2d(3, 1, 1)
     attack = CodecDistortion(steps=25, metric="ms-ssim")
     x_adv = run(attack, x=x, to=target(box, rows=ROWS[:1]), rows=ROWS[:1])
     noise = Noise.of(0, ROWS[:1]).fork("start").uniform(x) * 2 - 1
     at_random = x + noise * (mse(x_adv, x) / mse(x + noise, x)).sqrt()
-    assert ms_ssim(box(x_adv), box(x)) < ms_ssim(box(at_random), box(x)) - 1e-4
+    error, error_at_random = (1 - ms_ssim(box(v), box(x)) for v in (x_adv, at_random))
+    assert error > 5 * error_at_random
 
 
 def test_small_images_have_one_metric():

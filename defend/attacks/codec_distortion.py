@@ -79,7 +79,7 @@ class CodecDistortion(Attack):
     def _climb_by_adam(
         self, target: Target, x: Tensor, x_adv: Tensor, reference: Tensor, eps: float
     ) -> Tensor:
-        best, most = x_adv, torch.full((len(x),), -torch.inf, device=x.device)
+        best, most = x_adv, x.new_full((len(x),), -torch.inf)
         first, second = torch.zeros_like(x), torch.zeros_like(x)  # moments of the gradient
         for k in range(self.steps):
             gradient, distance = self._descent(target, x, x_adv, reference)
@@ -103,7 +103,7 @@ class CodecDistortion(Attack):
         """
         is_within = mse(x_adv, x) <= self.threshold
         gradient = 2 * (x_adv - x) / x[0].numel()  # of MSE(x', x)
-        distance = torch.full((len(x),), -torch.inf, device=x.device)
+        distance = x.new_full((len(x),), -torch.inf)
         rows = is_within.nonzero()[:, 0]
         if len(rows):
             of_codec, distances, _ = target.take(rows).gradient(
