@@ -94,11 +94,11 @@ class Reconstruction(Task):
             return values
         assert deployed.clean_output is not None, "the task compares clean outputs"
         pairs = {
-            "in": (deployed.x.double(), deployed.source.double()),
-            "shift": (deployed.output.double(), deployed.clean_output.double()),
+            "in": (deployed.x, deployed.source),
+            "shift": (deployed.output, deployed.clean_output),
         }
         for name, (a, b) in pairs.items():
-            values[f"mse_{name}"] = mse(a, b)
+            values[f"mse_{name}"] = mse(a.double(), b.double())
             if min(a.shape[-2:]) >= MIN_SIDE:
                 values[f"ms_ssim_{name}"] = ms_ssim(a, b)
         return values
