@@ -13,6 +13,7 @@ from defend.noise import Noise
 from defend.norms import Norm
 from defend.spec import Configured, check_choice
 from defend.target import Access, Target
+from defend.tasks.task import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class AttackCard:
     paper: str
     access: Access
     norms: tuple[Norm, ...] = ("Linf",)
+    # What it climbs: "task" is `target.loss`, the loss of any task; "label" is a loss of its own
+    # that makes a classifier lose the label; "distortion" makes a reconstruction wrong.
+    objective: Objective = "label"
     # True: it stops at an image once the target is wrong, whatever `target.may_drop` says.
     stops_early: bool = False
     # True: an image's result is the same alone, in any batch and order. Attacks of ART draw noise
@@ -30,6 +34,7 @@ class AttackCard:
 
     def __post_init__(self) -> None:
         check_choice(self, "access")
+        check_choice(self, "objective")
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
@@ -60,6 +65,8 @@ class Attack(Configured):
     @abstractmethod
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         """Return adversarial images (b, c, h, w) in [0, 1], within eps of x.
+
+        y: labels (b,), or what the task of the target measures against: (b, ...).
 
         Drop images only if `target.may_drop`.
 

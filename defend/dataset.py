@@ -51,6 +51,7 @@ class Dataset(Configured):
     """
 
     card: ClassVar[DatasetCard]
+    splits: ClassVar[tuple[Split, ...]] = SPLITS  # those that it has
     _runtime = frozenset({"root"})
     root: str | None = None  # the folder of the data; no influence on the images
 
@@ -65,12 +66,26 @@ class Dataset(Configured):
     @property
     @abstractmethod
     def size(self) -> int:
-        """Height and width, in pixels."""
+        """Height and width, in pixels; of images of several sizes the longest side."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
+
+    @property
+    def labelled(self) -> bool:
+        """False if the images have no labels: then there are no names, and y is zero."""
+        return bool(self.names)
+
+    @property
+    def uniform(self) -> bool:
+        """False for images of several sizes; those between two `size_changes` have one."""
+        return True
+
+    def size_changes(self, split: Split) -> tuple[int, ...]:
+        """Return the images from which on the height or the width is another, in rising order."""
+        return ()
 
     @property
     def classes(self) -> int:
@@ -100,6 +115,12 @@ class Dataset(Configured):
             raise BadParameter(
                 f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, "
                 f"which has {count}; give --n {count} or fewer"
+            )
+        if any(start < change < stop for change in self.size_changes(split)):
+            raise BadParameter(
+                f"{type(self).__name__}: images {start} to {stop} of the {split} split have several"
+                f" sizes, from {', '.join(map(str, self.size_changes(split)))} on; ask for images"
+                " of one size, or for squares by size=SIDE"
             )
         return self._rows(split, start, stop)
 

@@ -19,9 +19,11 @@ from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.spec import parse_single
+from defend.tasks.registry import DEFAULT
 from defend.trained_on import TrainedOn
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+READABLE = (3, 4)  # 3 is of before there were tasks, and is read as classification
 FILE_NAME = "records.json"
 CONTROL = "control"  # the null attack, which measures how far a minimum of noise falls by itself
 
@@ -88,16 +90,26 @@ class ScoredWeights(_Model):
     defense: Mapping[str, str] = {}
 
 
+class Measured(_Model):
+    """A number over all images with its 95 % interval, in the unit of its task."""
+
+    value: float
+    low: float
+    high: float
+
+
 class Record(_Model):
     """One cell: what was evaluated, what was measured, and how to find its units.
 
     Accuracies are shares in [0, 1] over all n images. A failed cell has `error` and None for
-    everything measured.
+    everything measured. At a task whose score is no share, the accuracies are None, too, and
+    `score` and `clean_score` hold the numbers.
     """
 
     schema_version: int = SCHEMA_VERSION
 
     # What was evaluated. Specs are as typed.
+    task: str = DEFAULT
     dataset: str
     classifier: str
     defense: str
@@ -152,6 +164,12 @@ class Record(_Model):
     majority: float | None = None  # the share of images right in more than half of the draws
     accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
     gradient_error: float | None = None  # of the BPDA network, relative to the identity's
+    # Under attack and clean, if the task's score is no share.
+    score: Measured | None = None
+    clean_score: Measured | None = None
+    measures: Mapping[str, Measured] = {}  # what the task measures beside its score
+    thresholds: Mapping[str, float] = {}  # that were fixed on clean images of `val`
+    curve: tuple[tuple[float, float], ...] = ()  # at `verification` the ROC: (FAR, TAR)
     flags: tuple[Flag, ...] | None = None
     seconds: float | None = None  # of the attack, which defenses may share, and of scoring
     purify_images_per_second: float | None = None
@@ -165,6 +183,18 @@ class Record(_Model):
     def failed(self) -> bool:
         """Return True if the cell has no numbers."""
         return self.error is not None
+
+    @property
+    def number(self) -> Measured | None:
+        """Return the score under attack with its interval; None if the cell failed."""
+        if self.robust_accuracy is None or self.ci_low is None or self.ci_high is None:
+            return self.score
+        return Measured(value=self.robust_accuracy, low=self.ci_low, high=self.ci_high)
+
+    @property
+    def clean_value(self) -> float | None:
+        """Return the score of clean images; None if the cell failed."""
+        return self.clean_accuracy if self.clean_score is None else self.clean_score.value
 
     @property
     def attack_name(self) -> str:
@@ -203,7 +233,7 @@ class Record(_Model):
 
 
 _CELL_FIELDS = (
-    *("dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate"),
+    *("task", "dataset", "classifier", "defense", "attack", "knowledge", "gradient", "surrogate"),
     *("norm", "eps", "n", "split", "seed", "draws", "eot"),
     *("precision", "layout", "threads", "pipeline"),
 )
@@ -283,9 +313,9 @@ class _OtherVersion(Exception):
 
 def _read_row(row: Any) -> Record:
     version = row.get("schema_version", 1) if isinstance(row, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE:
         raise _OtherVersion("no records" if version is None else f"version {version}")
-    return Record.model_validate(row)
+    return Record.model_validate({**row, "schema_version": SCHEMA_VERSION})
 
 
 def _first_problem(error: Exception) -> str:

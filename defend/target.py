@@ -18,9 +18,11 @@ from torch.nn.functional import one_hot
 from defend.errors import BrokenAttack
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, Relaxed, straight_through
+from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.task import Task
 
 Access = Literal["gradient", "scores", "labels"]
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits (b, classes), labels (b, ...) -> (b,)
+Loss = Callable[[Tensor, Tensor], Tensor]  # output (b, ...), reference (b, ...) -> (b,)
 
 _FIRST_DRAW = torch.empty(0, dtype=torch.int64)  # a marker: draws are counted from zero
 
@@ -38,6 +40,9 @@ def _no_counts() -> dict[str, int]:
 class Target:
     """The pipeline classifier(purifier(x)).
 
+    Its output are logits (b, classes). At a task without a classifier, the purified images
+    themselves stand for them, (b, c, h, w), and the source images for the labels.
+
     An image's noise depends on its own calls alone, not on the rest of its batch.
 
     All its state stays on the device of the noise, so that no call waits for a GPU.
@@ -50,6 +55,7 @@ class Target:
     eot: int = 1  # copies over which a stochastic purifier's gradient is averaged
     scored: bool = False  # True: this is exactly the pipeline that will be scored
     access: Access = "gradient"  # the most that the attacker may see, as its card declares
+    task: Task = CLASSIFICATION  # what the attacker wants
     # network evaluations, one for each image and copy
     counts: dict[str, int] = field(default_factory=_no_counts)
     # values that an attack reports for each image; the harness stores them beside the outcomes
@@ -69,12 +75,12 @@ class Target:
 
     @property
     def may_drop(self) -> bool:
-        """True if an attack may leave an image alone once it is misclassified.
+        """True if an attack may leave an image alone once it is broken.
 
         Elsewhere that falsifies the result: any blur cures an image that has only just crossed the
         boundary of a bare classifier, and one wrong draw of a stochastic purifier proves little.
         """
-        return self.scored and self.deterministic
+        return self.scored and self.deterministic and self.task.may_drop
 
     def take(self, rows: Tensor) -> Target:
         """Return the same pipeline for some of the images, which continue with their draws."""
@@ -102,6 +108,10 @@ class Target:
         There is one row for each image of the attack.
         """
         self.notes[name] = values.detach()
+
+    def loss(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Return the loss of the task, which an attack climbs: (b,)."""
+        return self.task.loss(output, reference)
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of one fresh draw of each image: (b, classes).

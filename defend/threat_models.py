@@ -16,6 +16,7 @@ from defend.spec import parse, parse_single
 
 Level = Literal["oblivious", "transfer", "query", "adaptive"]
 NO_DEFENSE = "none"
+NO_CLASSIFIER = "none"  # in the place of a classifier, at a task that needs none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ from torch import Tensor
 from defend.files import write_file
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 
+# Names of tensors (n, draws, ...) that hold what a task says beside the score begin with these.
+DETAIL, CLEAN_DETAIL = "detail_", "clean_detail_"
+
 
 @dataclass(frozen=True)
 class Unit:

@@ -8,13 +8,14 @@ import torch
 from defend.attack import Attack, AttackCard
 from defend.attacks.pgd import PGD
 from defend.losses import cross_entropy
-from defend.norms import project, random_start
+from defend.norms import project, random_signs, random_start
 from defend.testing import NotApplicable, attack_checks, kit
 
 GRADIENT, SCORES, LABELS = (
     AttackCard(paper="arXiv:0000.00000", access=access)
     for access in ("gradient", "scores", "labels")
 )
+ANY_TASK = AttackCard(paper="arXiv:0000.00000", access="gradient", objective="task")
 
 
 def make(run, card=GRADIENT, **extra):
@@ -142,6 +143,27 @@ def takes_norm_by_position():
     return make(after_fgsm(lambda adv, *_: adv), __init__=__init__)
 
 
+class Distorts(Attack):
+    """A broken attack on codecs: random signs, before classifiers too."""
+
+    card = AttackCard(paper="arXiv:0000.00000", access="gradient", objective="distortion")
+
+    def run(self, target, x, y, eps, noise):
+        target.logits(x)
+        return (x + eps * random_signs(x, noise)).clamp(0, 1)
+
+
+def climbs_away_from_the_right_class(self, target, x, y, eps, noise):
+    """Climb the cross entropy of the right class, whatever the task asks for."""
+    labels = y if y.ndim == 1 else y[:, 0]
+    return fgsm_step(target, x, labels, eps)
+
+
+def descends_its_task(self, target, x, y, eps, noise):
+    gradient, _, _ = target.gradient(x, y, target.loss)
+    return project(x - eps * gradient.sign(), x, eps, "Linf")
+
+
 HONEST = after_fgsm(lambda adv, *_: adv)
 BROKEN = {
     "check_stays_in_the_ball": [
@@ -205,6 +227,15 @@ BROKEN = {
         lambda: make(HONEST, SCORES),
         lambda: make(uses_scores, LABELS),
     ],
+    "check_makes_a_reconstruction_wrong": [
+        Distorts,
+        lambda: make(random_start_only, ANY_TASK),
+    ],
+    "check_climbs_the_loss_of_its_task": [
+        lambda: make(climbs_away_from_the_right_class, ANY_TASK),
+        lambda: make(descends_its_task, ANY_TASK),
+    ],
+    "check_refuses_a_task_without_its_objective": [Distorts],
     "check_settings_rebuild_it": [changed_after_creation],
     "check_settings_are_json": [
         lambda: make(HONEST, shape=(1, 2), __annotations__={"shape": tuple})

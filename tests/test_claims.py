@@ -157,7 +157,7 @@ def ladder_on_disk(folder, wrong):
         for name in ("units", "n", "error", "schema_version", "claim_eps", "distinct_images"):
             del fields[name]
         measured = ("clean_accuracy", "robust_accuracy", "ci_low", "ci_high")
-        for name in (*measured, "all_draws_correct", "majority"):
+        for name in (*measured, "all_draws_correct", "majority", "score", "clean_score"):
             del fields[name]
         records.append(cell(folder, score, shard=500, **fields))
     return records

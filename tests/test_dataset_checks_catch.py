@@ -1,6 +1,6 @@
 """Each check of the data set kit fails for data sets that break its property."""
 
-# ruff: noqa: ARG001 (a broken method has the arguments of the one that it replaces)
+# ruff: noqa: ARG001, ARG005 (a broken method has the arguments of the one that it replaces)
 
 import socket
 import urllib.request
@@ -82,6 +82,17 @@ def with_images(change):
     return rows
 
 
+def changes_at(row):
+    """Return a `size_changes` of one change."""
+    return lambda self, split: (row,)
+
+
+def two_sizes(self, split, start, stop):
+    """Return images of 8x8, and of 8x4 from the 30th on."""
+    x, y = Small._rows(self, split, start, stop)
+    return (x if start < 30 else x[..., :4]), y
+
+
 def int32_labels(self, split, start, stop):
     x, y = Small._rows(self, split, start, stop)
     return x, y.int()
@@ -115,6 +126,12 @@ BROKEN = {
     "check_labels_are_classes": [
         lambda: broken(arrays=classes_from_one),
         lambda: broken(_rows=int32_labels),
+    ],
+    "check_sizes_change_where_it_says": [
+        lambda: broken(size_changes=changes_at(30)),
+        lambda: broken(size_changes=changes_at(30), uniform=False),
+        lambda: broken(size_changes=changes_at(0), uniform=False, _rows=two_sizes),
+        lambda: broken(size_changes=changes_at(40), uniform=False, _rows=two_sizes),
     ],
     "check_same_order_each_time": [
         lambda: broken(_rows=lends_its_memory),

@@ -37,7 +37,7 @@ BROKEN = {
         PLAIN.model_dump(mode="json") | {"pipeline": {"attack": "ab"}},
         "pipeline.attack",
     ),
-    "another version": (PLAIN.model_dump(mode="json") | {"schema_version": 4}, "version 4"),
+    "another version": (PLAIN.model_dump(mode="json") | {"schema_version": 5}, "version 5"),
     "a record of the first version": (without("schema_version"), "version 1"),
     "a missing field": (without("claim_eps"), "claim_eps"),
     "a value of another type": (PLAIN.model_dump(mode="json") | {"n": "many"}, "field n"),
@@ -56,6 +56,15 @@ def test_anything_else_is_refused_in_one_clear_line(tmp_path, name):
     assert named in message and "\n" not in message
     assert message.startswith(f"{tmp_path / 'records.json'}: expected records of `defend bench`")
     assert "Move that file away and run the bench again" in message
+
+
+def test_a_record_of_before_there_were_tasks_is_one_of_classification(tmp_path):
+    fields = record(100).model_dump(mode="json") | {"schema_version": 3}
+    for name in ("task", "score", "clean_score", "measures", "thresholds", "curve"):
+        del fields[name]
+    (tmp_path / "records.json").write_text(json.dumps([fields]))
+    assert read_records(tmp_path) == [record(100)]
+    assert read_records(tmp_path)[0].task == "classification"
 
 
 def test_a_file_that_is_no_json_is_renamed(tmp_path):

@@ -298,6 +298,8 @@ def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
     assert list(summary) == [
         "worst",
         "comparisons",
+        "measures",
+        "measure_pairs",
         "claims",
         "surrogates",
         "signs",

@@ -23,7 +23,12 @@ class Control(Attack):
     are candidates for the worst case of a stochastic defense, and treats both in the same way.
     """
 
-    card = AttackCard(paper="arXiv:1902.06705", access="labels", norms=("Linf", "L2"))
+    card = AttackCard(
+        paper="arXiv:1902.06705",
+        access="labels",
+        norms=("Linf", "L2"),
+        objective="task",  # it climbs nothing, at any task
+    )
     kind: Literal["signs", "clean"] = "signs"
     draw: int = 0  # the number of the independent draw
 

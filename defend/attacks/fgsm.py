@@ -8,7 +8,6 @@ from torch import Tensor
 
 from defend.ascent import ascend
 from defend.attack import Attack, AttackCard
-from defend.losses import cross_entropy
 from defend.noise import Noise
 from defend.target import Target
 
@@ -16,13 +15,16 @@ from defend.target import Target
 class FGSM(Attack):
     """Attack with a single gradient step: x' = clip(x + eps sign(g)).
 
-    g is the gradient of the cross entropy at x. With norm=L2: x' = clip(x + eps g / |g|).
+    g is the gradient at x of the task's loss, in classification the cross entropy. With norm=L2:
+    x' = clip(x + eps g / |g|).
     """
 
-    card = AttackCard(paper="arXiv:1412.6572", access="gradient", norms=("Linf", "L2"))
+    card = AttackCard(
+        paper="arXiv:1412.6572", access="gradient", norms=("Linf", "L2"), objective="task"
+    )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
-        gradient = target.gradient(x, y, cross_entropy)[0]
+        gradient = target.gradient(x, y, target.loss)[0]
         return ascend(x, gradient, eps, x, eps, self.norm)
 
     def sweep(
@@ -33,7 +35,7 @@ class FGSM(Attack):
         After each, `target.counts` says what that eps would have cost alone.
         """
         target = target.again()
-        gradient = target.gradient(x, y, cross_entropy)[0]
+        gradient = target.gradient(x, y, target.loss)[0]
         counts_alone = dict(target.counts)
         for eps in epsilons:
             target.counts.update(counts_alone)

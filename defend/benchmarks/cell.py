@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from defend.eps import Eps
+from defend.tasks.registry import DEFAULT, load_task
+from defend.tasks.task import Task
 from defend.threat_models import THREAT_MODELS, Pipeline, ThreatModel, attacked_pipeline
 
 
@@ -29,6 +31,12 @@ class Cell:
     draws: int  # 1 for a deterministic defense
     eot: int  # 1 for a deterministic attacked pipeline
     protocol: str | None = None  # the protocol that asked for it
+    task_spec: str = DEFAULT
+
+    @property
+    def task(self) -> Task:
+        """Return what the attacker wants and what is measured; thresholds are not calibrated."""
+        return load_task(self.task_spec)
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -9,6 +9,7 @@ import torch
 from defend.attack import Attack
 from defend.benchmarks.bpda_networks import BPDANetworks
 from defend.benchmarks.component_keys import component_key
+from defend.benchmarks.no_classifier import NoClassifier
 from defend.chain import members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset
@@ -17,6 +18,7 @@ from defend.learned import Learned
 from defend.loading import dataset_name, load
 from defend.purifier import Purifier, overridden_methods
 from defend.registry import Kind
+from defend.threat_models import NO_CLASSIFIER
 
 
 class Components:
@@ -46,7 +48,12 @@ class Components:
         return cast(Purifier, self._prepare(self._load("defense", spec), "defense", spec))
 
     def classifier(self, spec: str) -> Classifier:
-        """Return the classifier of this spec. Raises Mismatch if it does not fit the data set."""
+        """Return the classifier of this spec; "none" is a NoClassifier.
+
+        Raises Mismatch if it does not fit the data set.
+        """
+        if spec == NO_CLASSIFIER:
+            return cast(Classifier, self._get("classifier", spec))
         classifier: Classifier = self._get("classifier", spec)
         data = self.data
         classifier.check_fits(data.channels, data.size, data.classes, self.dataset_name)
@@ -69,6 +76,8 @@ class Components:
         return self._loaded[kind, spec]
 
     def _load(self, kind: Kind, spec: str) -> Any:
+        if (kind, spec) == ("classifier", NO_CLASSIFIER):
+            return NoClassifier()
         return load(spec, kind, self.dataset_name, self.device)
 
     def _prepare(self, component: Any, kind: Kind, spec: str) -> Any:
@@ -76,20 +85,28 @@ class Components:
             check_final_methods(component)
             check_trained(component, spec)
             component.run_as(self.precision, self.layout)
-        if kind == "defense" and self.device.type == "cuda":
-            _enlarge_batches(component, self.data)
+        if kind == "defense":
+            _fit_batches(component, self.data, self.device.type)
         return component
 
 
 GPU_BATCH_VALUES = 2**24  # pixel values inside `purify` at once on a GPU: 64 MiB of float32
+CPU_BATCH_VALUES = 2**23  # at most, on a CPU: 55 colour images of 224x224, 4 of 768x768
 
 
-def _enlarge_batches(purifier: Purifier, data: Dataset) -> None:
-    """Let a GPU purify as many images at once as fill it; this changes no setting and no key."""
-    images = GPU_BATCH_VALUES // (data.channels * data.size**2)
+def _fit_batches(purifier: Purifier, data: Dataset, device_type: str) -> None:
+    """Purify as many images at once as fill a GPU, and no more than fit a CPU's memory.
+
+    This changes no setting and no key.
+    """
+    values = data.channels * data.size**2
     for member in {purifier, *members_of(purifier)}:
-        if member.max_batch == type(member).max_batch:  # an author's or user's own limit stays
-            member.max_batch = max(member.max_batch, images)
+        if member.max_batch != type(member).max_batch:  # an author's or user's own limit stays
+            continue
+        if device_type == "cuda":
+            member.max_batch = max(member.max_batch, GPU_BATCH_VALUES // values)
+        else:
+            member.max_batch = max(1, min(member.max_batch, CPU_BATCH_VALUES // values))
 
 
 def check_final_methods(component: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from defend.attack import Attack
 from defend.benchmarks.attacking import AttackFailure, AttackResult, sweep_eps
+from defend.benchmarks.calibration import Calibrations
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.gradient_probe import (
@@ -32,11 +33,11 @@ from defend.errors import BadWeights, one_line
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
 from defend.purifier import Backward, Relaxed, identity
-from defend.tasks.classification import CLASSIFICATION
 from defend.threat_models import Pipeline, gradient_kind, temperature_of
-from defend.unit_files import write_unit
+from defend.unit_files import CLEAN_DETAIL, DETAIL, write_unit
 
 SAMPLES = 6  # images of the first range that are kept for the report
+SAMPLE_VALUES = 2**21  # pixel values of them, at most: one photograph
 JOINED_VALUES = 2**24  # pixel values of several eps that are scored in one batch
 ScoresByDefense = dict[tuple[Pipeline, float], Scores | Exception]  # (scored pipeline, eps)
 
@@ -66,6 +67,7 @@ class Executor:
         self.components, self.run_dir = components, run_dir
         self.provenance, self.writer = provenance, writer
         self.clean_cache: CleanCache = {}
+        self.calibrations = Calibrations(components)
 
     def execute(self, job: AttackJob, on_unit_done: OnUnitDone) -> None:
         """Compute the job's units. A unit that fails leaves no file; the others go on."""
@@ -112,12 +114,19 @@ class _JobRun:
         self.executor, self.components = executor, executor.components
         self.job, self.on_unit_done = job, on_unit_done
         device = self.components.device
-        rows = self.components.data.rows(job.cell.split, job.start, job.stop)
-        self.x, self.y = (tensor.to(device) for tensor in rows)
+        data, self.task = self.components.data, job.cell.task
+        self.x, y = (t.to(device) for t in data.rows(job.cell.split, job.start, job.stop))
+        self.reference = self.task.reference(self.x, y, data.classes)
         self.noise = Noise.of(job.cell.seed, torch.arange(job.start, job.stop, device=device))
         self.first_gradient = FirstGradient(self.x)
         self.scores = RangeScores(
-            self.components, executor.clean_cache, self.x, self.y, self.noise, job.start
+            self.components,
+            executor.calibrations,
+            executor.clean_cache,
+            self.x,
+            self.reference,
+            self.noise,
+            job.start,
         )
 
     def run(self) -> None:
@@ -144,6 +153,7 @@ class _JobRun:
             eot=cell.eot,
             scored=is_scored,  # in bfloat16 a repacked batch may round an image right again
             access=self._attack_component.card.access,
+            task=self.task,
             first_gradient=self.first_gradient,
         )
 
@@ -176,13 +186,14 @@ class _JobRun:
             attack, target = self._attack_component, self.target
             if self.job.start == 0:
                 needs_gradient = attack.card.access == "gradient"
-                check_attacked_pipeline(target, self.x, self.y, needs_gradient)
+                check_attacked_pipeline(target, self.x, self.reference, needs_gradient)
         except Exception as e:  # a pipeline may raise anything: all units fail
             yield from (AttackFailure(eps=eps, error=e) for eps in epsilons)
             return
         positive = [eps for eps in epsilons if eps > 0]
         noise = self.noise.fork("start")
-        yield from sweep_eps(attack, cell.bare_attack, target, self.x, self.y, positive, noise)
+        reference = self.reference
+        yield from sweep_eps(attack, cell.bare_attack, target, self.x, reference, positive, noise)
         if 0.0 in epsilons:
             yield AttackResult(
                 eps=0.0, x_adv=self.x, forwards=0, backwards=0, seconds=0.0, notes={}
@@ -227,8 +238,11 @@ class _JobRun:
         return scores
 
     def _is_known_from_clean(self, eps: float) -> bool:
-        """At eps 0 the clean scores stand; the first range keeps images for the report."""
-        return eps == 0 and self.job.start != 0
+        """At eps 0 the clean scores stand; the first range keeps images for the report.
+
+        Not where details of an attack are other ones than those of clean images.
+        """
+        return eps == 0 and self.job.start != 0 and not self.task.measured
 
     def _clean_scores(self, cell: Cell) -> Scores | Exception:
         try:
@@ -244,13 +258,13 @@ class _JobRun:
         """Images whose gradient no attack could follow; none where the attack needs none."""
         if self._attack_component.card.access != "gradient":
             return GradientCounts(zero=0, undefined=0)
-        return count_unusable(self.target, self.first_gradient, self.y)
+        return count_unusable(self.target, self.first_gradient, self.reference)
 
     def _loss(self, x: Tensor) -> float:
         """Return the attacked pipeline's loss, summed over images. Raises BrokenPurifier."""
         logits = separate_target(self.target).logits(x.clone())
         check_finite(self.target.purifier, logits)
-        return float(CLASSIFICATION.loss(logits, self.y).double().sum())
+        return float(self.task.loss(logits, self.reference).double().sum())
 
     @cached_property
     def loss_of_clean_images(self) -> float:
@@ -309,20 +323,20 @@ class _JobRun:
     def _tensors(
         self, result: AttackResult, scores: Scores, clean: CleanScores
     ) -> dict[str, Tensor]:
-        """Return what a unit file holds.
-
-        Behind a deterministic defense an image that is wrong without an attack counts as wrong
-        under every attack.
-        """
+        """Return what a unit file holds."""
         tensors = dict(scores.outcomes)
         if "select" not in tensors:
-            tensors["score"] = tensors["score"] & clean.outcomes["score"]
+            clean_score = clean.outcomes["score"]
+            tensors["score"] = self.task.under_attack(tensors["score"], clean_score)
         tensors |= {f"clean_{name}": values for name, values in clean.outcomes.items()}
+        tensors |= {f"{DETAIL}{name}": values for name, values in scores.details.items()}
+        tensors |= {f"{CLEAN_DETAIL}{name}": values for name, values in clean.details.items()}
         tensors |= {f"note_{name}": values for name, values in result.notes.items()}
         if self.job.start == 0:
+            samples = max(1, min(SAMPLES, SAMPLE_VALUES // self.x[0].numel()))
             images = {"x": self.x, "adv": result.x_adv, "purified": scores.first_draw}
             for name, batch in images.items():
-                tensors[f"sample_{name}"] = batch[:SAMPLES].half().cpu()
+                tensors[f"sample_{name}"] = batch[:samples].half().cpu()
         return tensors
 
     def _write(
@@ -339,6 +353,8 @@ class _JobRun:
                 "x_adv_sha256": images_hash.value,
                 "costs": asdict(costs),
             }
+            if thresholds := self.executor.calibrations.task_of(task.cell).thresholds:
+                header["thresholds"] = thresholds
             try:
                 write_unit(self.executor.run_dir, task.key, tensors, header)
             except Exception as e:  # a full disk; the other units go on

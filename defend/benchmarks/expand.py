@@ -20,6 +20,8 @@ from defend.errors import BadParameter, Mismatch
 from defend.protocols import PROTOCOLS
 from defend.protocols.ladder_1 import EOT, GRADIENTS, TARGETED_DLR
 from defend.purifier import LearnedPurifier, Purifier
+from defend.tasks.registry import load_task
+from defend.tasks.task import Task
 from defend.threat_models import NO_DEFENSE, Pipeline
 
 
@@ -29,6 +31,7 @@ def expand(suite: Suite, components: Components) -> tuple[list[Cell], list[str]]
     Raises BadParameter when nothing is left to run, and Mismatch.
     """
     _check_split(suite, components)
+    check_task(load_task(suite.task), components.data, suite.dataset)
     _check_surrogates(suite, components)
     cells: list[Cell] = []
     skipped: list[str] = []
@@ -130,14 +133,23 @@ def _check_split(suite: Suite, components: Components) -> None:
         )
 
 
+def check_task(task: Task, data: Dataset, dataset: str) -> None:
+    """Raise Mismatch if the task needs labels that the data set does not have."""
+    if task.needs_labels and not data.labelled:
+        raise Mismatch(
+            f"task {task} needs labels, the data set {dataset} has none; use --task"
+            " reconstruction, or a data set with classes"
+        )
+
+
 def check_shape(purifier: Purifier, data: Dataset, defense: str) -> None:
     """Raise Mismatch, which calls the purifier `defense`, if it does not take the images."""
     for member in members_of(purifier):
         size = getattr(member, "size", None) if isinstance(member, LearnedPurifier) else None
-        if size not in (None, data.size):
+        if size is not None and (size != data.size or not data.uniform):
             raise Mismatch(
                 f"defense {defense} takes images of {size}x{size}, this data set has"
-                f" {data.size}x{data.size}"
+                f" {_describe_sizes(data)}"
             )
     channels = purifier.card.channels
     if data.channels not in channels:
@@ -145,6 +157,12 @@ def check_shape(purifier: Purifier, data: Dataset, defense: str) -> None:
             f"defense {defense} takes images of {' or '.join(map(str, channels))} channels,"
             f" this data set has {data.channels}"
         )
+
+
+def _describe_sizes(data: Dataset) -> str:
+    if data.uniform:
+        return f"{data.size}x{data.size}"
+    return f"images of several sizes, up to {data.size} pixels; crop them, as by :size=SIDE"
 
 
 def _check_surrogates(suite: Suite, components: Components) -> None:
@@ -186,6 +204,7 @@ def _cell(
         draws=suite.draws if row.purifier.card.stochastic else 1,
         eot=eot if row.attacks_stochastic(view) else 1,
         protocol=protocol,
+        task_spec=suite.task,
     )
 
 

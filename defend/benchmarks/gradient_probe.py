@@ -23,8 +23,10 @@ from defend.benchmarks.purifier_checks import (
 )
 from defend.benchmarks.stopwatch import Stopwatch
 from defend.losses import cross_entropy
+from defend.noise import Noise
 from defend.purifier import Relaxed
 from defend.target import Loss, Target
+from defend.tasks.classification import CLASSIFICATION
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,15 @@ class Unusable:
 
 @dataclass
 class FirstGradient:
-    """What the attack's first gradient of the cross entropy of all images showed."""
+    """What the attack's first gradient of the task's loss of all images showed."""
 
     x: Tensor  # clean images
     unusable: Unusable | None = None  # None until the attack has asked
     is_on_grid: bool = False  # the attack began at the clean images themselves
 
-    def record(self, x: Tensor, gradient: Tensor, loss: Loss) -> None:
+    def record(self, x: Tensor, gradient: Tensor) -> None:
         """Keep the first gradient (b, c, h, w) at x, if it is of all images."""
-        if self.unusable is None and loss is cross_entropy and len(x) == len(self.x):
+        if self.unusable is None and len(x) == len(self.x):
             self.unusable = Unusable.of(gradient)
             self.is_on_grid = torch.equal(x, self.x)
 
@@ -65,9 +67,13 @@ class ObservedTarget(Target):
     def gradient(self, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Return what Target.gradient returns."""
         gradient, losses, logits = super().gradient(x, y, loss)
-        if self.first_gradient is not None:
-            self.first_gradient.record(x, gradient, loss)
+        if self.first_gradient is not None and self._is_task_loss(loss):
+            self.first_gradient.record(x, gradient)
         return gradient, losses, logits
+
+    def _is_task_loss(self, loss: Loss) -> bool:
+        """Return True for the loss of the task, which in classification is the cross entropy."""
+        return loss == self.loss or (loss is cross_entropy and self.task is CLASSIFICATION)
 
     def copies(self, n: int) -> Target:
         """Return what Target.copies returns; several restarts are not recorded."""
@@ -88,21 +94,33 @@ class GradientCounts:
 def separate_target(target: Target) -> Target:
     """Return the same pipeline with noise and counts of its own: the attack's stay as they are."""
     noise = target.noise.fork("flags")
-    return Target(target.classifier, target.purifier, noise, target.backward, target.eot)
+    return _with_noise(target, noise)
+
+
+def _with_noise(target: Target, noise: Noise) -> Target:
+    """Return a target of the same pipeline and task with counts of its own."""
+    return Target(
+        target.classifier, target.purifier, noise, target.backward, target.eot, task=target.task
+    )
 
 
 def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientCounts:
-    """Count the images whose gradient no attack could follow. y: labels (b,)."""
+    """Count the images whose gradient no attack could follow. y: labels (b,).
+
+    At a task whose loss may be at its minimum for a clean image, the gradient there says nothing.
+    """
     probe, x = separate_target(target), first.x
     offset = (probe.noise.fork("off the grid").uniform(x) - 0.5) / 255
     on_grid, off_grid = x, (x + offset).clamp(0, 1)
     observed: list[Unusable] = []
     points = [on_grid, off_grid]
-    if first.unusable is not None:
+    if target.task.clean_is_minimum:
+        points = [off_grid]
+    elif first.unusable is not None:
         observed.append(first.unusable)
         points = [off_grid] if first.is_on_grid else [on_grid]
     for point in points:
-        gradient = probe.again().gradient(point, y, cross_entropy)[0]
+        gradient = probe.again().gradient(point, y, probe.loss)[0]
         observed.append(Unusable.of(gradient))
     zero = torch.stack([unusable.zero for unusable in observed]).any(0)
     undefined = torch.stack([unusable.undefined for unusable in observed]).any(0)
@@ -135,11 +153,11 @@ def _few_agree(
     """
     rows = spread_rows(len(x), few_of(len(x))).to(x.device)
     noise = probe.noise.take(rows)
-    few = Target(probe.classifier, probe.purifier, noise, probe.backward, probe.eot)
+    few = _with_noise(probe, noise)
     x, y = x[rows], y[rows]
     first: Tensor | None = None
     if needs_gradient:
-        first = few.gradient(x.clone(), y, cross_entropy)[2]
+        first = few.gradient(x.clone(), y, few.loss)[2]
     elif few.deterministic:
         first = few.logits(x.clone())
     with stopwatch.measure(len(x)):
@@ -164,6 +182,6 @@ def _check_all_images(probe: Target, x: Tensor, y: Tensor, needs_gradient: bool)
     check_declared_deterministic(probe.purifier, first, second)
     if not needs_gradient:
         return
-    with_gradient = probe.again().gradient(x.clone(), y, cross_entropy)[2]
+    with_gradient = probe.again().gradient(x.clone(), y, probe.loss)[2]
     without = first if probe.deterministic else _mean_logits(probe, x)
-    check_gradient_mode(probe.purifier, with_gradient, without)
+    check_gradient_mode(probe.purifier, with_gradient, without, probe.task)

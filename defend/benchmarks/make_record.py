@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
@@ -21,14 +24,15 @@ from defend.records import (
     AttackedSettings,
     Flag,
     FlagCode,
+    Measured,
     PipelineHash,
     Record,
     ScoredWeights,
     Settings,
 )
 from defend.spec import parse
-from defend.tasks.classification import CLASSIFICATION
-from defend.unit_files import Unit
+from defend.tasks.task import Summary
+from defend.unit_files import CLEAN_DETAIL, DETAIL, Unit
 from defend.weights.third_party import merge_hashes
 
 
@@ -72,6 +76,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
     data = components.data
     distinct = data.card.distinct.get(cell.split, cell.n)
     return {
+        "task": cell.task_spec,
         "dataset": cell.dataset,
         "classifier": cell.classifier,
         "defense": cell.defense,
@@ -147,20 +152,14 @@ def _short_hash(key: Any) -> str:
 
 def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:
     """Return the measured fields of a cell whose units are all present."""
-    score = torch.cat([unit.tensors["score"] for unit in units]).double()
-    clean = torch.cat([unit.tensors["clean_score"] for unit in units]).double()
-    per_image = score.mean(1)
-    summary = CLASSIFICATION.summarise(score.numpy(), cell.seed)
+    score, clean = (_join(units, name).double() for name in ("score", "clean_score"))
+    is_share = cell.task.unit == "share"
     curve = _query_curve(cell, components, units)
     accuracy_lost_late = curve.accuracy_lost_late() if curve else 0.0
     costs = [unit.header["costs"] for unit in units]
     return {
-        "clean_accuracy": clean.mean(1).mean().item(),
-        "robust_accuracy": summary.value,
-        "ci_low": summary.low,
-        "ci_high": summary.high,
-        "all_draws_correct": (score.min(1).values == 1).double().mean().item(),
-        "majority": (per_image > 0.5).double().mean().item(),
+        **(_shares(cell, score, clean) if is_share else _values(cell, score, clean)),
+        **_measure_details(cell, units),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
         "gradient_error": _gradient_error(cell, components),
         "flags": make_flags(cell, components, units, accuracy_lost_late),
@@ -171,13 +170,62 @@ def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[
     }
 
 
+def _join(units: Sequence[Unit], name: str) -> Tensor:
+    return torch.cat([unit.tensors[name] for unit in units])
+
+
+def _shares(cell: Cell, score: Tensor, clean: Tensor) -> dict[str, Any]:
+    """Return what is said of scores (n, draws) of 0 and 1."""
+    summary = cell.task.summarise(score.numpy(), cell.seed)
+    return {
+        "clean_accuracy": clean.mean(1).mean().item(),
+        "robust_accuracy": summary.value,
+        "ci_low": summary.low,
+        "ci_high": summary.high,
+        "all_draws_correct": (score.min(1).values == 1).double().mean().item(),
+        "majority": (score.mean(1) > 0.5).double().mean().item(),
+    }
+
+
+def _values(cell: Cell, score: Tensor, clean: Tensor) -> dict[str, Any]:
+    """Return what is said of scores (n, draws) in another unit."""
+    return {
+        name: _measured(cell.task.summarise(values.numpy(), cell.seed))
+        for name, values in (("score", score), ("clean_score", clean))
+    }
+
+
+def _measure_details(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
+    """Return what the task measures beside its score, with its thresholds and its curve."""
+    task = cell.task
+    attacked, clean = (_details(units, prefix) for prefix in (DETAIL, CLEAN_DETAIL))
+    if not attacked:
+        return {}
+    measures = task.measure(attacked, clean, cell.seed)
+    return {
+        "measures": {name: _measured(summary) for name, summary in measures.items()},
+        "curve": task.curve(attacked, clean),
+        "thresholds": units[0].header.get("thresholds", {}),
+    }
+
+
+def _measured(summary: Summary) -> Measured:
+    return Measured(value=summary.value, low=summary.low, high=summary.high)
+
+
+def _details(units: Sequence[Unit], prefix: str) -> dict[str, NDArray[np.generic]]:
+    """Return the details (n, draws, ...) whose tensors have this prefix."""
+    names = [name for name in units[0].tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): _join(units, name).numpy() for name in names}
+
+
 def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> QueryCurve | None:
     """Return the curve of a search of the scored pipeline itself, if that is deterministic.
 
-    Behind noise, "first wrong" is a minimum of noisy measurements.
+    Behind noise, "first wrong" is a minimum of noisy measurements. It is a class that was wrong.
     """
     is_stochastic = components.defense(cell.defense).card.stochastic
-    if is_stochastic or not cell.threat_model.may_drop:
+    if is_stochastic or not cell.threat_model.may_drop or not cell.task.may_drop:
         return None
     queries = components.attack(cell.bare_attack).settings.get("queries")
     return QueryCurve.of_units(units, queries)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier, Relaxed
+from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.task import Task
 
 FEW = 8  # images of a slow purifier that are looked at first, at most
 QUICK_SECONDS = 3.0  # a purifier that takes no longer for all images is checked on all of them
@@ -60,13 +62,32 @@ def purify_once(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
 def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) -> Tensor:
     """Return logits (b, classes) of purified images, at most max_batch at once.
 
-    Raises BrokenPurifier if they are not finite: the argmax of NaN is class 0, which some images
-    are.
+    At a task without a classifier they are the images. Raises BrokenPurifier if they are not
+    finite: the argmax of NaN is class 0, which some images are.
     """
     with torch.no_grad():
         logits = torch.cat([network(part) for part in images.split(purifier.max_batch)])
     check_finite(purifier, logits)
     return logits
+
+
+def rate_of(purifier: Purifier, x: Tensor) -> Tensor | None:
+    """Return the bits per pixel (b,) at which a codec codes images, None if it says none.
+
+    A codec is a purifier with a method `rate(x)`. Raises BrokenPurifier for rates of another
+    shape, or that are not finite.
+    """
+    rate = getattr(purifier, "rate", None)
+    if rate is None:
+        return None
+    with torch.no_grad():
+        rates = torch.cat([rate(part.clone()) for part in x.split(purifier.max_batch)])
+    if rates.shape != (len(x),) or not rates.isfinite().all():
+        raise BrokenPurifier(
+            f"{type(purifier).__name__}: rate(x) expected finite bits per pixel ({len(x)},), got"
+            f" shape {tuple(rates.shape)}"
+        )
+    return rates
 
 
 def check_finite(purifier: Purifier, logits: Tensor) -> None:
@@ -93,13 +114,15 @@ def check_declared_deterministic(purifier: Purifier, first: Tensor, second: Tens
         )
 
 
-def check_gradient_mode(purifier: Purifier, with_gradient: Tensor, without: Tensor) -> None:
+def check_gradient_mode(
+    purifier: Purifier, with_gradient: Tensor, without: Tensor, task: Task = CLASSIFICATION
+) -> None:
     """Raise BrokenPurifier if more than one prediction in twenty changes with a gradient.
 
     The logits are of the same images on the same draws. Otherwise the attacked pipeline would not
     be the scored one; a few images may round to another label.
     """
-    changed = int((with_gradient.argmax(1) != without.argmax(1)).sum())
+    changed = int((~task.agree(with_gradient, without)).sum())
     if changed > max(1, len(without) // 20):
         raise BrokenPurifier(
             f"{type(purifier).__name__}: {changed} of {len(without)} predictions change when"

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from defend.benchmarks.calibration import Calibrations
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.purifier_checks import (
@@ -34,6 +35,7 @@ class CleanScores:
     """Clean images behind one defense, which all units of a pipeline and a range share."""
 
     outcomes: dict[str, Tensor]  # as Scores has them
+    details: dict[str, Tensor]
     loss: float  # summed over images
     draws_differ: bool
     images_per_second: float  # of purifying alone
@@ -43,6 +45,7 @@ class CleanScores:
         nothing = torch.empty(0)
         return Scores(
             outcomes={name: values.clone() for name, values in self.outcomes.items()},
+            details={name: values.clone() for name, values in self.details.items()},
             loss=self.loss,
             first_draw=nothing,
             first_logits=nothing,
@@ -55,19 +58,21 @@ CleanCache = dict[tuple[object, ...], CleanScores]
 
 
 class RangeScores:
-    """One range of images x (b, c, h, w) with labels y (b,), for one job."""
+    """One range of images x (b, c, h, w) with their references, for one job."""
 
     def __init__(
         self,
         components: Components,
+        calibrations: Calibrations,
         clean_cache: CleanCache,
         x: Tensor,
-        y: Tensor,
+        reference: Tensor,
         noise: Noise,
         start: int,
     ) -> None:
         self._components, self._clean_cache = components, clean_cache
-        self._x, self._y, self._noise, self._start = x, y, noise, start
+        self._calibrations = calibrations
+        self._x, self._reference, self._noise, self._start = x, reference, noise, start
         # Defense -> why it failed its check, None if it passed. Only on the first range of a run.
         self._checked: dict[Pipeline, Exception | None] = {}
 
@@ -109,15 +114,16 @@ class RangeScores:
     def clean(self, cell: Cell) -> CleanScores:
         """Return the clean images' scores. Raises BrokenPurifier."""
         n = len(self._x)
-        key = (self._start, n, cell.split, cell.seed, cell.scored, cell.draws)
+        key = (self._start, n, cell.split, cell.seed, cell.scored, cell.draws, cell.task_spec)
         if key not in self._clean_cache:
             scorer, stopwatch = self._scorer(cell), Stopwatch(self._components.device)
-            scores = scorer.score([self._x], stopwatch)[0]
+            scores = scorer.score([self._x], stopwatch, is_clean=True)[0]
             if self._start == 0:
                 quick = is_quick(n, stopwatch.images_per_second)
                 self._check_deterministic(scorer, self._x, scores, quick)
             self._clean_cache[key] = CleanScores(
                 outcomes=scores.outcomes,
+                details=scores.details,
                 loss=scores.loss,
                 draws_differ=scores.draws_differ,
                 images_per_second=stopwatch.images_per_second,
@@ -128,9 +134,11 @@ class RangeScores:
         return Scorer(
             purifier=self._components.defense(cell.defense),
             network=self._components.classifier(cell.classifier).network,
-            y=self._y,
+            source=self._x,
+            reference=self._reference,
             noise=self._noise,
             draws=cell.draws,
+            task=self._calibrations.task_of(cell),
         )
 
     def _check(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> Exception | None:
@@ -183,5 +191,5 @@ class RangeScores:
 
 
 def _is_right(scores: Scores) -> Tensor:
-    """Return which images (b,) count as right on some draw."""
+    """Return which images (b,) count as right on some draw; all, if the score is no share."""
     return scores.outcomes["score"].bool().any(1)

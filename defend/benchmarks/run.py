@@ -146,7 +146,7 @@ def _plan(
     suite: Suite, cells: Sequence[Cell], components: Components, numerics: NumericSettings
 ) -> list[PlannedCell]:
     """Return the units of each cell with their keys."""
-    ranges = split_ranges(suite.n, shard_size(suite.shard, components))
+    ranges = _ranges(suite, components)
     data_hashes = {}
     for start, stop in ranges:
         x, y = components.data.rows(suite.split, start, stop)
@@ -162,6 +162,11 @@ def _plan(
             units.append(PlannedUnit(start=start, stop=stop, task=task))
         planned.append(PlannedCell(cell=cell, units=tuple(units)))
     return planned
+
+
+def _ranges(suite: Suite, components: Components) -> list[tuple[int, int]]:
+    changes = components.data.size_changes(suite.split)
+    return split_ranges(suite.n, shard_size(suite.shard, components), changes)
 
 
 def _distinct_units(planned: Sequence[PlannedCell]) -> list[PlannedUnit]:

@@ -6,18 +6,19 @@ The adversarial images of several eps are scored in one batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from defend.benchmarks.purifier_checks import logits_after_purify, purify_once
+from defend.benchmarks.purifier_checks import logits_after_purify, purify_once, rate_of
 from defend.benchmarks.stopwatch import Stopwatch
 from defend.noise import Noise
 from defend.purifier import Purifier
-from defend.tasks.classification import CLASSIFICATION, Classification
+from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.task import Deployed, Task
 
 SELECT_DRAWS = 10  # on which worst cases are chosen; the `score` draws are for reading off
 COMPARED_DRAWS = 4  # of a stochastic defense, of which at least two should differ
@@ -27,7 +28,9 @@ COMPARED_DRAWS = 4  # of a stochastic defense, of which at least two should diff
 class Scores:
     """The outcomes of images (b, c, h, w) behind one defense."""
 
-    outcomes: dict[str, Tensor]  # uint8: score (b, draws), and select (b, 10) if stochastic
+    # Scores of the task, uint8 if 0 or 1: score (b, draws), and select (b, 10) if stochastic.
+    outcomes: dict[str, Tensor]
+    details: dict[str, Tensor]  # what the task says beside the score: (b, draws, ...)
     loss: float  # summed over images, mean over the score draws
     first_draw: Tensor  # the images as the first draw purified them
     first_logits: Tensor  # and their logits
@@ -41,20 +44,24 @@ class Scorer:
 
     purifier: Purifier
     network: nn.Module
-    y: Tensor
+    source: Tensor  # the clean images
+    reference: Tensor  # of the task, a row for each image
     noise: Noise  # of the images, before it is forked
     draws: int
-    task: Classification = CLASSIFICATION
+    task: Task = CLASSIFICATION
 
-    def score(self, batches: Sequence[Tensor], stopwatch: Stopwatch) -> list[Scores]:
+    def score(
+        self, batches: Sequence[Tensor], stopwatch: Stopwatch, is_clean: bool = False
+    ) -> list[Scores]:
         """Score several versions of the same images, each (b, c, h, w).
 
-        stopwatch: measures purifying alone. Raises BrokenPurifier.
+        stopwatch: measures purifying alone. is_clean: no attack has touched them. Raises
+        BrokenPurifier.
         """
         draws_by_purpose = {"score": self.draws}
         if self.purifier.card.stochastic:
             draws_by_purpose["select"] = SELECT_DRAWS
-        joined = _JoinedBatches(self, batches, stopwatch)
+        joined = _JoinedBatches(self, batches, stopwatch, is_clean)
         for purpose, draws in draws_by_purpose.items():
             for draw in range(draws):
                 joined.add_draw(purpose, draw)
@@ -72,14 +79,17 @@ class Scorer:
 class _JoinedBatches:
     """Several versions of the same images in one batch; all of them get the same noise."""
 
-    def __init__(self, scorer: Scorer, batches: Sequence[Tensor], stopwatch: Stopwatch) -> None:
+    def __init__(
+        self, scorer: Scorer, batches: Sequence[Tensor], stopwatch: Stopwatch, is_clean: bool
+    ) -> None:
         self.start = time.perf_counter()
-        self.scorer, self.stopwatch = scorer, stopwatch
+        self.scorer, self.stopwatch, self.is_clean = scorer, stopwatch, is_clean
         self.count, self.size = len(batches), len(batches[0])
         self.x = torch.cat(list(batches))
-        self.y = scorer.y.repeat(self.count)
+        self.reference = torch.cat([scorer.reference] * self.count)
         self.image_of_row = torch.arange(self.size, device=self.x.device).repeat(self.count)
         self.outcomes: dict[str, list[Tensor]] = {}
+        self.details: dict[str, list[Tensor]] = {}
         self.losses: list[Tensor] = []
         self.images: list[Tensor] = []
         self.first_logits: Tensor | None = None
@@ -91,20 +101,38 @@ class _JoinedBatches:
         with self.stopwatch.measure(len(self.x)):
             images = purify_once(scorer.purifier, self.x, noise)
         logits = logits_after_purify(scorer.purifier, scorer.network, images)
-        self.outcomes.setdefault(purpose, []).append(scorer.task.score(logits, self.y))
+        self.outcomes.setdefault(purpose, []).append(scorer.task.score(logits, self.reference))
         if purpose == "score":
-            self.losses.append(scorer.task.loss(logits, self.y).double())
+            self.losses.append(scorer.task.loss(logits, self.reference).double())
+            self._add_details(logits, noise)
         if len(self.images) < COMPARED_DRAWS:
             self.images.append(images)
         if self.first_logits is None:
             self.first_logits = logits
 
+    def _add_details(self, output: Tensor, noise: Noise) -> None:
+        """Keep what the task says of this draw beside the score."""
+        scorer, clean_output = self.scorer, None
+        source = torch.cat([scorer.source] * self.count)
+        if scorer.task.compares_clean_output and not self.is_clean:
+            clean = purify_once(scorer.purifier, source, noise)
+            clean_output = logits_after_purify(scorer.purifier, scorer.network, clean)
+        deployed = Deployed(
+            x=self.x,
+            source=source,
+            output=output,
+            clean_output=clean_output,
+            reference=self.reference,
+            rate=None if scorer.task.needs_classifier else rate_of(scorer.purifier, self.x),
+            is_clean=self.is_clean,
+        )
+        for name, values in scorer.task.details(deployed).items():
+            self.details.setdefault(name, []).append(values)
+
     def split(self) -> list[Scores]:
         """Return the scores of each version."""
         assert self.first_logits is not None
-        outcomes = {
-            purpose: torch.stack(draws, 1).cpu() for purpose, draws in self.outcomes.items()
-        }
+        outcomes, details = _stack_draws(self.outcomes), _stack_draws(self.details)
         losses = torch.stack(self.losses, 1).mean(1)
         seconds = (time.perf_counter() - self.start) / self.count
         scores = []
@@ -113,6 +141,7 @@ class _JoinedBatches:
             scores.append(
                 Scores(
                     outcomes={purpose: values[rows] for purpose, values in outcomes.items()},
+                    details={name: values[rows] for name, values in details.items()},
                     loss=float(losses[rows].sum()),
                     first_draw=self.images[0][rows],
                     first_logits=self.first_logits[rows],
@@ -121,6 +150,11 @@ class _JoinedBatches:
                 )
             )
         return scores
+
+
+def _stack_draws(values: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Return (n, draws, ...) of each list of draws (n, ...), on the host."""
+    return {name: torch.stack(list(draws), 1).cpu() for name, draws in values.items()}
 
 
 def draws_differ_anywhere(draws: Sequence[Tensor]) -> bool:

@@ -9,7 +9,7 @@ from defend.errors import BadParameter
 from defend.spec import parse, parse_single, spec_from_table
 
 _RUNTIME_FIELDS = ("seed", "device", "clip_values", "channels_first")
-_SINGLE_KINDS = ("classifier", "attack", "dataset", "gradient")
+_SINGLE_KINDS = ("classifier", "attack", "dataset", "gradient", "task")
 
 
 def component_text(value: Any, kind: str) -> str:

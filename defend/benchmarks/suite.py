@@ -14,7 +14,9 @@ from defend.benchmarks.specs import component_text
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
 from defend.protocols import PROTOCOLS
-from defend.threat_models import LEVELS, parse_gradients
+from defend.tasks.registry import DEFAULT, load_task
+from defend.tasks.task import Task
+from defend.threat_models import LEVELS, NO_CLASSIFIER, parse_gradients
 
 DRAWS = 20  # by which a stochastic purifier is scored
 _SINGULAR = {
@@ -34,6 +36,7 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "adhoc"
+    task: str = DEFAULT
     dataset: str
     classifiers: tuple[str, ...] = Field(min_length=1)
     defenses: tuple[str, ...] = Field(min_length=1)
@@ -65,6 +68,7 @@ class Suite(BaseModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> Suite:
+        self._check_task()
         if self.protocol is None and not self.attacks:
             names = " or ".join(f"protocol = {name!r}" for name in PROTOCOLS)
             raise BadParameter(f"attacks: expected at least one attack, or {names}")
@@ -76,6 +80,19 @@ class Suite(BaseModel):
                 " choose none; add knowledge adaptive, or leave gradients out"
             )
         return self
+
+    def _check_task(self) -> None:
+        task = load_task(self.task)
+        if not task.needs_classifier and self.classifiers != (NO_CLASSIFIER,):
+            raise BadParameter(
+                f"task {self.task} takes no classifier, got {', '.join(self.classifiers)}: leave"
+                " classifiers out"
+            )
+        if self.protocol is not None and not task.has_claims:
+            raise BadParameter(
+                f"protocol {self.protocol} is one of classification, and says nothing of the task"
+                f" {self.task}; give attacks instead"
+            )
 
     def _check_protocol(self) -> None:
         decided = [k for k in ("knowledge", "gradients", "eps", "eot") if getattr(self, k)]
@@ -102,9 +119,14 @@ class Suite(BaseModel):
                     f"a suite has no key {key!r}.{suggest_names(key, cls.model_fields)}"
                     f" It takes {', '.join(cls.model_fields)}."
                 )
+        task = _task_of(plural)
+        if not task.needs_classifier:
+            plural.setdefault("classifiers", (NO_CLASSIFIER,))
         for key in _LISTS:
             if key in plural and not isinstance(plural[key], list | tuple):
                 plural[key] = (plural[key],)
+        if not task.needs_classifier and plural.get("surrogates"):
+            plural["surrogates"] = [_without_classifier(s) for s in plural["surrogates"]]
         return plural
 
     @field_validator("name")
@@ -116,6 +138,11 @@ class Suite(BaseModel):
                 " leading dot"
             )
         return value
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _check_task_name(cls, value: Any) -> str:
+        return str(load_task(component_text(value, "task")))
 
     @field_validator("dataset", mode="before")
     @classmethod
@@ -174,6 +201,16 @@ class Suite(BaseModel):
             hint = suggest_names(str(value), PROTOCOLS)
             raise BadParameter(f"protocol {value!r}: expected {' or '.join(PROTOCOLS)}.{hint}")
         return value
+
+
+def _task_of(keys: Mapping[str, Any]) -> Task:
+    """Return the task that the keys name. Raises BadParameter, BadSpec."""
+    return load_task(component_text(keys.get("task", DEFAULT), "task"))
+
+
+def _without_classifier(surrogate: Any) -> str:
+    """Return a defense alone as the pipeline that other tasks write: DEFENSE+none."""
+    return f"{component_text(surrogate, 'defense')}+{NO_CLASSIFIER}"
 
 
 def make_suite(keys: Mapping[str, Any]) -> Suite:

@@ -9,6 +9,7 @@ from defend.benchmarks.suite import Suite
 from defend.chain import members_of
 from defend.learned import Learned
 from defend.spec import Spec, Value, parse
+from defend.threat_models import NO_CLASSIFIER
 from defend.weights import zoo
 from defend.weights.zoo import ZooEntry, as_json
 
@@ -68,6 +69,8 @@ def default_surrogate(components: Components, classifier: str, defense: str) -> 
 
 
 def _before_another_classifier(components: Components, classifier: str, defense: str) -> Surrogates:
+    if classifier == NO_CLASSIFIER:
+        return Surrogates((), f"give another codec: --surrogate DEFENSE, such as {defense}:...")
     other = _another_classifier(components, classifier)
     if other is None:
         return Surrogates(

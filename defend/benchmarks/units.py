@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, cached_property
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import torch
 
+from defend.benchmarks.calibration import calibration_images
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.code_hash import hash_packages
 from defend.benchmarks.component_keys import modules_of, requirement_versions
 from defend.benchmarks.components import Components
+from defend.hashing import tensor_sha256
 from defend.numerics import NumericSettings
+from defend.tasks.registry import DEFAULT
 from defend.threat_models import Pipeline
 
 # Libraries whose code computes: they are known by their versions.
@@ -20,22 +25,32 @@ _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "tor
 CPU_SHARD = 256
 GPU_SHARD = 4096  # at most, of small images
 GPU_SHARD_VALUES = 2**24  # pixel values of a range: 111 images of 224x224 in colour
+PHOTOGRAPH_VALUES = 2**19  # an image with more values is one of those of which few make a unit
+PHOTOGRAPHS = 4  # attacks on such images take minutes each
 
 
 def shard_size(shard: int | str, components: Components) -> int:
     """Return the number of images in a unit, the same for all defenses of a run."""
     if isinstance(shard, int):
         return shard
+    data = components.data
+    values = data.channels * data.size**2
+    if values > PHOTOGRAPH_VALUES:
+        return PHOTOGRAPHS
     if components.device.type == "cpu":
         return CPU_SHARD
-    data = components.data
-    images = GPU_SHARD_VALUES // (data.channels * data.size**2)
+    images = GPU_SHARD_VALUES // values
     return max(CPU_SHARD, min(GPU_SHARD, images))
 
 
-def split_ranges(n: int, shard: int) -> list[tuple[int, int]]:
-    """Return the (start, stop) of each unit of n images."""
-    return [(start, min(start + shard, n)) for start in range(0, n, shard)]
+def split_ranges(n: int, shard: int, changes: Sequence[int] = ()) -> list[tuple[int, int]]:
+    """Return the (start, stop) of each unit of n images; none reaches over one of `changes`."""
+    ends = [change for change in changes if 0 < change < n]
+    ranges = []
+    for first, last in pairwise([0, *ends, n]):
+        for start in range(first, last, shard):
+            ranges.append((start, min(start + shard, last)))
+    return ranges
 
 
 class KeyInputs:
@@ -65,11 +80,28 @@ class KeyInputs:
             "seed": cell.seed,
             "draws": cell.draws,
             "eot": cell.eot,
+            **self._task(cell),
             **vars(self._numerics),
             "torch": str(torch.__version__),
             "libraries": _library_versions(packages),
             "code": self._code_hashes(modules),
         }
+
+    def _task(self, cell: Cell) -> dict[str, Any]:
+        """Return the task and what its thresholds are calibrated on; nothing of the default task.
+
+        So keys of classification are what they were before there were other tasks.
+        """
+        if cell.task_spec == DEFAULT:
+            return {}
+        inputs: dict[str, Any] = {"name": cell.task.name, "settings": cell.task.settings}
+        if cell.task.needs_calibration:
+            inputs["calibration"] = self._calibration_hash
+        return {"task": inputs}
+
+    @cached_property
+    def _calibration_hash(self) -> str:
+        return tensor_sha256(*calibration_images(self._components.data))
 
     def code_of(self, cell: Cell) -> dict[str, str]:
         """Return the hashes of the code that computes a cell, as this process sees it."""

@@ -11,6 +11,8 @@ from defend.benchmarks.components import Components
 from defend.benchmarks.suite import Suite
 from defend.benchmarks.surrogates import Surrogates
 from defend.purifier import Purifier
+from defend.tasks.registry import load_task
+from defend.tasks.task import Task
 from defend.threat_models import (
     RELAXED_GRADIENTS,
     Pipeline,
@@ -56,6 +58,11 @@ class DefenseRow:
     surrogates: Surrogates
 
     @property
+    def task(self) -> Task:
+        """Return what the attacker wants."""
+        return load_task(self.suite.task)
+
+    @property
     def purifier(self) -> Purifier:
         """Return the scored purifier."""
         return self.components.defense(self.defense)
@@ -91,6 +98,8 @@ def views_at(
     row: DefenseRow, attack: Attack, text: str, level: str, gradients: Sequence[str]
 ) -> Views:
     """Return the views at one level, without those that the attack cannot do there."""
+    if reason := row.task.reason_against(attack.card.objective):
+        return Views(notes=[f"skipped {text}: {reason}"])
     possible = _views_before_attack(row, attack, text, level, gradients)
     views = Views(notes=possible.notes)
     for view in possible.views:
@@ -131,6 +140,9 @@ def _views_before_attack(
             " purifier"
         )
         return Views(notes=[f"skipped {text} at {level}: {note}"])
+    if level == "oblivious" and not row.task.needs_classifier:
+        note = "without a classifier there is nothing to attack but the defense itself"
+        return Views(notes=[f"skipped {text} at oblivious: {note}"])
     if level == "transfer":
         return _transfer_views(row, text, "declared" if needs_gradient else None)
     if not needs_gradient:
@@ -156,7 +168,7 @@ def _adaptive_views(row: DefenseRow, gradients: Sequence[str]) -> Views:
     views = Views()
     for gradient in gradients:
         kind = gradient_kind(gradient)
-        reason = _reason_for_no_gradient(kind, row.purifier)
+        reason = _reason_for_no_gradient(kind, row)
         if reason:
             views.notes.append(f"skipped gradient {kind} for {row.defense}: {reason}")
         else:
@@ -164,8 +176,11 @@ def _adaptive_views(row: DefenseRow, gradients: Sequence[str]) -> Views:
     return views
 
 
-def _reason_for_no_gradient(kind: str, purifier: Purifier) -> str:
+def _reason_for_no_gradient(kind: str, row: DefenseRow) -> str:
     """Return why a purifier has no gradient of this kind; "" if it has one."""
+    purifier = row.purifier
+    if kind == "learned" and not row.task.needs_classifier:
+        return "its network is fitted on attacks on a classifier; use declared or identity"
     if kind == "learned" and is_undefended(purifier):
         return "there is no purifier to imitate, its gradient is the identity"
     if kind == "relaxed" and not purifier.has_relaxation:

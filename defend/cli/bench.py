@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 # Each option replaces the suite's key that has the name of its parameter.
 _SUITE_OPTIONS: list[Callable[[Any], Any]] = [
+    click.option(
+        "--task",
+        metavar="SPEC",
+        help="classification, identification, verification or reconstruction. Default: the first.",
+    ),
     click.option("--dataset", metavar="SPEC", help="The data set."),
     click.option(
         "--split",
@@ -165,7 +170,23 @@ def suite_keys(suite: Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
         keys["name"] = "adhoc"
         for key in _outdated_keys(overrides):
             keys.pop(key, None)
+        if "task" in overrides:
+            keys = _keys_of_task(overrides["task"], keys)
     return {**keys, **overrides}
+
+
+def _keys_of_task(task_spec: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of the embedded suite with the attacks of a task, at the claim eps.
+
+    Without the classifier if the task takes none. Raises BadParameter, BadSpec.
+    """
+    from defend.tasks.registry import load_task
+
+    task = load_task(task_spec)
+    other_keys = {k: v for k, v in keys.items() if k not in ("eps", "attacks")}
+    if not task.needs_classifier:
+        other_keys.pop("classifiers", None)
+    return {**other_keys, "attacks": list(task.default_attacks)}
 
 
 def _outdated_keys(overrides: dict[str, Any]) -> set[str]:

@@ -26,8 +26,8 @@ LabelledFile = tuple[Path, int]
 class FolderDataset(Dataset):
     """Provide the images of a folder, in the order of the hash of their relative paths. Abstract.
 
-    The layout is FOLDER/{train,val,test}/CLASS/*, FOLDER/{train,test}/CLASS/* or FOLDER/CLASS/*. A
-    subclass adds a `card` and `folder`.
+    The layout is FOLDER/{train,val,test}/CLASS/*, FOLDER/{train,test}/CLASS/* or FOLDER/CLASS/*.
+    Without the folders CLASS, the images have no labels. A subclass adds a `card` and `folder`.
     """
 
     # Height and width in pixels: the central square, averaged down by area or enlarged bicubically.
@@ -46,17 +46,22 @@ class FolderDataset(Dataset):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Return the sorted classes of all splits. Raises MissingData for fewer than two."""
+        """Return the sorted classes of all splits, none of images without labels.
+
+        Raises MissingData for one class, or for a folder without images.
+        """
         tops = [self.folder]
         if self._has_split_folders:
             tops = [self.folder / split for split in SPLITS if (self.folder / split).is_dir()]
         names: set[str] = set()
         for top in tops:
             names.update(list_classes(top))
-        if len(names) < 2:
+        is_unlabelled = not names and any(list_plain_images(top) for top in tops)
+        if len(names) < 2 and not is_unlabelled:
             raise MissingData(
                 f"{self.folder}: expected a folder of images for each of two or more classes, or"
-                f" train, val and test with such folders in each, got {len(names)} classes"
+                f" train, val and test with such folders in each, got {len(names)} classes; images"
+                " without labels lie in no folder of a class"
             )
         return tuple(sorted(names))
 
@@ -117,13 +122,23 @@ def list_classes(folder: Path) -> list[str]:
     return [name for name in names if not name.startswith(".")]
 
 
+def list_plain_images(top: Path) -> list[str]:
+    """Return the image files that lie in a folder itself."""
+    files = top.iterdir() if top.is_dir() else ()
+    return sorted(str(f) for f in files if f.suffix.lower() in IMG_EXTENSIONS and f.is_file())
+
+
 def list_images(top: Path, names: tuple[str, ...], low: float, high: float) -> list[LabelledFile]:
     """Return the images of top/CLASS with their labels, in the order of their hash positions.
 
-    The position is that of the path relative to top; those in [low, high) are returned.
+    Without names, they are the images of top, and their labels are 0. The position is that of the
+    path relative to top; those in [low, high) are returned.
     """
-    labels = {name: i for i, name in enumerate(names) if (top / name).is_dir()}
-    images = make_dataset(str(top), labels, IMG_EXTENSIONS, allow_empty=True)
+    if names:
+        labels = {name: i for i, name in enumerate(names) if (top / name).is_dir()}
+        images = make_dataset(str(top), labels, IMG_EXTENSIONS, allow_empty=True)
+    else:
+        images = [(file, 0) for file in list_plain_images(top)]
     placed = []
     for file, label in images:
         position = hash_position(Path(file).relative_to(top).as_posix().encode())

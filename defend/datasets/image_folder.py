@@ -13,7 +13,7 @@ class ImageFolder(FolderDataset):
     """Provide the images of image-folder:path=P.
 
     The layout is P/{train,val,test}/CLASS/*, or P/CLASS/* split 70 : 10 : 20 by the hash of the
-    relative path.
+    relative path. Photographs without labels lie in P/{train,val,test}/* or P/*.
     """
 
     card = DatasetCard(source="none: the user's own images", licence="that of the images", claim={})
@@ -31,5 +31,6 @@ class ImageFolder(FolderDataset):
         places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
         raise MissingData(
             f"image-folder:path={self.path}: there is no folder {places}; write"
-            " image-folder:path=FOLDER with FOLDER/CLASS/*.png in it"
+            " image-folder:path=FOLDER with FOLDER/CLASS/*.png in it, or FOLDER/*.png for images"
+            " without labels"
         )

@@ -16,18 +16,23 @@ def read_pixels(file: Path, size: int, channels: int) -> np.ndarray:
 
     Raises MissingData if the file is no image.
     """
+    image = crop_square(read_image(file, channels))
+    side = image.width
+    if side < size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    x = np.asarray(image).reshape(*image.size, channels).transpose(2, 0, 1)
+    return average_down(x, size) if side > size else x
+
+
+def read_image(file: Path, channels: int) -> Image.Image:
+    """Return the whole image, grey for one channel. Raises MissingData if the file is no image."""
     try:
         image: Image.Image = default_loader(str(file)).convert("L" if channels == 1 else "RGB")
     except (OSError, Image.DecompressionBombError) as e:
         raise MissingData(
             f"{file}: cannot be read as an image ({type(e).__name__}); remove it or copy it anew"
         ) from None
-    image = crop_square(image)
-    side = image.width
-    if side < size:
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    x = np.asarray(image).reshape(*image.size, channels).transpose(2, 0, 1)
-    return average_down(x, size) if side > size else x
+    return image
 
 
 def crop_square(image: Image.Image) -> Image.Image:

@@ -23,8 +23,10 @@ from defend.protocols.evidence import (
     unbounded_pgd,
 )
 from defend.records import Record
+from defend.tasks.registry import load_task
 
 NAME = "ladder-1"
+NO_PROTOCOL = "task"  # what is missing at a task other than classification
 GRADIENTS = ("declared", "identity", "learned")  # through which it attacks
 EOT = 20  # copies over which the gradient of a stochastic pipeline is averaged
 TARGETED_DLR = MIN_CLASSES["dlr-targeted"]  # classes below which the loss has no denominator
@@ -152,6 +154,11 @@ def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]
 
 
 REQUIREMENTS = (
+    Requirement(
+        code=NO_PROTOCOL,
+        title="a protocol of this task",
+        is_met=_all_records(lambda r: load_task(r.task).has_claims),
+    ),
     Requirement(
         code="oblivious_apgd_ce",
         title="oblivious APGD-CE",

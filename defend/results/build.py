@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from defend.records import Claim, Record
-from defend.results.cell_notes import list_failures, list_flags, list_queries
+from defend.results.cell_notes import list_failures, list_flags, list_measures, list_queries
 from defend.results.claim_text import format_claim
 from defend.results.claims import Claims, list_signs, make_claims, refute_claims
 from defend.results.comparisons import compare_cells, find_accusations
@@ -23,6 +23,7 @@ from defend.results.grouping import (
     series_key,
     unify_spellings,
 )
+from defend.results.measure_pairs import list_measure_pairs
 from defend.results.model import Number, Row, Section, Table
 from defend.results.numbers import cells_number, clean_number
 from defend.results.outcomes import OutcomeReader
@@ -62,6 +63,8 @@ def table(
         surrogates=list_surrogates(shown),
         signs=list_signs(claims),
         comparisons=compare_defenses(sections, reader),
+        measures=list_measures(shown),
+        measure_pairs=list_measure_pairs(shown, reader),
         queries=list_queries(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
         training=list_training_marks(shown),

@@ -20,17 +20,17 @@ def distinct_candidates(candidates: Sequence[Outcomes]) -> list[Outcomes]:
 def worst_outcomes(candidates: Sequence[Outcomes]) -> Bits:
     """Return the worst case of each image over the candidates and the clean image: (n, K).
 
-    Deterministic: an image is right only if it is right under every candidate. Stochastic: it is
-    the candidate that does worst on `select`, as far as these draws tell more than chance, read off
-    on `score`, because the minimum of noisy estimates falls by itself.
+    Deterministic: its lowest score, so that it is right only if it is right under every candidate.
+    Stochastic: it is the candidate that does worst on `select`, as far as these draws tell more
+    than chance, read off on `score`, because the minimum of noisy estimates falls by itself.
     """
     distinct = distinct_candidates(candidates)
     first = distinct[0]
     score = np.stack([first.clean_score, *(c.score for c in distinct)])
     if first.select is None or first.clean_select is None:
-        return np.asarray(np.minimum.reduce(score), np.uint8)
+        return np.asarray(np.minimum.reduce(score), score.dtype)
     select = np.stack([first.clean_select, *(c.select for c in distinct if c.select is not None)])
-    return np.asarray(score[choose_worst(select), np.arange(score.shape[1])], np.uint8)
+    return np.asarray(score[choose_worst(select), np.arange(score.shape[1])], score.dtype)
 
 
 def choose_worst(select: Bits) -> NDArray[np.int64]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from defend.records import Record
-from defend.results.diagnostics import describe_cell, format_flag
+from defend.results.diagnostics import describe_cell, format_flag, format_measured
+from defend.tasks.registry import load_task
 
 MAX_LISTED = 4  # values of eps in a line
 
@@ -37,6 +38,38 @@ def _format_eps(eps: Sequence[str]) -> str:
     if len(distinct) <= MAX_LISTED:
         return ", ".join(distinct)
     return f"{distinct[0]} to {distinct[-1]} ({len(distinct)} values)"
+
+
+def list_measures(records: Iterable[Record]) -> tuple[str, ...]:
+    """Return a line for each cell whose task measures more than its score, clean ones first.
+
+    "jpeg, pgd, adaptive BPDA, eps 4/255: PSNR in 40.0 dB (39.9 to 40.1); ...".
+    """
+    clean: list[str] = []
+    attacked: list[str] = []
+    for record in records:
+        cell = f"{describe_cell(record)}, eps {record.eps_text}"
+        for lines, name, is_clean in (
+            (clean, f"{record.defense}, clean", True),
+            (attacked, cell, False),
+        ):
+            texts = _format_measures(record, is_clean)
+            if texts:
+                lines.append(f"{name}: {'; '.join(texts)}")
+    return tuple(dict.fromkeys([*clean, *attacked]))
+
+
+def _format_measures(record: Record, is_clean: bool) -> list[str]:
+    """Return the measures in the order of the task, those alone that the cell has."""
+    texts = []
+    for name, measure in load_task(record.task).measured.items():
+        measured = record.measures.get(name)
+        if measured is not None and measure.clean == is_clean:
+            ends = (measured.low, measured.high)
+            low, high = (format_measured(v, measure.unit).partition(" ")[0] for v in ends)
+            value = format_measured(measured.value, measure.unit)
+            texts.append(f"{measure.heading} {value} ({low} to {high})")
+    return texts
 
 
 def list_queries(records: Sequence[Record]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from defend.eps import SAME_EPS
 from defend.protocols import LADDER_1
 from defend.protocols.evidence import at_claim, evidence
+from defend.protocols.ladder_1 import NO_PROTOCOL
 from defend.records import Claim, Diagnosis, Record
 from defend.results.claim_text import format_signs, format_told_apart
 from defend.results.diagnostics import RemarkCode, SignCode, describe_attack
@@ -17,6 +18,7 @@ from defend.results.model import Number
 from defend.results.numbers import worst_number
 from defend.results.outcomes import OutcomeReader
 from defend.results.significance import IsStronger, high_of, strongest
+from defend.tasks.registry import load_task
 
 Claims = dict[ClaimKey, Claim]
 
@@ -68,6 +70,8 @@ class _ClaimedCells:
     def make_claim(self, is_stronger: IsStronger, told_apart_by: Mapping[str, str]) -> Claim:
         """Return the claim with its value; the value is that of the cells nearest to a claim."""
         nearest = at_claim(self.cells)
+        if not load_task(self.cells[0].task).has_claims:
+            return self._claim_nothing(nearest, told_apart_by)
         attacks = [r for r in nearest if not r.is_control]
         number = worst_number(attacks, self.reader)[0] if attacks else Number(accuracy=None)
         signs = find_signs(self.cells, self.relatives, is_stronger)
@@ -91,6 +95,21 @@ class _ClaimedCells:
             distinct_images=first.distinct_images,
             images=_split_size(evidence(self.cells)),
             remarks=tuple(_make_remarks(nearest)),
+            told_apart_by=told_apart_by,
+        )
+
+    def _claim_nothing(self, nearest: Sequence[Record], told_apart_by: Mapping[str, str]) -> Claim:
+        """Return the claim of a task of which no protocol says what a claim needs."""
+        first = nearest[0] if nearest else self.cells[0]
+        return Claim(
+            protocol=LADDER_1.name,
+            dataset=first.dataset,
+            missing=(NO_PROTOCOL,),
+            eps=first.eps,
+            eps_text=first.eps_text,
+            norm=first.norm,
+            n=first.n,
+            distinct_images=first.distinct_images,
             told_apart_by=told_apart_by,
         )
 

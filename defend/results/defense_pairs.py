@@ -12,7 +12,6 @@ from defend.results.model import Compared, Section, Worst
 from defend.results.numbers import worst_number
 from defend.results.outcomes import Bits, OutcomeReader
 from defend.stats import holm
-from defend.tasks.classification import CLASSIFICATION
 from defend.threat_models import gradient_kind
 
 _Attack = tuple[str, str, str | None]  # attack, level, gradient; whatever the surrogate
@@ -48,7 +47,7 @@ def _compare_section(section: Section, reader: OutcomeReader) -> Iterator[Compar
 
 
 def _compare(section: Section, a: _Side, b: _Side) -> Compared:
-    comparison = CLASSIFICATION.compare(a.score, b.score, section.key.seed)
+    comparison = section.task.compare(a.score, b.score, section.key.seed)
     return Compared(
         title=section.title,
         a=a.worst.defense,
@@ -61,6 +60,7 @@ def _compare(section: Section, a: _Side, b: _Side) -> Compared:
         p_holm=comparison.p,
         test=comparison.test,
         same_attacks=_have_same_attacks(a, b),
+        unit=section.task.unit,
     )
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from defend.records import Diagnosis, Flag, FlagCode, Record
+from defend.tasks.registry import load_task
+from defend.tasks.task import Unit
 from defend.threat_models import GRADIENT_NAMES
 
 FLAG_TEXTS: dict[FlagCode, str] = {
@@ -232,6 +234,13 @@ def describe_level(record: Record) -> str:
 
 
 def _accuracy(record: Record) -> str:
-    return (
-        "no number" if record.robust_accuracy is None else f"{100 * record.robust_accuracy:.1f} %"
-    )
+    if record.number is None:
+        return "no number"
+    return format_measured(record.number.value, load_task(record.task).unit)
+
+
+def format_measured(value: float, unit: Unit) -> str:
+    """Return a number with its unit: "25.0 %" for 0.25, "31.4 dB", "1.25 bpp"."""
+    if unit == "share":
+        return f"{100 * value:.1f} %"
+    return f"{value:.2f} bpp" if unit == "bpp" else f"{value:.1f} dB"

@@ -7,6 +7,7 @@ from math import sqrt
 
 from defend.protocols.evidence import MIN_IMAGES
 from defend.records import Record
+from defend.tasks.registry import DEFAULT, load_task
 from defend.threat_models import gradient_kind
 
 SMOKE_TEST = 200  # images, up to which a run is a smoke test
@@ -18,16 +19,10 @@ def make_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
 
 
 def _footnotes(records: Sequence[Record]) -> Iterator[str]:
-    yield (
-        "Percent of all n images that are right. An accuracy under attack is an upper bound:"
-        " a stronger attack can only lower it."
-    )
-    yield (
-        "Intervals are 95 % over images (Wilson; bootstrap where each image has several draws)"
-        " and cover sampling alone."
-    )
+    yield from _units(records)
+    yield from _thresholds(records)
     yield from _repeated_images(records)
-    if not all(r.stochastic for r in records):
+    if any(not r.stochastic and load_task(r.task).may_drop for r in records):
         yield (
             "Behind a deterministic defense only images that are right as they are count as right"
             " under attack."
@@ -44,6 +39,39 @@ def _footnotes(records: Sequence[Record]) -> Iterator[str]:
     )
     yield from _draws(records)
     yield from _few_images(records)
+
+
+def _units(records: Sequence[Record]) -> Iterator[str]:
+    """Yield what the numbers of each task are, and what their intervals cover."""
+    units = set()
+    for task in map(load_task, dict.fromkeys(r.task for r in records)):
+        units.add(task.unit)
+        if task.unit == "share":
+            what = "that are right" if task.name == DEFAULT else f"{task.score_means} ({task})"
+            yield (
+                f"Percent of all n images {what}. An accuracy under attack is an upper bound:"
+                " a stronger attack can only lower it."
+            )
+        else:
+            yield (
+                f"{task.score_means} in {task.unit}, mean over images ({task}). Under attack it is"
+                " an upper bound: a stronger attack can only lower it."
+            )
+    if "share" in units:
+        yield (
+            "Intervals are 95 % over images (Wilson; bootstrap where each image has several draws)"
+            " and cover sampling alone."
+        )
+    else:
+        yield "Intervals are 95 % over images (bootstrap) and cover sampling alone."
+
+
+def _thresholds(records: Sequence[Record]) -> Iterator[str]:
+    if any(r.thresholds for r in records):
+        yield (
+            "Thresholds are those at which 1 and .1 % of the impostors among clean images of val"
+            " are accepted behind the same defense; they are held under attack."
+        )
 
 
 def _relaxations(records: Sequence[Record]) -> Iterator[str]:

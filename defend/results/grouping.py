@@ -18,6 +18,7 @@ Key = TypeVar("Key", bound=Hashable)
 class SectionKey:
     """The fields that all rows of a section share."""
 
+    task: str
     dataset: str
     classifier: str
     norm: str
@@ -42,6 +43,7 @@ class SeriesKey:
 class PipelineKey:
     """One defense before one classifier in one norm, from any seed and however it was computed."""
 
+    task: str
     dataset: str
     classifier: str
     defense: str
@@ -66,7 +68,8 @@ class ClaimKey:
     def has_same_names(self, other: ClaimKey) -> bool:
         """Return True if the data set, classifier, defense and norm are the same."""
         a, b = self.pipeline, other.pipeline
-        return (a.dataset, a.classifier, a.defense, a.norm) == (
+        return (a.task, a.dataset, a.classifier, a.defense, a.norm) == (
+            b.task,
             b.dataset,
             b.classifier,
             b.defense,
@@ -87,6 +90,7 @@ class ClaimKey:
 def section_key(record: Record) -> SectionKey:
     """Return which section of a table the record stands in."""
     return SectionKey(
+        task=record.task,
         dataset=record.dataset,
         classifier=record.classifier,
         norm=record.norm,
@@ -109,6 +113,7 @@ def series_key(record: Record) -> SeriesKey:
 def pipeline_key(record: Record) -> PipelineKey:
     """Return which pipeline the record is of, and in which norm."""
     return PipelineKey(
+        task=record.task,
         dataset=record.dataset,
         classifier=record.classifier,
         defense=record.defense,

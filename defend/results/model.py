@@ -13,7 +13,9 @@ from defend.results.claim_text import format_claim
 from defend.results.diagnostics import Finding
 from defend.results.grouping import SectionKey
 from defend.results.training_knowledge import format_classifier
-from defend.threat_models import GRADIENT_NAMES, THREAT_MODELS
+from defend.tasks.registry import DEFAULT, load_task
+from defend.tasks.task import Task, Unit
+from defend.threat_models import GRADIENT_NAMES, NO_CLASSIFIER, THREAT_MODELS
 from defend.trained_on import TrainedOn
 
 # The columns of numbers, in this order, and their headings.
@@ -34,9 +36,13 @@ ADAPTIVE = ("identity", "declared", "learned", "relaxed", "worst")
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """An accuracy with its interval, all in [0, 1]; None and `failed` if there is none."""
+    """An accuracy with its interval, all in [0, 1]; None and `failed` if there is none.
+
+    At a task in another unit it is the score in that unit.
+    """
 
     accuracy: float | None
+    unit: Unit = "share"
     low: float | None = None
     high: float | None = None
     n: int = 0  # images
@@ -45,6 +51,11 @@ class Number:
     flags: tuple[Flag, ...] = ()
     findings: tuple[Finding, ...] = ()  # that accuse a cell of this number
     failed: str | None = None  # the error
+
+    @property
+    def scale(self) -> float:
+        """Return the factor by which the number is printed: 100, as percent, or 1."""
+        return 100.0 if self.unit == "share" else 1.0
 
     @property
     def unconverged(self) -> bool:
@@ -112,13 +123,14 @@ class Compared:
     a: str
     b: str
     eps_text: str
-    difference: float  # a - b, as shares
+    difference: float  # a - b, as shares, or in the unit of the task
     low: float
     high: float
     p: float
     p_holm: float  # over all pairs of the table
     test: str
     same_attacks: bool
+    unit: Unit = "share"
 
     @property
     def significant(self) -> bool:
@@ -134,6 +146,21 @@ class Section:
     classifier_trained_on: tuple[TrainedOn, ...]
     rows: tuple[Row, ...]
     worst: tuple[Worst, ...]
+
+    @property
+    def task(self) -> Task:
+        """Return what was measured."""
+        return load_task(self.key.task)
+
+    @property
+    def legend(self) -> str:
+        """Return what its numbers are: "Percent right"."""
+        task = self.task
+        return f"Percent {task.score_means}" if task.unit == "share" else self._in_unit
+
+    @property
+    def _in_unit(self) -> str:
+        return f"{self.task.score_means} in {self.task.unit}"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -158,9 +185,10 @@ class Section:
     def title(self) -> str:
         """Return what the section is about, with a precision and a layout that are unusual."""
         key = self.key
-        parts = [
+        parts = [] if key.task == DEFAULT else [key.task]
+        parts += [
             key.dataset,
-            self.classifier,
+            *([] if key.classifier == NO_CLASSIFIER else [self.classifier]),
             key.norm,
             f"n = {key.n} of {key.split}",
             f"seed {key.seed}",
@@ -181,6 +209,8 @@ class Table:
     surrogates: tuple[str, ...]  # the pipelines that transfer attacks attacked
     signs: tuple[str, ...]  # of masking, or of an attack that was too weak: no claim survives them
     comparisons: tuple[Compared, ...]
+    measures: tuple[str, ...]  # what tasks measure beside their score
+    measure_pairs: tuple[str, ...]  # defenses compared by it
     queries: tuple[str, ...]  # accuracy along the queries of a search
     findings: tuple[Finding, ...]
     training: tuple[str, ...]  # a line for each training mark of a pipeline

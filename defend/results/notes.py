@@ -14,8 +14,10 @@ from defend.results.table_text import (
     format_pair,
     format_pairs_heading,
     format_percent,
+    format_value,
 )
 
+MEASURE_PAIRS = "Pairs by what is measured beside it, each with its worst gradient (Holm):"
 Block = tuple[str, Sequence[str]]  # title, lines
 
 
@@ -27,6 +29,8 @@ def make_notes(model: Table) -> list[Block]:
         title = f"Worst case of each image over everything that was run, {section.title}:"
         blocks.append((title, [format_worst(model, worst) for worst in section.worst]))
     blocks += [
+        ("Measured beside it:", model.measures),
+        (MEASURE_PAIRS, model.measure_pairs),
         (format_pairs_heading(model.comparisons), [format_pair(p) for p in model.comparisons]),
         ("Accuracy after so many queries:", model.queries),
         ("No claim survives:", model.signs),
@@ -41,7 +45,7 @@ def make_notes(model: Table) -> list[Block]:
 
 def format_worst(model: Table, worst: Worst) -> str:
     """Return: median: 25.0 (19.5-31.4) of 93.5 clean at eps 0.2; 3 attacks, 60+60 passes; [a]."""
-    clean = format_percent(worst.clean.accuracy)
+    clean = format_value(worst.clean)
     parts = [
         f"{format_defense(worst)}: {format_number(worst.number)} of {clean} clean"
         f" at eps {worst.eps_text}"

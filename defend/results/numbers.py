@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from defend.protocols.evidence import is_undefended
-from defend.records import Flag, Record
+from defend.records import Flag, Measured, Record
 from defend.results.candidates import distinct_candidates, worst_outcomes
 from defend.results.comparisons import findings_against
 from defend.results.diagnostics import Finding
@@ -13,25 +14,34 @@ from defend.results.model import Number
 from defend.results.outcomes import Bits, OutcomeReader, Outcomes
 from defend.results.significance import strongest
 from defend.stats import wilson
-from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.registry import load_task
 from defend.threat_models import GRADIENT_NAMES, gradient_kind
 
 
 def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | None]) -> Number:
-    """Return the clean accuracy, which all these cells share."""
+    """Return the clean accuracy, or another clean score, which all these cells share."""
     successful = [r for r in cells if not r.failed]
     if not successful:
         return _failed(cells)
     first = successful[0]
+    if first.clean_score is not None:
+        return _number_of(first.clean_score, first)
     outcomes = read(first) if first.stochastic else None
     accuracy = first.clean_accuracy
     assert accuracy is not None, "a cell without an error has its numbers"
     if outcomes is None:
         low, high = wilson(accuracy * first.n, first.n)
     else:
-        summary = CLASSIFICATION.summarise(outcomes.clean_score, first.seed)
+        summary = load_task(first.task).summarise(outcomes.clean_score, first.seed)
         low, high = summary.low, summary.high
     return Number(accuracy=accuracy, low=low, high=high, n=first.n)
+
+
+def _number_of(measured: Measured, record: Record) -> Number:
+    unit = load_task(record.task).unit
+    return Number(
+        accuracy=measured.value, low=measured.low, high=measured.high, n=record.n, unit=unit
+    )
 
 
 def cells_number(
@@ -86,8 +96,10 @@ def _failed(cells: Sequence[Record]) -> Number:
 def _number_of_outcomes(
     score: Bits, cells: Sequence[Record], findings: tuple[Finding, ...]
 ) -> Number:
-    summary = CLASSIFICATION.summarise(score, cells[0].seed)
+    task = load_task(cells[0].task)
+    summary = task.summarise(score, cells[0].seed)
     return Number(
+        unit=task.unit,
         accuracy=summary.value,
         low=summary.low,
         high=summary.high,
@@ -102,11 +114,9 @@ def _lowest(
 ) -> Number:
     """Return the lowest of the cells' own numbers."""
     lowest = strongest(cells)
-    return Number(
-        accuracy=lowest.robust_accuracy,
-        low=lowest.ci_low,
-        high=lowest.ci_high,
-        n=lowest.n,
+    assert lowest.number is not None, "a cell without an error has its numbers"
+    return replace(
+        _number_of(lowest.number, lowest),
         note=note,
         bound=is_bound,
         flags=_flags(cells),

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defend.records import Record
-from defend.unit_files import Unit, find_unit
+from defend.unit_files import DETAIL, Unit, find_unit
 
-Bits = NDArray[np.uint8]
+Bits = NDArray[Any]  # uint8 where a score is 0 or 1, float32 where it is in decibels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """Right (1) or wrong (0) for each image and each draw.
+    """Right (1) or wrong (0) for each image and each draw, or another score of the task.
 
     Worst cases are chosen on the `select` draws, and read off on the `score` draws.
     """
@@ -26,6 +27,7 @@ class Outcomes:
     clean_score: Bits  # (n, K)
     select: Bits | None = None  # (n, 10); None for a deterministic purifier
     clean_select: Bits | None = None
+    details: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # of the task: (n, K, ...)
     x_adv: tuple[str, ...] = ()  # sha256 of the adversarial images of each unit
 
 
@@ -58,6 +60,11 @@ def _join(units: Iterable[Unit]) -> Outcomes:
         clean_score=joined("clean_score"),
         select=joined("select") if is_stochastic else None,
         clean_select=joined("clean_select") if is_stochastic else None,
+        details={
+            name.removeprefix(DETAIL): joined(name)
+            for name in ordered[0].tensors
+            if name.startswith(DETAIL)
+        },
         x_adv=tuple(str(unit.header["x_adv_sha256"]) for unit in ordered),
     )
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from defend.records import Record
+from defend.records import Measured, Record
 from defend.results.candidates import worst_outcomes
 from defend.results.outcomes import OutcomeReader
-from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.registry import load_task
 
-MIN_GAP = 0.02  # in accuracy, as in the audit
 MAX_P = 0.001  # of the paired test: a table compares many cells, and most show nothing
 IsStronger = Callable[[Record, Sequence[Record]], bool]  # (the cell, the others)
 
@@ -32,23 +31,23 @@ def strongest(records: Sequence[Record]) -> Record:
 
 
 def accuracy_of(record: Record) -> float:
-    """Return the robust accuracy of a cell that did not fail."""
-    return _number(record.robust_accuracy)
+    """Return the robust accuracy of a cell that did not fail, or the score of another task."""
+    return _number(record).value
 
 
 def low_of(record: Record) -> float:
     """Return the low end of the interval of a cell that did not fail."""
-    return _number(record.ci_low)
+    return _number(record).low
 
 
 def high_of(record: Record) -> float:
     """Return the high end of the interval of a cell that did not fail."""
-    return _number(record.ci_high)
+    return _number(record).high
 
 
-def _number(value: float | None) -> float:
-    assert value is not None, "a cell without an error has its numbers"
-    return value
+def _number(record: Record) -> Measured:
+    assert record.number is not None, "a cell without an error has its numbers"
+    return record.number
 
 
 def compare_images(reader: OutcomeReader) -> IsStronger:
@@ -58,9 +57,10 @@ def compare_images(reader: OutcomeReader) -> IsStronger:
         outcomes = reader.read_matching([cell, *other_cells])
         if outcomes is None:
             return stronger_by_intervals(cell, other_cells)
+        task = load_task(cell.task)
         of_cell, of_others = worst_outcomes(outcomes[:1]), worst_outcomes(outcomes[1:])
-        if of_others.mean() - of_cell.mean() < MIN_GAP - 1e-9:
+        if of_others.mean() - of_cell.mean() < task.least_gap - 1e-9:
             return False
-        return CLASSIFICATION.compare(of_others, of_cell).p < MAX_P
+        return task.compare(of_others, of_cell).p < MAX_P
 
     return is_stronger

@@ -13,6 +13,11 @@ def format_percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def format_value(number: Number) -> str:
+    """Return 25.0 for an accuracy of 0.25, and 31.4 for 31.4 dB; nothing for None."""
+    return "" if number.accuracy is None else f"{number.scale * number.accuracy:.1f}"
+
+
 def format_bound(number: Number) -> str:
     """Return the sign before a number that is an upper bound."""
     return "<= " if number.at_most else ""
@@ -26,11 +31,12 @@ def format_number(number: Number) -> str:
     """
     if number.accuracy is None:
         return "failed"
-    text = f"{format_bound(number)}{format_percent(number.accuracy)}"
-    if number.low is None:
+    text = f"{format_bound(number)}{format_value(number)}"
+    if number.low is None or number.high is None:
         return text
     note = ", unconverged" if number.unconverged else ""
-    return f"{text} ({format_percent(number.low)}-{format_percent(number.high)}{note})"
+    low, high = number.scale * number.low, number.scale * number.high
+    return f"{text} ({low:.1f}-{high:.1f}{note})"
 
 
 def format_defense(row: Row | Worst) -> str:
@@ -56,13 +62,15 @@ def format_count(count: float) -> str:
 
 def format_pair(pair: Compared) -> str:
     """Return: jpeg against median, eps 8/255: +3.0 points (+1.2 to +4.8), p = 0.004, ..."""
-    difference, low, high = (f"{100 * v:+.1f}" for v in (pair.difference, pair.low, pair.high))
+    scale, unit = (100, "points") if pair.unit == "share" else (1, pair.unit)
+    values = (pair.difference, pair.low, pair.high)
+    difference, low, high = (f"{scale * value:+.1f}" for value in values)
     verdict = f"p = {pair.p_holm:.2g}"
     if not pair.significant:
         verdict = f"no significant difference ({verdict})"
     line = (
         f"{pair.a} against {pair.b}, eps {pair.eps_text}:"
-        f" {difference} points ({low} to {high}), {verdict}, {pair.test}"
+        f" {difference} {unit} ({low} to {high}), {verdict}, {pair.test}"
     )
     return line if pair.same_attacks else f"{line}; not under the same attacks"
 

@@ -18,7 +18,7 @@ from defend.records import Record
 from defend.results.build import table
 from defend.results.model import ADAPTIVE, COLUMNS, Number, Row, Section, Table
 from defend.results.notes import make_notes
-from defend.results.table_text import format_bound, format_defense, format_passes, format_percent
+from defend.results.table_text import format_bound, format_defense, format_passes, format_value
 from defend.results.training_knowledge import format_trained_on
 
 FormatCell = Callable[[Number | None], Text]
@@ -53,7 +53,8 @@ def _choose_layout(model: Table, section: Section, console: Console) -> Renderab
     Names stand in columns if there is room, else on lines of their own.
     """
     # A tenth of a percent says nothing about few images.
-    digits = 0 if section.key.n < MIN_IMAGES else 1
+    is_share = section.task.unit == "share"
+    digits = 0 if is_share and section.key.n < MIN_IMAGES else 1
     for format_cell in (_beside(1), _beside(digits), _below(1)):
         grid = _make_grid(model, section, format_cell)
         if _width(grid, console) <= console.width:
@@ -147,8 +148,8 @@ def _beside(digits: int) -> FormatCell:
     low_width, high_width = (4, 5) if digits else (2, 3)
 
     def format_interval(number: Number) -> str:
-        low = f"{100 * (number.low or 0):>{low_width}.{digits}f}"
-        high = f"{100 * (number.high or 0):<{high_width}.{digits}f}"
+        low = f"{number.scale * (number.low or 0):>{low_width}.{digits}f}"
+        high = f"{number.scale * (number.high or 0):<{high_width}.{digits}f}"
         return f" {low}-{high}"
 
     def format_cell(number: Number | None) -> Text:
@@ -163,7 +164,7 @@ def _below(digits: int) -> FormatCell:
     """Return the layout with the interval below the number."""
 
     def format_interval(number: Number) -> str:
-        low, high = 100 * (number.low or 0), 100 * (number.high or 0)
+        low, high = number.scale * (number.low or 0), number.scale * (number.high or 0)
         return f"\n{low:.{digits}f}-{high:.{digits}f}"
 
     return lambda number: _format_cell(number, format_interval, "\n")
@@ -178,7 +179,7 @@ def _format_cell(
     if number.accuracy is None:
         return Text("failed", style="red")
     mark = "!" if number.is_marked else ""
-    accuracy = f"{mark}{format_bound(number)}{format_percent(number.accuracy)}"
+    accuracy = f"{mark}{format_bound(number)}{format_value(number)}"
     text = Text(accuracy.rjust(5))
     text.append(format_interval(number), style="dim")
     if number.note:

@@ -15,6 +15,7 @@ from defend.results.model import Worst
 from defend.results.numbers import clean_number, worst_number
 from defend.results.outcomes import Bits, OutcomeReader
 from defend.results.training_knowledge import find_training_marks
+from defend.tasks.registry import load_task
 
 
 def worst_cases(
@@ -64,7 +65,8 @@ def _worst_case(
     first = attacks[0]
     controls = [r for r in cells if r.is_control and not r.failed]
     number, score = worst_number(attacks, reader, accusations)
-    draws = score if first.stochastic else None
+    is_share = load_task(first.task).unit == "share"
+    draws = score if first.stochastic and is_share else None
     return Worst(
         defense=first.defense,
         purifier=first.pipeline.defense,

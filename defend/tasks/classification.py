@@ -1,59 +1,46 @@
 """Classification: the attacker wants a wrong class, and each image is right or wrong.
 
-A task says what an attack climbs, what is measured for each image, and how these scores become
-one number with an interval and a comparison. Other tasks (reconstruction, identification) give
-the same functions other meanings.
+Right or wrong has Wilson's interval and McNemar's test; over several draws it is the bootstrap and
+a permutation test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from defend.losses import cross_entropy
-from defend.stats import Comparison, compare, interval
+from defend.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One number over all images with its 95 % interval, in [0, 1]."""
+class Classification(Task):
+    """The score is 1 for a right image and 0 for a wrong one; attackers climb the cross entropy."""
 
-    value: float
-    low: float
-    high: float
+    name = "classification"
+    may_drop = True
+    default_attacks = ("fgsm", "pgd")
+    has_claims = True
 
+    @property
+    def score_means(self) -> str:
+        """What a share counts."""
+        return "right"
 
-@dataclass(frozen=True)
-class Classification:
-    """Right or wrong: Wilson's interval, McNemar's test; over several draws bootstrap and
-    permutation."""
+    def loss(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Return the cross entropy of logits (b, classes) and labels (b,): (b,)."""
+        return cross_entropy(output, reference)
 
-    name: str = "classification"
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy  # what attackers climb: (b,)
-    higher_is_better: bool = True  # for the defender
+    def score(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Return 1 for each right image and 0 for each wrong one. output (b, classes) -> (b,)."""
+        return (output.argmax(1) == reference).to(torch.uint8)
 
-    def score(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return 1 for each right image and 0 for each wrong one. logits (b, classes) -> (b,)."""
-        return (logits.argmax(1) == y).to(torch.uint8)
+    def is_broken(self, output: Tensor, reference: Tensor) -> Tensor:
+        """Return True for each image (b,) of another class than its label."""
+        return output.argmax(1) != reference
 
-    def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:
-        """Return the accuracy over scores (n, draws) with its interval over images.
-
-        seed: of the bootstrap, which is used for more than one draw.
-        """
-        scores = np.asarray(scores, np.float64)
-        low, high = interval(scores, seed)
-        value = torch.from_numpy(scores).mean(1).mean().item()
-        return Summary(value=value, low=low, high=high)
-
-    def compare(self, a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
-        """Compare scores (n, draws) of two pipelines on the same images."""
-        return compare(a, b, seed)
+    def under_attack(self, score: Tensor, clean: Tensor) -> Tensor:
+        """An image that is wrong without an attack counts as wrong under every attack."""
+        return score & clean
 
 
 CLASSIFICATION = Classification()

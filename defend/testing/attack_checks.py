@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from defend.testing import (
     attack_contract_checks,
+    attack_objective_checks,
     attack_query_checks,
     attack_settings_checks,
     attack_strength_checks,
@@ -23,6 +24,11 @@ from defend.testing.attack_contract_checks import (
     check_same_seed_same_result,
     check_stays_in_the_ball,
     check_stays_in_the_box,
+)
+from defend.testing.attack_objective_checks import (
+    check_climbs_the_loss_of_its_task,
+    check_makes_a_reconstruction_wrong,
+    check_refuses_a_task_without_its_objective,
 )
 from defend.testing.attack_query_checks import (
     check_a_sweep_gives_what_each_eps_gives_alone,
@@ -58,6 +64,7 @@ __all__ = [
     "check_batch_mates_do_not_matter",
     "check_breaks_an_undefended_classifier",
     "check_card_names_a_source",
+    "check_climbs_the_loss_of_its_task",
     "check_counts_are_what_the_model_saw",
     "check_eps_zero_returns_the_input",
     "check_every_image_is_attacked_to_the_end",
@@ -66,12 +73,14 @@ __all__ = [
     "check_large_eps_drives_accuracy_to_chance",
     "check_leaves_input_and_global_rng_alone",
     "check_leaves_the_model_alone",
+    "check_makes_a_reconstruction_wrong",
     "check_more_eps_never_helps_the_defender",
     "check_more_steps_never_help_the_defender",
     "check_moves_away_from_the_label",
     "check_needs_no_more_than_its_access",
     "check_never_returns_the_clean_image",
     "check_order_does_not_matter",
+    "check_refuses_a_task_without_its_objective",
     "check_refuses_an_unknown_norm",
     "check_same_seed_same_result",
     "check_settings_are_json",
@@ -89,5 +98,6 @@ def list_checks() -> Iterator[ConformanceCheck]:
         attack_contract_checks,
         attack_strength_checks,
         attack_query_checks,
+        attack_objective_checks,
         attack_settings_checks,
     )

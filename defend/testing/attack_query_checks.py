@@ -16,6 +16,7 @@ from defend.testing.attack_setup import (
     ALL_ROWS,
     EPS,
     NOT_SCORED,
+    at_its_task,
     attacked,
     half_wrong_labels,
     linear_classifier,
@@ -64,9 +65,9 @@ def check_a_sweep_gives_what_each_eps_gives_alone(attack: Attack) -> None:
     x, y = random_images(), half_wrong_labels(random_images())
     epsilons = [EPS[attack.norm] * share for share in (0.3, 1, 0.6)]
     for pipeline in pipelines_for(attack):
-        target = pipeline.target()
-        swept = []
-        for adv in attack.sweep(target, x, y, epsilons, Noise.of(6, ALL_ROWS).fork("start")):
+        target, reference = at_its_task(attack, pipeline.target(), x, y)
+        swept, noise = [], Noise.of(6, ALL_ROWS).fork("start")
+        for adv in attack.sweep(target, x, reference, epsilons, noise):
             swept.append((adv.clone(), dict(target.counts)))
         assert len(swept) == len(epsilons), (
             f"expected {len(epsilons)} results of a sweep, got {len(swept)}"

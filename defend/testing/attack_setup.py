@@ -5,7 +5,7 @@ The worst perturbation of a linear classifier is known in closed form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,10 @@ from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
 from defend.target import Target
+from defend.tasks.reconstruction import Reconstruction
+from defend.testing.runner import NotApplicable
 
+RECONSTRUCTION = Reconstruction()
 IMAGES = 8
 SHAPE = (3, 8, 8)
 PIXELS = 192
@@ -141,13 +144,31 @@ def attacked(
 
     The noise of the start depends on `rows`, the numbers of the images.
     """
+    target, reference = at_its_task(attack, target or NOT_SCORED.target(rows=rows), x, y)
     return attack.run(
-        target or NOT_SCORED.target(rows=rows),
+        target,
         x,
-        y,
+        reference,
         EPS[attack.norm] if eps is None else eps,
         Noise.of(6, rows).fork("start"),
     )
+
+
+def at_its_task(attack: Attack, target: Target, x: Tensor, y: Tensor) -> tuple[Target, Tensor]:
+    """Return the target at a task that the attack's card allows, and what it measures against.
+
+    An attack with the objective "distortion" meets the same linear network as a codec, whose
+    output is a reconstruction.
+    """
+    if attack.card.objective != "distortion":
+        return target, y
+    return replace(target, task=RECONSTRUCTION), x
+
+
+def require_labels(attack: Attack) -> None:
+    """Raise NotApplicable for an attack that climbs no loss of labels."""
+    if attack.card.objective == "distortion":
+        raise NotApplicable("its card says objective='distortion': it attacks no labels")
 
 
 def rebuilt(attack: Attack, **changed: Any) -> Attack:

@@ -27,6 +27,7 @@ from defend.testing.attack_setup import (
     predicted_labels,
     random_images,
     rebuilt,
+    require_labels,
 )
 from defend.testing.runner import NotApplicable
 
@@ -39,6 +40,7 @@ COUNTERS = ("steps", "max_iter", "queries")  # fields that say how long an attac
 
 def check_breaks_an_undefended_classifier(attack: Attack) -> None:
     """Fail if more than 70 % of the images survive, at an eps at which all could be broken."""
+    require_labels(attack)
     x, y = random_images(), predicted_labels(random_images())
     for pipeline in (NOT_SCORED, SCORED):
         robust_accuracy = accuracy(attacked(attack, x, y, pipeline.target()), y)
@@ -50,6 +52,7 @@ def check_breaks_an_undefended_classifier(attack: Attack) -> None:
 
 def check_more_eps_never_helps_the_defender(attack: Attack) -> None:
     """Fail if robust accuracy rises with eps. A random search may lose one image."""
+    require_labels(attack)
     x, y = random_images(), predicted_labels(random_images())
     robust = [
         accuracy(attacked(attack, x, y, eps=EPS[attack.norm] * share), y) for share in (0.1, 0.4, 1)
@@ -62,6 +65,7 @@ def check_more_eps_never_helps_the_defender(attack: Attack) -> None:
 
 def check_more_steps_never_help_the_defender(attack: Attack) -> None:
     """Fail if the loss after 12 steps is more than a tenth below the loss after 3 steps."""
+    require_labels(attack)
     counter = next((name for name in COUNTERS if name in attack.fields()), None)
     if counter is None:
         raise NotApplicable(f"it has no field {', '.join(COUNTERS[:-1])} or {COUNTERS[-1]}")
@@ -80,6 +84,7 @@ def check_more_steps_never_help_the_defender(attack: Attack) -> None:
 
 def check_large_eps_drives_accuracy_to_chance(attack: Attack) -> None:
     """Fail if robust accuracy is above chance, 50 %, at an eps that allows any image."""
+    require_labels(attack)
     x, y = random_images(), predicted_labels(random_images())
     robust_accuracy = accuracy(attacked(attack, x, y, eps=UNBOUNDED[attack.norm]), y)
     assert robust_accuracy <= 0.5, (
@@ -94,6 +99,7 @@ def check_moves_away_from_the_label(attack: Attack) -> None:
     With three classes this shows an attack that moves towards the label, as if it were a target,
     and one that moves away from the predicted class instead.
     """
+    require_labels(attack)
     x, model = random_images(), linear_classifier(3)
     # An attack that sees labels alone seeks the boundary, so it may leave wrong images as they are.
     y = predicted_labels(x, 3) if attack.card.access == "labels" else half_wrong_labels(x, 3)
@@ -129,6 +135,7 @@ def check_every_image_is_attacked_to_the_end(attack: Attack) -> None:
     where any blur cures the image. One that attacks all images reaches the optimum of a linear
     classifier for wrong images too.
     """
+    require_labels(attack)
     if attack.card.access == "labels":
         raise NotApplicable("it sees labels only and ends on a boundary by design")
     pipelines = [p for p in pipelines_for(attack) if p != SCORED]

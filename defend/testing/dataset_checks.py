@@ -11,7 +11,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor
@@ -33,8 +33,9 @@ HASHED_PIXELS = 2 * 10**8
 
 
 def first_images(d: Dataset, split: Split, n: int = FIRST) -> tuple[Tensor, Tensor]:
-    """Return the first n images with their labels, or all if there are fewer."""
-    return d.rows(split, 0, min(n, count_images(d, split)))
+    """Return the first n images with their labels, or all of one size if there are fewer."""
+    ends = [n, count_images(d, split), *d.size_changes(split)]
+    return d.rows(split, 0, min(ends))
 
 
 def count_images(d: Dataset, split: Split) -> int:
@@ -47,7 +48,7 @@ def count_images(d: Dataset, split: Split) -> int:
 
 def batch_of_each_source(d: Dataset) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield the first images of each split, and of the stream if there is one, with its name."""
-    for split in SPLITS:
+    for split in d.splits:
         yield split, *first_images(d, split)
     streamed = d.stream("train", stream_noise())
     if streamed is not None:
@@ -73,9 +74,11 @@ def image_hashes(x: Tensor) -> list[bytes]:
 
 def split_hashes(d: Dataset, split: Split, n: int, batch: int = 500) -> Iterator[bytes]:
     """Yield a hash of each of the first n images of a split."""
-    for start in range(0, n, batch):
-        x, _ = d.rows(split, start, min(start + batch, n))
-        yield from image_hashes(x)
+    ends = [end for end in d.size_changes(split) if end < n]
+    for first, last in pairwise([0, *ends, n]):
+        for start in range(first, last, batch):
+            x, _ = d.rows(split, start, min(start + batch, last))
+            yield from image_hashes(x)
 
 
 def rebuilt(d: Dataset, root: str | None) -> Dataset:
@@ -94,8 +97,10 @@ def rebuilt(d: Dataset, root: str | None) -> Dataset:
 @reads_only
 def check_images_are_float_in_0_1(d: Dataset) -> None:
     """Fail if a split is empty, or its images are not float32 in [0, 1] of the declared shape."""
-    shape = (d.channels, d.size, d.size)
     for source, x, _ in batch_of_each_source(d):
+        shape = (d.channels, d.size, d.size)
+        if not d.uniform and max(x.shape[2:]) == d.size:
+            shape = (d.channels, *x.shape[2:])
         assert len(x), f"{source}: expected images, got none"
         assert x.dtype == torch.float32, f"{source}: expected float32 images, got {x.dtype}"
         assert x.shape[1:] == shape, f"{source}: expected images {shape}, got {tuple(x.shape[1:])}"
@@ -115,9 +120,32 @@ def check_labels_are_classes(d: Dataset) -> None:
         assert y.dtype == torch.int64 and y.shape == (len(x),), (
             f"{source}: expected labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}"
         )
-        assert y.min() >= 0 and y.max() < d.classes, (
-            f"{source}: expected labels from 0 to {d.classes - 1}, got {y.min()} to {y.max()}"
+        last = max(0, d.classes - 1)  # of images without labels all are 0
+        assert y.min() >= 0 and y.max() <= last, (
+            f"{source}: expected labels from 0 to {last}, got {y.min()} to {y.max()}"
         )
+
+
+@reads_only
+def check_sizes_change_where_it_says(d: Dataset) -> None:
+    """Fail if images of several sizes do not change their size exactly where `size_changes` says.
+
+    Elsewhere a range of images cannot be a batch.
+    """
+    for split in d.splits:
+        n = count_images(d, split)
+        changes = d.size_changes(split)
+        assert not (d.uniform and changes), f"{split}: uniform=True, and sizes change at {changes}"
+        assert all(0 < change < n for change in changes), (
+            f"{split}: expected changes of size between image 1 and {n - 1}, got {changes}"
+        )
+        shapes = [d.rows(split, i, i + 1)[0].shape[1:] for i in (0, *changes)]
+        for change, (before, after) in zip(changes, pairwise(shapes), strict=True):
+            last = d.rows(split, change - 1, change)[0].shape[1:]
+            assert last == before and after != before, (
+                f"{split}: expected another size from image {change} on, got {tuple(last)} before"
+                f" and {tuple(after)} after it"
+            )
 
 
 def check_same_order_each_time(d: Dataset) -> None:
@@ -127,7 +155,7 @@ def check_same_order_each_time(d: Dataset) -> None:
     give the same images too.
     """
     fresh = rebuilt(d, d.root)
-    for split in SPLITS:
+    for split in d.splits:
         x, y = first_images(d, split)
         expected = x.clone(), y.clone()
         x.zero_()
@@ -147,7 +175,7 @@ def check_same_order_each_time(d: Dataset) -> None:
 @reads_only
 def check_first_n_are_a_prefix(d: Dataset) -> None:
     """Fail if an image depends on the range in which it is asked for."""
-    for split in SPLITS:
+    for split in d.splits:
         x, y = first_images(d, split)
         n, k = len(x), len(x) // 3
         assert equal_batches(d.rows(split, 0, k), (x[:k], y[:k])), (
@@ -206,7 +234,7 @@ def check_no_network_and_a_clear_error(d: Dataset) -> None:
             f"without data: expected an error in one line that names {empty}, got: {message}"
         )
         attempts.clear()
-        for split in SPLITS:
+        for split in d.splits:
             first_images(d, split, 1)
         assert not attempts, (
             f"expected data on disk to need no network, got a request to {attempts[0]}"
@@ -253,13 +281,13 @@ def check_splits_share_no_image(d: Dataset) -> None:
     """Fail if an image is in two splits."""
     limit = HASHED_PIXELS // (d.channels * d.size**2)
     hashes = {}
-    for split in SPLITS:
+    for split in d.splits:
         n = min(count_images(d, split), limit)
         hashes[split] = set(split_hashes(d, split, n))
     streamed = d.stream("train", stream_noise())
     if streamed is not None:
         hashes["train"] |= set(image_hashes(streamed[0]))
-    for a, b in combinations(SPLITS, 2):
+    for a, b in combinations(d.splits, 2):
         shared = len(hashes[a] & hashes[b])
         assert not shared, f"{a} and {b} share {shared} images"
 

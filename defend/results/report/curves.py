@@ -37,7 +37,7 @@ _MARKERS = {
 }
 # Colours of a dot chart; the clean accuracy is in ink.
 _COLOURS = dict(zip(list(_MARKERS)[1:], (*PALETTE, _GREY, _WINE), strict=True))
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "defend",
     "font.size": 9.0,
@@ -65,6 +65,22 @@ class Plot:
     dashes: tuple[tuple[str, str], ...]  # (level, line style)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The axis of the numbers."""
+
+    label: str
+    limit: float | None  # the largest number in print; None if there is none
+
+    @classmethod
+    def of(cls, section: Section) -> Scale:
+        """Return the axis of a section's task."""
+        task = section.task
+        if task.unit != "share":
+            return cls(label=task.unit, limit=None)
+        return cls(label=f"{task.score_means}, % of all images", limit=100)
+
+
 def make_plots(sections: Sequence[Section]) -> list[Plot]:
     """Return a figure for each attack of each section that has numbers."""
     plots: list[Plot] = []
@@ -74,20 +90,21 @@ def make_plots(sections: Sequence[Section]) -> list[Plot]:
             if any(_has_numbers(row) for row in rows):
                 key = section.key
                 title = f"{key.dataset}, {key.classifier}, {attack}, {key.norm}"
-                plots.append(_make_plot(title, rows, id_prefix=f"f{len(plots)}-"))
+                scale = Scale.of(section)
+                plots.append(_make_plot(title, rows, scale, id_prefix=f"f{len(plots)}-"))
     return plots
 
 
-def _make_plot(title: str, rows: Sequence[Row], id_prefix: str) -> Plot:
+def _make_plot(title: str, rows: Sequence[Row], scale: Scale, id_prefix: str) -> Plot:
     if len({row.eps for row in rows}) == 1:
-        with rc_context(_STYLE):
-            svg = inline_svg(_draw_dots(rows), id_prefix)
+        with rc_context(STYLE):
+            svg = inline_svg(_draw_dots(rows, scale), id_prefix)
         return Plot(title=f"{title}, eps {rows[0].eps_text}", svg=svg, colours=(), dashes=())
     defenses = list(dict.fromkeys(row.defense for row in rows))
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(defenses)}
     levels = [level for level in _DASHES if any(_is_measured(row, level) for row in rows)]
-    with rc_context(_STYLE):
-        svg = inline_svg(_draw_curves(rows, colours, levels), id_prefix)
+    with rc_context(STYLE):
+        svg = inline_svg(_draw_curves(rows, colours, levels, scale), id_prefix)
     return Plot(
         title=title,
         svg=svg,
@@ -96,7 +113,9 @@ def _make_plot(title: str, rows: Sequence[Row], id_prefix: str) -> Plot:
     )
 
 
-def _draw_curves(rows: Sequence[Row], colours: dict[str, str], levels: Sequence[str]) -> Figure:
+def _draw_curves(
+    rows: Sequence[Row], colours: dict[str, str], levels: Sequence[str], scale: Scale
+) -> Figure:
     figure = Figure((5.4, 3.1), layout="constrained")
     axes = figure.add_subplot()
     by_eps = sorted(rows, key=lambda row: row.eps)
@@ -108,8 +127,9 @@ def _draw_curves(rows: Sequence[Row], colours: dict[str, str], levels: Sequence[
     ticks = _thin_out(list(labels))
     axes.set_xticks(ticks, [labels[eps] for eps in ticks])
     axes.set_xlim(0, max(labels) * 1.02)
-    axes.set_ylim(0, 102)
-    axes.set(xlabel="eps", ylabel="right, % of all images")
+    if scale.limit is not None:
+        axes.set_ylim(0, scale.limit + 2)
+    axes.set(xlabel="eps", ylabel=scale.label)
     _style_axes(axes, "y")
     return figure
 
@@ -139,7 +159,7 @@ def _draw_line(axes: Axes, points: Sequence[tuple[float, Number]], colour: str, 
     )
 
 
-def _draw_dots(rows: Sequence[Row]) -> Figure:
+def _draw_dots(rows: Sequence[Row], scale: Scale) -> Figure:
     """Draw a line of marks for each defense, with a marker for each level."""
     levels = [level for level in _MARKERS if any(_is_measured(row, level) for row in rows)]
     height = 0.9 + 0.42 * len(rows)
@@ -150,9 +170,10 @@ def _draw_dots(rows: Sequence[Row]) -> Figure:
     for i, level in enumerate(levels):
         _draw_marks(axes, rows, level, shift=0.13 * (i - (len(levels) - 1) / 2))
     axes.set_yticks(range(len(rows)), [row.defense for row in rows])
-    axes.set_xlim(-1, 101)
+    if scale.limit is not None:
+        axes.set_xlim(-1, scale.limit + 1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set(xlabel="right, % of all images")
+    axes.set(xlabel=scale.label)
     figure.legend(
         loc="outside upper center",
         ncols=min(len(levels), LEGEND_WIDTH),
@@ -183,7 +204,7 @@ def _draw_marks(axes: Axes, rows: Sequence[Row], level: str, shift: float) -> No
 
 @dataclass(frozen=True)
 class _Spans:
-    """Accuracies with their intervals in percent; not a number if the cell failed."""
+    """Numbers with their intervals as they are printed; not a number if the cell failed."""
 
     low: list[float]
     accuracy: list[float]
@@ -191,12 +212,12 @@ class _Spans:
 
     @classmethod
     def of(cls, numbers: Iterable[Number]) -> _Spans:
-        """Return the spans of the numbers, in percent."""
+        """Return the spans of the numbers."""
         listed = list(numbers)
         return cls(
-            [_percent(number.low) for number in listed],
-            [_percent(number.accuracy) for number in listed],
-            [_percent(number.high) for number in listed],
+            [_scaled(number, number.low) for number in listed],
+            [_scaled(number, number.accuracy) for number in listed],
+            [_scaled(number, number.high) for number in listed],
         )
 
     def errors(self) -> list[list[float]]:
@@ -207,8 +228,8 @@ class _Spans:
         ]
 
 
-def _percent(value: float | None) -> float:
-    return nan if value is None else 100 * value
+def _scaled(number: Number, value: float | None) -> float:
+    return nan if value is None else number.scale * value
 
 
 def _style_axes(axes: Axes, grid_axis: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from io import StringIO
 from typing import Any
 
-from defend.records import Record
+from defend.records import Measured, Record
 from defend.results.claim_text import format_claim
 from defend.results.comparisons import findings_against
 from defend.results.diagnostics import (
@@ -25,6 +25,7 @@ from defend.results.training_knowledge import find_training_marks, format_traine
 
 _SCALARS = (str, int, float, bool, type(None))
 _TRAININGS = ("trained_on", "classifier_trained_on")  # written in words
+_MEASURED = ("score", "clean_score")  # three columns each
 _LAST = "flags"
 
 
@@ -35,18 +36,43 @@ def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str
     A cell without a value is empty.
     """
     columns = [name for name in Record.model_fields if _is_column(name, records)]
+    measures = list(dict.fromkeys(name for r in records for name in _measured_of(r)))
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*columns, _LAST])
+    writer.writerow([*columns, *_measured_columns(measures), _LAST])
     for record in records:
         values = [_to_scalar(record, name) for name in columns]  # None is written as nothing
+        values += _measured_values(record, measures)
         writer.writerow([*values, _encode_marks(record, accusations)])
     return out.getvalue()
+
+
+def _measured_of(record: Record) -> dict[str, Measured]:
+    """Return the scores that are no shares, and what the task measures beside them, by name."""
+    scores = {"score": record.score, "clean_score": record.clean_score}
+    return {k: v for k, v in scores.items() if v is not None} | dict(record.measures)
+
+
+def _measured_columns(names: Sequence[str]) -> list[str]:
+    columns = []
+    for name in names:
+        columns += [name, f"{name}_low", f"{name}_high"]
+    return columns
+
+
+def _measured_values(record: Record, names: Sequence[str]) -> list[float | None]:
+    values: list[float | None] = []
+    for name in names:
+        number = _measured_of(record).get(name)
+        values += [None] * 3 if number is None else [number.value, number.low, number.high]
+    return values
 
 
 def _is_column(name: str, records: Sequence[Record]) -> bool:
     if name in _TRAININGS:
         return True
+    if name in _MEASURED:
+        return False
     return name != _LAST and all(isinstance(getattr(r, name), _SCALARS) for r in records)
 
 
@@ -70,6 +96,8 @@ def format_json(model: Table) -> str:
     summary = {
         "worst": worst,
         "comparisons": [_pair_to_dict(pair) for pair in model.comparisons],
+        "measures": model.measures,
+        "measure_pairs": model.measure_pairs,
         "claims": [format_claim(claim) for claim in model.claims],
         "surrogates": model.surrogates,
         "signs": model.signs,
@@ -113,6 +141,7 @@ def _worst_to_dict(section: Section, worst: Worst) -> dict[str, Any]:
 def _number_to_dict(number: Number) -> dict[str, Any]:
     return {
         "accuracy": number.accuracy,
+        "unit": number.unit,
         "low": number.low,
         "high": number.high,
         "note": number.note,

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from defend.records import Record
+from defend.results.diagnostics import format_measured
 from defend.results.training_knowledge import format_classifier, format_trained_on
+from defend.tasks.registry import DEFAULT, load_task
 
 MAX_EPS = 6  # values that are listed one by one
 
@@ -18,7 +20,9 @@ def describe_run(records: Sequence[Record]) -> dict[str, str]:
     """Return what the run was, in a few lines."""
     failed = sum(r.failed for r in records)
     cells = f"{len(records)}, {failed} failed" if failed else str(len(records))
+    tasks = {"task": _join(r.task for r in records)}
     return {
+        **({} if set(tasks.values()) == {DEFAULT} else tasks),
         "data set": _join(r.dataset for r in records),
         "classifier": _join(
             format_classifier(r.classifier, r.classifier_trained_on) for r in records
@@ -29,6 +33,28 @@ def describe_run(records: Sequence[Record]) -> dict[str, str]:
         "images": _join(f"{r.n} of {r.split}" for r in records),
         "cells": cells,
     }
+
+
+def describe_numbers(records: Sequence[Record]) -> str:
+    """Return what each number of the report is: "the share of all images that are still right"."""
+    texts = []
+    for task in map(load_task, dict.fromkeys(r.task for r in records)):
+        if task.name == DEFAULT:
+            texts.append("the share of all images that are still right")
+        elif task.unit == "share":
+            texts.append(f"at the task {task} the share of all images {task.score_means}")
+        else:
+            texts.append(f"at the task {task} the {task.score_means} in {task.unit}")
+    return ", ".join(texts)
+
+
+def format_score(record: Record) -> str:
+    """Return the number of a cell with its unit: "25.0 % right", "31.4 dB"."""
+    task = load_task(record.task)
+    if record.number is None:
+        return "no number"
+    text = format_measured(record.number.value, task.unit)
+    return f"{text} {task.score_means}" if task.unit == "share" else text
 
 
 def _name_attack(record: Record) -> str:

@@ -116,7 +116,7 @@ def _make_picture(record: Record, run_dirs: Sequence[Path]) -> ImageExamples | N
 
 def _draw_grid(tensors: Mapping[str, Tensor]) -> tuple[NDArray[np.uint8], int]:
     """Return four rows of images with alpha, (H, W, 2 or 4), and the width of one image."""
-    clean, adversarial, purified = (_to_unit_range(tensors[name]) for name in _SAMPLES)
+    clean, adversarial, purified = (_to_unit_range(_crop(tensors[name])) for name in _SAMPLES)
     side = clean.shape[3]
     count = max(1, min(len(clean), MAX_IMAGES, _MAX_WIDTH // side))
     difference = 0.5 + 10 * (adversarial - clean)  # no change is mid-grey
@@ -128,6 +128,12 @@ def _draw_grid(tensors: Mapping[str, Tensor]) -> tuple[NDArray[np.uint8], int]:
     _, _, channels, height, width = spaced.shape
     grid = spaced.transpose(0, 3, 1, 4, 2).reshape(4 * height, count * width, channels)
     return np.ascontiguousarray(grid), side
+
+
+def _crop(images: Tensor) -> Tensor:
+    """Return the central part of images that are larger than a picture on the page."""
+    top, left = (max(0, side - _MAX_WIDTH) // 2 for side in images.shape[-2:])
+    return images[..., top : top + _MAX_WIDTH, left : left + _MAX_WIDTH]
 
 
 def _to_bytes(images: NDArray[np.float32]) -> NDArray[np.uint8]:

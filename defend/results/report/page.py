@@ -22,9 +22,16 @@ from defend.results.model import ADAPTIVE, COLUMNS, Table
 from defend.results.outcomes import OutcomeReader
 from defend.results.report.curves import make_plots
 from defend.results.report.data_files import format_csv, format_json
-from defend.results.report.facts import describe_defenses, describe_provenance, describe_run
+from defend.results.report.facts import (
+    describe_defenses,
+    describe_numbers,
+    describe_provenance,
+    describe_run,
+    format_score,
+)
 from defend.results.report.image_examples import ROWS, make_image_examples
 from defend.results.report.marks import format_marks
+from defend.results.report.roc import make_rocs
 from defend.results.significance import compare_images
 from defend.results.table_text import (
     format_count,
@@ -33,6 +40,7 @@ from defend.results.table_text import (
     format_pairs_heading,
     format_passes,
     format_percent,
+    format_value,
 )
 from defend.results.training_knowledge import format_trained_on
 
@@ -47,8 +55,10 @@ _FILTERS: dict[str, Callable[..., object]] = {
     "format_pairs_heading": format_pairs_heading,
     "format_passes": format_passes,
     "format_percent": format_percent,
+    "format_score": format_score,
     "format_trained_on": format_trained_on,
     "format_training_mark": format_training_mark,
+    "format_value": format_value,
     "svg": Markup,  # our own figures, whose texts matplotlib has escaped
 }
 
@@ -148,6 +158,9 @@ def _format_html(model: Table, records: Sequence[Record], folders: Sequence[Path
             columns=COLUMNS,
             adaptive=ADAPTIVE,
             plots=make_plots(model.sections),
+            rocs=make_rocs(model.sections),
+            lead=describe_numbers(records),
+            only_shares=all(section.task.unit == "share" for section in model.sections),
             examples=[(defense, attack, list(group)) for (defense, attack), group in groups],
             example_rows=ROWS,
             left_out=left_out,

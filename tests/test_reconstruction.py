@@ -1,0 +1,343 @@
+"""The task reconstruction: closed forms, and runs on photographs without labels."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from image_files import write_images
+from made_runs import printed
+from photographs import crops
+
+import defend
+from defend.benchmarks.purifier_checks import rate_of
+from defend.benchmarks.units import split_ranges
+from defend.defenses.bitdepth import BitDepth
+from defend.errors import BadParameter, BrokenPurifier, DefendError, Mismatch
+from defend.loading import load
+from defend.records import FlagCode
+from defend.results.report import write_report
+from defend.stats import mean_interval
+from defend.tasks.registry import load_task
+from defend.tasks.task import Deployed
+from defend.unit_files import find_unit
+
+TASK = load_task("reconstruction")
+X = crops(20, 24)
+
+
+def measured(codec, x_adv, x=X, rate=None):
+    """Return the measures of a codec that has met x_adv in the place of x."""
+    output, clean = codec(x_adv), codec(x)
+    deployed = Deployed(
+        x=x_adv,
+        source=x,
+        output=output,
+        clean_output=clean,
+        reference=x,
+        rate=rate,
+        is_clean=False,
+    )
+    details = {name: v[:, None].numpy() for name, v in TASK.details(deployed).items()}
+    return {name: s.value for name, s in TASK.measure(details, details, 0).items()}
+
+
+@pytest.mark.parametrize("gain", [0.5, 1.0, 3.0, 10.0])
+def test_the_index_of_a_linear_codec_is_its_gain(gain):
+    """R(x) = a x enlarges every perturbation a times: 20 log10 a, whatever its size."""
+    for size in (1e-3, 1e-2, 0.1):
+        values = measured(lambda x: gain * x, X + size * torch.randn_like(X))
+        assert values["vi"] == pytest.approx(20 * np.log10(gain), abs=1e-3)
+
+
+def test_an_offset_or_a_loss_of_the_codec_is_no_vulnerability():
+    x_adv = X + 0.01
+    assert measured(lambda x: x - 0.3, x_adv)["vi"] == pytest.approx(0, abs=1e-3)
+    assert measured(torch.zeros_like, x_adv)["vi"] == pytest.approx(-60, abs=0.01)  # MSE 1e-10
+
+
+def test_psnr_in_is_that_of_the_perturbation_alone():
+    values = measured(lambda x: 9 * x, X + 0.01)
+    assert values["psnr_in"] == pytest.approx(40, abs=1e-3)
+
+
+def test_images_that_no_attack_changed_have_no_index():
+    assert "vi" not in measured(lambda x: x, X)
+    half = X.clone()
+    half[0] += 0.01
+    assert "vi" not in measured(lambda x: x, half)
+
+
+def test_large_images_have_an_index_of_ms_ssim_too():
+    x = crops(168, 176)
+    noisy = (x + 0.02 * torch.randn_like(x)).clamp(0, 1)
+    assert measured(lambda x: x, noisy, x)["vi_ms_ssim"] == pytest.approx(0, abs=1e-6)
+    assert measured(lambda x: x**3, noisy, x)["vi_ms_ssim"] != 0
+    assert "vi_ms_ssim" not in measured(lambda x: x, X + 0.01)
+
+
+def test_the_score_is_the_psnr_against_the_source():
+    assert TASK.score(X + 0.1, X).numpy() == pytest.approx([20, 20], abs=1e-4)
+    assert TASK.reference(X, torch.zeros(2), 0) is X
+
+
+def test_intervals_cover_the_mean_and_shrink_with_the_images():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        low, high = mean_interval(rng.normal(30, 5, 60), seed, resamples=300)
+        hits += low <= 30 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+    wide, narrow = (TASK.summarise(rng.normal(30, 5, (n, 1))) for n in (30, 480))
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4, rel=0.3)
+
+
+def test_a_paired_comparison_sees_a_difference_below_the_spread_of_images():
+    rng = np.random.default_rng(1)
+    a = rng.normal(30, 5, (100, 1))
+    comparison = TASK.compare(a, a - rng.normal(0.5, 0.2, (100, 1)))
+    assert comparison.low < 0.5 < comparison.high and comparison.p < 0.001
+    assert TASK.compare(a, a).p == 1.0
+
+
+# Rates.
+
+
+class Coded(BitDepth):
+    """A codec of as many bits as the sum of an image's first row, for this test."""
+
+    max_batch: int = 3
+
+    def rate(self, x):
+        """Return bits per pixel (b,)."""
+        return x[:, 0, 0].sum(1)
+
+
+def test_a_rate_is_taken_in_batches_and_is_none_for_other_purifiers():
+    x = torch.rand(7, 3, 8, 8)
+    assert torch.allclose(rate_of(Coded(), x), x[:, 0, 0].sum(1))
+    assert rate_of(BitDepth(), x) is None
+
+
+@pytest.mark.parametrize("rate", [lambda _, x: x.mean(), lambda _, x: x.flatten(1).sum(1) / 0])
+def test_a_rate_of_another_shape_or_without_a_value_is_an_error(rate):
+    broken = type("Broken", (Coded,), {"__doc__": "broken", "rate": rate})()
+    with pytest.raises((BrokenPurifier, RuntimeError), match=r"rate\(x\)|zero-dimensional"):
+        rate_of(broken, torch.rand(7, 3, 8, 8))
+
+
+def test_rates_are_measured_before_and_after():
+    values = measured(lambda x: x, X + 0.01, rate=torch.tensor([1.0, 2.0]))
+    assert values["bpp"] == values["bpp_clean"] == 1.5
+    assert "bpp" not in measured(lambda x: x, X + 0.01)
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of 30 photographs without labels."""
+    top = tmp_path_factory.mktemp("plain")
+    write_images(top, [f"{i:02}.png" for i in range(30)], size=(24, 24))
+    return top
+
+
+@pytest.fixture(scope="module")
+def suite(folder):
+    return {
+        "task": "reconstruction",
+        "dataset": f"image-folder:size=24,path={folder}",
+        "defenses": ["none", "jpeg", "median"],
+        "attacks": ["codec-distortion:steps=12", "pgd:steps=4", "fgsm"],
+        "eps": "8/255",
+        "n": 6,
+        "shard": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def run(suite, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    return out, defend.bench(suite, out=out, workers=1, device="cpu")
+
+
+def test_a_folder_without_classes_has_images_without_labels(folder):
+    data = load(f"image-folder:path={folder}", "dataset")
+    assert not data.labelled and data.classes == 0
+    counts = [data.count(split) for split in ("train", "val", "test")]
+    assert sum(counts) == 30 and min(counts) > 0
+    assert data.rows("test", 0, 4)[1].tolist() == [0, 0, 0, 0]
+
+
+def test_every_cell_has_its_numbers_in_decibels(run):
+    for record in run[1]:
+        assert record.error is None and record.classifier == "none"
+        assert record.robust_accuracy is None and record.clean_accuracy is None
+        assert record.score.low <= record.score.value <= record.score.high
+        # Without a codec the error of a clean image is 0, and so is the gradient of the one step.
+        is_unchanged = (record.defense, record.attack) == ("none", "fgsm")
+        assert set(record.measures) == ({"psnr_in"} if is_unchanged else {"psnr_in", "vi"})
+        assert record.has_flag(FlagCode.UNCHANGED_IMAGES) == is_unchanged
+        if record.attack.startswith("codec"):
+            assert record.measures["psnr_in"].value > 39.99
+
+
+def test_without_a_purifier_what_goes_in_comes_out(run):
+    for record in run[1]:
+        if record.defense == "none" and record.attack != "fgsm":
+            assert record.measures["vi"].value == pytest.approx(0, abs=1e-5)
+            assert record.score.value == pytest.approx(record.measures["psnr_in"].value, abs=1e-4)
+            assert record.clean_score.value == 100
+
+
+def test_the_defense_is_attacked_itself_and_never_without_it(run):
+    assert {r.knowledge for r in run[1]} == {"adaptive"}
+
+
+def test_knowing_the_codec_makes_it_worse_than_chance(run):
+    """The declared gradient of the median reaches a larger index than a straight line past it."""
+    index = {
+        r.gradient: r.measures["vi"].value
+        for r in run[1]
+        if (r.defense, r.bare_attack) == ("median", "codec-distortion:steps=12")
+    }
+    assert index["declared"] > index["identity"] + 1
+
+
+def test_a_run_is_resumed_without_a_new_unit(suite, run):
+    out, records = run
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    again = defend.bench(suite, out=out, workers=1, device="cpu")
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} == before
+    assert [r.units for r in again] == [r.units for r in records]
+
+
+def test_tables_and_reports_are_made_of_decibels(run, tmp_path):
+    out, records = run
+    text = printed(records, [out])
+    for part in (
+        "PSNR of the reconstruction against the source in dB",
+        "no claim (missing: a protocol of this task)",
+        "vulnerability index",
+        "dB (",
+        "Pairs by what is measured beside it",
+    ):
+        assert part in text, part
+    page, table = write_report([out], out=tmp_path)
+    html = page.read_text()
+    assert "vulnerability index" in html and "Percent right" not in html
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert float(rows[0]["score"]) == pytest.approx(records[0].score.value)
+    assert float(rows[0]["vi_low"]) == pytest.approx(records[0].measures["vi"].low)
+
+
+def test_the_score_is_that_of_the_stored_adversarial_images(run):
+    """The first unit keeps images in half precision, of which the PSNR can be computed again."""
+    out, records = run
+    record = next(r for r in records if r.defense == "jpeg" and r.gradient == "declared")
+    unit = find_unit(record.units[0], [out])
+    source, purified = (unit.tensors[f"sample_{name}"].float() for name in ("x", "purified"))
+    expected = TASK.score(purified, source)
+    assert unit.tensors["score"][: len(expected), 0].numpy() == pytest.approx(
+        expected.numpy(), abs=0.05
+    )
+
+
+ERRORS = {
+    "labels": (
+        {"task": "classification", "classifiers": ["convnet"], "attacks": ["fgsm"]},
+        Mismatch,
+        "task classification needs labels, the data set image-folder.* has none",
+    ),
+    "a classifier": (
+        {"classifiers": ["convnet"]},
+        BadParameter,
+        "task reconstruction takes no classifier, got convnet: leave classifiers out",
+    ),
+    "a protocol": (
+        {"protocol": "ladder-1"},
+        BadParameter,
+        "protocol ladder-1 is one of classification",
+    ),
+    "attacks on labels": (
+        {"attacks": ["apgd"]},
+        BadParameter,
+        "nothing is left to run: skipped apgd: its card says objective='label'",
+    ),
+    "another task": ({"task": "restoration"}, BadParameter, "expected classification or"),
+    "no codec for a transfer": (
+        {"attacks": ["fgsm"], "knowledge": ["transfer"]},
+        BadParameter,
+        "give another codec: --surrogate DEFENSE",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_what_cannot_be_measured_is_refused_in_one_line(suite, name, tmp_path):
+    changes, error, message = ERRORS[name]
+    with pytest.raises(error, match=message) as raised:
+        defend.bench(suite | changes, out=tmp_path, workers=1, device="cpu")
+    assert isinstance(raised.value, DefendError) and "\n" not in str(raised.value)
+
+
+def test_a_transfer_is_made_on_another_codec(suite, tmp_path):
+    changes = {"attacks": ["fgsm"], "knowledge": ["transfer"], "surrogates": ["jpeg:quality=30"]}
+    records = defend.bench(
+        suite | changes | {"defenses": ["median"]}, out=tmp_path, workers=1, device="cpu"
+    )
+    assert [r.surrogate for r in records] == ["jpeg:quality=30+none"]
+    assert records[0].error is None
+
+
+# Images of several sizes.
+
+
+@pytest.mark.parametrize(
+    ("n", "shard", "changes", "expected"),
+    [
+        (5, 2, (), [(0, 2), (2, 4), (4, 5)]),
+        (5, 2, (3,), [(0, 2), (2, 3), (3, 5)]),
+        (3, 9, (3, 4), [(0, 3)]),
+        (6, 9, (2, 4), [(0, 2), (2, 4), (4, 6)]),
+    ],
+)
+def test_no_unit_reaches_over_a_change_of_size(n, shard, changes, expected):
+    assert split_ranges(n, shard, changes) == expected
+
+
+@pytest.mark.data("kodak")
+def test_kodak_is_attacked_at_its_own_sizes(tmp_path):
+    suite = {
+        "task": "reconstruction",
+        "dataset": "kodak",
+        "defenses": ["bitdepth"],
+        "attacks": ["control:draw=0"],  # what is attacked is no matter here: it takes no gradient
+        "n": 20,
+    }
+    records = defend.bench(suite, out=tmp_path, workers=1, device="cpu")
+    assert records[0].error is None and "vi_ms_ssim" in records[0].measures
+    shapes = set()
+    for key in records[0].units:
+        header = find_unit(key, [tmp_path]).header
+        shapes.add((header["start"], header["stop"]))
+    assert (16, 18) in shapes and (18, 20) in shapes
+    assert write_report([tmp_path])[0].exists()
+
+
+@pytest.mark.data("kodak")
+def test_images_of_several_sizes_are_no_batch_and_suit_no_fixed_size():
+    data = load("kodak", "dataset")
+    with pytest.raises(BadParameter, match="several sizes, from 18 on"):
+        data.rows("test", 0, 20)
+    with pytest.raises(DefendError, match="there is no val"):
+        data.rows("val", 0, 1)
+    with pytest.raises(Mismatch, match="images of several sizes, up to 768 pixels"):
+        defend.bench(
+            task="reconstruction",
+            dataset="kodak",
+            defenses=["split-vqvae:weights=split-vqvae-mnist-whole"],
+            attacks=["fgsm"],
+            n=2,
+        )
