@@ -24,7 +24,10 @@ FIRST_BETA, LAST_BETA = 1e-4, 0.02
 CLEAN = -1  # the timestep of an image without noise
 
 _BETAS = [FIRST_BETA + (LAST_BETA - FIRST_BETA) * t / (TIMESTEPS - 1) for t in range(TIMESTEPS)]
-_ALPHA_BARS = [*accumulate((1 - beta for beta in _BETAS), mul), 1.0]  # the last one is CLEAN
+_ALPHA_BARS: list[float] = [
+    *accumulate((1 - beta for beta in _BETAS), mul),
+    1.0,
+]  # the last one is CLEAN
 
 
 def alpha_bar(t: int) -> float:
