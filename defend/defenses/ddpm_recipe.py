@@ -11,12 +11,10 @@ Symbols: gamma is ``gamma``, e_theta is the `Prior`.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from defend.defenses.diffusion import (
@@ -35,6 +33,7 @@ from defend.trained_on import TrainedOn
 from defend.training.data import Source
 from defend.training.quality import Quality
 from defend.training.recipe import Recipe
+from defend.training.sheets import write_grid
 
 MEAN_IMAGES = 4096  # of the training images, at most, whose mean colour the prior keeps
 LOSS_TOLERANCE = 1e-4  # of the loss, about .5 % of that of a trained prior
@@ -129,17 +128,3 @@ def write_sheet(net: Any, seed: int, path: Path) -> None:
     noise = Noise.of(seed, torch.arange(SHEET_SIDE**2, device=net.mean.device)).fork("sheet")
     with torch.no_grad():
         write_grid(sample(net, noise, SHEET_STEPS), SHEET_SIDE, path)
-
-
-def write_grid(x: Tensor, columns: int, path: Path) -> None:
-    """Write images x (n, c, h, w) in [0, 1] as one PNG, row after row."""
-    rows = math.ceil(len(x) / columns)
-    n, c, h, w = x.shape
-    grid = x.new_ones(rows * columns, c, h, w)
-    grid[:n] = x
-    grid = (
-        grid.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    )
-    pixels = (255 * grid).round().byte().cpu().numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.squeeze(-1) if c == 1 else pixels).save(path)
