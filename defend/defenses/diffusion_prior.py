@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defend.defenses.diffusion import FIRST_BETA, LAST_BETA, TIMESTEPS
 from defend.errors import BadWeights
 from defend.weights.third_party import import_extra, load_pretrained
 from defend.weights.zoo import read_zoos
@@ -21,6 +23,14 @@ EXTRA = "defend[diffusion]"
 HEAD = 8  # channels of a head of attention; each level has a multiple of them
 MAX_GROUPS = 32  # of a group norm
 GREY = 0.5
+SCHEDULER = "scheduler_config.json"
+PROCESS = {  # what the configuration of a scheduler has to say
+    "num_train_timesteps": TIMESTEPS,
+    "beta_start": FIRST_BETA,
+    "beta_end": LAST_BETA,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+}
 _LEVEL = re.compile(r"([1-9]\d*)(a?)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _OTHER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -102,6 +112,7 @@ def load_foreign(source: str) -> nn.Module:
     options = {"subfolder": "unet"} if below.is_dir() else {}
     unet = load_pretrained(diffusers.UNet2DModel, source, **options)
     check_config(source, unet.config)
+    check_scheduler(Path(source).expanduser())
     return unet.float()
 
 
@@ -114,6 +125,22 @@ def check_config(source: str, config: Any) -> None:
             f"{source}: expected an unconditional UNet2DModel with a sample_size, got {received};"
             " give another model"
         )
+
+
+def check_scheduler(folder: Path) -> None:
+    """Raise BadWeights if a folder says that its network was trained by another process.
+
+    Folders of diffusers say so in the configuration of a scheduler, where there is one.
+    """
+    for path in (folder / SCHEDULER, folder / "scheduler" / SCHEDULER):
+        values = json.loads(path.read_text()) if path.is_file() else {}
+        for key, expected in PROCESS.items():
+            received = values.get(key, expected)
+            if received != expected:
+                raise BadWeights(
+                    f"{path}: expected a model of {key}={expected}, got {key}={received};"
+                    " give another model"
+                )
 
 
 def describe_blocks(config: Any) -> str:

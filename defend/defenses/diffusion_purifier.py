@@ -38,6 +38,7 @@ class DiffusionPurifier(LearnedPurifier):
     size: int = 32  # height and width of the prior's images, in pixels
     blocks: str = "64-128a-128"  # channels of each level, from fine to coarse; a: with attention
     layers: int = 2  # residual blocks in each level
+    max_batch: int = 64  # a step with its gradient takes about 100 MB for an image of 64x64
 
     def validate(self) -> None:
         """Raise BadParameter if a field that shapes the network is outside its range.

@@ -8,6 +8,8 @@ Identification" (no identifier), by DDNM: Wang, Yu, Zhang, arXiv:2212.00490, equ
     x_0' = x_0 - Ap (A x_0 - y)
     x_t' = sqrt(abar') x_0' + sqrt(1 - abar') (eta z + sqrt(1 - eta^2) e),    z ~ N(0, 1)
 
+sampler=diffpir has the noise that belongs to x_0' in place of e: e' = (x_t - sqrt(abar) x_0') /
+sqrt(1 - abar), from Zhu et al. (DiffPIR), arXiv:2305.08995, algorithm 1.
 docs/diffusion.md says what is ambiguous in both papers, and what is done here.
 """
 
@@ -20,6 +22,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from defend.defenses.diffusion import (
@@ -158,15 +161,25 @@ class TwoStage(DiffusionPurifier):
         image, e = self.predict(x_t, t)
         correction = means.spread(means.reduce(image) - y, image)
         sigma, signal = math.sqrt(1 - alpha_bar(following)), math.sqrt(alpha_bar(following))
-        if self.sigma_y:
-            trust, fresh = self._noisy_weights(means, sigma, signal)
-            added = sigma * (self.eta * z + math.sqrt(1 - self.eta**2) * e)
-            added = added + means.project(fresh * z - added)
-            return signal * (image - trust * correction) + added
-        image = image - correction
         if self.sampler == "diffpir":
+            image = image - self._trust(means, t) * correction
             e = (x_t - math.sqrt(alpha_bar(t)) * image) / math.sqrt(1 - alpha_bar(t))
-        return signal * image + sigma * (self.eta * z + math.sqrt(1 - self.eta**2) * e)
+            correction = torch.zeros_like(image)
+        added = sigma * (self.eta * z + math.sqrt(1 - self.eta**2) * e)
+        if self.sampler == "ddnm" and self.sigma_y:
+            trust, fresh = self._noisy_weights(means, sigma, signal)
+            added = added + means.project(fresh * z - added)
+            correction = trust * correction
+        return signal * (image - correction) + added
+
+    def _trust(self, means: Means, t: int) -> float:
+        """Return the weight of y beside what the network predicts (DiffPIR, equation 13).
+
+        The errors of the two have the variances of the noise in y and of that in x_t.
+        """
+        noise_of_means = (2 * self.sigma_y * means.inverse_singular_value) ** 2
+        noise_of_image = 1 / alpha_bar(t) - 1
+        return noise_of_image / (noise_of_image + noise_of_means)
 
     def _noisy_weights(self, means: Means, sigma: float, signal: float) -> tuple[float, float]:
         """Return the trust in y, and the fresh noise in its range (DDNM+, equations 17 to 19).
