@@ -59,7 +59,13 @@ def test_it_learns_flat_colours(flat_images):
     """The loss falls below a third of that of a network that predicts no noise at all."""
     prior = TwoStage(**TINY)
     recipe = prior.fit(
-        flat_images, val=(flat_images[:64], None), epochs=40, batch=32, lr=5e-3, ema=0.9, **QUICK
+        flat_images,
+        val=(flat_images[:64], torch.zeros(64)),
+        epochs=40,
+        batch=32,
+        lr=5e-3,
+        ema=0.9,
+        **QUICK,
     )
     x, y = flat_images[:64], torch.zeros(64)
     nothing = DdpmRecipe()
@@ -96,7 +102,7 @@ def test_half_of_the_images_are_mirrored():
 def test_samples_of_a_gaussian_prior_have_its_mean_and_deviation():
     x = 2 * sample(GaussianPrior(mean=0.2, sd=0.1), streams(64), 200) - 1
     assert x.mean().item() == pytest.approx(0.2, abs=0.01)
-    assert x.std().item() == pytest.approx(0.1, rel=0.05)
+    assert x.std().item() == pytest.approx(0.0925, rel=0.02)  # that of 200 steps; .1 in the limit
 
 
 def test_a_sheet_of_samples_is_written(flat_images, tmp_path):

@@ -183,7 +183,7 @@ def test_many_steps_without_fresh_noise_draw_from_the_posterior():
     """With fresh noise at each step the sampler of the paper draws too little variance."""
     prior = GaussianPrior()
     assert drawn_variance(prior, 1000, 0.0) == pytest.approx(prior.sd**2, rel=0.1)
-    assert drawn_variance(prior, 1000, 0.85) < 0.5 * prior.sd**2
+    assert drawn_variance(prior, 1000, 0.85) < 0.8 * prior.sd**2
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
