@@ -23,7 +23,7 @@ types: $(DONE)
 	$(BIN)/mypy
 
 perf: $(DONE)  ## Ratios measured side by side in one run; nothing is asserted
-	for file in tests/perf/bench.py tests/perf/attacks.py tests/perf/split_vqvae.py tests/perf/winograd.py; do $(BIN)/python $$file || exit 1; done
+	for file in tests/perf/bench.py tests/perf/attacks.py tests/perf/split_vqvae.py tests/perf/winograd.py tests/perf/diffusion.py; do $(BIN)/python $$file || exit 1; done
 
 gpu: $(DONE)  ## What needs a GPU, in ten minutes, into gpu.json; smaller without one
 	$(BIN)/python tests/gpu/check_gpu.py

@@ -17,6 +17,7 @@ main = LazyGroup(
         "audit": "Check whether the declared gradient of a defense can be trusted.",
         "report": "Write report.html and results.csv from run folders.",
         "train": "Train a learned defense or a classifier.",
+        "tune": "Measure a defense at several scales on validation images.",
         "zoo": "Ship weights with a package: write and measure the rows of its zoo.toml.",
         "purify": "Purify image files.",
         "check": "Run the conformance kit on an installed component.",

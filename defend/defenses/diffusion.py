@@ -1,0 +1,85 @@
+"""The noise of a DDPM, its timesteps, and the way between images and the range of a prior.
+
+Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239. For images x_0 in
+[-1, 1],
+
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e,    e ~ N(0, 1),    t = 0 ... 999,
+
+where abar_t is the product of 1 - beta_s over s <= t, and beta grows linearly from 1e-4 to .02
+(section 4 there). Timestep -1 stands for the clean image: its abar is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from operator import mul
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TIMESTEPS = 1000
+FIRST_BETA, LAST_BETA = 1e-4, 0.02
+CLEAN = -1  # the timestep of an image without noise
+
+_BETAS = [FIRST_BETA + (LAST_BETA - FIRST_BETA) * t / (TIMESTEPS - 1) for t in range(TIMESTEPS)]
+_ALPHA_BARS: list[float] = [
+    *accumulate((1 - beta for beta in _BETAS), mul),
+    1.0,
+]  # the last one is CLEAN
+
+
+def alpha_bar(t: int) -> float:
+    """Return abar_t, the share of the image in the variance at timestep t of -1 ... 999."""
+    return _ALPHA_BARS[t]
+
+
+def alpha_bars(t: Tensor) -> Tensor:
+    """Return abar_t of timesteps t (b,) in 0 ... 999: float32 (b, 1, 1, 1)."""
+    values = torch.tensor(_ALPHA_BARS, dtype=torch.float32, device=t.device)
+    return values[t].view(-1, 1, 1, 1)
+
+
+def add_noise(x: Tensor, e: Tensor, t: int) -> Tensor:
+    """Return x_t of images x in [-1, 1] and standard normal noise e of the same shape."""
+    abar = alpha_bar(t)
+    return math.sqrt(abar) * x + math.sqrt(1 - abar) * e
+
+
+def predict_image(x_t: Tensor, e: Tensor, t: int) -> Tensor:
+    """Return x_0 in [-1, 1], that of which x_t would be made with the noise e."""
+    abar = alpha_bar(t)
+    return ((x_t - math.sqrt(1 - abar) * e) / math.sqrt(abar)).clamp(-1, 1)
+
+
+def leading_timesteps(steps: int) -> list[int]:
+    """Return timesteps in falling order down to 0: 990, 980 ... 0 for 100 steps, as DDNM's."""
+    stride = TIMESTEPS // steps
+    return [stride * k for k in reversed(range(steps))]
+
+
+def trailing_timesteps(steps: int, noised: int = TIMESTEPS) -> list[int]:
+    """Return timesteps in falling order from the last of `noised`: 999, 949 ... 49 for 20 steps.
+
+    Lin, Liu, Li, Yang, arXiv:2305.08891, section 3.3: with few steps, sampling has to begin where
+    the image is nearly noise.
+    """
+    return [round(noised * k / steps) - 1 for k in range(steps, 0, -1)]
+
+
+def to_model_range(x: Tensor) -> Tensor:
+    """Map pixels in [0, 1] to [-1, 1]."""
+    return 2 * x - 1
+
+
+def to_pixels(x: Tensor) -> Tensor:
+    """Map [-1, 1] to pixels in [0, 1], unclipped."""
+    return (x + 1) / 2
+
+
+def resize(x: Tensor, height: int, width: int) -> Tensor:
+    """Return pixels x (b, c, h, w) in [0, 1] at another size, bicubic with antialiasing."""
+    if x.shape[2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,0 +1,303 @@
+"""Two-stage restoration and DiffPure: schedule, samplers, gradients, and what they keep."""
+
+import math
+
+import pytest
+import torch
+from tiny_priors import BOTH, GaussianPrior, tiny, with_prior
+
+from defend.defenses.diffpure import DiffPure
+from defend.defenses.diffusion import (
+    CLEAN,
+    add_noise,
+    alpha_bar,
+    alpha_bars,
+    leading_timesteps,
+    predict_image,
+    trailing_timesteps,
+)
+from defend.defenses.restoration import ChannelMean, Pooling
+from defend.defenses.two_stage import TwoStage
+from defend.errors import BadParameter, Mismatch
+from defend.noise import Noise
+from defend.testing.defense_recomputation_checks import nothing_recomputed
+
+STAGES = {"sr": Pooling(2), "color": ChannelMean()}
+
+
+def images(n=3, size=8, channels=3, seed=0, width=None):
+    shape = (n, channels, size, width or size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def streams(n=3):
+    return Noise.of(5, torch.arange(n))
+
+
+# The schedule.
+
+
+def test_the_share_of_the_image_is_the_product_over_the_betas():
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    expected = torch.cumprod(1 - betas, 0)
+    computed = torch.tensor([alpha_bar(t) for t in range(1000)], dtype=torch.float64)
+    torch.testing.assert_close(computed, expected)
+    assert alpha_bar(CLEAN) == 1
+    torch.testing.assert_close(alpha_bars(torch.arange(1000)).flatten(), expected.float())
+
+
+@pytest.mark.parametrize("t", [0, 100, 999])
+def test_the_image_is_found_again_if_the_noise_is_known(t):
+    x, e = 2 * images() - 1, torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x, e = x.double(), e.double()
+    torch.testing.assert_close(predict_image(add_noise(x, e, t), e, t), x)
+
+
+TIMESTEPS = {
+    "the paper's 100 steps": (leading_timesteps(100), list(range(990, -1, -10))),
+    "20 trailing": (trailing_timesteps(20), list(range(999, 0, -50))),
+    "7 trailing": (trailing_timesteps(7), [999, 856, 713, 570, 428, 285, 142]),
+    "all": (trailing_timesteps(1000), list(range(999, -1, -1))),
+    "all, leading": (leading_timesteps(1000), list(range(999, -1, -1))),
+    "4 from 100": (trailing_timesteps(4, 100), [99, 74, 49, 24]),
+}
+
+
+@pytest.mark.parametrize(("timesteps", "expected"), TIMESTEPS.values(), ids=TIMESTEPS)
+def test_timesteps(timesteps, expected):
+    assert timesteps == expected
+
+
+def test_few_steps_are_trailing_ones():
+    assert TwoStage(**TINY_FIELDS, steps=99)._timesteps()[0] == 999
+    assert TwoStage(**TINY_FIELDS, steps=100)._timesteps()[0] == 990
+    assert TwoStage(**TINY_FIELDS, steps=100, spacing="trailing")._timesteps()[0] == 999
+
+
+TINY_FIELDS = {"weights": "untrained", "size": 8, "blocks": "8", "layers": 1}
+WALKS = {  # length, repeat -> pairs between the levels 4, 3, 2, 1, 0 (clean)
+    (1, 1): [(4, 3), (3, 2), (2, 1), (1, 0)],
+    (1, 2): [(4, 3), (3, 4), (4, 3), (3, 2), (2, 3), (3, 2), (2, 1), (1, 2), (2, 1), (1, 0)],
+    (2, 2): [(4, 3), (3, 2), (2, 1), (1, 3), (3, 2), (2, 1), (1, 0)],
+    (3, 3): [(4, 3), (3, 2), (2, 1), *2 * [(1, 4), (4, 3), (3, 2), (2, 1)], (1, 0)],
+}
+
+
+@pytest.mark.parametrize(("length", "repeat"), WALKS)
+def test_journeys_back_go_where_the_paper_says(length, repeat):
+    purifier = TwoStage(**TINY_FIELDS, steps=4, travel_length=length, travel_repeat=repeat)
+    levels = dict(zip([*purifier._timesteps(), CLEAN], (4, 3, 2, 1, 0), strict=True))
+    pairs = [(levels[a], levels[b]) for a, b in purifier._walk(purifier._timesteps())]
+    assert pairs == WALKS[length, repeat]
+
+
+def test_a_journey_back_adds_the_noise_of_the_forward_process():
+    """From variance v at timestep s, the way to t gives abar_t / abar_s v + 1 - abar_t / abar_s."""
+    purifier, zeros = tiny(TwoStage, steps=4), torch.zeros(512, 3, 8, 8)
+    x = purifier._step(zeros, Pooling(1), 249, 499, zeros, streams(512))
+    share = alpha_bar(499) / alpha_bar(249)
+    assert x.var().item() == pytest.approx(1 - share, rel=0.02)
+
+
+# What is kept.
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 5), (13, 21)], ids=str)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_means_of_the_input_are_kept(stage, size):
+    x, means = images(size=size[0], width=size[1]), STAGES[stage]
+    y = tiny(stages=stage, steps=3).purified(x, streams())
+    torch.testing.assert_close(means.reduce(y), means.reduce(x), atol=1e-4, rtol=0)
+    assert (y - x).abs().max() > 0.05  # the rest is not
+
+
+def test_both_stages_keep_the_mean_of_each_square_and_all_channels():
+    x = images(size=9)
+    y = tiny(steps=3).purified(x, streams())
+    both = [STAGES["color"].reduce(STAGES["sr"].reduce(image)) for image in (x, y)]
+    torch.testing.assert_close(both[1], both[0], atol=1e-4, rtol=0)
+    assert (STAGES["sr"].reduce(y) - STAGES["sr"].reduce(x)).abs().max() > 0.01
+
+
+def test_stage_two_gets_what_stage_one_made():
+    x = images()
+    first = tiny(stages="sr", steps=3).purified(x, streams())
+    expected = tiny(stages="color", steps=3).purified(first, streams())
+    assert torch.equal(tiny(stages="both", steps=3).purified(x, streams()), expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("sampler", "steps"), [("ddnm", 100), ("diffpir", 20)])
+def test_noise_in_the_means_lets_them_move(stage, sampler, steps):
+    """A perturbation within the means survives whole with sigma_y=0, and less and less above."""
+    prior, means, x = GaussianPrior(), STAGES[stage], 0.1 * images(16) + 0.5
+
+    def surviving_share(sigma_y):
+        fields = {"stages": stage, "sampler": sampler, "steps": steps, "sigma_y": sigma_y}
+        purifier = with_prior(TwoStage, prior, **fields)
+        before, after = (purifier.purified(z, streams(16)) for z in (x, x + 0.01))
+        return (means.reduce(after - before).mean() / 0.01).item()
+
+    shares = [surviving_share(sigma_y) for sigma_y in (0, 0.01, 0.1, 1)]
+    assert shares[0] == pytest.approx(1, abs=1e-3)
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.1
+
+
+# The samplers, on a prior in closed form: e is linear in x_t, so that means and variances follow
+# a recursion, which is written here by itself.
+
+
+def null_part(x, means):
+    """Return what the means do not see of pixels, in [-1, 1]."""
+    x = 2 * x - 1
+    return x - means.project(x)
+
+
+def drawn_variance(prior, steps, eta):
+    """Return the variance in [-1, 1] of a value that the means leave free."""
+    timesteps = trailing_timesteps(steps)
+    variance = 1.0
+    for t, following in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        abar, next_abar, gain = alpha_bar(t), alpha_bar(following), prior.gain(t)
+        e = (1 - math.sqrt(abar) * gain) / math.sqrt(1 - abar)
+        factor = math.sqrt(next_abar) * gain + math.sqrt((1 - next_abar) * (1 - eta**2)) * e
+        variance = factor**2 * variance + (1 - next_abar) * eta**2
+    return variance
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("sampler", ["ddnm", "diffpir"])
+@pytest.mark.parametrize(("steps", "eta"), [(5, 0.85), (50, 0.85), (50, 0.0)])
+def test_what_is_drawn_has_the_variance_of_the_recursion(stage, sampler, steps, eta):
+    prior, means = GaussianPrior(), STAGES[stage]
+    fields = {"steps": steps, "eta": eta, "sampler": sampler, "spacing": "trailing"}
+    purifier = with_prior(TwoStage, prior, stages=stage, **fields)
+    drawn = null_part(purifier.purified(0.1 * images(256) + 0.5, streams(256)), means)
+    free_share = 1 - 1 / means.group
+    expected = free_share * drawn_variance(prior, steps, eta)
+    assert drawn.square().mean().item() == pytest.approx(expected, rel=0.03)
+
+
+def test_many_steps_without_fresh_noise_draw_from_the_posterior():
+    """With fresh noise at each step the sampler of the paper draws too little variance."""
+    prior = GaussianPrior()
+    assert drawn_variance(prior, 1000, 0.0) == pytest.approx(prior.sd**2, rel=0.1)
+    assert drawn_variance(prior, 1000, 0.85) < 0.8 * prior.sd**2
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_diffpure_returns_the_posterior_mean_of_a_gaussian(eta):
+    """E[output | x] = E[E[x_0 | x_t] | x], exactly linear in x, in as many steps as timesteps."""
+    prior = GaussianPrior(mean=0.0, sd=0.1)
+    purifier = with_prior(DiffPure, prior, t=100, steps=100, eta=eta)
+    x = torch.full((512, 3, 8, 8), 0.55)
+    mean = (2 * purifier.purified(x, streams(512)) - 1).mean().item()
+    x_in_model = 0.1
+    expected = prior.gain(99) * math.sqrt(alpha_bar(99)) * x_in_model
+    if eta == 0:  # DDIM follows the flow, under which x_t / sd_t stays: not the posterior mean
+        sd_t = math.sqrt(alpha_bar(99) * prior.sd**2 + 1 - alpha_bar(99))
+        expected = math.sqrt(alpha_bar(99)) * x_in_model * prior.sd / sd_t
+    assert mean == pytest.approx(expected, rel=0.03)
+
+
+def test_a_late_start_begins_with_the_mean_colour():
+    """At timestep 0 there is nothing left to draw: the output is grey and the mean chroma."""
+    purifier = tiny(stages="color", steps=1000, color_start=0)
+    purifier.net.mean.copy_(torch.tensor([0.6, 0.5, 0.4]))
+    x = 0.2 * images() + 0.4
+    expected = x.mean(1, keepdim=True) + torch.tensor([0.1, 0.0, -0.1]).view(1, 3, 1, 1)
+    torch.testing.assert_close(purifier.purified(x, streams()), expected, atol=0.05, rtol=0)
+
+
+def test_a_late_start_takes_its_share_of_the_steps():
+    calls = []
+    purifier = tiny(stages="color", steps=20, color_start=499)
+    purifier.net.register_forward_pre_hook(lambda _, args: calls.append(args[1]))
+    purifier.purified(images(), streams())
+    assert calls == list(range(499, 0, -50))
+
+
+# Gradients.
+
+
+HUNDRED_CALLS = {
+    "sr": (TwoStage, {"stages": "sr", "steps": 100}),
+    "color, DDNM+": (TwoStage, {"stages": "color", "steps": 100, "sigma_y": 0.05}),
+    "with journeys back": (TwoStage, {"stages": "sr", "steps": 50, "travel_repeat": 2}),
+    "diffpure": (DiffPure, {"steps": 100}),
+}
+
+
+@pytest.mark.parametrize(("component", "fields"), HUNDRED_CALLS.values(), ids=HUNDRED_CALLS)
+def test_the_gradient_through_100_steps_is_that_of_finite_differences(component, fields):
+    purifier = tiny(component, size=4, blocks="8", **fields)
+    purifier.net.double()
+    x = (0.2 * images(1, 4) + 0.4).double()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double()
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double()
+
+    def value(x):
+        return (weights * purifier.purified(x, streams(1))).sum()
+
+    leaf = x.clone().requires_grad_()
+    slope = (torch.autograd.grad(value(leaf), leaf)[0] * direction).sum().item()
+    h = 1e-6
+    with torch.no_grad():
+        difference = ((value(x + h * direction) - value(x - h * direction)) / (2 * h)).item()
+    assert slope == pytest.approx(difference, rel=1e-4, abs=1e-6)
+    assert abs(slope) > 1e-3
+
+
+@pytest.mark.parametrize("component", BOTH)
+def test_what_is_attacked_is_what_is_deployed_to_the_bit(component):
+    purifier, x = tiny(component, steps=5), images()
+    with torch.no_grad():
+        deployed = purifier.purified(x, streams())
+    attacked = purifier.purified(x.clone().requires_grad_(), streams())
+    assert attacked.requires_grad and torch.equal(attacked, deployed)
+    with nothing_recomputed():
+        assert torch.equal(purifier.purified(x.clone().requires_grad_(), streams()), deployed)
+
+
+# Errors.
+
+WRONG_FIELDS = {
+    "scale=0": (TwoStage, {"scale": 0}, "scale"),
+    "steps=0": (TwoStage, {"steps": 0}, "steps"),
+    "eta=2": (TwoStage, {"eta": 2.0}, "eta"),
+    "sigma_y=-1": (TwoStage, {"sigma_y": -1.0}, "sigma_y"),
+    "travel_length": (TwoStage, {"steps": 5, "travel_length": 6}, "travel_length"),
+    "travel_repeat": (TwoStage, {"travel_repeat": 0}, "travel_repeat"),
+    "color_start": (TwoStage, {"steps": 5, "color_start": 99}, "color_start"),
+    "colour of grey": (TwoStage, {"channels": 1, "stages": "color"}, "stages"),
+    "blocks=": (TwoStage, {"blocks": "8-x"}, "blocks"),
+    "blocks=7": (TwoStage, {"blocks": "7"}, "blocks"),
+    "odd size": (TwoStage, {"size": 7, "blocks": "8-8"}, "size"),
+    "layers=0": (DiffPure, {"layers": 0}, "layers"),
+    "channels=2": (DiffPure, {"channels": 2}, "channels"),
+    "t=0": (DiffPure, {"t": 0}, "t="),
+    "steps > t": (DiffPure, {"t": 5, "steps": 6}, "steps"),
+    "diffpure eta": (DiffPure, {"eta": -1.0}, "eta"),
+}
+
+
+@pytest.mark.parametrize(("component", "fields", "name"), WRONG_FIELDS.values(), ids=WRONG_FIELDS)
+def test_a_wrong_field_is_one_line_that_names_it(component, fields, name):
+    with pytest.raises(BadParameter, match=f"{component.__name__}.{name}.*expected") as e:
+        tiny(component, **fields)
+    assert "\n" not in str(e.value)
+
+
+def test_images_of_other_channels_are_refused():
+    with pytest.raises(Mismatch, match="takes images of 3 channels, got 1"):
+        tiny(steps=1).purified(images(channels=1))
+
+
+def test_grey_images_get_stage_one_alone_and_a_warning():
+    with pytest.warns(UserWarning, match="no colour; stages=sr alone"):
+        purifier = tiny(channels=1, steps=2)
+    assert purifier.settings["stages"] == "sr"
+    alone = tiny(channels=1, steps=2, stages="sr")
+    x = images(channels=1)
+    assert torch.equal(purifier.purified(x, streams()), alone.purified(x, streams()))

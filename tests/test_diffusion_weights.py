@@ -1,0 +1,241 @@
+"""Weights of diffusion priors: shipped files, folders of diffusers, and whatever is wrong."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from source_files import REPOSITORY
+from tiny_priors import BOTH, TINY, tiny
+
+from defend.defenses.diffpure import DiffPure
+from defend.defenses.diffusion_prior import parse_blocks
+from defend.defenses.two_stage import TwoStage
+from defend.errors import BadWeights, DefendError, MissingPackage, UnknownName
+from defend.loading import load
+from defend.noise import Noise
+from defend.trained_on import TrainedOn
+from defend.weights.header import Header, save_weights
+from defend.weights.zoo import read_zoos
+
+SIZE = 8
+
+
+def purified(purifier, n=2):
+    x = torch.rand(n, purifier.channels, 9, 9, generator=torch.Generator().manual_seed(0))
+    return purifier.purified(x, Noise.of(0, torch.arange(n)))
+
+
+def write_folder(folder, **config):
+    """Write a UNet2DModel of diffusers with random weights."""
+    from diffusers import UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        unet = UNet2DModel(
+            **{
+                "sample_size": SIZE,
+                "in_channels": 3,
+                "out_channels": 3,
+                "block_out_channels": (8, 16),
+                "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+                "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+                "layers_per_block": 1,
+                "norm_num_groups": 8,
+                **config,
+            }
+        )
+    unet.save_pretrained(folder)
+    return unet
+
+
+def write_file(path, purifier):
+    """Write the weights of a purifier as `defend train` does."""
+    header = Header(
+        kind="defense",
+        component="two-stage",
+        architecture="ddpm",
+        dataset="digits-m",
+        fields={k: v for k, v in purifier.settings.items() if k != "weights"},
+        trained_on=TrainedOn(kind="clean"),
+        command="defend train two-stage",
+        seed=0,
+        commit="",
+        uses=tuple(sorted(purifier.uses)),
+    )
+    save_weights(path, purifier.net.state_dict(), header)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("8", [(8, False)]),
+        ("64-96-128a-160a", [(64, False), (96, False), (128, True), (160, True)]),
+        ("8a-16", [(8, True), (16, False)]),
+    ],
+)
+def test_blocks_are_read(text, blocks):
+    assert parse_blocks(text) == blocks
+
+
+@pytest.mark.parametrize("text", ["", "8-", "-8", "8b", "a", "8 - 16", "12", "0", "8-08"])
+def test_other_texts_are_refused(text):
+    with pytest.raises(ValueError):
+        parse_blocks(text)
+
+
+@pytest.mark.parametrize("component", BOTH)
+def test_a_folder_is_the_network_that_diffusers_reads(component, tmp_path):
+    unet = write_folder(tmp_path / "unet")
+    purifier = component(weights=str(tmp_path / "unet"), steps=2)
+    assert (purifier.size, purifier.channels) == (SIZE, 3)
+    assert (purifier.blocks, purifier.layers) == ("8-16a", 1)
+    x = torch.rand(2, 3, SIZE, SIZE)
+    assert torch.equal(purifier.net(x, 7), unet.eval()(x, 7).sample)
+    assert set(purifier.weights_sha256) == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    assert [str(training) for training in purifier.trained_on] == ["unknown"]
+
+
+def test_the_folder_of_a_pipeline_holds_it_below_unet(tmp_path):
+    write_folder(tmp_path / "unet")
+    whole, part = (TwoStage(weights=str(f), steps=2) for f in (tmp_path, tmp_path / "unet"))
+    assert torch.equal(purified(whole), purified(part))
+
+
+def test_a_network_that_also_predicts_a_variance_gives_its_noise(tmp_path):
+    unet = write_folder(tmp_path / "unet", out_channels=6)
+    x = torch.rand(2, 3, SIZE, SIZE)
+    noise = TwoStage(weights=str(tmp_path / "unet"), steps=1).net(x, 7)
+    assert torch.equal(noise, unet.eval()(x, 7).sample[:, :3])
+
+
+def test_a_converted_folder_is_the_same_purifier(tmp_path):
+    write_folder(tmp_path / "unet")
+    convert = runpy.run_path(str(REPOSITORY / "docs" / "import_diffusers.py"))["convert"]
+    out = tmp_path / "out.safetensors"
+    convert(str(tmp_path / "unet"), "digits-m", out, "diffusers, for 1 s")
+    own, foreign = (TwoStage(weights=str(w), steps=2) for w in (out, tmp_path / "unet"))
+    torch.testing.assert_close(purified(own), purified(foreign), atol=0.02, rtol=0)
+    assert own.file.header.dataset == "digits-m"
+    x, _ = load("digits-m", "dataset").rows("train", 0, 512)
+    torch.testing.assert_close(own.net.mean, x.mean((0, 2, 3)), atol=0.02, rtol=0)
+
+
+def test_a_folder_of_other_layers_is_not_converted(tmp_path):
+    write_folder(tmp_path / "unet", norm_eps=1e-3)
+    convert = runpy.run_path(str(REPOSITORY / "docs" / "import_diffusers.py"))["convert"]
+    with pytest.raises(BadWeights, match=r"expected norm_eps=1e-05.*got 0\.001"):
+        convert(str(tmp_path / "unet"), "digits-m", tmp_path / "out.safetensors")
+
+
+def test_both_purifiers_load_a_file_of_either(tmp_path):
+    file = write_file(tmp_path / "prior.safetensors", tiny(TwoStage, steps=2))
+    other = DiffPure(weights=str(file), steps=2)
+    assert (other.blocks, other.size, other.steps) == ("8-8", SIZE, 2)
+    assert torch.equal(
+        other.net.unet.conv_in.weight, TwoStage(weights=str(file)).net.unet.conv_in.weight
+    )
+
+
+def test_shipped_priors_serve_both_purifiers():
+    shipped = {name: e for name, e in read_zoos().items() if e.architecture == "ddpm"}
+    assert {"two-stage-faces64", "two-stage-cifar10"} <= set(shipped)
+    for name, entry in shipped.items():
+        for component in ("two-stage", "diffpure"):
+            purifier = load(f"{component}:steps=1", dataset=entry.dataset)
+            assert purifier.weights == name
+            assert purifier.net.mean.std() > 0  # the mean colour is there
+
+
+# What is wrong, each in one line.
+
+
+def spoiled(tmp_path, case):
+    """Return the fields of a purifier with weights that are wrong in one way."""
+    folder, file = tmp_path / "unet", tmp_path / "prior.safetensors"
+    config = {
+        "of classes": {"num_class_embeds": 10},
+        "not square": {"sample_size": (8, 16)},
+    }.get(case, {})
+    write_folder(folder, **config)
+    write_file(file, broken_by_nan(case))
+    weights = {"nan in a file": file, "file of another size": file}.get(case, folder)
+    fields = {"another size": {"size": 16}, "another channel": {"channels": 1}}
+    if case == "nan in a folder":
+        put_nan_into_folder(folder)
+    if case == "v-prediction":
+        (folder / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
+    if case == "cosine":
+        (folder / "scheduler").mkdir()
+        config = '{"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}'
+        (folder / "scheduler" / "scheduler_config.json").write_text(config)
+    if case == "no weights":
+        (folder / "diffusion_pytorch_model.safetensors").unlink()
+    if case == "file of another size":
+        return {"weights": str(weights), "size": 16}
+    return {"weights": str(weights), **fields.get(case, {})}
+
+
+def broken_by_nan(case):
+    purifier = tiny(TwoStage, steps=1)
+    if case == "nan in a file":
+        purifier.net.unet.conv_in.weight[0, 0, 0, 0] = torch.nan
+    return purifier
+
+
+def put_nan_into_folder(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["conv_out.bias"][0] = torch.inf
+    save_file(tensors, path, {"format": "pt"})
+
+
+SPOILED = {  # case -> words of the error
+    "nan in a file": "expected finite weights, got NaN or infinity in unet.conv_in.weight",
+    "nan in a folder": "expected finite weights, got NaN or infinity in unet.conv_out.bias",
+    "another size": "expected a network of size=16, got size=8",
+    "another channel": "expected a network of channels=1, got channels=3",
+    "file of another size": "the file has size=8, the spec has size=16",
+    "of classes": "expected an unconditional UNet2DModel.*got one of classes",
+    "not square": "expected an unconditional UNet2DModel with a sample_size, got sample_size",
+    "v-prediction": "expected a model of prediction_type=epsilon, got prediction_type=v_pred",
+    "cosine": "expected a model of beta_schedule=linear, got beta_schedule=squaredcos_cap_v2",
+    "no weights": "cannot be loaded from there",
+}
+
+
+@pytest.mark.parametrize(("case", "message"), SPOILED.items(), ids=SPOILED)
+@pytest.mark.parametrize("component", BOTH)
+def test_wrong_weights_are_one_line(component, case, message, tmp_path):
+    with pytest.raises(BadWeights, match=message) as e:
+        component(**spoiled(tmp_path, case))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("weights", ["two-stage-faces46", "nowhere/prior.safetensors"])
+def test_a_name_that_nothing_has_is_one_line(weights):
+    with pytest.raises(UnknownName, match="no weights named") as e:
+        TwoStage(weights=weights)
+    assert "\n" not in str(e.value)
+
+
+def test_a_name_that_the_hub_cannot_give_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DefendError) as e:
+        TwoStage(weights="nobody/no-such-prior")
+    assert "nobody/no-such-prior" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_without_diffusers_one_line_says_what_to_type(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'defend\[diffusion\]'") as e:
+        TwoStage(**TINY)
+    assert "\n" not in str(e.value)
