@@ -16,7 +16,7 @@ from defend.training.margin import MarginRecipe
 
 STAGES = 4  # each halves the image
 BLOCKS = 2  # of each stage: ResNet-18
-SMALLEST = 2 ** (STAGES - 1) * 2  # pixels: below it nothing is left after the last stage
+SMALLEST = 2**STAGES  # pixels a side, of which one is left after the last stage
 
 
 class FaceResNet(EmbeddingClassifier):
@@ -32,6 +32,7 @@ class FaceResNet(EmbeddingClassifier):
         licence="MIT; weights: research on face recognition (LFW)",
     )
     recipe = MarginRecipe
+    uses = frozenset({"scale", "dropout"})
     size: int = 64
     classes: int = 158
     width: int = 32  # channels of the first stage
@@ -65,8 +66,8 @@ class FaceResNet(EmbeddingClassifier):
     @property
     def _features(self) -> int:
         """Return the number of values in the last feature map."""
-        side = self.size // 2**STAGES
-        return self.width * 2 ** (STAGES - 1) * side**2
+        side = self.size // SMALLEST
+        return self.width * SMALLEST // 2 * side * side
 
 
 def build_stages(width: int) -> list[nn.Module]:

@@ -17,6 +17,7 @@ main = LazyGroup(
         "audit": "Check whether the declared gradient of a defense can be trusted.",
         "report": "Write report.html and results.csv from run folders.",
         "train": "Train a learned defense or a classifier.",
+        "enrol": "Give a face classifier the people of another data set, without training.",
         "zoo": "Ship weights with a package: write and measure the rows of its zoo.toml.",
         "purify": "Purify image files.",
         "check": "Run the conformance kit on an installed component.",

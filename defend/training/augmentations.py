@@ -63,13 +63,13 @@ def change_colours(x: Tensor, jitter: float, hue: float, grey: float, noise: Noi
 
 def _change_chroma(x: Tensor, factor: Tensor, angle: Tensor) -> Tensor:
     """Return images whose chroma is multiplied by `factor` (b,) and rotated by `angle` (b,)."""
-    to_yiq = torch.tensor(YIQ, dtype=x.dtype, device=x.device)
+    to_yiq: Tensor = torch.tensor(YIQ, dtype=x.dtype, device=x.device)
     change = torch.zeros(len(x), 3, 3, dtype=x.dtype, device=x.device)
     cos, sin = factor * angle.cos(), factor * angle.sin()
     change[:, 0, 0] = 1
     change[:, 1, 1], change[:, 1, 2] = cos, -sin
     change[:, 2, 1], change[:, 2, 2] = sin, cos
-    matrix = torch.linalg.inv(to_yiq) @ change @ to_yiq
+    matrix: Tensor = torch.linalg.inv(to_yiq) @ change @ to_yiq
     return (matrix @ x.flatten(2)).view_as(x)
 
 
