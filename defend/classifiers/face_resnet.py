@@ -16,7 +16,7 @@ from defend.training.margin import MarginRecipe
 
 STAGES = 4  # each halves the image
 BLOCKS = 2  # of each stage: ResNet-18
-SMALLEST = 2**STAGES  # pixels a side, of which one is left after the last stage
+SMALLEST: int = 2**STAGES  # pixels a side, of which one is left after the last stage
 
 
 class FaceResNet(EmbeddingClassifier):
