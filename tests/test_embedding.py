@@ -71,7 +71,7 @@ def test_an_embedding_has_a_gradient_to_the_image():
     assert (gradient.flatten(1).abs().sum(1) > 0).all()
 
 
-@pytest.mark.parametrize("make", [tiny, lambda: FaceResNet(weights="untrained", width=2, size=16)])
+@pytest.mark.parametrize("make", [tiny, lambda: FaceResNet(weights="untrained", width=8, size=16)])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_embeddings_survive_preparation_for_many_evaluations(make, precision):
     c = make()
@@ -258,13 +258,20 @@ def test_face_resnet_is_a_resnet_18_with_another_stem_and_head():
     assert shapes == [(8 * 2**k, 32 // 2**k, 32 // 2**k) for k in range(4) for _ in range(2)]
 
 
-SMALL_FACES = [(FaceNet, 74), (FaceResNet, 40), (FaceResNet, 8)]
+REFUSED = [
+    (FaceNet, {"size": 74}),
+    (FaceResNet, {"size": 40}),
+    (FaceResNet, {"size": 8}),
+    (FaceResNet, {"width": 4}),
+    (FaceResNet, {"dropout": 1.0}),
+]
 
 
-@pytest.mark.parametrize(("cls", "size"), SMALL_FACES)
-def test_a_size_that_leaves_nothing_is_refused(cls, size):
-    with pytest.raises(BadParameter, match=f"size={size}"):
-        cls(weights="untrained", size=size)
+@pytest.mark.parametrize(("cls", "fields"), REFUSED)
+def test_a_network_that_cannot_work_is_refused(cls, fields):
+    ((name, value),) = fields.items()
+    with pytest.raises(BadParameter, match=f"{name}={value}"):
+        cls(weights="untrained", **fields)
 
 
 # The kit.

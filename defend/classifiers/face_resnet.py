@@ -16,6 +16,9 @@ from defend.training.margin import MarginRecipe
 
 STAGES = 4  # each halves the image
 BLOCKS = 2  # of each stage: ResNet-18
+# With fewer channels oneDNN's 1x1 convolutions of stride 2 write out of bounds in channels_last
+# (seen with torch 2.11 on CPUs with AVX2: `free(): invalid next size`).
+WIDTH_UNIT = 8
 SMALLEST: int = 2**STAGES  # pixels a side, of which one is left after the last stage
 
 
@@ -41,7 +44,8 @@ class FaceResNet(EmbeddingClassifier):
     def validate(self) -> None:
         """Raise BadParameter if a field is outside its range."""
         super().validate()
-        self.require(self.width >= 1, "width", ">= 1")
+        is_multiple = self.width >= WIDTH_UNIT and self.width % WIDTH_UNIT == 0
+        self.require(is_multiple, "width", f"a multiple of {WIDTH_UNIT}")
         self.require(0 <= self.dropout < 1, "dropout", "0 <= dropout < 1")
         self.require(self.size % SMALLEST == 0, "size", f"a multiple of {SMALLEST}")
 

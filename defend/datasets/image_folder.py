@@ -7,6 +7,7 @@ from pathlib import Path
 from defend.dataset import DatasetCard, data_root
 from defend.datasets.folders import FolderDataset
 from defend.errors import MissingData
+from defend.registry import REGISTRY
 
 
 class ImageFolder(FolderDataset):
@@ -28,8 +29,9 @@ class ImageFolder(FolderDataset):
         for candidate in candidates:
             if candidate.is_dir():
                 return candidate
+        name = REGISTRY.component("dataset", type(self))
         places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
         raise MissingData(
-            f"image-folder:path={self.path}: there is no folder {places}; write"
-            " image-folder:path=FOLDER with FOLDER/CLASS/*.png in it"
+            f"{name}:path={self.path}: there is no folder {places}; write"
+            f" {name}:path=FOLDER with FOLDER/CLASS/*.png in it"
         )
