@@ -155,7 +155,7 @@ def never_mirrored(x, noise):
     )
 
 
-def rotates_in_rgb(x, jitter, hue, grey, noise):
+def rotates_in_rgb(x, *_):
     return x.roll(1, 1)
 
 
@@ -167,16 +167,16 @@ def mean_instead_of_luma(x, jitter, hue, grey, noise):
 
 
 BROKEN = [
-    (check_affine, lambda x, noise: x),
+    (check_affine, lambda x, _: x),
     (check_affine, lambda x, noise: affine_flip(x, noise).transpose(2, 3)),
     (check_affine, never_mirrored),
     (check_hue, rotates_in_rgb),
-    (check_hue, lambda x, jitter, hue, grey, noise: change_colours(x, 0, 3 * hue, 0, noise)),
+    (check_hue, lambda x, _, hue, __, noise: change_colours(x, 0, 3 * hue, 0, noise)),
     (check_grey, mean_instead_of_luma),
-    (check_grey, lambda x, jitter, hue, grey, noise: change_colours(x, 0, 0, 2 * grey, noise)),
-    (check_jitter, lambda x, jitter, hue, grey, noise: change_colours(x, 0.3, 0, 0, noise)),
-    (check_jitter, lambda x, jitter, hue, grey, noise: x),
-    (check_erase, lambda x, p, noise: erase(x, 1.0, noise)),
+    (check_grey, lambda x, _, __, grey, noise: change_colours(x, 0, 0, 2 * grey, noise)),
+    (check_jitter, lambda x, *others: change_colours(x, 0.3, 0, 0, others[-1])),
+    (check_jitter, lambda x, *_: x),
+    (check_erase, lambda x, _, noise: erase(x, 1.0, noise)),
     (check_erase, lambda x, p, noise: erase(erase(x, p, noise), p, noise.fork("again"))),
 ]
 

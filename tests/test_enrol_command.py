@@ -1,10 +1,13 @@
 """`defend enrol`: other people for a trained network, and the measurement of sized weights."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from source_files import REPOSITORY
 
 import defend
 from defend.cli.enrol import enrol
@@ -37,10 +40,10 @@ def write_people(top, names, pictures, splits=("train", "val", "test"), size=16)
 
 @pytest.fixture(scope="module")
 def data_root(tmp_path_factory):
-    """A data root with four people in `faces`, and with three others in `others` and `gap`."""
+    """A data root with four people in `faces`, and with three others in `staff` and `gap`."""
     root = tmp_path_factory.mktemp("data")
     write_people(root / "lfw158", ["ann", "bob", "cid", "dan"], 6)
-    write_people(root / "others", ["eve", "fay", "gus"], 3, ("train", "test"))
+    write_people(root / "staff", ["eve", "fay", "gus"], 3, ("train", "test"))
     write_people(root / "gap", ["eve", "fay", "gus"], 2, ("train", "test"))
     for picture in (root / "gap/train/fay").iterdir():
         picture.unlink()
@@ -58,8 +61,8 @@ def trained(data_root):
 
 
 def test_new_people_are_identified_by_weights_that_load_again(data_root, trained):
-    out = data_root / "others.safetensors"
-    people = f"image-folder:path={data_root}/others,size=16"
+    out = data_root / "staff.safetensors"
+    people = f"image-folder:path={data_root}/staff,size=16"
     spec = f"face-resnet:weights={trained}"
     outcome = run(enrol, spec, "--dataset", people, "--out", out)
     assert "3 people enrolled" in outcome.stderr
@@ -104,8 +107,8 @@ def test_weights_are_measured_at_their_own_size(data_root, trained, tmp_path):
 
 WRONG = {
     "no picture of a person": ("image-folder:path={root}/gap,size=16", MissingData, "none of fay"),
-    "another size": ("image-folder:path={root}/others,size=12", BadParameter, "as in size=16"),
-    "grey": ("image-folder:path={root}/others,size=16,channels=1", BadParameter, "takes 3x16x16"),
+    "another size": ("image-folder:path={root}/staff,size=12", BadParameter, "as in size=16"),
+    "grey": ("image-folder:path={root}/staff,size=16,channels=1", BadParameter, "takes 3x16x16"),
     "no folder": ("image-folder:path={root}/nobody,size=16", MissingData, "no folder"),
 }
 
@@ -120,7 +123,18 @@ def test_people_who_cannot_be_enrolled(data_root, trained, tmp_path, dataset, er
 
 
 def test_a_classifier_without_embeddings_is_refused(data_root, tmp_path):
-    people = f"image-folder:path={data_root}/others,size=8,channels=1"
+    people = f"image-folder:path={data_root}/staff,size=8,channels=1"
     args = ("--dataset", people, "--out", tmp_path / "out.safetensors")
     with pytest.raises(BadParameter, match="convnet:weights=convnet-digits, which has none"):
         run(enrol, "convnet:weights=convnet-digits", *args)
+
+
+def test_the_page_about_faces_runs(data_root, monkeypatch):
+    """Three people, whom the weights that ship have never seen, are enrolled as the page says."""
+    monkeypatch.setenv("DEFEND_DATA", str(data_root))
+    text = (REPOSITORY / "docs/faces.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    names = {}
+    exec(compile(block, "faces.md", "exec"), names)
+    assert names["staff"].classes == 3
+    assert (names["predicted"] == names["y"]).float().mean() > 0.8

@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 from defend.dataset import DatasetCard, Split
-from defend.datasets.folders import LabelledFile, list_classes, list_images
+from defend.datasets.folders import LabelledFile, PathFolder, list_classes, list_images
 from defend.datasets.hash_order import hash_position
-from defend.datasets.image_folder import ImageFolder
 from defend.errors import MissingData
 
 
-class IdentityFolder(ImageFolder):
+class IdentityFolder(PathFolder):
     """Provide the same number of pictures of each person, from P/NAME/*.
 
     People with fewer than `per_identity` pictures are left out. Of each other one, the first
