@@ -94,3 +94,11 @@ def _dataset_fields(kind: Kind, spec: Spec, dataset: str | Dataset | None) -> di
 def dataset_name(dataset: Dataset) -> str:
     """Return the registered name of a data set, with which weights are labelled."""
     return REGISTRY.component("dataset", type(dataset))
+
+
+def takes_size(spec: Spec) -> bool:
+    """Return True if `size` is a field of this data set, so that its images can be scaled."""
+    factory = REGISTRY.entry("dataset", spec.name).load()
+    if not (isinstance(factory, type) and issubclass(factory, Dataset)):
+        return False
+    return "size" in factory.fields()

@@ -8,6 +8,7 @@ from PIL import Image
 
 from defend.dataset import SPLITS
 from defend.datasets.faces import Faces
+from defend.datasets.identity_folder import IdentityFolder
 from defend.datasets.image_folder import ImageFolder
 from defend.datasets.pixels import area_weights, average_down
 from defend.errors import BadParameter, MissingData
@@ -199,3 +200,71 @@ def test_smaller_faces_are_averaged_down():
     full_size, _ = load("faces", "dataset").rows("test", 0, 8)
     blocks = torch.nn.functional.avg_pool2d(full_size, 2)
     assert (small - blocks).abs().max() <= 0.51 / 255
+
+
+# The same number of pictures of each person
+
+
+def people(count, pictures):
+    """Return the relative paths of pictures of people: person k has pictures + k of them."""
+    return [f"p{k:02d}/{i:03d}.png" for k in range(count) for i in range(pictures + k)]
+
+
+def open_people(path, **fields):
+    """Return the data set of a folder of people, by the protocol at a smaller number."""
+    values = {"people": 3, "per_identity": 8, "test": 2, "val": 2, "size": 9, **fields}
+    return IdentityFolder(path=str(path), **values)
+
+
+def counts_of_labels(data, split):
+    return torch.bincount(all_rows(data, split)[1], minlength=data.classes).tolist()
+
+
+def test_everybody_has_as_many_pictures(tmp_path):
+    """Of six people with 5 to 10 pictures three have 8 or more; val takes what is left over."""
+    write_images(tmp_path, people(6, 5))
+    data = open_people(tmp_path)
+    assert data.names == ("p03", "p04", "p05")
+    assert counts_of_labels(data, "train") == [6, 6, 6]
+    assert counts_of_labels(data, "test") == [2, 2, 2]
+    assert counts_of_labels(data, "val") == [0, 1, 2]
+    images = [image for split in SPLITS for image in image_bytes(data, split)]
+    assert len(set(images)) == len(images) == 27
+
+
+def test_the_defaults_are_those_of_the_paper(tmp_path):
+    data = IdentityFolder(path=str(tmp_path))
+    assert (data.people, data.per_identity - data.test, data.test) == (1000, 40, 4)
+
+
+def test_people_are_chosen_by_the_hash_of_their_names(tmp_path):
+    """Neither the file system, nor people with too few pictures, change the choice."""
+    write_images(tmp_path / "a", people(12, 8))
+    write_images(tmp_path / "b", people(12, 8)[::-1])
+    write_images(tmp_path / "b", ["few/1.png", "few/2.png"])
+    a, b = (open_people(tmp_path / name) for name in ("a", "b"))
+    assert a.names == b.names
+    assert a.names != ("p00", "p01", "p02")
+    assert set(a.names) < set(open_people(tmp_path / "a", people=0).names)
+    for split in SPLITS:
+        assert image_bytes(a, split) == image_bytes(b, split)
+
+
+TOO_FEW = {
+    "people": ({"people": 4}, MissingData, "expected 4 people with 8 or more.*got 3"),
+    "pictures": ({"people": 0, "per_identity": 11}, MissingData, "two or more people.*got 0"),
+    "test": ({"test": 8}, BadParameter, "per_identity=8.*more than test=8"),
+    "one": ({"people": 1}, BadParameter, "people=1"),
+}
+
+
+@pytest.mark.parametrize(("fields", "error", "message"), TOO_FEW.values(), ids=TOO_FEW)
+def test_too_few_pictures_for_the_protocol(tmp_path, fields, error, message):
+    write_images(tmp_path, people(6, 5))
+    with pytest.raises(error, match=message):
+        open_people(tmp_path, **fields).count("train")
+
+
+def test_a_missing_folder_of_people_is_named(tmp_path):
+    with pytest.raises(MissingData, match=r"identity-folder:path=.*nobody"):
+        open_people(tmp_path / "nobody").count("train")

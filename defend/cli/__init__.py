@@ -18,6 +18,7 @@ main = LazyGroup(
         "report": "Write report.html and results.csv from run folders.",
         "train": "Train a learned defense or a classifier.",
         "tune": "Measure a defense at several scales on validation images.",
+        "enrol": "Give a face classifier the people of another data set, without training.",
         "zoo": "Ship weights with a package: write and measure the rows of its zoo.toml.",
         "purify": "Purify image files.",
         "check": "Run the conformance kit on an installed component.",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from defend.cli.common import data_root_option, device_option
 from defend.errors import BadParameter, BadWeights, UnknownName, suggest_names
 from defend.registry import Kind
-from defend.spec import Spec
+from defend.spec import Spec, parse_single
 from defend.weights.additions import (
     Addition,
     add_weights,
@@ -131,7 +132,8 @@ def measure(
     """Measure weights on the test split, and write the numbers into their row of zoo.toml.
 
     For a classifier the accuracy on clean images. For a defense the PSNR in dB of purified clean
-    images, and the accuracy of --classifier behind it. Other numbers of the row stay.
+    images, and the accuracy of --classifier behind it. Other numbers of the row stay. A data set
+    that scales its images gives them in the size of the weights.
     """
     entry = find_entry(name, folder)
     if entry.kind == "defense" and classifier is None:
@@ -142,12 +144,16 @@ def measure(
     if entry.kind == "classifier" and classifier is not None:
         raise BadParameter(f"--classifier: {name} is a classifier itself; leave the option out")
     kind, spec = what_to_load(entry)
-    from defend.loading import load, pick_device
+    from defend.loading import load, pick_device, takes_size
     from defend.training.measuring import (
         measure_component,  # loads torch, after the options are read
     )
 
-    data = load(entry.dataset, "dataset", **({"root": data_root} if data_root else {}))
+    options: dict[str, Any] = {"root": data_root} if data_root else {}
+    data_spec = parse_single(entry.dataset, "dataset")
+    if "size" in entry.fields and "size" not in dict(data_spec.params) and takes_size(data_spec):
+        options["size"] = entry.fields["size"]
+    data = load(data_spec, "dataset", **options)
     target = pick_device(device)
     component = load(spec, kind, data, target)
     judge = load(classifier, "classifier", data, target) if classifier else None

@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-from defend.dataset import SPLITS, Dataset, Split
+from defend.dataset import SPLITS, Dataset, Split, data_root
 from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
 from defend.errors import MissingData
+from defend.registry import REGISTRY
 
 # The range of hash positions of each split, if one folder holds all images.
 RANGES: dict[Split, tuple[float, float]] = {"test": (0, 0.2), "val": (0.2, 0.3), "train": (0.3, 1)}
@@ -110,6 +112,29 @@ class FolderDataset(Dataset):
             return list_images(self.folder / "train", self.names, 0.0, VAL)
         raise MissingData(
             f"{type(self).__name__}: there is no {own_folder}; expected {split}/CLASS/*.png there"
+        )
+
+
+class PathFolder(FolderDataset):
+    """Provide the images of the folder that the field `path` names. Abstract."""
+
+    expected: ClassVar[str] = "FOLDER/CLASS/*.png in it"  # for the error text
+    path: str  # a folder, or a folder inside the data root
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the images. Raises MissingData if it does not exist."""
+        path = Path(self.path).expanduser()
+        # Joined to an absolute path, the data root disappears.
+        candidates = [path, data_root(self.root) / path]
+        for candidate in candidates:
+            if candidate.is_dir():
+                return candidate
+        name = REGISTRY.component("dataset", type(self))
+        places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
+        raise MissingData(
+            f"{name}:path={self.path}: there is no folder {places}; write"
+            f" {name}:path=FOLDER with {self.expected}"
         )
 
 

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from defend.classifier import Classifier
 from defend.errors import Mismatch
 from defend.loading import dataset_name
+from defend.testing import embedding_checks
 from defend.testing.classifier_setup import (
     Dimmed,
     classifier_in_art,
@@ -280,5 +281,5 @@ def check_moves_to_a_device_and_back(c: Classifier) -> None:
 
 
 def list_checks() -> Iterator[ConformanceCheck]:
-    """Yield every check of a classifier."""
-    yield from checks_defined_in(sys.modules[__name__])
+    """Yield every check of a classifier, those of embeddings last."""
+    yield from checks_defined_in(sys.modules[__name__], embedding_checks)

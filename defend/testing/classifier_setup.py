@@ -11,11 +11,10 @@ from torch import Tensor
 from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
 from defend.errors import BrokenPlugin, DefendError
-from defend.loading import load
+from defend.loading import load, takes_size
 from defend.noise import Noise
 from defend.purifier import Card, Purifier
-from defend.registry import REGISTRY
-from defend.spec import Spec, parse_single
+from defend.spec import parse_single
 from defend.testing.edge_images import edge_images
 from defend.testing.runner import NotApplicable
 
@@ -65,7 +64,7 @@ def dataset_of_weights(c: Classifier) -> Dataset:
     try:
         spec = parse_single(file.header.dataset, "dataset")
         options: dict[str, Any] = {}
-        if _takes_size(spec) and "size" not in dict(spec.params):
+        if takes_size(spec) and "size" not in dict(spec.params):
             options["size"] = c.size
         dataset: Dataset = load(spec, "dataset", **options)
         dataset.count("test")  # raises MissingData here, where it can be told from a failed check
@@ -76,14 +75,6 @@ def dataset_of_weights(c: Classifier) -> Dataset:
             f"weights {file.name} name the data set {file.header.dataset!r}: {e}"
         ) from None
     return dataset
-
-
-def _takes_size(spec: Spec) -> bool:
-    """Return True if `size` is a field of the data set, so that its images can be scaled."""
-    factory = REGISTRY.entry("dataset", spec.name).load()
-    if not (isinstance(factory, type) and issubclass(factory, Dataset)):
-        return False
-    return "size" in factory.fields()
 
 
 def predicted_and_true_labels(c: Classifier, data: Dataset, split: Split) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from defend.errors import BadParameter
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.trained_on import ITSELF, TrainedOn
+from defend.training.augmentations import affine_flip, change_colours, erase
 from defend.training.behind import STREAM, load_behind, purify_images, trained_behind
 from defend.training.data import Source, random_crop
 from defend.training.perturbations import attack_by_pgd
@@ -34,7 +35,11 @@ class ClassifierRecipe(Recipe):
 
     val_images: int = 100_000  # all of val: a classifier is fast; behind a defense: 1000
     label_smoothing: float = 0.0
-    augment: Literal["none", "crop", "crop-flip"] = "none"
+    augment: Literal["none", "crop", "crop-flip", "affine-flip"] = "none"
+    erase: float = 0.0  # probability that a rectangle of an image is erased (arXiv:1708.04896)
+    jitter: float = 0.0  # largest relative change of brightness, contrast and saturation
+    hue: float = 0.0  # largest rotation of the hue, in turns
+    grey: float = 0.0  # probability that an image loses its colour
     adversarial: float = 0.0  # eps of PGD on the network in training (arXiv:1706.06083); 0: none
     adversarial_norm: Literal["Linf", "L2"] = "Linf"
     adversarial_steps: int = 10
@@ -49,6 +54,10 @@ class ClassifierRecipe(Recipe):
     def validate(self) -> None:
         super().validate()
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 <= label_smoothing < 1")
+        for field in ("erase", "grey"):
+            self.require(0 <= getattr(self, field) <= 1, field, "a probability")
+        self.require(0 <= self.jitter < 1, "jitter", "0 <= jitter < 1")
+        self.require(0 <= self.hue <= 0.5, "hue", "0 <= hue <= 0.5")
         self.require(self.adversarial >= 0, "adversarial", "an eps >= 0")
         self.require(self.adversarial_steps >= 1, "adversarial_steps", ">= 1")
         alone = not (self.behind and self.adversarial)
@@ -94,15 +103,30 @@ class ClassifierRecipe(Recipe):
         return super().trainee(component)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """Return the cross-entropy on images that are augmented and attacked as the fields say."""
-        if self.augment != "none":
-            flip = self.augment == "crop-flip"
-            x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
+        """Return the loss of images that are augmented and attacked as the fields say."""
+        x = self._augment(x, noise)
         if self.adversarial:
             x = self._attack(net, x, y, self.adversarial_steps, noise.fork("attack"))
         if self.purifier:
             x = self.purifier.purified(x, noise.fork(STREAM))
-        return F.cross_entropy(net(x).float(), y, label_smoothing=self.label_smoothing)
+        return self.loss_of_logits(net(x).float(), y)
+
+    def loss_of_logits(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the cross-entropy of logits (b, classes) for labels y (b,)."""
+        return F.cross_entropy(logits, y, label_smoothing=self.label_smoothing)
+
+    def _augment(self, x: Tensor, noise: Noise) -> Tensor:
+        """Return images that are moved, coloured and erased as the fields say."""
+        if self.augment == "affine-flip":
+            x = affine_flip(x, noise.fork("augment"))
+        elif self.augment != "none":
+            flip = self.augment == "crop-flip"
+            x = random_crop(x, x.shape[-1] // CROP_DIVISOR, noise.fork("augment"), flip)
+        if self.jitter or self.hue or self.grey:
+            x = change_colours(x, self.jitter, self.hue, self.grey, noise.fork("colours"))
+        if self.erase:
+            x = erase(x, self.erase, noise.fork("erase"))
+        return x
 
     def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
         """Return the accuracy, behind the defense if there is one.
