@@ -20,8 +20,10 @@ from defend.files import cache_folder, write_file
 from defend.hashing import cache_key
 
 ROUNDS = 3  # measured rounds of each candidate, after one that warms up; the best round counts
-HOPELESS = 3  # an option that takes this many times the fastest warm-up is not measured further,
-WARM_UP_SECONDS = 1.0  # after this time for what only happens once, such as choosing a kernel
+# An option is not measured further if its warm-up takes HOPELESS times as long as the fastest one,
+# and WARM_UP_SECONDS more: a first call may do once what later calls need not do.
+HOPELESS = 3
+WARM_UP_SECONDS = 1.0
 BFLOAT16_GAIN = 1.1  # bfloat16 rounds, so it is chosen only where it is this much faster
 
 

@@ -156,6 +156,7 @@ def measure(
     data = load(data_spec, "dataset", **options)
     target = pick_device(device)
     component = load(spec, kind, data, target)
+    component.run_as("float32", "contiguous")  # so that a number depends on no timing
     judge = load(classifier, "classifier", data, target) if classifier else None
     measured = measure_component(component, judge, data, n)
     set_measured(entry, measured)

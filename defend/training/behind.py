@@ -30,6 +30,7 @@ def load_behind(spec: str, classifier: Classifier) -> Purifier | None:
         return None
     device = next(classifier.net.parameters()).device
     purifier: Purifier = load(spec, "defense", classifier.dataset, device)
+    purifier.run_as("float32", "contiguous")  # not the layout that was the fastest when loading
     for member in members_of(purifier):
         if isinstance(member, Learned) and not member.own_weights:
             raise BadParameter(

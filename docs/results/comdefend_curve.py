@@ -52,7 +52,8 @@ class Point:
     pgd_2: float
     pgd_8: float
     adaptive_8: float
-    n: int
+    n: int  # images of all columns but adaptive_8
+    n_adaptive: int
 
 
 def main() -> None:
@@ -85,6 +86,7 @@ def measure(images: int, weights: str, noise: float, options: argparse.Namespace
     spec = f"comdefend:weights={write_value(weights)},noise={noise:g}"
     purifier = defend.load(spec, "defense", DATASET)
     assert isinstance(purifier, ComDefend)
+    purifier.run_as("float32", "contiguous")
     code_size, psnr = measure_codes(purifier, options.n)
     oblivious = {
         f"{record.attack.split(':')[0]} {record.eps_text}": record
@@ -107,6 +109,7 @@ def measure(images: int, weights: str, noise: float, options: argparse.Namespace
         pgd_8=pgd_8,
         adaptive_8=min(to_percent(record.robust_accuracy) for record in adaptive),
         n=options.n,
+        n_adaptive=options.n_adaptive,
     )
 
 
@@ -175,10 +178,11 @@ def draw(points: Sequence[Point], file: Path) -> None:
     """Draw accuracies against PSNR, one line for each model, along its noise."""
     labels = {"clean": "clean", "pgd_2": "PGD 2/255", "pgd_8": "PGD 8/255"}
     figure, axes = plt.subplots(1, len(labels), figsize=(11, 3.4), sharex=True, sharey=True)
-    models = dict.fromkeys((point.weights, point.images, point.width) for point in points)
+    models: dict[tuple[str, int, int], list[Point]] = {}
+    for point in points:
+        models.setdefault((point.weights, point.images, point.width), []).append(point)
     for ax, (name, title) in zip(axes, labels.items(), strict=True):
-        for weights, images, width in models:
-            line = [p for p in points if p.weights == weights]
+        for (_, images, width), line in models.items():
             label = f"{images:,} images, width {width}"
             ax.plot([p.psnr for p in line], [getattr(p, name) for p in line], "o-", label=label)
         ax.set(title=f"{title}, oblivious", xlabel="PSNR of clean images, dB")
