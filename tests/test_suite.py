@@ -158,7 +158,8 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
         (
             None,
             "cannot be read: No such file or directory. Give a file, or the name of one that"
-            " ships: embedded, split_vqvae",
+            " ships: comdefend, comdefend_adaptive, comdefend_fashion_mnist, comdefend_l2,"
+            " embedded",
         ),
     ],
 )

@@ -33,6 +33,18 @@ from defend.testing.classifier_setup import (
     rebuilt,
     refusal,
 )
+from defend.testing.embedding_checks import (
+    check_embeddings_have_length_one as check_embeddings_have_length_one,
+)
+from defend.testing.embedding_checks import (
+    check_enrols_people as check_enrols_people,
+)
+from defend.testing.embedding_checks import (
+    check_logits_are_scaled_cosines as check_logits_are_scaled_cosines,
+)
+from defend.testing.embedding_checks import (
+    check_refuses_a_wrong_gallery as check_refuses_a_wrong_gallery,
+)
 from defend.testing.no_network import no_network
 from defend.testing.runner import (
     ConformanceCheck,
