@@ -120,6 +120,22 @@ REFUSED = {
         "weights=untrained measures nothing",
     ),
     "chain of attacks": ({"attack": "fgsm+pgd"}, "only defenses are chained"),
+    "no classifier": (
+        {"classifier": "none"},
+        "classifiers: the task classification needs a classifier, got 'none'",
+    ),
+    "no classifier to identify": (
+        {"task": "identification", "classifier": "none"},
+        "classifiers: the task identification needs a classifier, got 'none'",
+    ),
+    "no classifier to verify": (
+        {"task": "verification", "classifiers": ["convnet", "none"]},
+        "classifiers: the task verification needs a classifier, got 'none'",
+    ),
+    "a surrogate without a classifier": (
+        {"surrogate": "jpeg+none"},
+        "surrogates: the task classification needs a classifier, got 'jpeg+none'",
+    ),
     "component": ({"defense": 3}, "defense 3: expected name:key=value"),
     "table without a name": ({"defense": {"bits": 3}}, 'needs name = "..."'),
 }
@@ -138,6 +154,23 @@ def test_a_wrong_suite_is_refused_in_one_line(name):
         make_suite(BASE | keys)
     assert message in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "pipeline"),
+    [
+        ("jpeg:quality=50", "jpeg:quality=50+none"),
+        ("jpeg:quality=50+none", "jpeg:quality=50+none"),
+        ("jpeg+median", "jpeg+median+none"),
+        ("none", "none+none"),
+        ("none+none", "none+none"),
+    ],
+)
+def test_a_surrogate_codec_can_be_typed_as_the_record_prints_it(written, pipeline):
+    keys = {"task": "reconstruction", "dataset": "digits", "defense": "none", "attack": "fgsm"}
+    suite = make_suite(keys | {"surrogate": written})
+    assert suite.surrogates == (pipeline,)
+    assert make_suite(suite.to_dict()) == suite
 
 
 def test_the_embedded_suite_is_one():
