@@ -132,6 +132,10 @@ REFUSED = {
         {"task": "verification", "classifiers": ["convnet", "none"]},
         "classifiers: the task verification needs a classifier, got 'none'",
     ),
+    "thresholds from the scored images": (
+        {"task": "verification", "split": "val"},
+        "task verification has its thresholds from the images of val",
+    ),
     "a surrogate without a classifier": (
         {"surrogate": "jpeg+none"},
         "surrogates: the task classification needs a classifier, got 'jpeg+none'",
@@ -191,7 +195,7 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
         (
             None,
             "cannot be read: No such file or directory. Give a file, or the name of one that"
-            " ships: embedded, split_vqvae",
+            " ships: .*embedded, split_vqvae",
         ),
     ],
 )

@@ -90,6 +90,11 @@ class Suite(BaseModel):
             )
         if task.needs_classifier:
             self._check_classifiers()
+        if task.needs_calibration and self.split == "val":
+            raise BadParameter(
+                f"task {self.task} has its thresholds from the images of val, so that it cannot"
+                " score them too: leave --split out"
+            )
         if self.protocol is not None and not task.has_claims:
             raise BadParameter(
                 f"protocol {self.protocol} is one of classification, and says nothing of the task"
