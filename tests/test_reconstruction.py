@@ -10,7 +10,7 @@ from made_runs import printed
 from photographs import crops
 
 import defend
-from defend.benchmarks.purifier_checks import rate_of
+from defend.benchmarks.purifier_checks import check_gradient_mode, rate_of
 from defend.benchmarks.units import split_ranges
 from defend.defenses.bitdepth import BitDepth
 from defend.distortion import ms_ssim
@@ -123,6 +123,20 @@ def test_the_index_of_ms_ssim_of_a_small_shift_is_that_of_double_precision():
 def test_the_score_is_the_psnr_against_the_source():
     assert TASK.score(X + 0.1, X).numpy() == pytest.approx([20, 20], abs=1e-4)
     assert TASK.reference(X, torch.zeros(2), 0) is X
+
+
+def test_reconstructions_agree_if_all_but_a_few_pixels_do():
+    """A code that rounds to its neighbour changes one pixel, another pipeline changes many."""
+    x = torch.full((1, 1, 100, 100), 0.5)
+    for pixels, is_same in ((0, True), (10, True), (11, False), (10_000, False)):
+        other = x.clone()
+        other.view(-1)[:pixels] += 0.1
+        assert TASK.agree(x, other).tolist() == [is_same]
+    purifier = BitDepth()
+    with pytest.raises(BrokenPurifier, match="24 of 24 reconstructions change when gradients"):
+        check_gradient_mode(
+            purifier, x.expand(24, -1, -1, -1), 1 - x.expand(24, -1, -1, -1) + 0.1, TASK
+        )
 
 
 def test_intervals_cover_the_mean_and_shrink_with_the_images():

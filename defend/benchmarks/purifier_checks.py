@@ -129,15 +129,16 @@ def check_declared_deterministic(purifier: Purifier, first: Tensor, second: Tens
 def check_gradient_mode(
     purifier: Purifier, with_gradient: Tensor, without: Tensor, task: Task = CLASSIFICATION
 ) -> None:
-    """Raise BrokenPurifier if more than one prediction in twenty changes with a gradient.
+    """Raise BrokenPurifier if more than one output in twenty changes with a gradient.
 
-    The logits are of the same images on the same draws. Otherwise the attacked pipeline would not
+    The outputs are of the same images on the same draws. Otherwise the attacked pipeline would not
     be the scored one; a few images may round to another label.
     """
     changed = int((~task.agree(with_gradient, without)).sum())
     if changed > max(1, len(without) // 20):
+        outputs = "predictions" if task.needs_classifier else "reconstructions"
         raise BrokenPurifier(
-            f"{type(purifier).__name__}: {changed} of {len(without)} predictions change when"
+            f"{type(purifier).__name__}: {changed} of {len(without)} {outputs} change when"
             " gradients are enabled; purify() must not depend on requires_grad"
         )
 
