@@ -180,13 +180,13 @@ def _at_floor(errors: NDArray[np.generic]) -> NDArray[np.float64]:
 
 
 def _pooled_index(
-    shift: NDArray[np.generic], given: NDArray[np.generic], seed: int, resamples: int = 2_000
+    shift: NDArray[np.generic], noise: NDArray[np.generic], seed: int, resamples: int = 2_000
 ) -> Summary:
     """Return the index of summed errors (n, draws), with its bootstrap interval over images.
 
     An error of 0 moves it by no more than its share of the images, whatever the floor.
     """
-    after, before = (np.asarray(errors, np.float64).mean(1) for errors in (shift, given))
+    after, before = (np.asarray(errors, np.float64).mean(1) for errors in (shift, noise))
     n = len(after)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
     ratios = _ratio(_as_errors(counts @ after), _as_errors(counts @ before))
