@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
 DECIMALS = 12  # equal shares are equal to this many decimals, whatever their rounding
+FEW_SIZES = 100  # of differences between images, up to which equal ones are drawn together
+SIGNS_AT_ONCE = 500  # resamples that are held in memory
 Floats = NDArray[np.float64]
 Limits = Callable[[float], tuple[float, float]]  # confidence level -> (low, high)
 
@@ -94,18 +96,32 @@ def permutation(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_0
     The signs of the differences are flipped at random: Fisher, "The Design of Experiments" (1935)
     section 21. The p-value is (1 + hits) / (1 + resamples): Phipson, Smyth, SAGMB 9 (2010) 39.
     Differences of equal size are exchangeable: of c such differences, Binomial(c, 1/2) are
-    positive.
+    positive. Time grows with the number of distinct sizes, memory does not.
     """
     first, second = _as_pair(a, b)
     differences = np.round(first - second, DECIMALS)
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     if not len(sizes):
         return 1.0
-    positive = np.random.default_rng(seed).binomial(counts, 0.5, (resamples, len(counts)))
-    sums = (2 * positive - counts) @ sizes
+    sums = _sums_of_random_signs(sizes, counts, np.random.default_rng(seed), resamples)
     # 1e-9: a tie counts against significance, whatever its rounding.
     hits = (np.abs(sums) >= abs(differences.sum()) - 1e-9).sum()
     return float((1 + hits) / (1 + resamples))
+
+
+def _sums_of_random_signs(
+    sizes: Floats, counts: NDArray[np.int64], rng: np.random.Generator, resamples: int
+) -> Floats:
+    """Return sums (resamples,) of all differences with signs drawn at random."""
+    if len(sizes) <= FEW_SIZES:  # as of shares of draws
+        positive = rng.binomial(counts, 0.5, (resamples, len(counts)))
+        return np.asarray((2 * positive - counts) @ sizes)
+    differences = np.repeat(sizes, counts)
+    sums = []
+    for start in range(0, resamples, SIGNS_AT_ONCE):
+        shape = (min(SIGNS_AT_ONCE, resamples - start), len(differences))
+        sums.append((2.0 * rng.integers(0, 2, shape, np.int8) - 1) @ differences)
+    return np.concatenate(sums)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -8,10 +8,13 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from image_files import write_images
 
 import defend
 from defend.cli import main
 from defend.cli.bench import suite_keys
+from defend.loading import load
+from defend.records import read_records
 from defend.registry import GROUPS, REGISTRY
 
 COMMANDS = main.list_commands(None)
@@ -228,6 +231,45 @@ def test_a_protocol_decides_attacks_eps_eot_and_n():
     keys = suite_keys(None, {"protocol": "ladder-1"})
     assert not keys.keys() & {"attacks", "eps", "eot", "n"}
     assert suite_keys(None, {"protocol": "ladder-1", "n": 16})["n"] == 16
+
+
+@pytest.mark.parametrize("others", [{}, {"protocol": "ladder-1"}, {"n": 4}], ids=str)
+def test_the_default_task_changes_nothing_when_it_is_named(others):
+    keys = suite_keys(None, {"task": "classification", **others})
+    assert keys.pop("task") == "classification"
+    assert keys == suite_keys(None, others) | {"name": "adhoc"}
+
+
+def test_another_task_has_its_own_attacks_at_the_claim_eps():
+    keys = suite_keys(None, {"task": "reconstruction"})
+    assert keys["attacks"] == ["codec-distortion"]
+    assert not keys.keys() & {"eps", "classifiers"}
+
+
+def test_without_n_a_small_data_set_is_run_whole(tmp_path):
+    """The embedded suite has 200 images, this folder five."""
+    write_images(tmp_path / "plain", [f"{i}.png" for i in range(50)], size=(16, 16))
+    dataset = f"image-folder:size=16,path={tmp_path / 'plain'}"
+    count = load(dataset, "dataset").count("test")
+    assert 0 < count < 50
+    command = ["bench", "--task", "reconstruction", "--dataset", dataset, "--defense", "jpeg"]
+    command += [
+        "--attack",
+        "codec-distortion:steps=1,eps=0.03",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
+    run([*command, "--workers", "1", "--device", "cpu"])
+    assert {record.n for record in read_records(tmp_path / "run")} == {count}
+    suite = {
+        "task": "reconstruction",
+        "dataset": dataset,
+        "defense": "none",
+        "attack": "fgsm:eps=0.1",
+    }
+    records = defend.bench(suite, out=tmp_path / "other", workers=1, device="cpu")
+    assert {record.n for record in records} == {count}
 
 
 LONG_SUITE = """

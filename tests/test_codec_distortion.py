@@ -99,9 +99,12 @@ def test_where_eps_is_too_small_for_the_threshold_eps_bounds_it():
     assert index(x_adv).min() > 10
 
 
-def test_an_image_that_never_comes_below_the_threshold_is_the_last_iterate():
-    x_adv = run(CodecDistortion(steps=1, start=0.5), eps=1.0)
-    assert (mse(x_adv, X) > 1e-4).all()
+@pytest.mark.parametrize("threshold", [1e-4, 1e-6])
+def test_where_no_iterate_is_below_the_threshold_the_last_one_is_scaled_down_to_it(threshold):
+    x_adv = run(CodecDistortion(steps=1, start=0.5, threshold=threshold), eps=1.0)
+    assert mse(x_adv, X).tolist() == pytest.approx([threshold] * N, rel=1e-3)
+    freely = run(CodecDistortion(steps=1, start=0.5, threshold=1.0), eps=1.0)
+    assert mse(freely, X).min() > 1e-2, "the start alone is far above both thresholds"
 
 
 @pytest.mark.parametrize("steps", [9, 10, 100])

@@ -10,6 +10,8 @@ import defend
 from defend.loading import load
 from defend.tasks.error_rates import CURVE_FAR, Attempts, threshold_at
 from defend.tasks.registry import load_task
+from defend.tasks.task import Deployed
+from defend.tasks.verification import FARS
 
 RNG = np.random.default_rng(0)
 
@@ -78,6 +80,33 @@ def test_verification_needs_no_scale_of_the_scores():
         assert torch.equal(task.calibrated(a * logits + b, y).score(a * logits + b, y), verdicts)
 
 
+@pytest.mark.parametrize("spec", ["verification", "verification:goal=impersonation"])
+def test_the_far_that_a_threshold_reaches_is_counted_on_the_scored_images(spec):
+    """Impostors whose scores are higher than those of val by d are accepted at Phi(d - z)."""
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.rand(1000, 1, 2, 2, generator=generator), torch.arange(1000) % 11
+    val, scored = torch.randn(2, 1000, 11, generator=generator)
+    reference = load_task(spec).reference(x, y, 11)
+    task = load_task(spec).calibrated(val, reference)
+    for d in (0.0, 1.0):
+        deployed = Deployed(
+            x=x,
+            source=x,
+            output=scored + d,
+            clean_output=None,
+            reference=reference,
+            rate=None,
+            is_clean=True,
+        )
+        details = {name: v[:, None].numpy() for name, v in task.details(deployed).items()}
+        for name, far in FARS.items():
+            measured = task.measure(details, details, 0)[f"{name}_reached"]
+            expected = norm.sf(norm.isf(far) - d)
+            error = 2 * np.sqrt(expected / 10_000)
+            assert measured.value == pytest.approx(expected, abs=3 * error + 0.1 * expected)
+            assert measured.low <= measured.value <= measured.high
+
+
 @pytest.fixture(scope="module")
 def verified(tmp_path_factory):
     """A run of verification, and the same images without an attack."""
@@ -116,7 +145,9 @@ def test_thresholds_are_held_under_attack_and_differ_between_defenses(verified):
 
 def test_a_verification_record_holds_its_measures(verified):
     for record in verified:
-        assert set(record.measures) == {"strict", "clean_strict", "eer", "clean_eer"}
+        names = {"strict", "clean_strict", "eer", "clean_eer", "far_1_reached", "far_01_reached"}
+        assert set(record.measures) == names
+        assert record.measures["far_01_reached"].value <= record.measures["far_1_reached"].value
         assert record.measures["strict"].value <= record.robust_accuracy
         assert record.measures["eer"].value >= record.measures["clean_eer"].value
         assert [far for far, _ in record.curve] == list(CURVE_FAR)

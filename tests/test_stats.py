@@ -1,5 +1,8 @@
 """Intervals and tests against scipy, published examples, and simulations of their coverage."""
 
+import tracemalloc
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, permutation_test
@@ -166,6 +169,25 @@ def test_permutation_keeps_its_level():
     draws = rng.binomial(10, np.repeat(rng.uniform(size=(runs, 60, 1)), 2, axis=2)) / 10
     p_values = [permutation(d[:, 0], d[:, 1], seed=i, resamples=999) for i, d in enumerate(draws)]
     assert abs(np.mean(np.array(p_values) < 0.05) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+def test_permutation_of_many_distinct_differences_is_the_z_test():
+    """Sums of n random signs are normal with the variance of the squared differences."""
+    differences = np.random.default_rng(4).normal(0.05, 1, 2000)
+    z = differences.sum() / np.sqrt((differences**2).sum())
+    expected = 2 * NormalDist().cdf(-abs(z))
+    assert 0.005 < expected < 0.5
+    assert permutation(differences, np.zeros(2000)) == pytest.approx(expected, abs=0.015)
+
+
+def test_permutation_of_decibels_holds_few_resamples_in_memory():
+    """All signs of 10,000 resamples at once would be 160 MB."""
+    differences = np.random.default_rng(5).normal(size=2000)
+    tracemalloc.start()
+    permutation(differences, np.zeros(2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_permutation_of_equals():

@@ -120,6 +120,26 @@ REFUSED = {
         "weights=untrained measures nothing",
     ),
     "chain of attacks": ({"attack": "fgsm+pgd"}, "only defenses are chained"),
+    "no classifier": (
+        {"classifier": "none"},
+        "classifiers: the task classification needs a classifier, got 'none'",
+    ),
+    "no classifier to identify": (
+        {"task": "identification", "classifier": "none"},
+        "classifiers: the task identification needs a classifier, got 'none'",
+    ),
+    "no classifier to verify": (
+        {"task": "verification", "classifiers": ["convnet", "none"]},
+        "classifiers: the task verification needs a classifier, got 'none'",
+    ),
+    "thresholds from the scored images": (
+        {"task": "verification", "split": "val"},
+        "task verification has its thresholds from the images of val",
+    ),
+    "a surrogate without a classifier": (
+        {"surrogate": "jpeg+none"},
+        "surrogates: the task classification needs a classifier, got 'jpeg+none'",
+    ),
     "component": ({"defense": 3}, "defense 3: expected name:key=value"),
     "table without a name": ({"defense": {"bits": 3}}, 'needs name = "..."'),
 }
@@ -140,6 +160,23 @@ def test_a_wrong_suite_is_refused_in_one_line(name):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "pipeline"),
+    [
+        ("jpeg:quality=50", "jpeg:quality=50+none"),
+        ("jpeg:quality=50+none", "jpeg:quality=50+none"),
+        ("jpeg+median", "jpeg+median+none"),
+        ("none", "none+none"),
+        ("none+none", "none+none"),
+    ],
+)
+def test_a_surrogate_codec_can_be_typed_as_the_record_prints_it(written, pipeline):
+    keys = {"task": "reconstruction", "dataset": "digits", "defense": "none", "attack": "fgsm"}
+    suite = make_suite(keys | {"surrogate": written})
+    assert suite.surrogates == (pipeline,)
+    assert make_suite(suite.to_dict()) == suite
+
+
 def test_the_embedded_suite_is_one():
     assert make_suite(load_suite()).name == "embedded"
 
@@ -158,8 +195,7 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
         (
             None,
             "cannot be read: No such file or directory. Give a file, or the name of one that"
-            " ships: comdefend, comdefend_adaptive, comdefend_fashion_mnist, comdefend_l2,"
-            " embedded",
+            " ships: .*embedded, split_vqvae",
         ),
     ],
 )

@@ -28,7 +28,7 @@ class CodecDistortion(Attack):
 
     Each step descends MSE(x', x) where that exceeds tau, else 1 - d(R(x'), R(x)) with d the MSE,
     or the MS-SSIM of the two, |delta| <= eps throughout. Returned is the iterate of the largest
-    distortion among those within tau; where none is, the last one.
+    distortion among those within tau; where none is, the last one, its delta scaled down to tau.
 
     optimiser=sign is the I-FGSM form: x' <- clip(x' + a sign(g)), a = 2.5 eps / steps, bounded by
     eps alone; its last iterate is returned.
@@ -92,7 +92,12 @@ class CodecDistortion(Attack):
             lr = self.lr * DECAY ** (3 * k // self.steps)
             moved = x_adv - lr * moments[0] / (moments[1].sqrt() + TINY)
             x_adv = project(moved, x, eps, self.norm)
-        return torch.where(per_image(most > -torch.inf, x), best, x_adv)
+        return torch.where(per_image(most > -torch.inf, x), best, self._within_tau(x, x_adv))
+
+    def _within_tau(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return the images with delta scaled down to an MSE of tau where it is larger."""
+        scale = (self.threshold / mse(x_adv, x).clamp(min=self.threshold)).sqrt()
+        return x + per_image(scale, x) * (x_adv - x)
 
     def _descent(
         self, target: Target, x: Tensor, x_adv: Tensor, reference: Tensor

@@ -12,6 +12,7 @@ from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
 from defend.records import Flag, FlagCode
+from defend.tasks.task import Objective
 from defend.unit_files import Unit
 
 ROUNDING = 1e-6  # a relative change of a loss that means nothing
@@ -26,7 +27,7 @@ def make_flags(
     """
     flags: list[Flag] = []
     if not is_control(cell.bare_attack):
-        flags += _of_costs(cell, units)
+        flags += _of_costs(cell, units, components.attack(cell.bare_attack).card.objective)
     if accuracy_lost_late:
         flags.append(Flag(code=FlagCode.UNCONVERGED, value=accuracy_lost_late))
     if components.defense(cell.defense).card.stochastic:
@@ -36,7 +37,7 @@ def make_flags(
     return flags
 
 
-def _of_costs(cell: Cell, units: Sequence[Unit]) -> Iterator[Flag]:
+def _of_costs(cell: Cell, units: Sequence[Unit], objective: Objective) -> Iterator[Flag]:
     def total(name: str) -> Any:
         return sum(unit.header["costs"][name] for unit in units)
 
@@ -48,6 +49,8 @@ def _of_costs(cell: Cell, units: Sequence[Unit]) -> Iterator[Flag]:
         return
     if total("unchanged") == cell.n:
         yield Flag(code=FlagCode.UNCHANGED_IMAGES)
+    if objective == "distortion":  # it does not climb the loss of the task
+        return
     before, after = total("loss_before"), total("loss_after")
     if after < before - ROUNDING * abs(before):
         yield Flag(code=FlagCode.LOSS_FELL)

@@ -74,20 +74,32 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
 def rate_of(purifier: Purifier, x: Tensor) -> Tensor | None:
     """Return the bits per pixel (b,) at which a codec codes images, None if it says none.
 
-    A codec is a purifier with a method `rate(x)`. Raises BrokenPurifier for rates of another
-    shape, or that are not finite.
+    A codec is a purifier with a method `rate(x)`; a field of that name is none. Raises
+    BrokenPurifier for rates of another type or shape, or that are not finite.
     """
     rate = getattr(purifier, "rate", None)
-    if rate is None:
+    if not callable(rate):
         return None
-    with torch.no_grad():
-        rates = torch.cat([rate(part.clone()) for part in x.split(purifier.max_batch)])
-    if rates.shape != (len(x),) or not rates.isfinite().all():
-        raise BrokenPurifier(
-            f"{type(purifier).__name__}: rate(x) expected finite bits per pixel ({len(x)},), got"
-            f" shape {tuple(rates.shape)}"
-        )
-    return rates
+    rates = []
+    for part in x.split(purifier.max_batch):
+        with torch.no_grad():
+            rates.append(_checked_rate(purifier, rate(part.clone()), len(part)))
+    return torch.cat(rates)
+
+
+def _checked_rate(purifier: Purifier, rates: object, count: int) -> Tensor:
+    """Return the rates (count,) of one batch. Raises BrokenPurifier."""
+    if not isinstance(rates, Tensor):
+        got = f"a {type(rates).__name__}"
+    elif rates.shape != (count,):
+        got = f"values of shape {tuple(rates.shape)}"
+    elif not rates.isfinite().all():
+        got = "values that are not finite"
+    else:
+        return rates
+    raise BrokenPurifier(
+        f"{type(purifier).__name__}: rate(x) expected finite bits per pixel ({count},), got {got}"
+    )
 
 
 def check_finite(purifier: Purifier, logits: Tensor) -> None:
@@ -117,15 +129,16 @@ def check_declared_deterministic(purifier: Purifier, first: Tensor, second: Tens
 def check_gradient_mode(
     purifier: Purifier, with_gradient: Tensor, without: Tensor, task: Task = CLASSIFICATION
 ) -> None:
-    """Raise BrokenPurifier if more than one prediction in twenty changes with a gradient.
+    """Raise BrokenPurifier if more than one output in twenty changes with a gradient.
 
-    The logits are of the same images on the same draws. Otherwise the attacked pipeline would not
+    The outputs are of the same images on the same draws. Otherwise the attacked pipeline would not
     be the scored one; a few images may round to another label.
     """
     changed = int((~task.agree(with_gradient, without)).sum())
     if changed > max(1, len(without) // 20):
+        outputs = "predictions" if task.needs_classifier else "reconstructions"
         raise BrokenPurifier(
-            f"{type(purifier).__name__}: {changed} of {len(without)} predictions change when"
+            f"{type(purifier).__name__}: {changed} of {len(without)} {outputs} change when"
             " gradients are enabled; purify() must not depend on requires_grad"
         )
 

@@ -25,10 +25,11 @@ from defend.benchmarks.jobs import AttackJob, UnitTask
 from defend.benchmarks.make_record import make_record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
+from defend.dataset import Dataset
 from defend.errors import BadParameter
 from defend.files import PART, checkout, ensure_writable
 from defend.hashing import cache_key, canonical_json, tensor_sha256
-from defend.loading import pick_device
+from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
 from defend.progress import Progress
 from defend.records import Record, merge_records, read_records
@@ -72,10 +73,13 @@ def bench(
     """Run a suite and return one record for each cell, in the order of the suite.
 
     suite: a dict or a TOML file; keys replace its keys. Without either, the embedded suite.
+    Where they do not say n, it is 1,000 or all images of the split, whichever is less.
     The units lie in `out` (default runs/<suite>); what is there is not computed again.
     Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
     """
     validated = _validate(suite, keys)
+    if "n" not in validated.model_fields_set and validated.protocol is None:
+        validated = validated.model_copy(update={"n": available_images(validated, data_root)})
     if workers is not None and workers < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     chosen_device = pick_device(device)
@@ -113,6 +117,15 @@ def _validate(suite: Mapping[str, Any] | str | Path | None, keys: Mapping[str, A
     else:
         base = {}
     return make_suite(base | {k: v for k, v in keys.items() if v is not None})
+
+
+def available_images(suite: Suite, data_root: str | None) -> int:
+    """Return n of the suite, or the size of its split where that has fewer images.
+
+    Raises DefendError if the data set cannot be loaded.
+    """
+    data: Dataset = load(suite.dataset, "dataset", root=data_root)
+    return min(suite.n, data.count(suite.split))
 
 
 def _prepare_folder(run_dir: Path, numerics: NumericSettings, suite: Suite) -> None:

@@ -88,11 +88,28 @@ class Suite(BaseModel):
                 f"task {self.task} takes no classifier, got {', '.join(self.classifiers)}: leave"
                 " classifiers out"
             )
+        if task.needs_classifier:
+            self._check_classifiers()
+        if task.needs_calibration and self.split == "val":
+            raise BadParameter(
+                f"task {self.task} has its thresholds from the images of val, so that it cannot"
+                " score them too: leave --split out"
+            )
         if self.protocol is not None and not task.has_claims:
             raise BadParameter(
                 f"protocol {self.protocol} is one of classification, and says nothing of the task"
                 f" {self.task}; give attacks instead"
             )
+
+    def _check_classifiers(self) -> None:
+        """Raise BadParameter for a pipeline without a classifier."""
+        for key in ("classifiers", "surrogates"):
+            for spec in getattr(self, key):
+                if _ends_without_classifier(spec):
+                    raise BadParameter(
+                        f"{key}: the task {self.task} needs a classifier, got {spec!r}; name one,"
+                        " such as convnet, or give --task reconstruction"
+                    )
 
     def _check_protocol(self) -> None:
         decided = [k for k in ("knowledge", "gradients", "eps", "eot") if getattr(self, k)]
@@ -209,8 +226,15 @@ def _task_of(keys: Mapping[str, Any]) -> Task:
 
 
 def _without_classifier(surrogate: Any) -> str:
-    """Return a defense alone as the pipeline that other tasks write: DEFENSE+none."""
-    return f"{component_text(surrogate, 'defense')}+{NO_CLASSIFIER}"
+    """Return a defense alone as the pipeline that records write: DEFENSE+none, once."""
+    text = component_text(surrogate, "defense")
+    is_pipeline = text != NO_CLASSIFIER and _ends_without_classifier(text)
+    return text if is_pipeline else f"{text}+{NO_CLASSIFIER}"
+
+
+def _ends_without_classifier(pipeline: str) -> bool:
+    """Return True if the last member of DEFENSE+...+CLASSIFIER is "none"."""
+    return pipeline.rpartition("+")[2] == NO_CLASSIFIER
 
 
 def make_suite(keys: Mapping[str, Any]) -> Suite:

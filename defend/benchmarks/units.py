@@ -90,7 +90,7 @@ class KeyInputs:
     def _task(self, cell: Cell) -> dict[str, Any]:
         """Return the task and what its thresholds are calibrated on; nothing of the default task.
 
-        So keys of classification are what they were before there were other tasks.
+        The hash of the code covers the modules of all tasks, whichever is run.
         """
         if cell.task_spec == DEFAULT:
             return {}

@@ -130,11 +130,16 @@ def bench(
     SUITE is a TOML file or the name of a suite that ships; without it, the embedded suite is run.
     Options replace the keys of the suite.
     """
-    keys = suite_keys(suite, options_in_use(options))
-    from defend.benchmarks.run import bench as run_bench  # loads torch: after the options
+    in_use = options_in_use(options)
+    keys = suite_keys(suite, in_use)
+    from defend.benchmarks.run import available_images  # loads torch: after the options
+    from defend.benchmarks.run import bench as run_bench
     from defend.benchmarks.suite import make_suite
 
-    out = out or Path("runs") / make_suite(keys).name
+    validated = make_suite(keys)
+    if suite is None and "dataset" in in_use and "n" in keys.keys() - in_use.keys():
+        keys["n"] = available_images(validated, data_root)
+    out = out or Path("runs") / validated.name
     try:
         records = run_bench(
             keys, out=out, workers=workers, device=device, data_root=data_root, progress=True
@@ -178,11 +183,14 @@ def suite_keys(suite: Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
 def _keys_of_task(task_spec: str, keys: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of the embedded suite with the attacks of a task, at the claim eps.
 
-    Without the classifier if the task takes none. Raises BadParameter, BadSpec.
+    Without the classifier if the task takes none. The embedded suite is of the default task, which
+    changes nothing. Raises BadParameter, BadSpec.
     """
-    from defend.tasks.registry import load_task
+    from defend.tasks.registry import DEFAULT, load_task
 
     task = load_task(task_spec)
+    if str(task) == DEFAULT:
+        return keys
     other_keys = {k: v for k, v in keys.items() if k not in ("eps", "attacks")}
     if not task.needs_classifier:
         other_keys.pop("classifiers", None)

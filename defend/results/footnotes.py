@@ -70,7 +70,9 @@ def _thresholds(records: Sequence[Record]) -> Iterator[str]:
     if any(r.thresholds for r in records):
         yield (
             "Thresholds are those at which 1 and .1 % of the impostors among clean images of val"
-            " are accepted behind the same defense; they are held under attack."
+            " are accepted behind the same defense; they are held under attack. The FAR that"
+            " they reach on the scored images stands beside: that of .1 % rests on few attempts"
+            " where val is small."
         )
 
 

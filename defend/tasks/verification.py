@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from defend.stats import interval
+from defend.stats import interval, mean_interval
 from defend.tasks.error_rates import Attempts, threshold_at
 from defend.tasks.goals import GOALS, Goal, with_targets
 from defend.tasks.task import Arrays, Deployed, Measure, Objective, Summary, Task
@@ -114,7 +114,9 @@ class Verification(Task):
         if deployed.is_clean:
             own = self._own(reference)
             values["own"] = output.gather(1, own[:, None])[:, 0]
-            values["others"] = _others(output, own)
+            values["others"] = others = _others(output, own)
+            for name, threshold in self._thresholds.items():
+                values[f"{name}_reached"] = (others > threshold).double().mean(1)
         return values
 
     def measure(self, attacked: Arrays, clean: Arrays, seed: int) -> dict[str, Summary]:
@@ -124,6 +126,9 @@ class Verification(Task):
         for name, outcomes in verdicts.items():
             low, high = interval(outcomes, seed)
             measures[name] = Summary(float(outcomes.mean()), low, high)
+        for name in FARS:
+            if f"{name}_reached" in clean:  # units of older versions lack it
+                measures[f"{name}_reached"] = _mean(clean[f"{name}_reached"], seed)
         under_attack = self._attempts(attacked, clean)
         without = Attempts(_first_draw(clean["own"]), _first_draw(clean["others"]))
         measures["eer"] = Summary(*under_attack.equal_error_rate(seed))
@@ -150,6 +155,12 @@ def _others(output: Tensor, own: Tensor) -> Tensor:
     return output[is_other].view(len(output), -1)
 
 
+def _mean(shares: NDArray[np.generic], seed: int) -> Summary:
+    """Return the mean of shares (n, draws) with its bootstrap interval over images."""
+    per_image = np.asarray(shares, np.float64).mean(1)
+    return Summary(float(per_image.mean()), *mean_interval(per_image, seed))
+
+
 def _first_draw(values: NDArray[np.generic]) -> NDArray[np.float64]:
     """Return (n, m) of values (n, draws) or (n, draws, m)."""
     first = np.asarray(values[:, 0], np.float64)
@@ -168,6 +179,13 @@ def _measures(strict: str) -> Mapping[str, Measure]:
         is_clean = name.startswith("clean_")
         measures[name] = Measure(
             heading=heading, unit="share", higher_is_better=is_better, clean=is_clean
+        )
+    for name, far in FARS.items():
+        measures[f"{name}_reached"] = Measure(
+            heading=f"FAR reached at the threshold of {100 * far:g} %",
+            unit="share",
+            higher_is_better=False,
+            clean=True,
         )
     return measures
 
