@@ -176,8 +176,8 @@ def format_cell(value: float | str) -> str:
 
 def draw(points: Sequence[Point], file: Path) -> None:
     """Draw accuracies against PSNR, one line for each model, along its noise."""
-    labels = {"clean": "clean", "pgd_2": "PGD 2/255", "pgd_8": "PGD 8/255"}
-    figure, axes = plt.subplots(1, len(labels), figsize=(11, 3.4), sharex=True, sharey=True)
+    labels = {"clean": "clean", "pgd_2": "PGD 2/255, oblivious", "pgd_8": "PGD 8/255, oblivious"}
+    figure, axes = plt.subplots(1, len(labels), figsize=(12, 3.4), sharex=True, sharey=True)
     models: dict[tuple[str, int, int], list[Point]] = {}
     for point in points:
         models.setdefault((point.weights, point.images, point.width), []).append(point)
@@ -185,11 +185,11 @@ def draw(points: Sequence[Point], file: Path) -> None:
         for (_, images, width), line in models.items():
             label = f"{images:,} images, width {width}"
             ax.plot([p.psnr for p in line], [getattr(p, name) for p in line], "o-", label=label)
-        ax.set(title=f"{title}, oblivious", xlabel="PSNR of clean images, dB")
+        ax.set(title=title, xlabel="PSNR of clean images, dB")
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
-    axes[-1].legend(fontsize=7)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 0.83, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="center right", fontsize=8)
     figure.savefig(file, dpi=110)
     print(f"wrote {file}")
 
