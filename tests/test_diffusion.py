@@ -15,6 +15,7 @@ from defend.defenses.diffusion import (
     leading_timesteps,
     predict_image,
     trailing_timesteps,
+    walk,
 )
 from defend.defenses.restoration import ChannelMean, Pooling
 from defend.defenses.two_stage import TwoStage
@@ -85,10 +86,17 @@ WALKS = {  # length, repeat -> pairs between the levels 4, 3, 2, 1, 0 (clean)
 
 @pytest.mark.parametrize(("length", "repeat"), WALKS)
 def test_journeys_back_go_where_the_paper_says(length, repeat):
-    purifier = TwoStage(**TINY_FIELDS, steps=4, travel_length=length, travel_repeat=repeat)
-    levels = dict(zip([*purifier._timesteps(), CLEAN], (4, 3, 2, 1, 0), strict=True))
-    pairs = [(levels[a], levels[b]) for a, b in purifier._walk(purifier._timesteps())]
+    timesteps = trailing_timesteps(4)
+    levels = dict(zip([*timesteps, CLEAN], (4, 3, 2, 1, 0), strict=True))
+    pairs = [(levels[a], levels[b]) for a, b in walk(timesteps, length, repeat)]
     assert pairs == WALKS[length, repeat]
+
+
+def test_steps_that_do_not_divide_1000_are_trailing_ones():
+    """A stride of whole timesteps would begin at timestep 500 of 1,000 with 501 steps."""
+    for steps in (300, 501, 999):
+        assert TwoStage(**TINY_FIELDS, steps=steps)._timesteps()[0] == 999
+    assert TwoStage(**TINY_FIELDS, steps=200)._timesteps()[0] == 995
 
 
 def test_a_journey_back_adds_the_noise_of_the_forward_process():
@@ -105,8 +113,9 @@ def test_a_journey_back_adds_the_noise_of_the_forward_process():
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 5), (13, 21)], ids=str)
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_means_of_the_input_are_kept(stage, size):
-    x, means = images(size=size[0], width=size[1]), STAGES[stage]
-    y = tiny(stages=stage, steps=3).purified(x, streams())
+    x, purifier = images(size=size[0], width=size[1]), tiny(stages=stage, steps=3)
+    means = purifier._poolings(x)[1] if stage == "sr" else STAGES[stage]
+    y = purifier.purified(x, streams())
     torch.testing.assert_close(means.reduce(y), means.reduce(x), atol=1e-4, rtol=0)
     assert (y - x).abs().max() > 0.05  # the rest is not
 
@@ -124,6 +133,43 @@ def test_stage_two_gets_what_stage_one_made():
     first = tiny(stages="sr", steps=3).purified(x, streams())
     expected = tiny(stages="color", steps=3).purified(first, streams())
     assert torch.equal(tiny(stages="both", steps=3).purified(x, streams()), expected)
+
+
+@pytest.mark.parametrize("size", [4, 6, 8, 12, 16, 24])
+def test_little_of_a_perturbation_within_the_squares_survives_at_any_size(size):
+    """And two draws differ as much in larger images as in those of the prior's size."""
+    purifier = with_prior(TwoStage, GaussianPrior(), stages="sr", steps=5)
+    x, pattern = 0.1 * images(64, size) + 0.5, 0.04 * (images(64, size, seed=1) - 0.5).sign()
+    means = purifier._poolings(x)[1]
+    pattern = pattern - means.project(pattern)
+    before, after, other = (
+        purifier.purified(z, Noise.of(seed, torch.arange(64)))
+        for z, seed in ((x, 5), (x + pattern, 5), (x, 6))
+    )
+    surviving = (pattern * (after - before)).sum() / pattern.square().sum()
+    assert abs(surviving) < 0.2
+    if size >= 8:  # smaller images average what is drawn
+        drawn = (other - before).square().mean().sqrt()
+        assert drawn > 0.005
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("sampler", ["ddnm", "diffpir"])
+@pytest.mark.parametrize("size", [8, 12])
+def test_without_noise_in_the_means_the_limit_of_little_noise_is_reached(stage, sampler, size):
+    """Black and white images too, where clipping moves the means."""
+    for x in (0.1 * images(4, size) + 0.5, images(4, size).round()):
+        exact, limit = (
+            with_prior(
+                TwoStage, GaussianPrior(), stages=stage, steps=5, sampler=sampler, sigma_y=sigma_y
+            )
+            for sigma_y in (0.0, 1e-5)
+        )
+        means = limit._poolings(x)[1] if stage == "sr" else STAGES[stage]
+        y = limit.purified(x, streams(4))
+        torch.testing.assert_close(means.reduce(y), means.reduce(x), atol=1e-3, rtol=0)
+        if sampler == "diffpir" or (size == 8 and x.max() < 1):
+            torch.testing.assert_close(y, exact.purified(x, streams(4)), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -181,9 +227,78 @@ def test_what_is_drawn_has_the_variance_of_the_recursion(stage, sampler, steps, 
 
 def test_many_steps_without_fresh_noise_draw_from_the_posterior():
     """With fresh noise at each step the sampler of the paper draws too little variance."""
-    prior = GaussianPrior()
-    assert drawn_variance(prior, 1000, 0.0) == pytest.approx(prior.sd**2, rel=0.1)
-    assert drawn_variance(prior, 1000, 0.85) < 0.8 * prior.sd**2
+    prior, means, variances = GaussianPrior(), STAGES["sr"], {}
+    for eta in (0.0, 0.85):
+        purifier = with_prior(TwoStage, prior, stages="sr", steps=1000, eta=eta)
+        drawn = null_part(purifier.purified(0.1 * images(128) + 0.5, streams(128)), means)
+        variances[eta] = drawn.square().mean().item() / (1 - 1 / means.group)
+    assert variances[0.0] == pytest.approx(prior.sd**2, rel=0.1)
+    assert variances[0.85] < 0.8 * prior.sd**2
+
+
+def drawn_variance_of_means(prior, means, steps, eta, sigma_y):
+    """Return the variance in [-1, 1] of A x, by equations 17 to 19 of DDNM+.
+
+    The last step weighs y and the prediction by the inverse variances of their errors.
+    """
+    timesteps, scale = trailing_timesteps(steps), 2 * sigma_y * math.sqrt(means.group)
+    variance = 1 / means.group
+    for t, following in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        next_abar, gain = alpha_bar(following), prior.gain(t)
+        arriving = math.sqrt(next_abar) * scale
+        if following == CLEAN:
+            of_image = 1 / alpha_bar(t) - 1
+            trust, fresh = of_image / (of_image + scale**2), 0
+        elif next_abar * scale**2 <= 1 - next_abar:
+            trust, fresh = 1, 1 - next_abar - arriving**2
+        else:
+            trust = math.sqrt((1 - next_abar) * (1 - eta**2)) / arriving
+            fresh = eta**2 * (1 - next_abar)
+        variance = next_abar * (1 - trust) ** 2 * gain**2 * variance + fresh / means.group
+    return variance
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("sigma_y", [0.05, 0.2])
+def test_with_noise_in_the_means_both_parts_have_the_variance_of_the_recursion(stage, sigma_y):
+    prior, means, eta = GaussianPrior(sd=0.3), STAGES[stage], 0.5
+    fields = {"steps": 100, "spacing": "trailing", "eta": eta, "sigma_y": sigma_y}
+    purifier = with_prior(TwoStage, prior, stages=stage, **fields)
+    output = purifier.purified(torch.full((512, 3, 8, 8), 0.55), streams(512))
+    expected = (1 - 1 / means.group) * drawn_variance(prior, 100, eta)
+    assert null_part(output, means).square().mean().item() == pytest.approx(expected, rel=0.04)
+    expected = drawn_variance_of_means(prior, means, 100, eta, sigma_y)
+    assert means.reduce(2 * output - 1).var().item() == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_diffpure_draws_the_variance_of_the_recursion(eta):
+    prior, variance = GaussianPrior(), 1 - alpha_bar(99)
+    timesteps = trailing_timesteps(20, 100)
+    for t, following in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
+        abar, next_abar, gain = alpha_bar(t), alpha_bar(following), prior.gain(t)
+        fresh = eta**2 * (1 - next_abar) / (1 - abar) * (1 - abar / next_abar)
+        e = (1 - math.sqrt(abar) * gain) / math.sqrt(1 - abar)
+        factor = math.sqrt(next_abar) * gain + math.sqrt(1 - next_abar - fresh) * e
+        variance = factor**2 * variance + fresh
+    purifier = with_prior(DiffPure, prior, t=100, steps=20, eta=eta)
+    output = purifier.purified(torch.full((256, 3, 8, 8), 0.55), streams(256))
+    assert (2 * output - 1).var().item() == pytest.approx(variance, rel=0.03)
+
+
+def test_diffpure_near_black_draws_from_the_posterior_of_the_clipped_image():
+    """A step draws from q(x_t' | x_t, x_0): equations 6 and 7 of Ho et al., arXiv:2006.11239."""
+    prior, t = GaussianPrior(mean=-1.0, sd=0.3), 50
+    purifier = with_prior(DiffPure, prior)
+    x_t = 0.3 * torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    image = predict_image(x_t, prior(x_t, t), t)
+    assert 0.2 < (image == -1).float().mean() < 0.8
+    abar, next_abar = alpha_bar(t), alpha_bar(t - 1)
+    beta = 1 - abar / next_abar
+    mean = math.sqrt(next_abar) * beta * image + math.sqrt(1 - beta) * (1 - next_abar) * x_t
+    variance = (1 - next_abar) / (1 - abar) * beta
+    expected = mean / (1 - abar) + math.sqrt(variance) * streams(4).normal(x_t)
+    torch.testing.assert_close(purifier._step(t, t - 1, x_t, streams(4)), expected)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -268,6 +383,13 @@ WRONG_FIELDS = {
     "eta=2": (TwoStage, {"eta": 2.0}, "eta"),
     "sigma_y=-1": (TwoStage, {"sigma_y": -1.0}, "sigma_y"),
     "travel_length": (TwoStage, {"steps": 5, "travel_length": 6}, "travel_length"),
+    "travel_length of stage 2": (
+        TwoStage,
+        {"steps": 10, "color_start": 499, "travel_length": 5, "travel_repeat": 2},
+        "travel_length",
+    ),
+    "no journey": (TwoStage, {"steps": 1, "travel_repeat": 2}, "travel_length"),
+    "leading": (TwoStage, {"steps": 300, "spacing": "leading"}, "spacing"),
     "travel_repeat": (TwoStage, {"travel_repeat": 0}, "travel_repeat"),
     "color_start": (TwoStage, {"steps": 5, "color_start": 99}, "color_start"),
     "colour of grey": (TwoStage, {"channels": 1, "stages": "color"}, "stages"),
