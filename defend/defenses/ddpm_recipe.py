@@ -80,6 +80,10 @@ class DdpmRecipe(Recipe):
         x, _ = source.batch(0, min(MEAN_IMAGES, source.epoch), self.seed)
         trainee.mean.copy_(x.mean((0, 2, 3)))
 
+    def complete(self, trainee: Any, source: Source) -> None:
+        """Store the mean colour, which no other library has."""
+        self.initialise(trainee, source)
+
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """Return the mean over x (b, c, h, w) in [0, 1] of the weighted squared error."""
         return self.losses(net, self._augment(x, noise), noise).mean()

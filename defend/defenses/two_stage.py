@@ -148,11 +148,11 @@ class TwoStage(DiffusionPurifier):
         for t, following in walk(timesteps, self.travel_length, self.travel_repeat):
             x_t = recomputed(partial(self._step, known, means, t, following), x_t, noise)
         restored = resize(to_pixels(x_t).clamp(0, 1), h, w)
-        kept = outer.reduce(x)
+        target = outer.reduce(x)
         if self.sigma_y:
             departure = means.spread(means.reduce(x_t) - known, x_t) / 2  # in pixels
-            kept = (kept + outer.reduce(resize_unclipped(departure, h, w))).clamp(0, 1)
-        return keep_means(restored, kept, outer)
+            target = (target + outer.reduce(resize_unclipped(departure, h, w))).clamp(0, 1)
+        return keep_means(restored, target, outer)
 
     def _guess(self, known: Tensor, means: Means, like: Tensor) -> Tensor:
         """Return Ap y plus the mean colour of the training images without its brightness."""
