@@ -124,6 +124,12 @@ def test_a_grid_shows_images_row_after_row(channels, tmp_path):
     assert first == [0, 1, 2, 3, 4, 255]
 
 
+def test_a_sheet_that_cannot_be_written_is_refused_before_the_training():
+    with pytest.raises(BadParameter, match=r"-o sheet=.*cannot be written") as e:
+        DdpmRecipe(sheet="/proc/nowhere/samples.png")
+    assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("options", [{"gamma": -1.0}, {"sheet": "samples.jpg"}])
 def test_a_wrong_option_is_one_line(options):
     with pytest.raises(BadParameter, match=f"DdpmRecipe.{next(iter(options))}.*expected"):

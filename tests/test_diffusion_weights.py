@@ -46,7 +46,13 @@ def write_folder(folder, **config):
             }
         )
     unet.save_pretrained(folder)
+    write_scheduler(folder)
     return unet
+
+
+def write_scheduler(folder, text='{"prediction_type": "epsilon", "beta_schedule": "linear"}'):
+    folder.mkdir(exist_ok=True)
+    (folder / "scheduler_config.json").write_text(text)
 
 
 def write_file(path, purifier):
@@ -160,6 +166,7 @@ def spoiled(tmp_path, case):
     config = {
         "of classes": {"num_class_embeds": 10},
         "not square": {"sample_size": (8, 16)},
+        "fourier": {"time_embedding_type": "fourier"},
     }.get(case, {})
     write_folder(folder, **config)
     write_file(file, broken_by_nan(case))
@@ -167,12 +174,9 @@ def spoiled(tmp_path, case):
     fields = {"another size": {"size": 16}, "another channel": {"channels": 1}}
     if case == "nan in a folder":
         put_nan_into_folder(folder)
-    if case == "v-prediction":
-        (folder / "scheduler_config.json").write_text('{"prediction_type": "v_prediction"}')
-    if case == "cosine":
-        (folder / "scheduler").mkdir()
-        config = '{"beta_schedule": "squaredcos_cap_v2", "prediction_type": "epsilon"}'
-        (folder / "scheduler" / "scheduler_config.json").write_text(config)
+    if case in SCHEDULERS:
+        place, text = SCHEDULERS[case]
+        write_scheduler(tmp_path / place, text)
     if case == "no weights":
         (folder / "diffusion_pytorch_model.safetensors").unlink()
     if case == "file of another size":
@@ -196,7 +200,22 @@ def put_nan_into_folder(folder):
     save_file(tensors, path, {"format": "pt"})
 
 
+SCHEDULERS = {  # case -> folder below that of the pipeline, text of the configuration
+    "v-prediction": ("unet", '{"prediction_type": "v_prediction"}'),
+    "cosine": ("unet/scheduler", '{"beta_schedule": "squaredcos_cap_v2"}'),
+    "of the pipeline": ("scheduler", '{"prediction_type": "sample"}'),
+    "trained betas": ("unet", '{"trained_betas": [0.1, 0.2]}'),
+    "zero snr": ("unet", '{"rescale_betas_zero_snr": true}'),
+    "damaged": ("unet", '{"prediction_type":'),
+    "a list": ("unet", "[1, 2]"),
+}
 SPOILED = {  # case -> words of the error
+    "fourier": "expected a model of time_embedding_type=positional, got fourier",
+    "of the pipeline": "expected a model of prediction_type=epsilon, got prediction_type=sample",
+    "trained betas": r"expected a model of trained_betas=None, got trained_betas=\[0.1, 0.2\]",
+    "zero snr": "expected a model of rescale_betas_zero_snr=False, got .*=True",
+    "damaged": "scheduler_config.json: expected a JSON object, got",
+    "a list": "scheduler_config.json: expected a JSON object, got",
     "nan in a file": "expected finite weights, got NaN or infinity in unet.conv_in.weight",
     "nan in a folder": "expected finite weights, got NaN or infinity in unet.conv_out.bias",
     "another size": "expected a network of size=16, got size=8",
@@ -216,6 +235,51 @@ def test_wrong_weights_are_one_line(component, case, message, tmp_path):
     with pytest.raises(BadWeights, match=message) as e:
         component(**spoiled(tmp_path, case))
     assert "\n" not in str(e.value)
+
+
+def make_hub(monkeypatch, tmp_path, scheduler):
+    """Write a hub's cache that holds the model acme/prior."""
+    model = tmp_path / "hub" / "models--acme--prior"
+    write_folder(model / "snapshots" / ("a" * 40))
+    write_scheduler(model / "snapshots" / ("a" * 40), scheduler)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_a_name_on_the_hub_is_checked_as_a_folder_is(monkeypatch, tmp_path):
+    make_hub(monkeypatch, tmp_path, '{"prediction_type": "v_prediction"}')
+    with pytest.raises(BadWeights, match="expected a model of prediction_type=epsilon"):
+        TwoStage(weights="acme/prior", steps=2)
+
+
+def test_a_good_name_on_the_hub_is_accepted(monkeypatch, tmp_path):
+    make_hub(monkeypatch, tmp_path, '{"prediction_type": "epsilon"}')
+    assert TwoStage(weights="acme/prior", steps=2).size == SIZE
+
+
+def test_without_a_scheduler_a_warning_says_what_is_assumed(tmp_path):
+    write_folder(tmp_path / "unet")
+    (tmp_path / "unet" / "scheduler_config.json").unlink()
+    with pytest.warns(UserWarning, match="no scheduler_config.json says how.*trained"):
+        TwoStage(weights=str(tmp_path / "unet"), steps=2)
+
+
+@pytest.mark.parametrize("option", ["start", "weights"])
+def test_what_a_foreign_network_knew_stays_unknown_after_a_training(option, tmp_path):
+    write_folder(tmp_path / "unet")
+    folder = str(tmp_path / "unet")
+    tiny_fields = {"weights": "untrained", "size": SIZE, "blocks": "8-16a", "layers": 1}
+    purifier = TwoStage(**(tiny_fields if option == "start" else {"weights": folder}), steps=2)
+    hashes = set(TwoStage(weights=folder, steps=2).weights_sha256.values())
+    x = torch.rand(16, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) / 2
+    options = {"start": folder} if option == "start" else {}
+    numerics = {"precision": "float32", "layout": "contiguous"}
+    purifier.fit(x, epochs=1, batch=8, progress=False, **numerics, **options)
+    assert [training.kind for training in purifier.trained_on] == ["unknown"]
+    assert set(purifier.started_from.split(", ")) == hashes
+    torch.testing.assert_close(purifier.net.mean, x.mean((0, 2, 3)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("weights", ["two-stage-faces46", "nowhere/prior.safetensors"])

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from defend.defenses.diffusion import (
     CLEAN,
     TIMESTEPS,
-    add_noise,
     alpha_bars,
     predict_image,
     resize,
+    reverse_step,
     to_model_range,
     to_pixels,
     trailing_timesteps,
 )
+from defend.files import ensure_writable
 from defend.noise import Noise
 from defend.trained_on import TrainedOn
 from defend.training.data import Source
@@ -42,9 +43,10 @@ SHEET_STEPS = 20
 
 
 class DdpmRecipe(Recipe):
-    """Train the prior on clean images, without labels. Stored is the moving average of its weights.
+    """Train the prior on clean images, without labels.
 
-    Images of another size than the prior's are resized to it.
+    The weights file holds the moving average of the prior's weights. Images of another
+    size than the prior's are resized to it.
     """
 
     epochs: float = 30
@@ -65,6 +67,8 @@ class DdpmRecipe(Recipe):
         super().validate()
         self.require(self.gamma >= 0, "gamma", ">= 0")
         self.require(not self.sheet or self.sheet.endswith(".png"), "sheet", "a file *.png")
+        if self.sheet:
+            ensure_writable(Path(self.sheet).parent, "-o sheet=")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -75,6 +79,10 @@ class DdpmRecipe(Recipe):
         """Store the mean colour of the training images in the prior."""
         x, _ = source.batch(0, min(MEAN_IMAGES, source.epoch), self.seed)
         trainee.mean.copy_(x.mean((0, 2, 3)))
+
+    def complete(self, trainee: Any, source: Source) -> None:
+        """Store the mean colour, which no other library has."""
+        self.initialise(trainee, source)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """Return the mean over x (b, c, h, w) in [0, 1] of the weighted squared error."""
@@ -118,8 +126,8 @@ def sample(net: Any, noise: Noise, steps: int) -> Tensor:
     x_t = noise.normal(net.mean.new_empty(len(noise), net.channels, net.size, net.size))
     timesteps = trailing_timesteps(steps)
     for t, following in zip(timesteps, [*timesteps[1:], CLEAN], strict=True):
-        e = net(x_t, t)
-        x_t = add_noise(predict_image(x_t, e, t), e, following)
+        image = predict_image(x_t, net(x_t, t), t)
+        x_t = reverse_step(x_t, image, t, following, eta=0, z=0)
     return to_pixels(x_t).clamp(0, 1)
 
 

@@ -4,18 +4,18 @@ Nie, Guo, Huang, Xiao, Vahdat, Anandkumar, "Diffusion Models for Adversarial Pur
 arXiv:2205.07460, section 3.1:
 
     x_t  = sqrt(abar_t) x + sqrt(1 - abar_t) e,    e ~ N(0, 1)
-    x_t' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) e(x_t, t) + sigma z,    z ~ N(0, 1)
+    x_t' = sqrt(abar') x_0 + sqrt(1 - abar' - sigma^2) e + sigma z,    z ~ N(0, 1)
     sigma = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar')
 
 The second line is equation 12 of Song, Meng, Ermon, arXiv:2010.02502, for a step from t to t': with
 eta = 1 it is ancestral sampling, with eta = 0 DDIM. The paper solves the reverse VP-SDE, of which
 ancestral sampling with a step for each timestep is a discretisation. Symbols: t* of the paper is
-``t`` / 1000, x_0 is the image that the network predicts.
+``t`` / 1000, x_0 is the image that the network predicts, clipped to [-1, 1], and
+e = (x_t - sqrt(abar) x_0) / sqrt(1 - abar) is the noise that belongs to it.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import pairwise
 
@@ -25,8 +25,8 @@ from defend.defenses.diffusion import (
     CLEAN,
     TIMESTEPS,
     add_noise,
-    alpha_bar,
     resize,
+    reverse_step,
     to_model_range,
     to_pixels,
     trailing_timesteps,
@@ -65,8 +65,5 @@ class DiffPure(DiffusionPurifier):
 
     def _step(self, t: int, following: int, x_t: Tensor, noise: Noise) -> Tensor:
         """Return x at the timestep that follows."""
-        image, e = self.predict(x_t, t)
-        abar, next_abar = alpha_bar(t), alpha_bar(following)
-        sigma = self.eta * math.sqrt((1 - next_abar) / (1 - abar) * (1 - abar / next_abar))
-        added = math.sqrt(max(0.0, 1 - next_abar - sigma**2)) * e + sigma * noise.normal(x_t)
-        return math.sqrt(next_abar) * image + added
+        image, _ = self.predict(x_t, t)
+        return reverse_step(x_t, image, t, following, self.eta, noise.normal(x_t))

@@ -12,7 +12,8 @@ where abar_t is the product of 1 - beta_s over s <= t, and beta grows linearly f
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
@@ -48,9 +49,34 @@ def add_noise(x: Tensor, e: Tensor, t: int) -> Tensor:
 
 
 def predict_image(x_t: Tensor, e: Tensor, t: int) -> Tensor:
-    """Return x_0 in [-1, 1], that of which x_t would be made with the noise e."""
+    """Return the image x_0 that belongs to x_t and the noise e, clipped to [-1, 1]."""
     abar = alpha_bar(t)
     return ((x_t - math.sqrt(1 - abar) * e) / math.sqrt(abar)).clamp(-1, 1)
+
+
+def find_noise(x_t: Tensor, image: Tensor, t: int) -> Tensor:
+    """Return the noise e that belongs to x_t and the image x_0 in [-1, 1].
+
+    Where `predict_image` clipped x_0, e is no longer the noise that the network predicted.
+    """
+    abar = alpha_bar(t)
+    return (x_t - math.sqrt(abar) * image) / math.sqrt(1 - abar)
+
+
+def reverse_step(
+    x_t: Tensor, image: Tensor, t: int, following: int, eta: float, z: Tensor | float
+) -> Tensor:
+    """Return x at the timestep that follows t, given x_t and the image x_0 in [-1, 1].
+
+    Song, Meng, Ermon, arXiv:2010.02502, equation 12, where e is the noise that belongs to x_0. With
+    eta = 1 it draws from q(x_t' | x_t, x_0), equation 7 of arXiv:2006.11239. z: standard normal
+    noise, or 0 for eta = 0.
+    """
+    abar, next_abar = alpha_bar(t), alpha_bar(following)
+    sigma = eta * math.sqrt((1 - next_abar) / (1 - abar) * (1 - abar / next_abar))
+    e = find_noise(x_t, image, t)
+    added = math.sqrt(max(0.0, 1 - next_abar - sigma**2)) * e + sigma * z
+    return math.sqrt(next_abar) * image + added
 
 
 def leading_timesteps(steps: int) -> list[int]:
@@ -68,6 +94,34 @@ def trailing_timesteps(steps: int, noised: int = TIMESTEPS) -> list[int]:
     return [round(noised * k / steps) - 1 for k in range(steps, 0, -1)]
 
 
+def spaced_timesteps(steps: int, spacing: str) -> list[int]:
+    """Return the timesteps of a spacing: "leading", "trailing" or "auto".
+
+    "auto" is leading from 100 steps on if they divide 1,000, since others begin far from noise.
+    """
+    is_leading = spacing == "leading"
+    if spacing == "auto":
+        is_leading = steps >= 100 and TIMESTEPS % steps == 0
+    return leading_timesteps(steps) if is_leading else trailing_timesteps(steps)
+
+
+def walk(timesteps: list[int], length: int, repeat: int) -> Iterator[tuple[int, int]]:
+    """Yield each timestep with its successor; journeys back go from a lower to a higher one.
+
+    The journeys are those of Lugmayr et al. (RePaint), arXiv:2201.09865, appendix B: after each
+    `length` steps, but not at the end, as many again, until each part is computed `repeat` times.
+    """
+    levels = [*timesteps, CLEAN]
+    for k, (t, following) in enumerate(pairwise(levels), 1):
+        yield t, following
+        if following == CLEAN or (len(timesteps) - 1 - k) % length or k < length:
+            continue
+        for _ in range(repeat - 1):
+            part = levels[k - length : k + 1]
+            yield part[-1], part[0]
+            yield from pairwise(part)
+
+
 def to_model_range(x: Tensor) -> Tensor:
     """Map pixels in [0, 1] to [-1, 1]."""
     return 2 * x - 1
@@ -82,4 +136,11 @@ def resize(x: Tensor, height: int, width: int) -> Tensor:
     """Return pixels x (b, c, h, w) in [0, 1] at another size, bicubic with antialiasing."""
     if x.shape[2:] == (height, width):
         return x
-    return F.interpolate(x, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    return resize_unclipped(x, height, width).clamp(0, 1)
+
+
+def resize_unclipped(x: Tensor, height: int, width: int) -> Tensor:
+    """Return values x (b, c, h, w) at another size, bicubic with antialiasing."""
+    if x.shape[2:] == (height, width):
+        return x
+    return F.interpolate(x, (height, width), mode="bicubic", antialias=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from defend.defenses.diffusion import FIRST_BETA, LAST_BETA, TIMESTEPS
-from defend.errors import BadWeights
-from defend.weights.third_party import import_extra, load_pretrained
+from defend.errors import BadWeights, one_line
+from defend.weights.third_party import find_in_cache, import_extra, load_pretrained
 from defend.weights.zoo import read_zoos
 
 EXTRA = "defend[diffusion]"
@@ -30,6 +31,8 @@ PROCESS = {  # what the configuration of a scheduler has to say
     "beta_end": LAST_BETA,
     "beta_schedule": "linear",
     "prediction_type": "epsilon",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
 }
 _LEVEL = re.compile(r"([1-9]\d*)(a?)")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -105,19 +108,24 @@ def is_foreign(weights: str) -> bool:
 def load_foreign(source: str) -> nn.Module:
     """Return the UNet2DModel of a local folder, or of a name on the hub.
 
-    Of the folder of a pipeline it is that below `unet`. Raise BadWeights, MissingPackage.
+    A folder of a pipeline has its network in the folder `unet`. Raise BadWeights, MissingPackage.
     """
     diffusers = import_extra("diffusers", EXTRA)
-    below = Path(source).expanduser() / "unet"
-    options = {"subfolder": "unet"} if below.is_dir() else {}
+    folder = Path(source).expanduser()
+    options = {"subfolder": "unet"} if (folder / "unet").is_dir() else {}
     unet = load_pretrained(diffusers.UNet2DModel, source, **options)
     check_config(source, unet.config)
-    check_scheduler(Path(source).expanduser())
+    check_scheduler(source, folder if folder.is_dir() else find_in_cache(source, {}))
     return unet.float()
 
 
 def check_config(source: str, config: Any) -> None:
-    """Raise BadWeights for a network of classes, or for images that are not square."""
+    """Raise BadWeights for a network of classes, of other times, or of images not square."""
+    if config.time_embedding_type != "positional":
+        raise BadWeights(
+            f"{source}: expected a model of time_embedding_type=positional, got"
+            f" {config.time_embedding_type}; give another model"
+        )
     conditioned = config.class_embed_type or config.num_class_embeds
     if conditioned or not isinstance(config.sample_size, int):
         received = "one of classes" if conditioned else f"sample_size={config.sample_size}"
@@ -127,20 +135,43 @@ def check_config(source: str, config: Any) -> None:
         )
 
 
-def check_scheduler(folder: Path) -> None:
+def check_scheduler(source: str, folder: Path | None) -> None:
     """Raise BadWeights if a folder says that its network was trained by another process.
 
-    Folders of diffusers say so in the configuration of a scheduler, where there is one.
+    Folders of diffusers say so in the configuration of a scheduler: beside the network, or in the
+    folder `scheduler` of its pipeline. Warn if there is none, as nobody knows then.
     """
-    for path in (folder / SCHEDULER, folder / "scheduler" / SCHEDULER):
-        values = json.loads(path.read_text()) if path.is_file() else {}
-        for key, expected in PROCESS.items():
-            received = values.get(key, expected)
-            if received != expected:
-                raise BadWeights(
-                    f"{path}: expected a model of {key}={expected}, got {key}={received};"
-                    " give another model"
-                )
+    places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER] if folder else []
+    if folder and folder.name == "unet":
+        places.append(folder.parent / "scheduler" / SCHEDULER)
+    if folder:
+        places.append(folder / "unet" / SCHEDULER)
+    configurations = [path for path in places if path.is_file()]
+    for path in configurations:
+        check_process(path)
+    if not configurations:
+        warnings.warn(
+            f"{source}: no {SCHEDULER} says how this network was trained; expected to be noise"
+            " prediction of 1000 timesteps with linear betas from 1e-4 to .02",
+            stacklevel=2,
+        )
+
+
+def check_process(path: Path) -> None:
+    """Raise BadWeights if the configuration of a scheduler is damaged, or of another process."""
+    try:
+        values = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        raise BadWeights(
+            f"{path}: expected a JSON object, got {one_line(e)}; download the file again"
+        ) from None
+    for key, expected in PROCESS.items():
+        received = values.get(key, expected)
+        if received != expected:
+            raise BadWeights(
+                f"{path}: expected a model of {key}={expected}, got {key}={received};"
+                " give another model"
+            )
 
 
 def describe_blocks(config: Any) -> str:

@@ -46,7 +46,7 @@ class Means(ABC):
 class Pooling(Means):
     """Average pooling over squares of ``scale`` x ``scale`` pixels: super-resolution.
 
-    At the right and at the bottom, what is left of an image is a square that is cut off.
+    Squares that the right or the bottom border cuts off are means of fewer pixels.
     """
 
     def __init__(self, scale: int) -> None:
@@ -73,6 +73,18 @@ class ChannelMean(Means):
 
     def spread(self, y: Tensor, like: Tensor) -> Tensor:
         return y.expand_as(like)
+
+
+def noisy_weights(arriving: float, sigma: float, eta: float) -> tuple[float, float]:
+    """Return the trust in y, and the fresh noise in its range (DDNM+, equations 17 to 19).
+
+    arriving: the standard deviation of the noise of y as it arrives in x_t'. Together with the
+    fresh noise it has the variance sigma^2 = 1 - abar'; y is trusted fully where its own noise is
+    not more than that.
+    """
+    if arriving <= sigma:
+        return 1.0, math.sqrt(sigma**2 - arriving**2)
+    return sigma * math.sqrt(1 - eta**2) / arriving, eta * sigma
 
 
 def keep_means(x: Tensor, y: Tensor, means: Means) -> Tensor:

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -30,14 +28,16 @@ from defend.defenses.diffusion import (
     TIMESTEPS,
     add_noise,
     alpha_bar,
-    leading_timesteps,
+    find_noise,
     resize,
+    resize_unclipped,
+    spaced_timesteps,
     to_model_range,
     to_pixels,
-    trailing_timesteps,
+    walk,
 )
 from defend.defenses.diffusion_purifier import DiffusionPurifier
-from defend.defenses.restoration import ChannelMean, Means, Pooling, keep_means
+from defend.defenses.restoration import ChannelMean, Means, Pooling, keep_means, noisy_weights
 from defend.noise import Noise
 from defend.purifier import Card
 from defend.recomputation import recomputed
@@ -49,7 +49,8 @@ class TwoStage(DiffusionPurifier):
     """Keep the means of scale x scale pixels, then the mean of the channels, and draw the rest.
 
     With ``sigma_y=0``, A(output) = A(input) at the size of the input, so that the perturbation
-    within these means survives. With ``sigma_y > 0`` (DDNM+) the means may move. A prior of grey
+    within these means survives. With ``sigma_y > 0`` (DDNM+) the means may move. Images of another
+    size than the prior's have squares of the same share of the image in both. A prior of grey
     images has no second stage: stages=both is stages=sr then, with a warning.
     """
 
@@ -74,10 +75,10 @@ class TwoStage(DiffusionPurifier):
             "color_start",
         }
     )
-    scale: int = 2  # pixels along the side of a square whose mean is kept
+    scale: int = 2  # side of a square whose mean is kept: pixels of the smaller of both sizes
     stages: Literal["sr", "color", "both"] = "both"
     steps: int = 100  # of each stage, if it begins at timestep 999: calls of the network
-    spacing: Literal["auto", "leading", "trailing"] = "auto"  # auto: trailing below 100 steps
+    spacing: Literal["auto", "leading", "trailing"] = "auto"  # see docs/diffusion.md
     eta: float = 0.85  # the share of fresh noise
     sigma_y: float = 0.0  # of noise in the means of the input, in pixels of [0, 1]
     sampler: Literal["ddnm", "diffpir"] = "ddnm"
@@ -92,36 +93,66 @@ class TwoStage(DiffusionPurifier):
         self.require(1 <= self.steps <= TIMESTEPS, "steps", "1 to 1000")
         self.require(0 <= self.eta <= 1, "eta", "0 to 1")
         self.require(self.sigma_y >= 0, "sigma_y", ">= 0")
-        self.require(1 <= self.travel_length <= self.steps, "travel_length", "1 to steps")
+        divides = TIMESTEPS % self.steps == 0 or self.spacing != "leading"
+        self.require(
+            divides, "spacing", f"auto or trailing, as steps={self.steps} do not divide 1000"
+        )
         self.require(self.travel_repeat >= 1, "travel_repeat", ">= 1")
         first = self._timesteps()[-1]
         self.require(first <= self.color_start <= LAST, "color_start", f"{first} to 999")
+        self._validate_travel()
         self.require(self.channels == 3 or self.stages != "color", "stages", "sr on grey images")
         if self.channels == 1 and self.stages == "both":
             warnings.warn("two-stage: grey images have no colour; stages=sr alone", stacklevel=2)
             self.stages = "sr"
 
+    def _validate_travel(self) -> None:
+        """Raise BadParameter if no journey fits into one of the stages.
+
+        The last step, to the clean image, is in no journey.
+        """
+        self.require(1 <= self.travel_length <= self.steps, "travel_length", "1 to steps")
+        start = LAST if self.stages == "sr" else self.color_start
+        longest = len(self._timesteps_from(start)) - 1
+        fits = self.travel_repeat == 1 or self.travel_length <= longest
+        wanted = f"1 to {longest}, as the shorter stage has {longest + 1} steps"
+        self.require(fits, "travel_length", wanted if longest else "2 or more steps in each stage")
+
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the restored x (b, c, h, w)."""
         if self.stages != "color":
-            x = self._restore(x, Pooling(self.scale), LAST, noise.fork("sr"))
+            x = self._restore(x, *self._poolings(x), LAST, noise.fork("sr"))
         if self.stages != "sr":
-            x = self._restore(x, ChannelMean(), self.color_start, noise.fork("color"))
+            means = ChannelMean()
+            x = self._restore(x, means, means, self.color_start, noise.fork("color"))
         return x
 
-    def _restore(self, x: Tensor, means: Means, start: int, noise: Noise) -> Tensor:
-        """Return one stage of x (b, c, h, w) in [0, 1]."""
+    def _poolings(self, x: Tensor) -> tuple[Pooling, Pooling]:
+        """Return A of stage 1 at the size of the prior, and at the size of x."""
+        ratio = self.size / math.sqrt(x.shape[2] * x.shape[3])
+        inner, outer = (max(self.scale, round(self.scale * r)) for r in (ratio, 1 / ratio))
+        return Pooling(inner), Pooling(outer)
+
+    def _restore(self, x: Tensor, means: Means, outer: Means, start: int, noise: Noise) -> Tensor:
+        """Return one stage of x (b, c, h, w) in [0, 1].
+
+        means: A at the size of the prior. outer: A at the size of x.
+        """
         b, c, h, w = x.shape
         known = means.reduce(to_model_range(resize(x, self.size, self.size)))
         like = x.new_empty(b, c, self.size, self.size)
-        timesteps = [t for t in self._timesteps() if t <= start]
+        timesteps = self._timesteps_from(start)
         x_t = noise.normal(like)
         if start < LAST:
             x_t = add_noise(self._guess(known, means, like), x_t, timesteps[0])
-        for t, following in self._walk(timesteps):
+        for t, following in walk(timesteps, self.travel_length, self.travel_repeat):
             x_t = recomputed(partial(self._step, known, means, t, following), x_t, noise)
         restored = resize(to_pixels(x_t).clamp(0, 1), h, w)
-        return restored if self.sigma_y else keep_means(restored, means.reduce(x), means)
+        target = outer.reduce(x)
+        if self.sigma_y:
+            departure = means.spread(means.reduce(x_t) - known, x_t) / 2  # in pixels
+            target = (target + outer.reduce(resize_unclipped(departure, h, w))).clamp(0, 1)
+        return keep_means(restored, target, outer)
 
     def _guess(self, known: Tensor, means: Means, like: Tensor) -> Tensor:
         """Return Ap y plus the mean colour of the training images without its brightness."""
@@ -130,25 +161,11 @@ class TwoStage(DiffusionPurifier):
 
     def _timesteps(self) -> list[int]:
         """Return the timesteps at which the network is asked, in falling order."""
-        few = self.steps < 100 if self.spacing == "auto" else self.spacing == "trailing"
-        return trailing_timesteps(self.steps) if few else leading_timesteps(self.steps)
+        return spaced_timesteps(self.steps, self.spacing)
 
-    def _walk(self, timesteps: list[int]) -> Iterator[tuple[int, int]]:
-        """Yield each timestep with its successor; journeys back go from a lower to a higher one.
-
-        The journeys are those of Lugmayr et al. (RePaint), arXiv:2201.09865, appendix B: after each
-        ``travel_length`` steps, but not at the end, as many again.
-        """
-        levels = [*timesteps, CLEAN]
-        length = self.travel_length
-        for k, (t, following) in enumerate(pairwise(levels), 1):
-            yield t, following
-            if following == CLEAN or (len(timesteps) - 1 - k) % length or k < length:
-                continue
-            for _ in range(self.travel_repeat - 1):
-                part = levels[k - length : k + 1]
-                yield part[-1], part[0]
-                yield from pairwise(part)
+    def _timesteps_from(self, start: int) -> list[int]:
+        """Return the timesteps of a stage that begins at `start`."""
+        return [t for t in self._timesteps() if t <= start]
 
     def _step(
         self, y: Tensor, means: Means, t: int, following: int, x_t: Tensor, noise: Noise
@@ -163,11 +180,14 @@ class TwoStage(DiffusionPurifier):
         sigma, signal = math.sqrt(1 - alpha_bar(following)), math.sqrt(alpha_bar(following))
         if self.sampler == "diffpir":
             image = image - self._trust(means, t) * correction
-            e = (x_t - math.sqrt(alpha_bar(t)) * image) / math.sqrt(1 - alpha_bar(t))
+            e = find_noise(x_t, image, t)
             correction = torch.zeros_like(image)
         added = sigma * (self.eta * z + math.sqrt(1 - self.eta**2) * e)
-        if self.sampler == "ddnm" and self.sigma_y:
-            trust, fresh = self._noisy_weights(means, sigma, signal)
+        if self.sampler == "ddnm" and following == CLEAN:
+            correction = self._trust(means, t) * correction
+        elif self.sampler == "ddnm" and self.sigma_y:
+            arriving = signal * 2 * self.sigma_y * means.inverse_singular_value
+            trust, fresh = noisy_weights(arriving, sigma, self.eta)
             added = added + means.project(fresh * z - added)
             correction = trust * correction
         return signal * (image - correction) + added
@@ -180,14 +200,3 @@ class TwoStage(DiffusionPurifier):
         noise_of_means = (2 * self.sigma_y * means.inverse_singular_value) ** 2
         noise_of_image = 1 / alpha_bar(t) - 1
         return noise_of_image / (noise_of_image + noise_of_means)
-
-    def _noisy_weights(self, means: Means, sigma: float, signal: float) -> tuple[float, float]:
-        """Return the trust in y, and the fresh noise in its range (DDNM+, equations 17 to 19).
-
-        The noise of y, as it arrives in x_t', and the fresh noise have together the variance
-        sigma^2 = 1 - abar'; y is trusted fully where its own noise is not more than that.
-        """
-        arriving = signal * 2 * self.sigma_y * means.inverse_singular_value
-        if arriving <= sigma:
-            return 1.0, math.sqrt(sigma**2 - arriving**2)
-        return sigma * math.sqrt(1 - self.eta**2) / arriving, self.eta * sigma

@@ -108,6 +108,8 @@ def load_start(component: Any, start: str) -> None:
             f"start={start}: does not fit {type(component).__name__}: {one_line(e)[:200]}"
         ) from None
     component.file, component.weights = other.file, other.weights
+    component._loaded = other._loaded  # of another library: nobody knows what it was trained on
+    component.started_from, component.fitted_on = other.started_from, other.fitted_on
 
 
 def make_trainee(component: Any, recipe: Recipe, source: Source) -> nn.Module:
@@ -121,6 +123,8 @@ def make_trainee(component: Any, recipe: Recipe, source: Source) -> nn.Module:
         trainee = recipe.trainee(component).to(device)
     if not has_all_weights(component):
         recipe.initialise(trainee, source.to(device))
+    elif component._loaded:
+        recipe.complete(trainee, source.to(device))
     return trainee
 
 

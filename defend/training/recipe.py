@@ -88,6 +88,9 @@ class Recipe(LoopOptions):
     def initialise(self, trainee: nn.Module, source: Source) -> None:
         """Set what depends on the images before a training that starts without weights."""
 
+    def complete(self, trainee: nn.Module, source: Source) -> None:
+        """Set what depends on the images and what weights of another library leave out."""
+
     def quality(self, component: Any, x: Tensor, y: Tensor) -> Quality:
         """Return what the training improves, measured on validation images x, y.
 

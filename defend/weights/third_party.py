@@ -209,10 +209,10 @@ def _hash_folder(folder: Path, name: str, subfolder: str) -> dict[str, str]:
 
 def _load_from_hub(cls: Any, name: str, options: dict[str, Any]) -> nn.Module:
     """Return a network from the hub's cache, into which it is downloaded if it is absent."""
-    folder = _find_in_cache(name, options)
+    folder = find_in_cache(name, options)
     if folder is None:
         _from_pretrained(cls, name, options)
-        folder = _find_in_cache(name, options)
+        folder = find_in_cache(name, options)
     if folder is None:
         raise BadWeights(
             f"{name}: expected config.json in the hub's cache, got none; give the folder of a"
@@ -221,7 +221,7 @@ def _load_from_hub(cls: Any, name: str, options: dict[str, Any]) -> nn.Module:
     return _load_folder(cls, folder, name, options)
 
 
-def _find_in_cache(name: str, options: Mapping[str, Any]) -> Path | None:
+def find_in_cache(name: str, options: Mapping[str, Any]) -> Path | None:
     """Return the folder of the model in the hub's cache, or None if it is not there."""
     hub = import_extra("huggingface_hub", "huggingface_hub")
     subfolder = options.get("subfolder") or ""
