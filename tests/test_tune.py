@@ -15,7 +15,7 @@ from defend.loading import load
 from defend.noise import Noise
 from defend.training.quality import psnr
 
-SPEC = "two-stage:weights=untrained,size=8,blocks=8a,layers=1,steps=1,stages=sr"
+SPEC = "two-stage:weights=untrained,size=32,blocks=8-8,layers=1,steps=1,stages=sr"
 ARGUMENTS = ["tune", SPEC, "--dataset", "digits-m", "--classifier", "convnet"]
 
 
