@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from defend.defenses.ddpm_recipe import DdpmRecipe
 from defend.defenses.diffusion_prior import Prior, build_unet
 from defend.defenses.diffusion_purifier import DiffusionPurifier
 from defend.errors import BadWeights, DefendError
@@ -22,8 +23,6 @@ from defend.loading import dataset_name, load
 from defend.trained_on import TrainedOn
 from defend.training.data import make_training_source
 from defend.weights.header import Header, save_weights
-
-MEAN_IMAGES = 4096  # whose mean colour is stored, at most
 
 
 def main() -> None:
@@ -43,9 +42,8 @@ def convert(folder: str, dataset: str, out: Path, command: str = "none: imported
     check_layers(folder, purifier)
     data = load(dataset, "dataset")
     source = make_training_source(data)
-    x, _ = source.batch(0, min(MEAN_IMAGES, source.epoch), 0)
     prior: Any = purifier.net
-    prior.mean.copy_(x.mean((0, 2, 3)))
+    DdpmRecipe().initialise(prior, source)
     settings = {name: value for name, value in purifier.settings.items() if name != "weights"}
     header = Header(
         kind="defense",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_priors import BOTH, GaussianPrior, tiny, with_prior
+from tiny_priors import BOTH, STAGES, GaussianPrior, images, streams, tiny, with_prior
 
 from defend.defenses.diffpure import DiffPure
 from defend.defenses.diffusion import (
@@ -15,23 +15,11 @@ from defend.defenses.diffusion import (
     trailing_timesteps,
     walk,
 )
-from defend.defenses.restoration import ChannelMean, Pooling
+from defend.defenses.restoration import Pooling
 from defend.defenses.two_stage import TwoStage
 from defend.errors import BadParameter, Mismatch
 from defend.noise import Noise
 from defend.testing.defense_recomputation_checks import nothing_recomputed
-
-STAGES = {"sr": Pooling(2), "color": ChannelMean()}
-
-
-def images(n=3, size=8, channels=3, seed=0, width=None):
-    shape = (n, channels, size, width or size)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def streams(n=3):
-    return Noise.of(5, torch.arange(n))
-
 
 # The schedule.
 

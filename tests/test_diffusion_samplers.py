@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny_priors import GaussianPrior, tiny, with_prior
+from tiny_priors import STAGES, GaussianPrior, images, streams, tiny, with_prior
 
 from defend.defenses.diffpure import DiffPure
 from defend.defenses.diffusion import (
@@ -13,21 +13,7 @@ from defend.defenses.diffusion import (
     predict_image,
     trailing_timesteps,
 )
-from defend.defenses.restoration import ChannelMean, Pooling
 from defend.defenses.two_stage import TwoStage
-from defend.noise import Noise
-
-STAGES = {"sr": Pooling(2), "color": ChannelMean()}
-
-
-def images(n=3, size=8, channels=3, seed=0, width=None):
-    shape = (n, channels, size, width or size)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def streams(n=3):
-    return Noise.of(5, torch.arange(n))
-
 
 # The samplers, on a prior in closed form: e is linear in x_t, so that means and variances follow
 # a recursion, which is written here by itself.

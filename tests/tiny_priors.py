@@ -7,9 +7,21 @@ from torch import nn
 
 from defend.defenses.diffpure import DiffPure
 from defend.defenses.diffusion import alpha_bar
+from defend.defenses.restoration import ChannelMean, Pooling
 from defend.defenses.two_stage import TwoStage
+from defend.noise import Noise
 
+STAGES = {"sr": Pooling(2), "color": ChannelMean()}
 TINY = {"weights": "untrained", "size": 8, "blocks": "8-8", "layers": 1}
+
+
+def images(n=3, size=8, channels=3, seed=0, width=None):
+    shape = (n, channels, size, width or size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def streams(n=3):
+    return Noise.of(5, torch.arange(n))
 
 
 class GaussianPrior(nn.Module):

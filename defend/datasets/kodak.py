@@ -88,6 +88,12 @@ class Kodak(Dataset):
     @cached_property
     def _files(self) -> list[Path]:
         """The files, landscapes first. Raises MissingData."""
+        portraits = self._portraits
+        return sorted(portraits, key=lambda file: (portraits[file], file.name))
+
+    @cached_property
+    def _portraits(self) -> dict[Path, bool]:
+        """Whether each file is a portrait, read once. Raises MissingData."""
         folder = data_root(self.root) / "kodak"
         files = [folder / f"kodim{number:02}.png" for number in range(1, COUNT + 1)]
         missing = [file for file in files if not file.is_file()]
@@ -97,12 +103,13 @@ class Kodak(Dataset):
                 f" https://r0k.us/graphics/kodak/ into {folder}, or give the folder that contains"
                 " kodak by --data-root or DEFEND_DATA"
             )
-        return sorted(files, key=lambda file: (_is_portrait(file), file.name))
+        return {file: _is_portrait(file) for file in files}
 
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
         """Height and width of each image."""
-        return [(LONG, SHORT) if _is_portrait(file) else (SHORT, LONG) for file in self._files]
+        portraits = self._portraits
+        return [(LONG, SHORT) if portraits[file] else (SHORT, LONG) for file in self._files]
 
 
 # Of the landscapes, and of all squares of 64 pixels: `defend.testing.dataset_checks.checksum_of`.

@@ -12,8 +12,35 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from defend.tasks.task import Objective, Task
+
 Goal = Literal["dodging", "impersonation"]
 GOALS: tuple[Goal, ...] = ("dodging", "impersonation")
+
+
+class GoalTask(Task):
+    """The base of tasks at which the attacker dodges, or impersonates another person."""
+
+    default_attacks = ("fgsm", "pgd")
+    goal: Goal = "dodging"
+
+    def validate(self) -> None:
+        """Raise BadParameter for an unknown goal."""
+        self.require(self.goal in GOALS, "goal", " or ".join(GOALS))
+
+    @property
+    def is_targeted(self) -> bool:
+        """Return True if the attacker impersonates."""
+        return self.goal == "impersonation"
+
+    @property
+    def objectives(self) -> frozenset[Objective]:
+        """Return the objectives of attacks; those on labels know no target to impersonate."""
+        return frozenset(("task",)) if self.is_targeted else frozenset(("task", "label"))
+
+    def reference(self, x: Tensor, y: Tensor, classes: int) -> Tensor:
+        """Return the labels (b,), or labels and targets (b, 2) for impersonation."""
+        return with_targets(x, y, classes) if self.is_targeted else y
 
 
 def with_targets(x: Tensor, y: Tensor, classes: int) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from defend.losses import cross_entropy
 from defend.stats import interval
-from defend.tasks.goals import GOALS, Goal, with_targets
-from defend.tasks.task import Arrays, Deployed, Measure, Objective, Summary, Task
+from defend.tasks.goals import GoalTask
+from defend.tasks.task import Arrays, Deployed, Measure, Summary
 
 
-class Identification(Task):
+class Identification(GoalTask):
     """goal=dodging: an image scores 1 if the right person is first. goal=impersonation: if the
     person that it is to pass for is not first.
 
@@ -27,46 +27,27 @@ class Identification(Task):
 
     name = "identification"
     may_drop = True
-    default_attacks = ("fgsm", "pgd")
-    goal: Goal = "dodging"
-
-    def validate(self) -> None:
-        """Raise BadParameter for an unknown goal."""
-        self.require(self.goal in GOALS, "goal", " or ".join(GOALS))
-
-    @property
-    def _is_targeted(self) -> bool:
-        return self.goal == "impersonation"
-
-    @property
-    def objectives(self) -> frozenset[Objective]:
-        """Attacks on labels know no target, so that they cannot impersonate."""
-        return frozenset(("task",)) if self._is_targeted else frozenset(("task", "label"))
 
     @property
     def score_means(self) -> str:
         """What a share counts."""
-        return "not taken for the target" if self._is_targeted else "identified, first rank"
+        return "not taken for the target" if self.is_targeted else "identified, first rank"
 
     @property
     def measured(self) -> Mapping[str, Measure]:
         """Under impersonation, also whether the right person is first."""
-        return _RANK_1 if self._is_targeted else {}
-
-    def reference(self, x: Tensor, y: Tensor, classes: int) -> Tensor:
-        """Return the labels (b,), or labels and targets (b, 2) for impersonation."""
-        return with_targets(x, y, classes) if self._is_targeted else y
+        return _RANK_1 if self.is_targeted else {}
 
     def loss(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return the cross entropy of the right person, or minus that of the target: (b,)."""
-        if self._is_targeted:
+        if self.is_targeted:
             return -cross_entropy(output, reference[:, 1])
         return cross_entropy(output, reference)
 
     def is_broken(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return True for each image that dodges, or that is taken for its target: (b,)."""
         first = output.argmax(1)
-        return first == reference[:, 1] if self._is_targeted else first != reference
+        return first == reference[:, 1] if self.is_targeted else first != reference
 
     def score(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return 1 where the attacker failed, and 0 where the goal is reached: (b,)."""
@@ -78,14 +59,14 @@ class Identification(Task):
 
     def details(self, deployed: Deployed) -> dict[str, Tensor]:
         """Return whether the right person is first, for impersonation."""
-        if not self._is_targeted:
+        if not self.is_targeted:
             return {}
         is_right = deployed.output.argmax(1) == deployed.reference[:, 0]
         return {"rank_1": is_right.to(torch.uint8)}
 
     def measure(self, attacked: Arrays, clean: Arrays, seed: int) -> dict[str, Summary]:
         """Return rank-1 accuracy beside the impersonations, under attack and clean."""
-        if not self._is_targeted:
+        if not self.is_targeted:
             return {}
         return {
             "rank_1": _share(attacked["rank_1"], seed),

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from defend.stats import interval, mean_interval
 from defend.tasks.error_rates import Attempts, threshold_at
-from defend.tasks.goals import GOALS, Goal, with_targets
-from defend.tasks.task import Arrays, Deployed, Measure, Objective, Summary, Task
+from defend.tasks.goals import GoalTask
+from defend.tasks.task import Arrays, Deployed, Measure, Summary
 
 FARS = {"far_1": 0.01, "far_01": 0.001}  # names of the thresholds -> false acceptance rates
 
 
-class Verification(Task):
+class Verification(GoalTask):
     """goal=dodging: an image scores 1 if it is accepted as its own person, so that their share is
     TAR at FAR 1 %. goal=impersonation: if it is rejected as the target (`with_targets`).
 
@@ -32,44 +32,29 @@ class Verification(Task):
     """
 
     name = "verification"
-    default_attacks = ("fgsm", "pgd")
     needs_calibration = True
-    goal: Goal = "dodging"
 
     def validate(self) -> None:
         """Raise BadParameter for an unknown goal."""
-        self.require(self.goal in GOALS, "goal", " or ".join(GOALS))
+        super().validate()
         self._thresholds: dict[str, float] = {}
-
-    @property
-    def _is_targeted(self) -> bool:
-        return self.goal == "impersonation"
 
     @property
     def score_means(self) -> str:
         """What a share counts."""
-        if self._is_targeted:
+        if self.is_targeted:
             return "impostors rejected at FAR 1 %"
         return "accepted at FAR 1 % (TAR)"
 
     @property
-    def objectives(self) -> frozenset[Objective]:
-        """Attacks on labels know no target, so that they cannot impersonate."""
-        return frozenset(("task",)) if self._is_targeted else frozenset(("task", "label"))
-
-    @property
     def measured(self) -> Mapping[str, Measure]:
         """What is measured beside the share at FAR 1 %."""
-        return _TARGETED if self._is_targeted else _DODGING
+        return _TARGETED if self.is_targeted else _DODGING
 
     @property
     def thresholds(self) -> dict[str, float]:
         """The thresholds that calibration fixed, by the names of FARS; none before it."""
         return self._thresholds
-
-    def reference(self, x: Tensor, y: Tensor, classes: int) -> Tensor:
-        """Return the labels (b,), or labels and targets (b, 2) for impersonation."""
-        return with_targets(x, y, classes) if self._is_targeted else y
 
     def calibrated(self, output: Tensor, reference: Tensor) -> Verification:
         """Return the task with thresholds from all impostor attempts of clean images.
@@ -82,17 +67,17 @@ class Verification(Task):
         return task
 
     def _own(self, reference: Tensor) -> Tensor:
-        return reference[:, 0] if self._is_targeted else reference
+        return reference[:, 0] if self.is_targeted else reference
 
     def _claimed(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return the score (b,) of the person that each image claims to be."""
-        person = reference[:, 1] if self._is_targeted else reference
+        person = reference[:, 1] if self.is_targeted else reference
         return output.gather(1, person[:, None])[:, 0]
 
     def loss(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return minus the score of the own person, or the score of the target: (b,)."""
         claimed = self._claimed(output, reference)
-        return claimed if self._is_targeted else -claimed
+        return claimed if self.is_targeted else -claimed
 
     def is_broken(self, output: Tensor, reference: Tensor) -> Tensor:
         """Return which attacks succeed at FAR 1 %: (b,)."""
@@ -104,7 +89,7 @@ class Verification(Task):
 
     def _verdict(self, claimed: Tensor, threshold: str) -> Tensor:
         is_accepted = claimed > self._thresholds[threshold]
-        return (is_accepted != self._is_targeted).to(torch.uint8)
+        return (is_accepted != self.is_targeted).to(torch.uint8)
 
     def details(self, deployed: Deployed) -> dict[str, Tensor]:
         """Return the verdict at FAR .1 %, the claimed score, and for clean images all others'."""
@@ -144,7 +129,7 @@ class Verification(Task):
         way round.
         """
         claimed = _first_draw(attacked["claimed"])
-        if self._is_targeted:
+        if self.is_targeted:
             return Attempts(_first_draw(clean["own"]), claimed)
         return Attempts(claimed, _first_draw(clean["others"]))
 

@@ -22,6 +22,7 @@ import torch
 
 import defend
 from defend.defenses.comdefend import ComDefend
+from defend.distortion import psnr
 from defend.noise import Noise
 from defend.records import Record
 from defend.spec import write_value
@@ -87,7 +88,7 @@ def measure(images: int, weights: str, noise: float, options: argparse.Namespace
     purifier = defend.load(spec, "defense", DATASET)
     assert isinstance(purifier, ComDefend)
     purifier.run_as("float32", "contiguous")
-    code_size, psnr = measure_codes(purifier, options.n)
+    code_size, decibels = measure_codes(purifier, options.n)
     oblivious = {
         f"{record.attack.split(':')[0]} {record.eps_text}": record
         for record in bench(spec, ["fgsm"], "8/255", "oblivious", options.n, options)
@@ -102,7 +103,7 @@ def measure(images: int, weights: str, noise: float, options: argparse.Namespace
         code_maps=purifier.code_maps,
         noise=noise,
         code_size=code_size,
-        psnr=psnr,
+        psnr=decibels,
         clean=to_percent(oblivious[OBLIVIOUS[0]].clean_accuracy),
         fgsm_8=fgsm_8,
         pgd_2=pgd_2,
@@ -116,15 +117,14 @@ def measure(images: int, weights: str, noise: float, options: argparse.Namespace
 def measure_codes(purifier: ComDefend, n: int) -> tuple[float, float]:
     """Return the mean |c| and the mean PSNR in dB over the first n validation images."""
     dataset = defend.load(DATASET, "dataset")
-    sizes, errors = [], []
+    sizes, decibels = [], []
     with torch.no_grad():
         for start in range(0, n, BATCH):
             x, _ = dataset.rows("val", start, min(n, start + BATCH))
             sizes.append(purifier.net.encode(x).abs().mean((1, 2, 3)))
             y = purifier.purified(x, Noise.of(0, torch.arange(start, start + len(x))))
-            errors.append((y - x).square().mean((1, 2, 3)))
-    psnr = -10 * torch.cat(errors).log10()
-    return torch.cat(sizes).mean().item(), psnr.mean().item()
+            decibels.append(psnr(y, x))
+    return torch.cat(sizes).mean().item(), torch.cat(decibels).mean().item()
 
 
 def bench(

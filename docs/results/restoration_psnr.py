@@ -19,6 +19,7 @@ from torch import Tensor
 import defend
 from defend.defenses.restoration import ChannelMean, Pooling
 from defend.defenses.two_stage import TwoStage
+from defend.distortion import psnr
 from defend.noise import Noise
 from defend.training.sheets import write_grid
 
@@ -35,14 +36,16 @@ def main() -> None:
     torch.set_num_threads(1)
     x = validation_images(options.dataset, options.images)
     for name, image in baselines(x, options.weights).items():
-        print(f"{name}: {psnr(image, x):.2f} dB", flush=True)
+        print(f"{name}: {psnr(image, x).mean():.2f} dB", flush=True)
     rows = []
     for fields in options.fields:
         purifier: TwoStage = defend.load(f"two-stage:weights={options.weights},{fields}")
         start = time.process_time()
         restored = purifier.purified(x, Noise.of(0, torch.arange(len(x))))
         seconds = (time.process_time() - start) / len(x)
-        print(f"{fields}: {psnr(restored, x):.2f} dB, {seconds:.2f} CPU s an image", flush=True)
+        print(
+            f"{fields}: {psnr(restored, x).mean():.2f} dB, {seconds:.2f} CPU s an image", flush=True
+        )
         rows += [x, restored]
     if options.sheet and rows:
         write_grid(torch.cat(rows), len(x), options.sheet)
@@ -65,12 +68,6 @@ def baselines(x: Tensor, weights: str) -> dict[str, Tensor]:
         "grey": grey,
         "grey and mean chroma": (grey + mean - mean.mean()).clamp(0, 1),
     }
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Return the mean over the images of their PSNR, in dB."""
-    errors = (a - b).square().mean((1, 2, 3))
-    return float((-10 * errors.clamp(min=1e-12).log10()).mean())
 
 
 if __name__ == "__main__":
