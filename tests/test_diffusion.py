@@ -114,6 +114,28 @@ def test_both_stages_keep_the_mean_of_each_square_and_all_channels():
     assert (STAGES["sr"].reduce(y) - STAGES["sr"].reduce(x)).abs().max() > 0.01
 
 
+class NoNetwork(torch.nn.Module):
+    """Raises where a prior would be asked."""
+
+    mean, size, channels = torch.tensor([0.5, 0.4, 0.3]), 8, 3
+
+    def forward(self, x_t, t):
+        raise AssertionError("the baseline asked the network")
+
+
+def test_the_baseline_is_interpolation_then_the_mean_chroma_without_a_network():
+    """In the middle of the range nothing is clipped, so that both stages have closed forms."""
+    x = 0.2 * images(size=8) + 0.4
+    purifier = with_prior(TwoStage, NoNetwork(), stages="sr", sampler="interpolation")
+    enlarged = torch.nn.functional.interpolate(Pooling(2).reduce(x), scale_factor=2, mode="bicubic")
+    expected = enlarged + Pooling(2).project(x - enlarged)
+    torch.testing.assert_close(purifier.purified(x, streams()), expected, atol=1e-5, rtol=0)
+    purifier = with_prior(TwoStage, NoNetwork(), stages="color", sampler="interpolation")
+    expected = x.mean(1, keepdim=True) + torch.tensor([0.1, 0.0, -0.1]).view(1, 3, 1, 1)
+    torch.testing.assert_close(purifier.purified(x, streams()), expected, atol=1e-5, rtol=0)
+    assert not purifier.card.stochastic
+
+
 def test_stage_two_gets_what_stage_one_made():
     x = images()
     first = tiny(stages="sr", steps=3).purified(x, streams())

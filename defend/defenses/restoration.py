@@ -62,6 +62,11 @@ class Pooling(Means):
         repeated = y[:, :, :, None, :, None].expand(b, c, h, s, w, s).reshape(b, c, h * s, w * s)
         return repeated[:, :, : like.shape[2], : like.shape[3]]
 
+    def interpolate(self, y: Tensor, like: Tensor) -> Tensor:
+        """Return the bicubic interpolation of the means y, in the shape of `like`."""
+        enlarged = F.interpolate(y, scale_factor=self.scale, mode="bicubic")
+        return enlarged[:, :, : like.shape[2], : like.shape[3]]
+
 
 class ChannelMean(Means):
     """The mean of the three channels: colorization."""

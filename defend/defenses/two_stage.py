@@ -10,6 +10,7 @@ Identification" (no identifier), by DDNM: Wang, Yu, Zhang, arXiv:2212.00490, equ
 
 sampler=diffpir has the noise that belongs to x_0' in place of e: e' = (x_t - sqrt(abar) x_0') /
 sqrt(1 - abar), from Zhu et al. (DiffPIR), arXiv:2305.08995, algorithm 1.
+sampler=interpolation asks no network: it is the baseline that a prior has to beat.
 docs/diffusion.md says what is ambiguous in both papers, and what is done here.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -81,7 +83,7 @@ class TwoStage(DiffusionPurifier):
     spacing: Literal["auto", "leading", "trailing"] = "auto"  # see docs/diffusion.md
     eta: float = 0.85  # the share of fresh noise
     sigma_y: float = 0.0  # of noise in the means of the input, in pixels of [0, 1]
-    sampler: Literal["ddnm", "diffpir"] = "ddnm"
+    sampler: Literal["ddnm", "diffpir", "interpolation"] = "ddnm"
     travel_length: int = 1  # timesteps of one journey back
     travel_repeat: int = 1  # times that each part is computed; 1: no journey
     color_start: int = LAST  # the timestep from which stage 2 begins with the mean colour
@@ -102,9 +104,16 @@ class TwoStage(DiffusionPurifier):
         self.require(first <= self.color_start <= LAST, "color_start", f"{first} to 999")
         self._validate_travel()
         self.require(self.channels == 3 or self.stages != "color", "stages", "sr on grey images")
+        self._validate_baseline()
         if self.channels == 1 and self.stages == "both":
             warnings.warn("two-stage: grey images have no colour; stages=sr alone", stacklevel=2)
             self.stages = "sr"
+
+    def _validate_baseline(self) -> None:
+        """Call the baseline deterministic. Raise BadParameter if it is to move the means."""
+        is_baseline = self.sampler == "interpolation"
+        self.require(not (is_baseline and self.sigma_y), "sigma_y", "0 with sampler=interpolation")
+        self.card = replace(self.card, stochastic=not is_baseline)  # type: ignore[misc]
 
     def _validate_travel(self) -> None:
         """Raise BadParameter if no journey fits into one of the stages.
@@ -141,18 +150,34 @@ class TwoStage(DiffusionPurifier):
         b, c, h, w = x.shape
         known = means.reduce(to_model_range(resize(x, self.size, self.size)))
         like = x.new_empty(b, c, self.size, self.size)
+        if self.sampler == "interpolation":
+            x_0 = self._interpolate(known, means, like)
+        else:
+            x_0 = self._sample(known, means, start, like, noise)
+        restored = resize(to_pixels(x_0).clamp(0, 1), h, w)
+        target = outer.reduce(x)
+        if self.sigma_y:
+            departure = means.spread(means.reduce(x_0) - known, x_0) / 2  # in pixels
+            target = (target + outer.reduce(resize_unclipped(departure, h, w))).clamp(0, 1)
+        return keep_means(restored, target, outer)
+
+    def _sample(
+        self, known: Tensor, means: Means, start: int, like: Tensor, noise: Noise
+    ) -> Tensor:
+        """Return what the prior draws for the means `known`, in [-1, 1], in the shape of `like`."""
         timesteps = self._timesteps_from(start)
         x_t = noise.normal(like)
         if start < LAST:
             x_t = add_noise(self._guess(known, means, like), x_t, timesteps[0])
         for t, following in walk(timesteps, self.travel_length, self.travel_repeat):
             x_t = recomputed(partial(self._step, known, means, t, following), x_t, noise)
-        restored = resize(to_pixels(x_t).clamp(0, 1), h, w)
-        target = outer.reduce(x)
-        if self.sigma_y:
-            departure = means.spread(means.reduce(x_t) - known, x_t) / 2  # in pixels
-            target = (target + outer.reduce(resize_unclipped(departure, h, w))).clamp(0, 1)
-        return keep_means(restored, target, outer)
+        return x_t
+
+    def _interpolate(self, known: Tensor, means: Means, like: Tensor) -> Tensor:
+        """Return the bicubic interpolation of pooled means, or grey with the mean chroma."""
+        if isinstance(means, Pooling):
+            return means.interpolate(known, like).clamp(-1, 1)
+        return self._guess(known, means, like)
 
     def _guess(self, known: Tensor, means: Means, like: Tensor) -> Tensor:
         """Return Ap y plus the mean colour of the training images without its brightness."""
