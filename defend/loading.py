@@ -37,12 +37,14 @@ def load(
     """Return the defense (or chain of defenses), attack, classifier or data set that a spec
     describes.
 
-    dataset: the data set that `weights=auto` looks for; if it is an object, untrained components
-    take its channels, size and classes. device: for defenses and classifiers; None is the CPU,
-    "auto" is the first GPU, or the CPU if there is none. options: further fields of the component;
-    for a chain, fields of the chain. Raise DefendError.
+    dataset: the data set that `weights=auto` looks for; if it is an object, or a spec with fields
+    such as "faces:size=64", untrained components take its channels, size and classes. device: for
+    defenses and classifiers; None is the CPU, "auto" is the first GPU, or the CPU if there is none.
+    options: further fields of the component; for a chain, fields of the chain. Raise DefendError.
     """
     specs = _specs(spec, kind)
+    if isinstance(dataset, str) and parse_single(dataset, "dataset").params:
+        dataset = load(dataset, "dataset")
     if kind in ("attack", "dataset"):
         return REGISTRY.of_spec(kind, specs[0], **options)
     target_device = pick_device("auto") if device == "auto" else check_device(device or "cpu")

@@ -7,14 +7,15 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import defend
 from defend import Attack, AttackCard, Card, Purifier
 from defend.chain import Chain
-from defend.errors import AmbiguousName, BadParameter, BadSpec, DefendError, UnknownName
+from defend.errors import AmbiguousName, BadParameter, BadSpec, BadWeights, DefendError, UnknownName
 from defend.loading import dataset_name, load, pick_device
 from defend.noise import Noise
-from defend.spec import Spec, parse
+from defend.spec import Spec, parse, write_value
 
 
 def test_a_spec_becomes_its_component():
@@ -179,3 +180,16 @@ def test_a_misspelt_word_on_a_card_is_an_error():
     message = r"AttackCard\(access='score'\): expected gradient, scores, labels"
     with pytest.raises(BadParameter, match=message):
         AttackCard(paper="none: a test", access="score")
+
+
+def test_a_data_set_may_be_named_with_its_fields(tmp_path):
+    """Untrained networks take its shape. Weights that are looked for are those of its name."""
+    for label in ("a", "b"):
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True)
+        Image.new("RGB", (12, 12)).save(folder / "1.png")
+    data = f"image-folder:path={write_value(str(tmp_path))},size=12"
+    untrained = defend.load("convnet:weights=untrained", "classifier", data)
+    assert (untrained.channels, untrained.size, untrained.classes) == (3, 12, 2)
+    with pytest.raises(BadWeights, match="trained on image-folder;"):
+        defend.load("convnet", "classifier", data)
