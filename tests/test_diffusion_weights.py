@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from source_files import REPOSITORY
-from tiny_priors import BOTH, TINY, tiny
+from tiny_priors import BOTH, TINY, tiny, write_prior
 
 from defend.defenses.diffpure import DiffPure
 from defend.defenses.diffusion_prior import parse_blocks
@@ -14,8 +14,6 @@ from defend.defenses.two_stage import TwoStage
 from defend.errors import BadWeights, DefendError, MissingPackage, UnknownName
 from defend.loading import load
 from defend.noise import Noise
-from defend.trained_on import TrainedOn
-from defend.weights.header import Header, save_weights
 from defend.weights.zoo import read_zoos
 
 SIZE = 8
@@ -53,24 +51,6 @@ def write_folder(folder, **config):
 def write_scheduler(folder, text='{"prediction_type": "epsilon", "beta_schedule": "linear"}'):
     folder.mkdir(exist_ok=True)
     (folder / "scheduler_config.json").write_text(text)
-
-
-def write_file(path, purifier):
-    """Write the weights of a purifier as `defend train` does."""
-    header = Header(
-        kind="defense",
-        component="two-stage",
-        architecture="ddpm",
-        dataset="digits-m",
-        fields={k: v for k, v in purifier.settings.items() if k != "weights"},
-        trained_on=TrainedOn(kind="clean"),
-        command="defend train two-stage",
-        seed=0,
-        commit="",
-        uses=tuple(sorted(purifier.uses)),
-    )
-    save_weights(path, purifier.net.state_dict(), header)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -139,7 +119,7 @@ def test_a_folder_of_other_layers_is_not_converted(tmp_path):
 
 
 def test_both_purifiers_load_a_file_of_either(tmp_path):
-    file = write_file(tmp_path / "prior.safetensors", tiny(TwoStage, steps=2))
+    file = write_prior(tmp_path / "prior.safetensors", tiny(TwoStage, steps=2))
     other = DiffPure(weights=str(file), steps=2)
     assert (other.blocks, other.size, other.steps) == ("8-8", SIZE, 2)
     assert torch.equal(
@@ -169,7 +149,7 @@ def spoiled(tmp_path, case):
         "fourier": {"time_embedding_type": "fourier"},
     }.get(case, {})
     write_folder(folder, **config)
-    write_file(file, broken_by_nan(case))
+    write_prior(file, broken_by_nan(case))
     weights = {"nan in a file": file, "file of another size": file}.get(case, folder)
     fields = {"another size": {"size": 16}, "another channel": {"channels": 1}}
     if case == "nan in a folder":

@@ -20,6 +20,7 @@ from defend.hashing import hash_source as hash_source
 
 HOME = "defend"
 _DYNAMIC_IMPORTS = ("import_module", "__import__")
+_OPTIONAL_IMPORT = "import_extra"  # of weights/third_party.py
 _EXECUTION = "defend.benchmarks.execute"  # imports all that runs between an image and its outcome
 
 
@@ -35,6 +36,29 @@ def hash_packages(modules: Iterable[str]) -> dict[str, str]:
     for module in sorted(_reachable(roots, packages)):
         hashes[module.partition(".")[0]][module] = hash_module(module)
     return {package: cache_key(hashes[package]) for package in sorted(packages)}
+
+
+def optional_libraries(modules: Iterable[str]) -> frozenset[str]:
+    """Return the libraries that these modules, or what they import, take by `import_extra`.
+
+    Libraries that the bench itself may take are left out: they load files and compute nothing.
+    """
+    packages = {module.partition(".")[0] for module in modules}
+    own = _reachable(set(modules), packages) - _reachable({_EXECUTION}, {HOME})
+    return frozenset(name for module in own for name in _extras(module))
+
+
+@cache
+def _extras(module: str) -> frozenset[str]:
+    """Return the top-level packages that the calls of `import_extra` in a module name."""
+    calls = [] if _file(module) is None else ast.walk(_tree(module))
+    names = set()
+    for node in calls:
+        if isinstance(node, ast.Call) and _called_name(node) == _OPTIONAL_IMPORT and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                names.add(name.value.partition(".")[0])
+    return frozenset(names)
 
 
 def _reachable(roots: set[str], packages: set[str]) -> set[str]:

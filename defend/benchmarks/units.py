@@ -13,7 +13,7 @@ import torch
 from defend.benchmarks.calibration import calibration_images
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.code_hash import hash_packages
-from defend.benchmarks.component_keys import modules_of, requirement_versions
+from defend.benchmarks.component_keys import modules_of, optional_versions, requirement_versions
 from defend.benchmarks.components import Components
 from defend.hashing import tensor_sha256
 from defend.numerics import NumericSettings
@@ -66,7 +66,6 @@ class KeyInputs:
     def of_cell(self, cell: Cell) -> dict[str, Any]:
         """Return everything but the images."""
         modules = self._modules(cell)
-        packages = frozenset(module.partition(".")[0] for module in modules)
         return {
             "attacked": {
                 **self._pipeline(cell.attacked),
@@ -83,7 +82,7 @@ class KeyInputs:
             **self._task(cell),
             **vars(self._numerics),
             "torch": str(torch.__version__),
-            "libraries": _library_versions(packages),
+            "libraries": _library_versions(modules),
             "code": self._code_hashes(modules),
         }
 
@@ -141,8 +140,12 @@ class KeyInputs:
 
 
 @cache
-def _library_versions(packages: frozenset[str]) -> dict[str, str]:
-    versions = {name: version(name) for name in _LIBRARIES}
-    for package in sorted(packages):
+def _library_versions(modules: frozenset[str]) -> dict[str, str]:
+    """Return the versions of all libraries that compute, by their names.
+
+    Extras are among them where these modules import them, and requirements of plugins.
+    """
+    versions = {name: version(name) for name in _LIBRARIES} | optional_versions(modules)
+    for package in sorted({module.partition(".")[0] for module in modules}):
         versions |= requirement_versions(package)
     return versions
