@@ -22,12 +22,15 @@ HOME = "defend"
 _DYNAMIC_IMPORTS = ("import_module", "__import__")
 _OPTIONAL_IMPORT = "import_extra"  # of weights/third_party.py
 _EXECUTION = "defend.benchmarks.execute"  # imports all that runs between an image and its outcome
+_TASK = "defend.tasks.task"  # the contract, which every cell computes by
+_TASKS = "defend.tasks."  # of the others, a cell computes by its own: callers name its modules
 
 
 def hash_packages(modules: Iterable[str]) -> dict[str, str]:
     """Return top-level package -> hash, of what these modules and the bench import.
 
-    Only packages of these modules are followed; other libraries are known by their versions.
+    Only packages of these modules are followed; other libraries are known by their versions. Tasks
+    count where these modules hold them, not where the bench imports the list of all.
     Raises BadParameter where a module has no source to be identified by.
     """
     roots = {*modules, _EXECUTION}
@@ -71,6 +74,8 @@ def _reachable(roots: set[str], packages: set[str]) -> set[str]:
             continue
         reached.add(module)
         inside = [name for name in _imports(module) if name.partition(".")[0] in packages]
+        if not module.startswith(_TASKS):
+            inside = [name for name in inside if name == _TASK or not name.startswith(_TASKS)]
         todo += [name for name in inside if _file(name) is not None]  # others are no modules
     return reached
 

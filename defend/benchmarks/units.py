@@ -89,7 +89,7 @@ class KeyInputs:
     def _task(self, cell: Cell) -> dict[str, Any]:
         """Return the task and what its thresholds are calibrated on; nothing of the default task.
 
-        The hash of the code covers the modules of all tasks, whichever is run.
+        The hash of the code covers the modules of the cell's own task, and of no other.
         """
         if cell.task_spec == DEFAULT:
             return {}
@@ -108,7 +108,7 @@ class KeyInputs:
 
     def _modules(self, cell: Cell) -> frozenset[str]:
         components = self._components
-        modules = modules_of(components.attack(cell.bare_attack))
+        modules = modules_of(components.attack(cell.bare_attack)) | modules_of(cell.task)
         for pipeline in (cell.attacked, cell.scored):
             modules |= modules_of(components.classifier(pipeline.classifier))
             modules |= modules_of(components.defense(pipeline.defense))
