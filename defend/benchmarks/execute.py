@@ -353,8 +353,10 @@ class _JobRun:
                 "x_adv_sha256": images_hash.value,
                 "costs": asdict(costs),
             }
-            if thresholds := self.executor.calibrations.task_of(task.cell).thresholds:
-                header["thresholds"] = thresholds
+            calibrated = self.executor.calibrations.task_of(task.cell)
+            if calibrated.thresholds:
+                header["thresholds"] = calibrated.thresholds
+                header["accepted"] = calibrated.accepted
             try:
                 write_unit(self.executor.run_dir, task.key, tensors, header)
             except Exception as e:  # a full disk; the other units go on

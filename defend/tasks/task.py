@@ -77,6 +77,8 @@ class Task(Configured):
     clean_is_minimum: ClassVar[bool] = False
     compares_clean_output: ClassVar[bool] = False
     needs_calibration: ClassVar[bool] = False  # on clean images of `val`, behind each pipeline
+    # True: who makes a classifier lose the label y has reached the goal of this task.
+    label_is_goal: ClassVar[bool] = True
     has_claims: ClassVar[bool] = False  # a protocol says what a claim needs at this task
     compared: ClassVar[tuple[str, ...]] = ()  # measures by which defenses are compared in pairs
     least_gap: ClassVar[float] = 0.02  # in the unit of the score: a smaller difference is no sign
@@ -152,6 +154,11 @@ class Task(Configured):
     @property
     def thresholds(self) -> dict[str, float]:
         """The thresholds that calibration fixed."""
+        return {}
+
+    @property
+    def accepted(self) -> dict[str, int]:
+        """How many wrong claims of `val` each threshold accepts: what it rests on."""
         return {}
 
     def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:

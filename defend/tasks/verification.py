@@ -33,11 +33,13 @@ class Verification(GoalTask):
 
     name = "verification"
     needs_calibration = True
+    label_is_goal = False  # of the scores, one alone is claimed
 
     def validate(self) -> None:
         """Raise BadParameter for an unknown goal."""
         super().validate()
         self._thresholds: dict[str, float] = {}
+        self._accepted: dict[str, int] = {}
 
     @property
     def score_means(self) -> str:
@@ -56,6 +58,11 @@ class Verification(GoalTask):
         """The thresholds that calibration fixed, by the names of FARS; none before it."""
         return self._thresholds
 
+    @property
+    def accepted(self) -> dict[str, int]:
+        """The number of impostor attempts of `val` that each threshold accepts."""
+        return self._accepted
+
     def calibrated(self, output: Tensor, reference: Tensor) -> Verification:
         """Return the task with thresholds from all impostor attempts of clean images.
 
@@ -64,6 +71,9 @@ class Verification(GoalTask):
         impostors = _others(output, self._own(reference)).cpu().numpy()
         task = copy.copy(self)
         task._thresholds = {name: threshold_at(impostors, far) for name, far in FARS.items()}
+        task._accepted = {
+            name: int((impostors > threshold).sum()) for name, threshold in task._thresholds.items()
+        }
         return task
 
     def _own(self, reference: Tensor) -> Tensor:
