@@ -63,6 +63,7 @@ class Reconstruction(Task):
     clean_is_minimum = True  # of a codec without loss, the error of a clean image is 0
     compares_clean_output = True
     compared = ("vi",)
+    told_of_pairs = "psnr_in"
     least_gap = 0.5  # dB
 
     @property

@@ -81,6 +81,7 @@ class Task(Configured):
     label_is_goal: ClassVar[bool] = True
     has_claims: ClassVar[bool] = False  # a protocol says what a claim needs at this task
     compared: ClassVar[tuple[str, ...]] = ()  # measures by which defenses are compared in pairs
+    told_of_pairs: ClassVar[str] = ""  # the measure of the attack that is told beside each pair
     least_gap: ClassVar[float] = 0.02  # in the unit of the score: a smaller difference is no sign
 
     def __post_init__(self) -> None:
