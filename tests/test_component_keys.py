@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from defend.benchmarks.component_keys import (
 from defend.benchmarks.components import Components
 from defend.benchmarks.expand import expand
 from defend.benchmarks.suite import make_suite
-from defend.benchmarks.units import _LIBRARIES, KeyInputs
+from defend.benchmarks.units import _LIBRARIES, KeyInputs, shard_size
 from defend.numerics import NumericSettings
 from defend.registry import REGISTRY
 
@@ -117,6 +118,26 @@ def test_modules_of_a_chain_are_those_of_its_members():
     modules = modules_of(defend.load("median+gaussian:sigma=0.1"))
     assert {"defend.defenses.median", "defend.defenses.gaussian"} <= modules
     assert not any(module.startswith(("torch", "art")) for module in modules)
+
+
+# Units.
+
+
+@pytest.mark.parametrize(
+    ("size", "uniform", "task", "images"),
+    [
+        (768, True, "classification", 256),  # as before there were photographs
+        (768, False, "classification", 4),
+        (768, True, "reconstruction", 4),
+        (768, False, "reconstruction", 4),
+        (224, True, "reconstruction", 256),
+    ],
+)
+def test_few_photographs_make_a_unit_where_no_older_unit_would_be_lost(size, uniform, task, images):
+    data = SimpleNamespace(channels=3, size=size, uniform=uniform)
+    components = SimpleNamespace(data=data, device=torch.device("cpu"))
+    assert shard_size("auto", components, task) == images
+    assert shard_size(7, components, task) == 7
 
 
 # Optional libraries.

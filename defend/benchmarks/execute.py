@@ -238,9 +238,10 @@ class _JobRun:
         return scores
 
     def _is_known_from_clean(self, eps: float) -> bool:
-        """At eps 0 the clean scores stand; the first range keeps images for the report.
+        """Return True if the clean scores are those of an attack at this eps, which is 0 then.
 
-        Not where details of an attack are other ones than those of clean images.
+        The first range is scored nevertheless, as it keeps images for the report, and so is a task
+        whose details under attack differ from those of clean images.
         """
         return eps == 0 and self.job.start != 0 and not self.task.measured
 

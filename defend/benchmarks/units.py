@@ -25,17 +25,21 @@ _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "tor
 CPU_SHARD = 256
 GPU_SHARD = 4096  # at most, of small images
 GPU_SHARD_VALUES = 2**24  # pixel values of a range: 111 images of 224x224 in colour
-PHOTOGRAPH_VALUES = 2**19  # an image with more values is one of those of which few make a unit
-PHOTOGRAPHS = 4  # attacks on such images take minutes each
+PHOTOGRAPH_VALUES = 2**19  # pixel values; attacks on a larger image take minutes
+PHOTOGRAPHS = 4  # such images in a unit
 
 
-def shard_size(shard: int | str, components: Components) -> int:
-    """Return the number of images in a unit, the same for all defenses of a run."""
+def shard_size(shard: int | str, components: Components, task: str = DEFAULT) -> int:
+    """Return the number of images in a unit, the same for all defenses of a run.
+
+    Images of one size at the default task have the units that they had before there were others.
+    """
     if isinstance(shard, int):
         return shard
     data = components.data
     values = data.channels * data.size**2
-    if values > PHOTOGRAPH_VALUES:
+    has_old_units = data.uniform and task == DEFAULT
+    if values > PHOTOGRAPH_VALUES and not has_old_units:
         return PHOTOGRAPHS
     if components.device.type == "cpu":
         return CPU_SHARD

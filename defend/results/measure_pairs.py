@@ -1,4 +1,4 @@
-"""Defenses compared in pairs by what a task measures beside its score, as the vulnerability index.
+"""Pairs of defenses, compared by a measure beside the score, such as the vulnerability index.
 
 Two defenses are compared within one level of knowledge and under one attack. Each stands with the
 gradient that is worst for it, of those by which both were attacked: a defense that was attacked in

@@ -90,16 +90,16 @@ class Task(Configured):
     @property
     @abstractmethod
     def score_means(self) -> str:
-        """What a share counts, as "right", or what a number in decibels is."""
+        """Return what a share counts, as "right", or what a number in decibels is."""
 
     @property
     def objectives(self) -> frozenset[Objective]:
-        """The objectives of attacks that may be run at it."""
+        """Return the objectives of attacks that may be run at it."""
         return frozenset(("task", "label"))
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """What `measure` returns."""
+        """Return the description of each number that `measure` returns."""
         return {}
 
     @abstractmethod
@@ -154,12 +154,12 @@ class Task(Configured):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The thresholds that calibration fixed."""
+        """Return the thresholds that calibration fixed."""
         return {}
 
     @property
     def accepted(self) -> dict[str, int]:
-        """How many wrong claims of `val` each threshold accepts: what it rests on."""
+        """Return how many wrong claims of `val` each threshold accepts: it rests on them."""
         return {}
 
     def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:

@@ -25,10 +25,11 @@ FARS = {"far_1": 0.01, "far_01": 0.001}  # names of the thresholds -> false acce
 
 
 class Verification(GoalTask):
-    """goal=dodging: an image scores 1 if it is accepted as its own person, so that their share is
-    TAR at FAR 1 %. goal=impersonation: if it is rejected as the target (`with_targets`).
+    """Score 1 for each image about whose claim the verifier is right at FAR 1 %.
 
-    Attackers lower the score of the own person, or raise that of the target.
+    With goal=dodging each image claims to be its own person and should be accepted, so that the
+    mean score is TAR. With goal=impersonation it claims to be the target (`with_targets`) and
+    should be rejected. Attackers lower the score of the own person, or raise that of the target.
     """
 
     name = "verification"
@@ -43,24 +44,24 @@ class Verification(GoalTask):
 
     @property
     def score_means(self) -> str:
-        """What a share counts."""
+        """Return what a share counts."""
         if self.is_targeted:
             return "impostors rejected at FAR 1 %"
         return "accepted at FAR 1 % (TAR)"
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """What is measured beside the share at FAR 1 %."""
+        """Return what is measured beside the share at FAR 1 %."""
         return _TARGETED if self.is_targeted else _DODGING
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The thresholds that calibration fixed, by the names of FARS; none before it."""
+        """Return the thresholds that calibration fixed, by the names of FARS; none before it."""
         return self._thresholds
 
     @property
     def accepted(self) -> dict[str, int]:
-        """The number of impostor attempts of `val` that each threshold accepts."""
+        """Return how many impostor attempts of `val` each threshold accepts."""
         return self._accepted
 
     def calibrated(self, output: Tensor, reference: Tensor) -> Verification:
