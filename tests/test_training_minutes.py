@@ -31,7 +31,7 @@ def make_net():
 def recorded(options, shares, fatal_call=None):
     """Return a loss that notes the share of each of its calls, and may raise Killed at one."""
 
-    def loss(net, x, y, noise):
+    def loss(net, x, y, _):
         if len(shares) == fatal_call:
             raise Killed
         shares.append(options.share)
@@ -62,7 +62,7 @@ def test_the_quality_is_measured_once_more_at_the_end():
     scores = []
     options = LoopOptions(minutes=0.002, keep="best", **FIXED)
 
-    def score(net):
+    def score(_):
         scores.append(len(scores))
         return float(len(scores))
 

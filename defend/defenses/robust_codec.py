@@ -27,6 +27,7 @@ from defend.defenses.codec_views import (
     round_levels,
     view,
 )
+from defend.defenses.robust_codec_recipe import RobustCodecRecipe
 from defend.defenses.small_codec import (
     GROUPS,
     Rounding,
@@ -48,6 +49,7 @@ class RobustCodec(LearnedPurifier):
 
     card = Card(paper="arXiv:2112.08691", gradient="approximate", stochastic=False)
     any_layout = True
+    recipe = RobustCodecRecipe
     architecture = "robust-codec"
     uses = frozenset({"self_ensemble", "bit_depth", "resize", "recompress"})
     model: Literal["small"] = "small"
