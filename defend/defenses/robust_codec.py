@@ -13,6 +13,7 @@ runs: it returns y_hat unchanged, and `rate` is the length of an ideal one's cod
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,7 @@ from defend.defenses.codec_views import (
     round_levels,
     view,
 )
+from defend.defenses.compressai_codecs import CLASSES, build_codec, find_pretrained, load_codec
 from defend.defenses.robust_codec_recipe import RobustCodecRecipe
 from defend.defenses.small_codec import (
     GROUPS,
@@ -38,6 +40,9 @@ from defend.defenses.small_codec import (
 from defend.gradients import relax, soft_round
 from defend.noise import Noise
 from defend.purifier import Card, LearnedPurifier
+
+WIDTHS = {"small": 96, **dict.fromkeys(CLASSES, 128)}  # CompressAI's, at low qualities
+LATENTS = {"small": 48, **dict.fromkeys(CLASSES, 192), "cheng2020": 128}
 
 
 class RobustCodec(LearnedPurifier):
@@ -52,14 +57,14 @@ class RobustCodec(LearnedPurifier):
     recipe = RobustCodecRecipe
     architecture = "robust-codec"
     uses = frozenset({"self_ensemble", "bit_depth", "resize", "recompress"})
-    model: Literal["small"] = "small"
+    model: Literal["small", "factorized", "hyperprior", "mean-scale", "cheng2020"] = "small"
     channels: int = 3
-    width: int = 96  # channels at half the resolution
-    deep_width: int = 192  # channels below
-    latents: int = 48  # channels of the latents
-    halvings: int = 2  # of the resolution: latents have 1 / 2^halvings of it
-    blocks: int = 2  # residual blocks at each resolution
-    group_norm: bool = True  # false: pixels that are far away have no influence
+    width: int = 0  # channels; small: at half the resolution; 0: WIDTHS
+    latents: int = 0  # channels of the latents; 0: LATENTS
+    deep_width: int = 192  # small: channels below half the resolution
+    halvings: int = 2  # small: of the resolution; latents have 1 / 2^halvings of it
+    blocks: int = 2  # small: residual blocks at each resolution
+    group_norm: bool = True  # small: false: pixels that are far away have no influence
     self_ensemble: bool = False  # the best of 8 flips and rotations by its own squared error
     bit_depth: int = 0  # bits of each pixel value before the codec; 0: as they are
     resize: float = 1.0  # height and width before the codec, in those of the image
@@ -70,22 +75,53 @@ class RobustCodec(LearnedPurifier):
 
         Afterwards the card of this instance takes its own number of channels alone.
         """
-        self.require(self.channels in (1, 3), "channels", "1 or 3")
-        for field in ("width", "deep_width"):
-            multiple = GROUPS if self.group_norm else 1
-            value = getattr(self, field)
-            wanted = f"a multiple of {multiple}" if multiple > 1 else ">= 1"
-            self.require(value >= 1 and value % multiple == 0, field, wanted)
+        self.width = self.width or WIDTHS[self.model]
+        self.latents = self.latents or LATENTS[self.model]
+        self.require(self.width >= 1, "width", ">= 1")
         self.require(self.latents >= 1, "latents", ">= 1")
-        self.require(1 <= self.halvings <= 6, "halvings", "1 to 6")
-        self.require(self.blocks >= 1, "blocks", ">= 1")
+        if self.model == "small":
+            self._validate_small()
+        else:
+            self.require(self.channels == 3, "channels", f"3 with model={self.model}")
+        is_square = self.model != "cheng2020" or self.latents == self.width
+        self.require(is_square, "latents", f"width={self.width} with model=cheng2020")
         self.require(0 <= self.bit_depth <= 8, "bit_depth", "1 to 8 bits, or 0 for none")
         self.require(0.1 <= self.resize <= 1, "resize", "a share of the size, 0.1 to 1")
         self.require(self.recompress >= 1, "recompress", ">= 1")
         self.card = replace(self.card, channels=(self.channels,))  # type: ignore[misc]
 
+    def _validate_small(self) -> None:
+        self.require(self.channels in (1, 3), "channels", "1 or 3")
+        multiple = GROUPS if self.group_norm else 1
+        wanted = f"a multiple of {multiple}" if multiple > 1 else ">= 1"
+        for field in ("width", "deep_width"):
+            value = getattr(self, field)
+            self.require(value >= 1 and value % multiple == 0, field, wanted)
+        self.require(1 <= self.halvings <= 6, "halvings", "1 to 6")
+        self.require(self.blocks >= 1, "blocks", ">= 1")
+
+    def _adopt(self) -> None:
+        """Find the weights: a file of `defend train`, or of CompressAI for its models.
+
+        Those of CompressAI are named by metric and quality, as in weights=mse-3, and lie in the
+        user's cache; nothing is downloaded. Raise BadWeights, UnknownName or MissingPackage.
+        """
+        self.compressai_file: Path | None = None
+        if self.model != "small":
+            self.compressai_file = find_pretrained(self.model, self.weights)
+        if self.compressai_file:
+            self.file = None
+        else:
+            super()._adopt()
+
     def build(self) -> nn.Module:
-        """Return the codec with random weights."""
+        """Return the codec, with random weights unless they are CompressAI's."""
+        if self.compressai_file:
+            codec = load_codec(self.model, self.compressai_file)
+            self.width, self.latents = codec.sizes
+            return codec
+        if self.model != "small":
+            return build_codec(self.model, self.width, self.latents)
         return SmallCodec(
             self.channels,
             self.width,
@@ -126,8 +162,7 @@ class RobustCodec(LearnedPurifier):
         return self.net
 
     def _bits(self, codec: Any, x: Tensor) -> Tensor:
-        y = codec.encode(pad_to_multiple(x, codec.multiple))
-        bits: Tensor = codec.bits(codec.quantise(y, round_straight_through))
+        bits: Tensor = codec.bits(codec.encode(pad_to_multiple(x, codec.multiple)))
         return bits
 
     def _prepare(self, x: Tensor, rounding: Rounding) -> Tensor:

@@ -30,12 +30,14 @@ from defend.noise import Noise
 from defend.spec import parse
 from defend.trained_on import TrainedOn
 from defend.training.data import Source, Squares, random_crop
+from defend.training.objectives import Objective
 from defend.training.perturbations import STEP_FACTOR, eval_mode
 from defend.training.quality import Quality
 from defend.training.recipe import Recipe
 
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of CompressAI, for MSE
 CROP_DIVISOR = 8  # random crops shift by up to an eighth of the image
+AUXILIARY_LR = 10.0  # learning rate of the quantiles, in that of the networks: CompressAI's
 VAL_STEPS = 10  # of the attacks on validation images
 
 
@@ -118,7 +120,21 @@ class RobustCodecRecipe(Recipe):
         specs = parse(self.against) if self.against else ()
         networks = [self.load_frozen(str(spec), component).network for spec in specs]
         self.judges = networks  # of `quality`
+        self.has_quantiles = hasattr(component.net, "auxiliary_loss")
         return nn.ModuleDict({"codec": component.net, "classifiers": nn.ModuleList(networks)})
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """Return the loss, and for CompressAI's models that of the quantiles."""
+        main = Objective("loss", self.loss)
+        if not self.has_quantiles:
+            return (main,)
+        quantiles = ("*.quantiles",)
+        return (main, Objective("auxiliary", self.auxiliary_loss, quantiles, AUXILIARY_LR))
+
+    def auxiliary_loss(self, net: Any, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Return CompressAI's loss of the quantiles, which depends on no image."""
+        loss: Tensor = net["codec"].auxiliary_loss()
+        return loss
 
     def loss(self, net: Any, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """Return the loss of the phase of the training that the batch is in."""

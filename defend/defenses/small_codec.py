@@ -68,8 +68,9 @@ class SmallCodec(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return reconstructions in [0, 1] and the bits of each image (b,), for a training."""
-        y_hat = self.quantise(self.encode(x), round_straight_through)
-        return clamp_with_leak(self.decode(y_hat)), self.bits(y_hat)
+        y = self.encode(x)
+        y_hat = self.quantise(y, round_straight_through)
+        return clamp_with_leak(self.decode(y_hat)), self.bits(y)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return latents y (b, m, ...) of x, in steps of 1 and not rounded, in float32 or wider."""
@@ -85,12 +86,13 @@ class SmallCodec(nn.Module):
         x_hat: Tensor = self.g_s(y_hat / STEPS)
         return 0.5 + 0.5 * to_float32(x_hat)
 
-    def bits(self, y_hat: Tensor) -> Tensor:
-        """Return the bits (b,) of rounded latents under their prior: -log2 P, summed.
+    def bits(self, y: Tensor) -> Tensor:
+        """Return the bits (b,) of latents y, once rounded, under their prior: -log2 P, summed.
 
         P(k) = S((|k| + 1/2) / s) - S((|k| - 1/2) / s) with the logistic function S, which is
         written for -|k| so that no digits are lost where both are near 1.
         """
+        y_hat = round_straight_through(y)
         scale = self.log_scale.exp().clamp(min=SMALLEST_SCALE).view(1, -1, 1, 1)
         upper = torch.sigmoid((0.5 - y_hat.abs()) / scale)
         lower = torch.sigmoid((-0.5 - y_hat.abs()) / scale)
