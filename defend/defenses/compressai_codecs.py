@@ -239,7 +239,7 @@ def drop_coder_tables(net: nn.Module) -> None:
     for path, buffer in list(net.named_buffers()):
         module, _, name = path.rpartition(".")
         if name in TABLES:
-            net.get_submodule(module).register_buffer(name, buffer[:0])
+            net.get_submodule(module).register_buffer(name, buffer.new_empty(0))
 
 
 def find_pretrained(model: str, weights: str) -> Path | None:
