@@ -78,7 +78,7 @@ class Components:
     def _load(self, kind: Kind, spec: str) -> Any:
         if (kind, spec) == ("classifier", NO_CLASSIFIER):
             return NoClassifier()
-        return load(spec, kind, self.dataset_name, self.device)
+        return load(spec, kind, self.data, self.device)
 
     def _prepare(self, component: Any, kind: Kind, spec: str) -> Any:
         if kind != "attack":
