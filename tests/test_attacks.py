@@ -1,6 +1,7 @@
 """FGSM and PGD against closed forms, a convex solver and plain loops."""
 
 import re
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -286,3 +287,12 @@ def test_a_stochastic_target_is_queried_for_every_step_draw_and_restart():
     PGD(steps=6, restarts=2).run(target, X, Y, 0.1, start_noise())
     # The restarts are compared by a mean over fresh draws at their ends.
     assert target.counts == {"forwards": 32 * 2 * 4 * (6 + 1), "backwards": 32 * 2 * 4 * 6}
+
+
+def test_steps_that_cannot_cross_the_ball_are_warned_of():
+    """A step is a fraction of eps: who writes 2/255 for it has an attack of almost nothing."""
+    with pytest.warns(UserWarning, match="40 steps of 0.00784314 eps do not reach the border"):
+        PGD(steps=40, step=2 / 255)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PGD(steps=4, step=0.25)

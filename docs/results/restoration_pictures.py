@@ -31,8 +31,7 @@ def main() -> None:
     apart = torch.linspace(0, data.count("val") - 1, IMAGES).long().tolist()
     pairs = [data.rows("val", row, row + 1) for row in apart]
     x, y = (torch.cat(part) for part in zip(*pairs, strict=True))
-    attack = "pgd:steps=40,step=2/255"
-    x_adv = attack_classifier(x, y, DATASET, CLASSIFIER, attack, float(options.eps))
+    x_adv = attack_classifier(x, y, DATASET, CLASSIFIER, "pgd:steps=40", float(options.eps))
     late = f"steps={options.steps},color_start=499"
     fields = {
         "interpolation": "stages=sr,sampler=interpolation",
