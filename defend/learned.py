@@ -292,9 +292,9 @@ class Learned(Configured):
 
     @property
     def trained_on(self) -> tuple[TrainedOn, ...]:
-        """What the training knew. Of networks of other libraries nobody knows: they are unknown.
+        """Return what the training knew; it is unknown for networks of other libraries.
 
-        Those beside the network that `build` returned come second.
+        Networks beside the one that `build` returned come second.
         """
         unknown = TrainedOn(kind="unknown")
         beside = (unknown,) if self._loaded_beside() else ()

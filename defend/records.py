@@ -41,6 +41,12 @@ class FlagCode(StrEnum):
     NO_DRAW_CHANGES_A_PIXEL = "no_draw_changes_a_pixel"  # the card says stochastic=True
     GRADIENT_OF_ONE_DRAW = "gradient_of_one_draw"  # a stochastic defense attacked without EOT
     SCORES_OF_ONE_DRAW = "scores_of_one_draw"  # a stochastic defense searched by single draws
+    # Value: the impostor attempts of val that the threshold accepts, where they are few.
+    FEW_IMPOSTORS_AT_FAR_1 = "few_impostors_at_far_1"  # 1 %
+    FEW_IMPOSTORS_AT_FAR_01 = "few_impostors_at_far_01"  # .1 %
+    LABEL_IS_NOT_THE_GOAL = (
+        "label_is_not_the_goal"  # the attack climbs another goal than the task's
+    )
     NOT_FINITE = "not_finite"  # value: the measured field that is no number
 
 

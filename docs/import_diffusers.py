@@ -1,25 +1,30 @@
 """Turn the folder of a UNet2DModel of `diffusers` into weights of `two-stage` and `diffpure`.
 
-    python docs/import_diffusers.py FOLDER DATASET OUT.safetensors [COMMAND]
+    python docs/import_diffusers.py FOLDER DATASET OUT.safetensors
+    python docs/import_diffusers.py FOLDER DATASET OUT.safetensors --trained-on clean
 
-A folder can be used as it is, by weights=FOLDER. The file that this writes also says what the
-network was trained on, holds the mean colour of the training images of DATASET, from which
-colorization may start, and can be shipped in a zoo. COMMAND is what trained the network. Its
-layers must be those that the fields of `two-stage` describe: down and up blocks, with or without
-attention, in heads of 8 channels.
+A folder can be used as it is, by weights=FOLDER. The file that this writes can also be shipped in a
+zoo, where it is the default of DATASET, and it holds the mean colour of the training images of
+DATASET, from which colorization may start. Nothing in the folder says what the network was trained
+on: the file says "unknown", unless you know and declare it by --trained-on (clean, corrupted or
+adversarial images). --command is what trained the network. Its layers must be those that the fields
+of `two-stage` describe: down and up blocks, with or without attention, in heads of 8 channels.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from defend.dataset import Dataset
 from defend.defenses.ddpm_recipe import DdpmRecipe
 from defend.defenses.diffusion_prior import Prior, build_unet
 from defend.defenses.diffusion_purifier import DiffusionPurifier
-from defend.errors import BadWeights, DefendError
+from defend.errors import BadWeights, DefendError, Mismatch
 from defend.loading import dataset_name, load
+from defend.spec import write_value
 from defend.trained_on import TrainedOn
 from defend.training.data import make_training_source
 from defend.weights.header import Header, save_weights
@@ -27,23 +32,38 @@ from defend.weights.header import Header, save_weights
 
 def main() -> None:
     """Convert one folder."""
-    if len(sys.argv) not in (4, 5):
-        sys.exit("usage: python docs/import_diffusers.py FOLDER DATASET OUT.safetensors [COMMAND]")
-    folder, dataset, out = sys.argv[1:4]
+    parser = argparse.ArgumentParser(description="see the first lines of this file")
+    parser.add_argument("folder")
+    parser.add_argument("dataset", help="whose images the network draws, as cifar10")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors")
+    kinds = ("unknown", "clean", "corrupted", "adversarial")
+    parser.add_argument("--trained-on", choices=kinds, default="unknown")
+    parser.add_argument("--command", default="none: imported", help="what trained the network")
+    options = parser.parse_args()
+    trained_on = TrainedOn(kind=options.trained_on)
     try:
-        convert(folder, dataset, Path(out), *sys.argv[4:])
+        convert(options.folder, options.dataset, options.out, trained_on, options.command)
     except DefendError as e:
         sys.exit(f"Error: {e}")
 
 
-def convert(folder: str, dataset: str, out: Path, command: str = "none: imported") -> None:
-    """Write the weights file. Raise BadWeights for a network of other layers."""
-    purifier: DiffusionPurifier = load(f"two-stage:weights={folder}")
+def convert(
+    folder: str,
+    dataset: str,
+    out: Path,
+    trained_on: TrainedOn | None = None,
+    command: str = "none: imported",
+) -> None:
+    """Write the weights file, of unknown training where `trained_on` is not declared.
+
+    Raise BadWeights for a network of other layers, Mismatch for one of other channels than DATASET.
+    """
+    purifier: DiffusionPurifier = load(f"two-stage:weights={write_value(folder)}")
     check_layers(folder, purifier)
-    data = load(dataset, "dataset")
-    source = make_training_source(data)
+    data: Dataset = load(dataset, "dataset")
+    check_channels(folder, purifier, dataset, data)
     prior: Any = purifier.net
-    DdpmRecipe().initialise(prior, source)
+    DdpmRecipe().initialise(prior, make_training_source(data))
     settings = {name: value for name, value in purifier.settings.items() if name != "weights"}
     header = Header(
         kind="defense",
@@ -51,7 +71,7 @@ def convert(folder: str, dataset: str, out: Path, command: str = "none: imported
         architecture=purifier.architecture,
         dataset=dataset_name(data),
         fields=settings,
-        trained_on=TrainedOn(kind="clean"),
+        trained_on=trained_on or TrainedOn(kind="unknown"),
         command=command,
         seed=0,
         commit="",
@@ -59,6 +79,15 @@ def convert(folder: str, dataset: str, out: Path, command: str = "none: imported
     )
     save_weights(out, {key: t.half() for key, t in prior.state_dict().items()}, header)
     print(f"wrote {out}")
+
+
+def check_channels(folder: str, purifier: DiffusionPurifier, dataset: str, data: Dataset) -> None:
+    """Raise Mismatch unless the network takes the channels of the data set's images."""
+    if purifier.channels != data.channels:
+        raise Mismatch(
+            f"{folder}: the network takes {purifier.channels} channels, images of {dataset} have"
+            f" {data.channels}; give the data set that the network was trained on"
+        )
 
 
 def check_layers(folder: str, purifier: DiffusionPurifier) -> None:

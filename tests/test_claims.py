@@ -267,7 +267,7 @@ def test_two_purifiers_of_one_name_have_each_a_worst_case(tmp_path):
             fields = {"knowledge": level, "pipeline": pipeline}
             records.append(cell(tmp_path, score, x_adv=purifier, shard=4, **fields))
     (section,) = table(records, [tmp_path]).sections
-    accuracies = {w.purifier: w.number.accuracy for w in section.worst}
+    accuracies = {w.purifier: w.number.value for w in section.worst}
     assert accuracies == {"d1": 0.5, "d2": 0.25}
 
 

@@ -2,12 +2,20 @@
 
 import importlib
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from defend import tasks
 from defend.benchmarks import code_hash
-from defend.benchmarks.code_hash import hash_packages, hash_source
+from defend.benchmarks.code_hash import hash_module, hash_packages, hash_source
+from defend.benchmarks.no_classifier import NoClassifier
+from defend.benchmarks.units import KeyInputs
 from defend.errors import DefendError
+from defend.loading import load
+from defend.tasks.registry import load_task
+from defend.threat_models import Pipeline
 
 SOURCE = '''
 """A module."""
@@ -118,3 +126,34 @@ def test_code_of_the_bench_counts_for_every_component_and_reports_for_none(packa
 def test_a_module_without_source_is_refused():
     with pytest.raises(DefendError, match="math"):
         hash_packages({"math"})
+
+
+OWN_MODULES = {  # task -> modules of defend/tasks whose code its cells are computed by
+    "classification": {"task", "classification"},
+    "identification": {"task", "goals", "identification"},
+    "verification:goal=impersonation": {"task", "goals", "verification", "error_rates"},
+    "reconstruction": {"task", "reconstruction"},
+}
+
+
+@pytest.mark.parametrize("spec", OWN_MODULES)
+def test_a_cell_is_known_by_the_code_of_its_own_task_and_of_no_other(spec, monkeypatch):
+    task = load_task(spec)
+    components = SimpleNamespace(
+        attack=lambda _: load("fgsm", "attack"),
+        classifier=lambda _: NoClassifier(),
+        defense=lambda _: load("none"),
+    )
+    pipeline = Pipeline(classifier="none", defense="none")
+    cell = SimpleNamespace(task=task, bare_attack="fgsm", attacked=pipeline, scored=pipeline)
+
+    def code():
+        return KeyInputs(components, None).code_of(cell)
+
+    before = code()
+    for path in Path(tasks.__file__).parent.glob("[a-z]*.py"):
+        name = f"defend.tasks.{path.stem}"
+        with monkeypatch.context() as patch:
+            edited = {name: "edited"}
+            patch.setattr(code_hash, "hash_module", lambda m, e=edited: e.get(m) or hash_module(m))
+            assert (code() != before) == (path.stem in OWN_MODULES[spec]), path.stem

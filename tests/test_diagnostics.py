@@ -293,6 +293,10 @@ FLAGS = {
         "unconverged: accuracy still fell by 1.5 points in the last fifth of the queries",
     ),
     FlagCode.NOT_FINITE: ("a {brace}", "a {brace} is not a finite number"),
+    FlagCode.FEW_IMPOSTORS_AT_FAR_01: (
+        3,
+        "few impostors: 3 of val pass the threshold of FAR .1 %, which rests on them",
+    ),
     FlagCode.LOSS_FELL: (None, "loss fell: the attack lowered the loss that it should raise"),
 }
 

@@ -6,16 +6,14 @@ import sys
 import pytest
 import torch
 from source_files import REPOSITORY
-from tiny_priors import BOTH, TINY, tiny
+from tiny_priors import BOTH, TINY, tiny, write_prior
 
 from defend.defenses.diffpure import DiffPure
 from defend.defenses.diffusion_prior import parse_blocks
 from defend.defenses.two_stage import TwoStage
-from defend.errors import BadWeights, DefendError, MissingPackage, UnknownName
+from defend.errors import BadWeights, DefendError, Mismatch, MissingPackage, UnknownName
 from defend.loading import load
 from defend.noise import Noise
-from defend.trained_on import TrainedOn
-from defend.weights.header import Header, save_weights
 from defend.weights.zoo import read_zoos
 
 SIZE = 8
@@ -53,24 +51,6 @@ def write_folder(folder, **config):
 def write_scheduler(folder, text='{"prediction_type": "epsilon", "beta_schedule": "linear"}'):
     folder.mkdir(exist_ok=True)
     (folder / "scheduler_config.json").write_text(text)
-
-
-def write_file(path, purifier):
-    """Write the weights of a purifier as `defend train` does."""
-    header = Header(
-        kind="defense",
-        component="two-stage",
-        architecture="ddpm",
-        dataset="digits-m",
-        fields={k: v for k, v in purifier.settings.items() if k != "weights"},
-        trained_on=TrainedOn(kind="clean"),
-        command="defend train two-stage",
-        seed=0,
-        commit="",
-        uses=tuple(sorted(purifier.uses)),
-    )
-    save_weights(path, purifier.net.state_dict(), header)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -119,27 +99,62 @@ def test_a_network_that_also_predicts_a_variance_gives_its_noise(tmp_path):
     assert torch.equal(noise, unet.eval()(x, 7).sample[:, :3])
 
 
-def test_a_converted_folder_is_the_same_purifier(tmp_path):
-    write_folder(tmp_path / "unet")
-    convert = runpy.run_path(str(REPOSITORY / "docs" / "import_diffusers.py"))["convert"]
+@pytest.fixture(scope="module")
+def importer():
+    """The program docs/import_diffusers.py."""
+    return runpy.run_path(str(REPOSITORY / "docs" / "import_diffusers.py"))
+
+
+def test_a_converted_folder_is_the_same_purifier(importer, tmp_path):
+    folder = tmp_path / "a, b+c"  # which a spec has to quote
+    write_folder(folder)
     out = tmp_path / "out.safetensors"
-    convert(str(tmp_path / "unet"), "digits-m", out, "diffusers, for 1 s")
-    own, foreign = (TwoStage(weights=str(w), steps=2) for w in (out, tmp_path / "unet"))
+    importer["convert"](str(folder), "digits-m", out, command="diffusers, for 1 s")
+    own, foreign = TwoStage(weights=str(out), steps=2), TwoStage(weights=str(folder), steps=2)
     torch.testing.assert_close(purified(own), purified(foreign), atol=0.02, rtol=0)
-    assert own.file.header.dataset == "digits-m"
+    assert (own.file.header.dataset, own.file.header.command) == ("digits-m", "diffusers, for 1 s")
     x, _ = load("digits-m", "dataset").rows("train", 0, 512)
     torch.testing.assert_close(own.net.mean, x.mean((0, 2, 3)), atol=0.02, rtol=0)
 
 
-def test_a_folder_of_other_layers_is_not_converted(tmp_path):
-    write_folder(tmp_path / "unet", norm_eps=1e-3)
-    convert = runpy.run_path(str(REPOSITORY / "docs" / "import_diffusers.py"))["convert"]
-    with pytest.raises(BadWeights, match=r"expected norm_eps=1e-05.*got 0\.001"):
-        convert(str(tmp_path / "unet"), "digits-m", tmp_path / "out.safetensors")
+@pytest.mark.parametrize("declared", [[], ["--trained-on", "clean"]])
+def test_what_an_imported_network_was_trained_on_is_unknown_unless_declared(
+    importer, declared, tmp_path, monkeypatch
+):
+    """The data set that is typed says nothing about the training."""
+    write_folder(tmp_path / "unet")
+    out = tmp_path / "out.safetensors"
+    words = ["import_diffusers.py", str(tmp_path / "unet"), "digits-m", str(out), *declared]
+    monkeypatch.setattr(sys, "argv", words)
+    importer["main"]()
+    (training,) = TwoStage(weights=str(out), steps=2).trained_on
+    assert str(training) == (declared[1] if declared else "unknown")
+
+
+REFUSED = {
+    "layers": ({"norm_eps": 1e-3}, "digits-m", r"expected norm_eps=1e-05.*got 0\.001"),
+    "channels": ({}, "digits", "takes 3 channels, images of digits have 1; give the data set"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_folder_of_other_layers_or_channels_is_not_converted(
+    importer, case, tmp_path, monkeypatch
+):
+    config, dataset, message = REFUSED[case]
+    write_folder(tmp_path / "unet", **config)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises((BadWeights, Mismatch), match=message):
+        importer["convert"](str(tmp_path / "unet"), dataset, out)
+    assert not out.exists()
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "unet"), dataset, str(out)])
+    with pytest.raises(SystemExit, match=f"^Error: .*{message}") as e:
+        importer["main"]()
+    assert "\n" not in str(e.value)
 
 
 def test_both_purifiers_load_a_file_of_either(tmp_path):
-    file = write_file(tmp_path / "prior.safetensors", tiny(TwoStage, steps=2))
+    file = write_prior(tmp_path / "prior.safetensors", tiny(TwoStage, steps=2))
     other = DiffPure(weights=str(file), steps=2)
     assert (other.blocks, other.size, other.steps) == ("8-8", SIZE, 2)
     assert torch.equal(
@@ -169,7 +184,7 @@ def spoiled(tmp_path, case):
         "fourier": {"time_embedding_type": "fourier"},
     }.get(case, {})
     write_folder(folder, **config)
-    write_file(file, broken_by_nan(case))
+    write_prior(file, broken_by_nan(case))
     weights = {"nan in a file": file, "file of another size": file}.get(case, folder)
     fields = {"another size": {"size": 16}, "another channel": {"channels": 1}}
     if case == "nan in a folder":

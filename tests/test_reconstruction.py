@@ -1,6 +1,7 @@
 """The task reconstruction: closed forms, and runs on photographs without labels."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -271,6 +272,9 @@ def test_tables_and_reports_are_made_of_decibels(run, tmp_path):
     ):
         assert part in text, part
     page, table = write_report([out], out=tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    number = summary["worst"][0]["number"]
+    assert number["unit"] == "dB" and number["low"] <= number["value"] <= number["high"]
     html = page.read_text()
     assert "vulnerability index" in html and "Percent right" not in html
     rows = list(csv.DictReader(table.read_text().splitlines()))

@@ -150,7 +150,7 @@ def test_the_numbers_are_the_tables(tmp_path):
     for row in table(records, [folder]).rows:
         for number in row.numbers.values():
             accuracy, low, high = (
-                f"{100 * value:.1f}" for value in (number.accuracy, number.low, number.high)
+                f"{100 * value:.1f}" for value in (number.value, number.low, number.high)
             )
             assert f"{accuracy}{low}\N{EN DASH}{high}" in text
 
@@ -310,7 +310,7 @@ def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
     assert summary["claims"][0].startswith("no claim (missing: oblivious APGD-CE")
     assert "black box beats white box: square, query" in summary["signs"][0]
     assert summary["findings"][0].startswith("black box beats white box: median, square, query")
-    assert summary["worst"][0]["number"]["accuracy"] == 0.1
+    assert summary["worst"][0]["number"]["value"] == 0.1
     assert summary["worst"][0]["number"]["flags"] == [
         "black box beats it: median, square, query leaves 10.0 %"
     ]

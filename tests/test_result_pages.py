@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from made_runs import DECLARED, IDENTITY, cell, complete, keep, record
+from tiny_priors import tiny, write_prior
 
 from defend.records import Flag, FlagCode
 
@@ -173,3 +176,32 @@ def test_measurements_with_other_options_are_not_read(changed):
 
     assert key() == key(only=["hash"])
     assert key() != key(**{changed: "other"})
+
+
+# PSNR of restorations.
+
+
+def test_psnr_of_restorations_has_intervals_of_means_and_of_paired_differences():
+    """Images differ by decibels, and all of them gain the same: the difference is sure."""
+    page = load_script("restoration_psnr")
+    first = torch.linspace(20, 40, 21)
+    assert "to the first" not in page.describe(first, first)
+    text = page.describe(first + 0.1, first)
+    numbers = [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text)]
+    mean, low, high, difference, least, most = numbers
+    assert (mean, difference, least, most) == (30.1, 0.1, 0.1, 0.1)
+    error = first.std(correction=0).item() / 21**0.5
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_the_program_prints_a_line_for_each_baseline_and_spec(tmp_path, monkeypatch, capsys):
+    page = load_script("restoration_psnr")
+    prior = write_prior(tmp_path / "prior.safetensors", tiny(steps=1))
+    words = ["x", "2", "stages=sr,steps=1", "--dataset=digits-m", f"--weights={prior}"]
+    monkeypatch.setattr(sys, "argv", words)
+    page.main()
+    lines = capsys.readouterr().out.splitlines()
+    starts = ["bicubic, x2: ", "grey: ", "grey and mean chroma: ", "stages=sr,steps=1: "]
+    assert len(lines) == 4
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start) and re.search(r" dB \(\d+\.\d+ to \d+\.\d+\)", line)

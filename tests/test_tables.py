@@ -58,7 +58,7 @@ def test_levels_stand_side_by_side(tmp_path):
         "worst": 0.25,
         "transfer": 0.75,
     }
-    assert {column: number.accuracy for column, number in numbers.items()} == expected
+    assert {column: number.value for column, number in numbers.items()} == expected
     assert (numbers["worst"].low, numbers["worst"].high) == wilson(1, 4)
     assert table(records).sections[0].columns == tuple(expected)
 
@@ -72,7 +72,7 @@ def test_worst_of_a_stochastic_row_has_a_bootstrap_interval(tmp_path):
     ]
     number = one_row(records, [tmp_path]).numbers["worst"]
     expected = worst_outcomes([read_outcomes(r, [tmp_path]) for r in records])
-    assert number.accuracy == pytest.approx(expected.mean())
+    assert number.value == pytest.approx(expected.mean())
     assert (number.low, number.high) == bootstrap(expected.mean(1), seed=0)
 
 
@@ -82,13 +82,13 @@ def test_several_surrogates_give_their_worst_per_image(tmp_path):
         for i, score in enumerate(([1, 0, 1], [0, 1, 1]))
     ]
     number = one_row(records, [tmp_path]).numbers["transfer"]
-    assert number.accuracy == pytest.approx(1 / 3)
+    assert number.value == pytest.approx(1 / 3)
 
 
 def test_without_units_the_worst_case_is_a_bound(tmp_path):
     records = [record(60, **IDENTITY), record(50, **DECLARED)]
     number = one_row(records).numbers["worst"]
-    assert (number.accuracy, number.bound) == (0.25, True)
+    assert (number.value, number.bound) == (0.25, True)
     assert "<= 25.0" in printed(records, width=200)
     on_disk = [cell(tmp_path, [1, 0], **IDENTITY), cell(tmp_path, [0, 1], **DECLARED)]
     assert not one_row(on_disk, [tmp_path]).numbers["worst"].bound
@@ -112,7 +112,7 @@ def test_all_temperatures_are_one_column_image_by_image(tmp_path):
         cell(tmp_path, [1, 0, 1, 1], relaxation=True, **other),
     ]
     (row,) = table(records, [tmp_path]).rows
-    accuracies = {name: number.accuracy for name, number in row.numbers.items()}
+    accuracies = {name: number.value for name, number in row.numbers.items()}
     assert accuracies == {"clean": 1, "declared": 1, "relaxed": 0.5, "worst": 0.5}
     assert "over its temperatures" in printed(records, [tmp_path], 200)
 
@@ -199,9 +199,9 @@ def test_a_failed_cell_says_so_and_the_others_stand():
         record(50, **DECLARED),
     ]
     numbers = one_row(records).numbers
-    assert numbers["identity"].accuracy is None
+    assert numbers["identity"].value is None
     assert numbers["identity"].failed == "RuntimeError: out of memory"
-    assert (numbers["worst"].accuracy, numbers["worst"].note) == (0.25, "declared only")
+    assert (numbers["worst"].value, numbers["worst"].note) == (0.25, "declared only")
     text = printed(records, width=200)
     assert "failed" in text
     assert "median, pgd, adaptive BPDA, eps 16/255: RuntimeError: out of memory" in text
@@ -209,7 +209,7 @@ def test_a_failed_cell_says_so_and_the_others_stand():
 
 def test_a_row_of_failures_alone_is_printed():
     records = [failed(knowledge="oblivious"), failed(**DECLARED)]
-    assert {number.accuracy for number in one_row(records).numbers.values()} == {None}
+    assert {number.value for number in one_row(records).numbers.values()} == {None}
     assert printed(records, width=80).count("failed") >= 3
 
 

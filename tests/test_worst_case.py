@@ -25,7 +25,7 @@ def test_the_worst_case_is_over_every_attack_and_level(tmp_path):
         cell(tmp_path, [0, 0, 0, 0], eps=0.5, **DECLARED),  # another eps
     ]
     (worst,) = table(records, [tmp_path]).sections[0].worst
-    assert (worst.number.accuracy, worst.candidates, worst.passes) == (0.25, 3, (60.0, 60.0))
+    assert (worst.number.value, worst.candidates, worst.passes) == (0.25, 3, (60.0, 60.0))
     assert (worst.number.low, worst.number.high) == wilson(1, 4)
     assert worst.purify_ms == pytest.approx(0.25)
     assert (
@@ -36,7 +36,7 @@ def test_the_worst_case_is_over_every_attack_and_level(tmp_path):
 
 def test_without_units_it_is_a_bound():
     (worst,) = table([record(100), record(50, **DECLARED)]).sections[0].worst
-    assert (worst.number.accuracy, worst.number.bound) == (0.25, True)
+    assert (worst.number.value, worst.number.bound) == (0.25, True)
     assert table([record(100), record(50, defense="jpeg")]).comparisons == ()
 
 
@@ -64,7 +64,7 @@ def test_ten_null_attacks_do_not_move_a_stochastic_worst_case_by_more_than_its_i
     null = [noisy(tmp_path, f"null:draw={i}", P, 3 + i, **NULL) for i in range(10)]
     (alone,) = table([attack], [tmp_path]).sections[0].worst
     (beside,) = table([attack, *null], [tmp_path]).sections[0].worst
-    moved = abs(beside.number.accuracy - alone.number.accuracy)
+    moved = abs(beside.number.value - alone.number.value)
     assert moved <= (alone.number.high - alone.number.low) / 2
     scores = [read_outcomes(r, [tmp_path]).score.mean(1) for r in [attack, *null]]
     # The minimum of the scores themselves would fall below the interval.
@@ -79,13 +79,13 @@ def test_the_control_is_chosen_as_the_attacks_are_and_is_no_attack(tmp_path):
     assert {row.attack for row in model.rows} == {"pgd:steps=1", "pgd:steps=2", "pgd:steps=3"}
     assert (worst.candidates, worst.controls) == (3, 3)
     control = worst_outcomes([read_outcomes(r, [tmp_path]) for r in controls])
-    assert worst.control.accuracy == pytest.approx(control.mean())
+    assert worst.control.value == pytest.approx(control.mean())
     score = worst_outcomes([read_outcomes(r, [tmp_path]) for r in attacks])
-    assert worst.number.accuracy == pytest.approx(score.mean())
+    assert worst.number.value == pytest.approx(score.mean())
     assert worst.all_draws == pytest.approx((score.min(1) == 1).mean())
     assert worst.majority == pytest.approx((score.mean(1) > 0.5).mean())
     text = " ".join(printed([*attacks, *controls], [tmp_path]).split())
-    assert f"harmless control {100 * worst.control.accuracy:.1f}" in text
+    assert f"harmless control {100 * worst.control.value:.1f}" in text
     assert "(a 20 times dearer defense)" in text
 
 

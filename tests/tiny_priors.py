@@ -10,6 +10,8 @@ from defend.defenses.diffusion import alpha_bar
 from defend.defenses.restoration import ChannelMean, Pooling
 from defend.defenses.two_stage import TwoStage
 from defend.noise import Noise
+from defend.trained_on import TrainedOn
+from defend.weights.header import Header, save_weights
 
 STAGES = {"sr": Pooling(2), "color": ChannelMean()}
 TINY = {"weights": "untrained", "size": 8, "blocks": "8-8", "layers": 1}
@@ -63,6 +65,24 @@ def tiny(component=TwoStage, seed=0, **fields):
         for parameter in purifier.net.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return purifier
+
+
+def write_prior(path, purifier):
+    """Write the weights of a purifier as `defend train` does."""
+    header = Header(
+        kind="defense",
+        component="two-stage",
+        architecture="ddpm",
+        dataset="digits-m",
+        fields={k: v for k, v in purifier.settings.items() if k != "weights"},
+        trained_on=TrainedOn(kind="clean"),
+        command="defend train two-stage",
+        seed=0,
+        commit="",
+        uses=tuple(sorted(purifier.uses)),
+    )
+    save_weights(path, purifier.net.state_dict(), header)
+    return path
 
 
 BOTH = [TwoStage, DiffPure]

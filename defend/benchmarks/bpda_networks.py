@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.benchmarks.code_hash import hash_packages
-from defend.benchmarks.component_keys import component_key, modules_of
+from defend.benchmarks.component_keys import component_key, modules_of, optional_versions
 from defend.errors import BadParameter, BadWeights
 from defend.files import cache_folder
 from defend.hashing import cache_key, tensor_sha256
@@ -157,7 +157,9 @@ class BPDANetworks:
         components = self._components
         used = (components.defense(defense), components.classifier(classifier), components.data)
         modules = set().union(*(modules_of(component) for component in used))
+        extras = optional_versions(modules)  # named only where there are some
         return {
+            **({"libraries": extras} if extras else {}),
             "purifier": components.key("defense", defense),
             "classifier": components.key("classifier", classifier),
             "images": tensor_sha256(*self._images()),

@@ -21,14 +21,18 @@ from defend.local_files import sibling_modules
 
 HOME = "defend"
 _DYNAMIC_IMPORTS = ("import_module", "__import__")
+_OPTIONAL_IMPORT = "import_extra"  # of weights/third_party.py
 _EXECUTION = "defend.benchmarks.execute"  # imports all that runs between an image and its outcome
+_TASK = "defend.tasks.task"  # the contract, which every cell computes by
+_TASKS = "defend.tasks."  # of the others, a cell computes by its own: callers name its modules
 
 
 def hash_packages(modules: Iterable[str]) -> dict[str, str]:
     """Return top-level package -> hash, of what these modules and the bench import.
 
     Only packages of these modules are followed, and what lies beside a file of the user; other
-    libraries are known by their versions.
+    libraries are known by their versions. Tasks count where these modules hold them, not where the
+    bench imports the list of all.
     Raises BadParameter where a module has no source to be identified by.
     """
     roots = {*modules, _EXECUTION}
@@ -38,6 +42,29 @@ def hash_packages(modules: Iterable[str]) -> dict[str, str]:
     for module in sorted(_reachable(roots, packages)):
         hashes[module.partition(".")[0]][module] = hash_module(module)
     return {package: cache_key(hashes[package]) for package in sorted(packages) if hashes[package]}
+
+
+def optional_libraries(modules: Iterable[str]) -> frozenset[str]:
+    """Return the libraries that these modules, or what they import, take by `import_extra`.
+
+    Libraries that the bench itself may take are left out: they load files and compute nothing.
+    """
+    packages = {module.partition(".")[0] for module in modules}
+    own = _reachable(set(modules), packages) - _reachable({_EXECUTION}, {HOME})
+    return frozenset(name for module in own for name in _extras(module))
+
+
+@cache
+def _extras(module: str) -> frozenset[str]:
+    """Return the top-level packages that the calls of `import_extra` in a module name."""
+    calls = [] if _file(module) is None else ast.walk(_tree(module))
+    names = set()
+    for node in calls:
+        if isinstance(node, ast.Call) and _called_name(node) == _OPTIONAL_IMPORT and node.args:
+            name = node.args[0]
+            if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                names.add(name.value.partition(".")[0])
+    return frozenset(names)
 
 
 def _reachable(roots: set[str], packages: set[str]) -> set[str]:
@@ -50,6 +77,8 @@ def _reachable(roots: set[str], packages: set[str]) -> set[str]:
             continue
         reached.add(module)
         inside = [name for name in _imports(module) if name.partition(".")[0] in packages]
+        if not module.startswith(_TASKS):
+            inside = [name for name in inside if name == _TASK or not name.startswith(_TASKS)]
         todo += [name for name in inside if _file(name) is not None]  # others are no modules
     return reached
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import (
+    PackageNotFoundError,
+    packages_distributions,
+    requires,
+    version,
+)
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from defend.benchmarks.code_hash import optional_libraries
 from defend.chain import Chain, members_of
 from defend.hashing import tensor_sha256
 from defend.learned import Learned, find_networks
@@ -142,6 +148,20 @@ def requirement_versions(package: str) -> dict[str, str]:
                 names.add(match[0].lower())
     versions = {name: _version(name) for name in sorted(names - {HOME, "torch"})}
     return {name: number for name, number in versions.items() if number}
+
+
+def optional_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of the extras that these modules of components import."""
+    versions = {name: _library_version(name) for name in sorted(optional_libraries(modules))}
+    return {name: number for name, number in versions.items() if number}
+
+
+def _library_version(package: str) -> str:
+    """Return the version of what brings a package to import, "" if it is not installed."""
+    if number := _version(package):
+        return number
+    distributions = sorted(set(packages_distributions().get(package, ())))
+    return " ".join(f"{name} {version(name)}" for name in distributions)
 
 
 def _version(distribution: str) -> str:

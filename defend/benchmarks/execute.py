@@ -238,9 +238,10 @@ class _JobRun:
         return scores
 
     def _is_known_from_clean(self, eps: float) -> bool:
-        """At eps 0 the clean scores stand; the first range keeps images for the report.
+        """Return True if the clean scores are those of an attack at this eps, which is 0 then.
 
-        Not where details of an attack are other ones than those of clean images.
+        The first range is scored nevertheless, as it keeps images for the report, and so is a task
+        whose details under attack differ from those of clean images.
         """
         return eps == 0 and self.job.start != 0 and not self.task.measured
 
@@ -353,8 +354,10 @@ class _JobRun:
                 "x_adv_sha256": images_hash.value,
                 "costs": asdict(costs),
             }
-            if thresholds := self.executor.calibrations.task_of(task.cell).thresholds:
-                header["thresholds"] = thresholds
+            calibrated = self.executor.calibrations.task_of(task.cell)
+            if calibrated.thresholds:
+                header["thresholds"] = calibrated.thresholds
+                header["accepted"] = calibrated.accepted
             try:
                 write_unit(self.executor.run_dir, task.key, tensors, header)
             except Exception as e:  # a full disk; the other units go on

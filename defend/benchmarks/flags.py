@@ -15,6 +15,11 @@ from defend.records import Flag, FlagCode
 from defend.tasks.task import Objective
 from defend.unit_files import Unit
 
+FEW_IMPOSTORS = 10  # of fewer, chance moves the FAR of a threshold by a third and more
+AT_FAR = {
+    "far_1": FlagCode.FEW_IMPOSTORS_AT_FAR_1,
+    "far_01": FlagCode.FEW_IMPOSTORS_AT_FAR_01,
+}
 ROUNDING = 1e-6  # a relative change of a loss that means nothing
 
 
@@ -27,7 +32,11 @@ def make_flags(
     """
     flags: list[Flag] = []
     if not is_control(cell.bare_attack):
-        flags += _of_costs(cell, units, components.attack(cell.bare_attack).card.objective)
+        objective = components.attack(cell.bare_attack).card.objective
+        flags += _of_costs(cell, units, objective)
+        if objective == "label" and not cell.task.label_is_goal:
+            flags.append(Flag(code=FlagCode.LABEL_IS_NOT_THE_GOAL))
+    flags += _of_thresholds(units)
     if accuracy_lost_late:
         flags.append(Flag(code=FlagCode.UNCONVERGED, value=accuracy_lost_late))
     if components.defense(cell.defense).card.stochastic:
@@ -54,6 +63,13 @@ def _of_costs(cell: Cell, units: Sequence[Unit], objective: Objective) -> Iterat
     before, after = total("loss_before"), total("loss_after")
     if after < before - ROUNDING * abs(before):
         yield Flag(code=FlagCode.LOSS_FELL)
+
+
+def _of_thresholds(units: Sequence[Unit]) -> Iterator[Flag]:
+    """A threshold is as uncertain as the few impostors that it accepts on `val`."""
+    for name, count in units[0].header.get("accepted", {}).items():
+        if count < FEW_IMPOSTORS:
+            yield Flag(code=AT_FAR[name], value=count)
 
 
 def _of_eot(cell: Cell, components: Components) -> Iterator[Flag]:

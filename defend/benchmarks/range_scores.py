@@ -73,6 +73,7 @@ class RangeScores:
         self._components, self._clean_cache = components, clean_cache
         self._calibrations = calibrations
         self._x, self._reference, self._noise, self._start = x, reference, noise, start
+        self._clean_outputs: dict[Pipeline, dict[int, Tensor]] = {}  # as a Scorer has them
         # Defense -> why it failed its check, None if it passed. Only on the first range of a run.
         self._checked: dict[Pipeline, Exception | None] = {}
 
@@ -89,6 +90,8 @@ class RangeScores:
         if error is not None:
             return [error] * len(batches)
         try:
+            if cell.task.compares_clean_output:
+                self.clean(cell)  # its outputs need not be computed again
             stopwatch = Stopwatch(self._components.device)
             return list(self._scorer(cell).score(batches, stopwatch))
         except Exception as e:  # a purifier may raise anything, perhaps for one eps alone
@@ -139,6 +142,7 @@ class RangeScores:
             noise=self._noise,
             draws=cell.draws,
             task=self._calibrations.task_of(cell),
+            clean_outputs=self._clean_outputs.setdefault(cell.scored, {}),
         )
 
     def _check(self, cell: Cell, scorer: Scorer, x_adv: Tensor, scores: Scores) -> Exception | None:

@@ -188,7 +188,7 @@ def _plan(
 
 def _ranges(suite: Suite, components: Components) -> list[tuple[int, int]]:
     changes = components.data.size_changes(suite.split)
-    return split_ranges(suite.n, shard_size(suite.shard, components), changes)
+    return split_ranges(suite.n, shard_size(suite.shard, components, suite.task), changes)
 
 
 def _distinct_units(planned: Sequence[PlannedCell]) -> list[PlannedUnit]:

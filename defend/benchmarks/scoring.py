@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -49,6 +49,9 @@ class Scorer:
     noise: Noise  # of the images, before it is forked
     draws: int
     task: Task = CLASSIFICATION
+    # Score draw -> outputs of `source`, which several calls share; filled by the first that needs
+    # them, and only at a task that compares them.
+    clean_outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def score(
         self, batches: Sequence[Tensor], stopwatch: Stopwatch, is_clean: bool = False
@@ -70,6 +73,13 @@ class Scorer:
     def draw_noise(self, purpose: str, draw: int) -> Noise:
         """Return the noise of one draw."""
         return self.noise.fork(purpose).draw(draw)
+
+    def clean_output(self, draw: int) -> Tensor:
+        """Return what the pipeline gives for the clean images on a score draw."""
+        if draw not in self.clean_outputs:
+            noise = self.draw_noise("score", draw)
+            self.clean_outputs[draw] = self.logits(self.purifier, self.source, noise)
+        return self.clean_outputs[draw]
 
     def logits(self, purifier: Purifier, x: Tensor, noise: Noise) -> Tensor:
         """Return logits of images behind a purifier, which may be a fresh copy of this one."""
@@ -104,22 +114,23 @@ class _JoinedBatches:
         self.outcomes.setdefault(purpose, []).append(scorer.task.score(logits, self.reference))
         if purpose == "score":
             self.losses.append(scorer.task.loss(logits, self.reference).double())
-            self._add_details(logits, noise)
+            self._add_details(logits, draw)
         if len(self.images) < COMPARED_DRAWS:
             self.images.append(images)
         if self.first_logits is None:
             self.first_logits = logits
 
-    def _add_details(self, output: Tensor, noise: Noise) -> None:
+    def _add_details(self, output: Tensor, draw: int) -> None:
         """Keep what the task says of this draw beside the score."""
         scorer, clean_output = self.scorer, None
-        source = torch.cat([scorer.source] * self.count)
-        if scorer.task.compares_clean_output and not self.is_clean:
-            clean = purify_once(scorer.purifier, source, noise)
-            clean_output = logits_after_purify(scorer.purifier, scorer.network, clean)
+        if scorer.task.compares_clean_output:
+            if self.is_clean:
+                scorer.clean_outputs[draw] = output
+            else:
+                clean_output = torch.cat([scorer.clean_output(draw)] * self.count)
         deployed = Deployed(
             x=self.x,
-            source=source,
+            source=torch.cat([scorer.source] * self.count),
             output=output,
             clean_output=clean_output,
             reference=self.reference,

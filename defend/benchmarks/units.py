@@ -13,7 +13,7 @@ import torch
 from defend.benchmarks.calibration import calibration_images
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.code_hash import hash_packages
-from defend.benchmarks.component_keys import modules_of, requirement_versions
+from defend.benchmarks.component_keys import modules_of, optional_versions, requirement_versions
 from defend.benchmarks.components import Components
 from defend.hashing import tensor_sha256
 from defend.numerics import NumericSettings
@@ -25,17 +25,21 @@ _LIBRARIES = ("adversarial-robustness-toolbox", "numpy", "pillow", "scipy", "tor
 CPU_SHARD = 256
 GPU_SHARD = 4096  # at most, of small images
 GPU_SHARD_VALUES = 2**24  # pixel values of a range: 111 images of 224x224 in colour
-PHOTOGRAPH_VALUES = 2**19  # an image with more values is one of those of which few make a unit
-PHOTOGRAPHS = 4  # attacks on such images take minutes each
+PHOTOGRAPH_VALUES = 2**19  # pixel values; attacks on a larger image take minutes
+PHOTOGRAPHS = 4  # such images in a unit
 
 
-def shard_size(shard: int | str, components: Components) -> int:
-    """Return the number of images in a unit, the same for all defenses of a run."""
+def shard_size(shard: int | str, components: Components, task: str = DEFAULT) -> int:
+    """Return the number of images in a unit, the same for all defenses of a run.
+
+    Images of one size at the default task have the units that they had before there were others.
+    """
     if isinstance(shard, int):
         return shard
     data = components.data
     values = data.channels * data.size**2
-    if values > PHOTOGRAPH_VALUES:
+    has_old_units = data.uniform and task == DEFAULT
+    if values > PHOTOGRAPH_VALUES and not has_old_units:
         return PHOTOGRAPHS
     if components.device.type == "cpu":
         return CPU_SHARD
@@ -66,7 +70,6 @@ class KeyInputs:
     def of_cell(self, cell: Cell) -> dict[str, Any]:
         """Return everything but the images."""
         modules = self._modules(cell)
-        packages = frozenset(module.partition(".")[0] for module in modules)
         return {
             "attacked": {
                 **self._pipeline(cell.attacked),
@@ -83,14 +86,14 @@ class KeyInputs:
             **self._task(cell),
             **vars(self._numerics),
             "torch": str(torch.__version__),
-            "libraries": _library_versions(packages),
+            "libraries": _library_versions(modules),
             "code": self._code_hashes(modules),
         }
 
     def _task(self, cell: Cell) -> dict[str, Any]:
         """Return the task and what its thresholds are calibrated on; nothing of the default task.
 
-        The hash of the code covers the modules of all tasks, whichever is run.
+        The hash of the code covers the modules of the cell's own task, and of no other.
         """
         if cell.task_spec == DEFAULT:
             return {}
@@ -109,7 +112,7 @@ class KeyInputs:
 
     def _modules(self, cell: Cell) -> frozenset[str]:
         components = self._components
-        modules = modules_of(components.attack(cell.bare_attack))
+        modules = modules_of(components.attack(cell.bare_attack)) | modules_of(cell.task)
         for pipeline in (cell.attacked, cell.scored):
             modules |= modules_of(components.classifier(pipeline.classifier))
             modules |= modules_of(components.defense(pipeline.defense))
@@ -141,8 +144,12 @@ class KeyInputs:
 
 
 @cache
-def _library_versions(packages: frozenset[str]) -> dict[str, str]:
-    versions = {name: version(name) for name in _LIBRARIES}
-    for package in sorted(packages):
+def _library_versions(modules: frozenset[str]) -> dict[str, str]:
+    """Return the versions of all libraries that compute, by their names.
+
+    Extras are among them where these modules import them, and requirements of plugins.
+    """
+    versions = {name: version(name) for name in _LIBRARIES} | optional_versions(modules)
+    for package in sorted({module.partition(".")[0] for module in modules}):
         versions |= requirement_versions(package)
     return versions

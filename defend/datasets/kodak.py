@@ -40,12 +40,12 @@ class Kodak(Dataset):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The photographs have no classes."""
+        """Return no names, as the photographs have no classes."""
         return ()
 
     @property
     def uniform(self) -> bool:
-        """True for central squares."""
+        """Return True for central squares."""
         return self.size != LONG
 
     @property
@@ -87,13 +87,13 @@ class Kodak(Dataset):
 
     @cached_property
     def _files(self) -> list[Path]:
-        """The files, landscapes first. Raises MissingData."""
+        """Return the files, landscapes first. Raise MissingData."""
         portraits = self._portraits
         return sorted(portraits, key=lambda file: (portraits[file], file.name))
 
     @cached_property
     def _portraits(self) -> dict[Path, bool]:
-        """Whether each file is a portrait, read once. Raises MissingData."""
+        """Return whether each file is a portrait, read once. Raise MissingData."""
         folder = data_root(self.root) / "kodak"
         files = [folder / f"kodim{number:02}.png" for number in range(1, COUNT + 1)]
         missing = [file for file in files if not file.is_file()]
@@ -107,7 +107,7 @@ class Kodak(Dataset):
 
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
-        """Height and width of each image."""
+        """Return height and width of each image."""
         portraits = self._portraits
         return [(LONG, SHORT) if portraits[file] else (SHORT, LONG) for file in self._files]
 

@@ -72,7 +72,7 @@ class DdpmRecipe(Recipe):
 
     @property
     def trained_on(self) -> TrainedOn:
-        """Return that the training sees clean images alone."""
+        """Return "clean": the training sees clean images alone."""
         return TrainedOn(kind="clean")
 
     def initialise(self, trainee: Any, source: Source) -> None:
@@ -81,7 +81,7 @@ class DdpmRecipe(Recipe):
         trainee.mean.copy_(x.mean((0, 2, 3)))
 
     def complete(self, trainee: Any, source: Source) -> None:
-        """Store the mean colour, which no other library has."""
+        """Store the mean colour in a prior of another library, which holds none."""
         self.initialise(trainee, source)
 
     def loss(self, net: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:

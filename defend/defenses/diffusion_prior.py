@@ -120,7 +120,7 @@ def load_foreign(source: str) -> nn.Module:
 
 
 def check_config(source: str, config: Any) -> None:
-    """Raise BadWeights for a network of classes, of other times, or of images not square."""
+    """Raise BadWeights unless the network is unconditional, with positional times and one size."""
     if config.time_embedding_type != "positional":
         raise BadWeights(
             f"{source}: expected a model of time_embedding_type=positional, got"

@@ -25,7 +25,7 @@ from defend.purifier import LearnedPurifier
 
 
 class DiffusionPurifier(LearnedPurifier):
-    """Abstract base: an unconditional prior, which a UNet2DModel of `diffusers` is.
+    """Abstract base. The network is an unconditional UNet2DModel of `diffusers`.
 
     `weights` is a name of shipped weights, a file of `defend train`, the folder of a UNet2DModel,
     or its name on the hub. The fields here shape the network; of folders and names on the hub, the

@@ -73,7 +73,7 @@ class _ClaimedCells:
         if not load_task(self.cells[0].task).has_claims:
             return self._claim_nothing(nearest, told_apart_by)
         attacks = [r for r in nearest if not r.is_control]
-        number = worst_number(attacks, self.reader)[0] if attacks else Number(accuracy=None)
+        number = worst_number(attacks, self.reader)[0] if attacks else Number(value=None)
         signs = find_signs(self.cells, self.relatives, is_stronger)
         signs += self._stronger_attacks(attacks, number)
         missing = LADDER_1.missing(self.cells, self.relatives)
@@ -83,7 +83,7 @@ class _ClaimedCells:
             dataset=first.dataset,
             missing=tuple(requirement.code for requirement in missing),
             signs=tuple(signs),
-            accuracy=number.accuracy,
+            accuracy=number.value,
             low=number.low,
             high=number.high,
             bound=number.bound,

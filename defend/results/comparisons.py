@@ -16,9 +16,9 @@ from defend.results.diagnostics import Finding, FindingCode, describe_cell
 from defend.results.grouping import group_by
 from defend.results.significance import (
     IsStronger,
-    accuracy_of,
     stronger_by_intervals,
     strongest,
+    value_of,
 )
 
 Compare = Callable[[Sequence[Record], IsStronger], Iterator[Finding]]
@@ -183,7 +183,7 @@ def _one_for_each_series(accusations: Iterable[Finding]) -> list[Finding]:
 
 
 def _gap(finding: Finding) -> float:
-    return accuracy_of(finding.stronger) - accuracy_of(finding.weaker)
+    return value_of(finding.stronger) - value_of(finding.weaker)
 
 
 def _groups(records: Iterable[Record], fields: Sequence[str]) -> list[list[Record]]:

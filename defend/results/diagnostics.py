@@ -18,6 +18,9 @@ from defend.tasks.registry import load_task
 from defend.tasks.task import Unit
 from defend.threat_models import GRADIENT_NAMES
 
+_FEW_IMPOSTORS = (
+    "few impostors: {{count}} of val pass the threshold of FAR {far}, which rests on them"
+)
 FLAG_TEXTS: dict[FlagCode, str] = {
     FlagCode.ZERO_GRADIENT: "zero gradient: {count} of {n} images",
     FlagCode.UNDEFINED_GRADIENT: "undefined gradient: {count} of {n} images",
@@ -34,6 +37,11 @@ FLAG_TEXTS: dict[FlagCode, str] = {
     ),
     FlagCode.SCORES_OF_ONE_DRAW: (
         "no EOT: a stochastic defense, searched by the scores of single draws"
+    ),
+    FlagCode.FEW_IMPOSTORS_AT_FAR_1: _FEW_IMPOSTORS.format(far="1 %"),
+    FlagCode.FEW_IMPOSTORS_AT_FAR_01: _FEW_IMPOSTORS.format(far=".1 %"),
+    FlagCode.LABEL_IS_NOT_THE_GOAL: (
+        "another goal: the attack makes the classifier lose the label, and not the claim"
     ),
     FlagCode.NOT_FINITE: "{field} is not a finite number",
 }

@@ -71,8 +71,8 @@ def _thresholds(records: Sequence[Record]) -> Iterator[str]:
         yield (
             "Thresholds are those at which 1 and .1 % of the impostors among clean images of val"
             " are accepted behind the same defense; they are held under attack. The FAR that"
-            " they reach on the scored images stands beside: that of .1 % rests on few attempts"
-            " where val is small."
+            " they reach on the scored images stands beside. A threshold that accepts fewer than"
+            " 10 impostors of val is flagged: it may be off by a third and more."
         )
 
 

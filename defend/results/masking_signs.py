@@ -13,7 +13,7 @@ from defend.protocols.evidence import at_claim, is_undefended, unbounded_pgd
 from defend.records import Diagnosis, FlagCode, Record
 from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
 from defend.results.diagnostics import SignCode, describe_attack
-from defend.results.significance import IsStronger, accuracy_of, stronger_by_intervals
+from defend.results.significance import IsStronger, stronger_by_intervals, value_of
 from defend.threat_models import gradient_kind
 
 MAX_LEFT_AT_EPS_1 = 0.01  # of the images may be right
@@ -114,7 +114,7 @@ def check_eps_1(evaluation: Evaluation) -> Diagnosis | None:
 
     A pipeline that has a gradient can be led anywhere through one of its gradients.
     """
-    accuracies = [accuracy_of(r) for r in unbounded_pgd(evaluation.in_any_norm)]
+    accuracies = [value_of(r) for r in unbounded_pgd(evaluation.in_any_norm)]
     if not accuracies or min(accuracies) <= MAX_LEFT_AT_EPS_1:
         return None
     return Diagnosis(code=SignCode.SURVIVES_EPS_1, value=min(accuracies))

@@ -41,7 +41,7 @@ class Number:
     At a task in another unit it is the score in that unit.
     """
 
-    accuracy: float | None
+    value: float | None
     unit: Unit = "share"
     low: float | None = None
     high: float | None = None
@@ -61,7 +61,7 @@ class Number:
     def unconverged(self) -> bool:
         """Return True if an attack was still winning; below zero nothing more can fall."""
         still_fell = any(flag.code == FlagCode.UNCONVERGED for flag in self.flags)
-        return still_fell and self.accuracy != 0
+        return still_fell and self.value != 0
 
     @property
     def at_most(self) -> bool:

@@ -17,7 +17,9 @@ from defend.results.table_text import (
     format_value,
 )
 
-MEASURE_PAIRS = "Pairs by what is measured beside it, each with its worst gradient (Holm):"
+MEASURE_PAIRS = (
+    "Pairs by what is measured beside it, each with its worst of shared gradients (Holm):"
+)
 Block = tuple[str, Sequence[str]]  # title, lines
 
 

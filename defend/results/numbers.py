@@ -34,14 +34,12 @@ def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | No
     else:
         summary = load_task(first.task).summarise(outcomes.clean_score, first.seed)
         low, high = summary.low, summary.high
-    return Number(accuracy=accuracy, low=low, high=high, n=first.n)
+    return Number(value=accuracy, low=low, high=high, n=first.n)
 
 
 def _number_of(measured: Measured, record: Record) -> Number:
     unit = load_task(record.task).unit
-    return Number(
-        accuracy=measured.value, low=measured.low, high=measured.high, n=record.n, unit=unit
-    )
+    return Number(value=measured.value, low=measured.low, high=measured.high, n=record.n, unit=unit)
 
 
 def cells_number(
@@ -90,7 +88,7 @@ def worst_number(
 
 
 def _failed(cells: Sequence[Record]) -> Number:
-    return Number(accuracy=None, n=cells[0].n, failed=cells[0].error)
+    return Number(value=None, n=cells[0].n, failed=cells[0].error)
 
 
 def _number_of_outcomes(
@@ -100,7 +98,7 @@ def _number_of_outcomes(
     summary = task.summarise(score, cells[0].seed)
     return Number(
         unit=task.unit,
-        accuracy=summary.value,
+        value=summary.value,
         low=summary.low,
         high=summary.high,
         n=cells[0].n,

@@ -27,10 +27,10 @@ def stronger_by_intervals(cell: Record, other_cells: Sequence[Record]) -> bool:
 
 def strongest(records: Sequence[Record]) -> Record:
     """Return the cell that leaves the fewest images right; none of them failed."""
-    return min(records, key=accuracy_of)
+    return min(records, key=value_of)
 
 
-def accuracy_of(record: Record) -> float:
+def value_of(record: Record) -> float:
     """Return the robust accuracy of a cell that did not fail, or the score of another task."""
     return _number(record).value
 

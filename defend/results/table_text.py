@@ -15,7 +15,7 @@ def format_percent(value: float | None) -> str:
 
 def format_value(number: Number) -> str:
     """Return 25.0 for an accuracy of 0.25, and 31.4 for 31.4 dB; nothing for None."""
-    return "" if number.accuracy is None else f"{number.scale * number.accuracy:.1f}"
+    return "" if number.value is None else f"{number.scale * number.value:.1f}"
 
 
 def format_bound(number: Number) -> str:
@@ -29,7 +29,7 @@ def format_number(number: Number) -> str:
     25.0 (19.5-31.4); <= 25.0 (19.5-31.4) if units were not at hand; <= 25.0 (19.5-31.4,
     unconverged) if an attack was still winning.
     """
-    if number.accuracy is None:
+    if number.value is None:
         return "failed"
     text = f"{format_bound(number)}{format_value(number)}"
     if number.low is None or number.high is None:

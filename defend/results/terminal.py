@@ -176,7 +176,7 @@ def _format_cell(
     """Return the number, marked "!" if something speaks against it, its interval and its note."""
     if number is None:
         return Text(f"{'·':>5}", style="dim")
-    if number.accuracy is None:
+    if number.value is None:
         return Text("failed", style="red")
     mark = "!" if number.is_marked else ""
     accuracy = f"{mark}{format_bound(number)}{format_value(number)}"

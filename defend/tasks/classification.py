@@ -23,7 +23,7 @@ class Classification(Task):
 
     @property
     def score_means(self) -> str:
-        """What a share counts."""
+        """Return what a share counts."""
         return "right"
 
     def loss(self, output: Tensor, reference: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Classification(Task):
         return output.argmax(1) != reference
 
     def under_attack(self, score: Tensor, clean: Tensor) -> Tensor:
-        """An image that is wrong without an attack counts as wrong under every attack."""
+        """Return the scores, of which an image that is wrong without an attack gets 0 under all."""
         return score & clean
 
 

@@ -1,7 +1,7 @@
-"""What an attacker of a face recogniser wants: not to be recognised, or to pass for another person.
+"""The goals of an attacker of a face recogniser: dodging and impersonation.
 
-Sharif, Bhagavatula, Bauer, Reiter, "Accessorize to a Crime", CCS 2016, section 3, call the two
-dodging and impersonation.
+Dodging means not to be recognised, impersonation to pass for another person: Sharif, Bhagavatula,
+Bauer, Reiter, "Accessorize to a Crime", CCS 2016, section 3.
 """
 
 from __future__ import annotations

@@ -18,11 +18,12 @@ from defend.tasks.task import Arrays, Deployed, Measure, Summary
 
 
 class Identification(GoalTask):
-    """goal=dodging: an image scores 1 if the right person is first. goal=impersonation: if the
-    person that it is to pass for is not first.
+    """Score 1 for each image at which the attacker failed.
 
-    Dodging attackers climb the cross entropy of the right person, impersonators descend that of
-    their target (`with_targets`).
+    With goal=dodging the first rank of such an image is the right person. With goal=impersonation
+    its first rank is anyone but the person that it is to pass for (`with_targets`). Dodging
+    attackers climb the cross entropy of the right person, impersonators descend that of their
+    target.
     """
 
     name = "identification"
@@ -30,12 +31,12 @@ class Identification(GoalTask):
 
     @property
     def score_means(self) -> str:
-        """What a share counts."""
+        """Return what a share counts."""
         return "not taken for the target" if self.is_targeted else "identified, first rank"
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """Under impersonation, also whether the right person is first."""
+        """Return what impersonation is measured by beside its score: is the right person first?"""
         return _RANK_1 if self.is_targeted else {}
 
     def loss(self, output: Tensor, reference: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class Identification(GoalTask):
         return (~self.is_broken(output, reference)).to(torch.uint8)
 
     def under_attack(self, score: Tensor, clean: Tensor) -> Tensor:
-        """What is lost without an attack is lost under every attack."""
+        """Return the scores, of which an image that is lost without an attack gets 0 under all."""
         return score & clean
 
     def details(self, deployed: Deployed) -> dict[str, Tensor]:

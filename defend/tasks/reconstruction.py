@@ -1,7 +1,8 @@
-"""Reconstruction: how far from its source is what a codec makes of an image? No labels are needed.
+"""Reconstruction: how far is the image that a codec reconstructs from its source?
 
-Any purifier is a codec here. Source of the attacker's goal and of the vulnerability index: Chen,
-Ma, "Towards Robust Neural Image Compression", arXiv:2112.08691, section III.
+Labels are not needed, and any purifier is a codec here. Source of the attacker's goal and of the
+vulnerability index: Chen, Ma, "Towards Robust Neural Image Compression", arXiv:2112.08691,
+section III.
 
     index = 10 log10( MSE(R(x'), R(x)) / MSE(x', x) ) in dB
 
@@ -63,21 +64,22 @@ class Reconstruction(Task):
     clean_is_minimum = True  # of a codec without loss, the error of a clean image is 0
     compares_clean_output = True
     compared = ("vi",)
+    told_of_pairs = "psnr_in"
     least_gap = 0.5  # dB
 
     @property
     def score_means(self) -> str:
-        """What the number is."""
+        """Return what the number is."""
         return "PSNR of the reconstruction against the source"
 
     @property
     def objectives(self) -> frozenset[Objective]:
-        """There are no labels to attack."""
+        """Return the objectives that need no labels."""
         return frozenset(("task", "distortion"))
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """What is measured beside the PSNR of the reconstruction."""
+        """Return what is measured beside the PSNR of the reconstruction."""
         return _MEASURES
 
     def reference(self, x: Tensor, y: Tensor, classes: int) -> Tensor:

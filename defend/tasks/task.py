@@ -77,8 +77,11 @@ class Task(Configured):
     clean_is_minimum: ClassVar[bool] = False
     compares_clean_output: ClassVar[bool] = False
     needs_calibration: ClassVar[bool] = False  # on clean images of `val`, behind each pipeline
+    # True: who makes a classifier lose the label y has reached the goal of this task.
+    label_is_goal: ClassVar[bool] = True
     has_claims: ClassVar[bool] = False  # a protocol says what a claim needs at this task
     compared: ClassVar[tuple[str, ...]] = ()  # measures by which defenses are compared in pairs
+    told_of_pairs: ClassVar[str] = ""  # the measure of the attack that is told beside each pair
     least_gap: ClassVar[float] = 0.02  # in the unit of the score: a smaller difference is no sign
 
     def __post_init__(self) -> None:
@@ -87,16 +90,16 @@ class Task(Configured):
     @property
     @abstractmethod
     def score_means(self) -> str:
-        """What a share counts, as "right", or what a number in decibels is."""
+        """Return what a share counts, as "right", or what a number in decibels is."""
 
     @property
     def objectives(self) -> frozenset[Objective]:
-        """The objectives of attacks that may be run at it."""
+        """Return the objectives of attacks that may be run at it."""
         return frozenset(("task", "label"))
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """What `measure` returns."""
+        """Return the description of each number that `measure` returns."""
         return {}
 
     @abstractmethod
@@ -151,7 +154,12 @@ class Task(Configured):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The thresholds that calibration fixed."""
+        """Return the thresholds that calibration fixed."""
+        return {}
+
+    @property
+    def accepted(self) -> dict[str, int]:
+        """Return how many wrong claims of `val` each threshold accepts: it rests on them."""
         return {}
 
     def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:

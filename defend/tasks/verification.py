@@ -25,36 +25,44 @@ FARS = {"far_1": 0.01, "far_01": 0.001}  # names of the thresholds -> false acce
 
 
 class Verification(GoalTask):
-    """goal=dodging: an image scores 1 if it is accepted as its own person, so that their share is
-    TAR at FAR 1 %. goal=impersonation: if it is rejected as the target (`with_targets`).
+    """Score 1 for each image about whose claim the verifier is right at FAR 1 %.
 
-    Attackers lower the score of the own person, or raise that of the target.
+    With goal=dodging each image claims to be its own person and should be accepted, so that the
+    mean score is TAR. With goal=impersonation it claims to be the target (`with_targets`) and
+    should be rejected. Attackers lower the score of the own person, or raise that of the target.
     """
 
     name = "verification"
     needs_calibration = True
+    label_is_goal = False  # of the scores, one alone is claimed
 
     def validate(self) -> None:
         """Raise BadParameter for an unknown goal."""
         super().validate()
         self._thresholds: dict[str, float] = {}
+        self._accepted: dict[str, int] = {}
 
     @property
     def score_means(self) -> str:
-        """What a share counts."""
+        """Return what a share counts."""
         if self.is_targeted:
             return "impostors rejected at FAR 1 %"
         return "accepted at FAR 1 % (TAR)"
 
     @property
     def measured(self) -> Mapping[str, Measure]:
-        """What is measured beside the share at FAR 1 %."""
+        """Return what is measured beside the share at FAR 1 %."""
         return _TARGETED if self.is_targeted else _DODGING
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The thresholds that calibration fixed, by the names of FARS; none before it."""
+        """Return the thresholds that calibration fixed, by the names of FARS; none before it."""
         return self._thresholds
+
+    @property
+    def accepted(self) -> dict[str, int]:
+        """Return how many impostor attempts of `val` each threshold accepts."""
+        return self._accepted
 
     def calibrated(self, output: Tensor, reference: Tensor) -> Verification:
         """Return the task with thresholds from all impostor attempts of clean images.
@@ -64,6 +72,9 @@ class Verification(GoalTask):
         impostors = _others(output, self._own(reference)).cpu().numpy()
         task = copy.copy(self)
         task._thresholds = {name: threshold_at(impostors, far) for name, far in FARS.items()}
+        task._accepted = {
+            name: int((impostors > threshold).sum()) for name, threshold in task._thresholds.items()
+        }
         return task
 
     def _own(self, reference: Tensor) -> Tensor:

@@ -154,10 +154,10 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
         distinct_images=first.distinct_images,
         defense=first.defense,
         trained_on=format_trained_on(first.trained_on),
-        clean=format_percent(worst.clean.accuracy),
+        clean=format_percent(worst.clean.value),
         by_level=by_level,
         by_gradient=by_gradient,
-        worst=format_bound(number) + format_percent(number.accuracy),
+        worst=format_bound(number) + format_percent(number.value),
         low=format_percent(number.low),
         high=format_percent(number.high),
         claim=worst.claim,
@@ -169,9 +169,9 @@ def format_worst(records: Sequence[Record], reader: OutcomeReader) -> str:
     if not records:
         return ""
     number, _ = worst_number(records, reader)
-    if number.accuracy is None:
+    if number.value is None:
         return ""
-    return format_bound(number) + format_percent(number.accuracy)
+    return format_bound(number) + format_percent(number.value)
 
 
 def format_page(rows: Sequence[LadderRow]) -> Iterator[str]:

@@ -149,7 +149,7 @@ def _draw_line(axes: Axes, points: Sequence[tuple[float, Number]], colour: str, 
     axes.fill_between(eps, spans.low, spans.high, color=colour, alpha=0.12, linewidth=0)
     axes.plot(
         eps,
-        spans.accuracy,
+        spans.middle,
         dash,
         color=colour,
         linewidth=1.5,
@@ -191,7 +191,7 @@ def _draw_marks(axes: Axes, rows: Sequence[Row], level: str, shift: float) -> No
     }
     spans = _Spans.of(numbers.values())
     axes.errorbar(
-        spans.accuracy,
+        spans.middle,
         list(numbers),
         xerr=spans.errors(),
         fmt=_MARKERS[level],
@@ -207,7 +207,7 @@ class _Spans:
     """Numbers with their intervals as they are printed; not a number if the cell failed."""
 
     low: list[float]
-    accuracy: list[float]
+    middle: list[float]
     high: list[float]
 
     @classmethod
@@ -216,14 +216,14 @@ class _Spans:
         listed = list(numbers)
         return cls(
             [_scaled(number, number.low) for number in listed],
-            [_scaled(number, number.accuracy) for number in listed],
+            [_scaled(number, number.value) for number in listed],
             [_scaled(number, number.high) for number in listed],
         )
 
     def errors(self) -> list[list[float]]:
         """Return how far the intervals reach below and above."""
         return [
-            [abs(middle - end) for middle, end in zip(self.accuracy, ends, strict=True)]
+            [abs(middle - end) for middle, end in zip(self.middle, ends, strict=True)]
             for ends in (self.low, self.high)
         ]
 
@@ -252,8 +252,8 @@ def _thin_out(ticks: Sequence[float]) -> list[float]:
 
 
 def _has_numbers(row: Row) -> bool:
-    return any(number.accuracy is not None for number in row.numbers.values())
+    return any(number.value is not None for number in row.numbers.values())
 
 
 def _is_measured(row: Row, column: str) -> bool:
-    return column in row.numbers and row.numbers[column].accuracy is not None
+    return column in row.numbers and row.numbers[column].value is not None

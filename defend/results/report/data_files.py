@@ -140,7 +140,7 @@ def _worst_to_dict(section: Section, worst: Worst) -> dict[str, Any]:
 
 def _number_to_dict(number: Number) -> dict[str, Any]:
     return {
-        "accuracy": number.accuracy,
+        "value": number.value,
         "unit": number.unit,
         "low": number.low,
         "high": number.high,
