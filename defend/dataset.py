@@ -177,8 +177,8 @@ def check_images(x: np.ndarray, name: str) -> Tensor:
     if not is_float or low < 0 or high > 1:
         received = f"{x.dtype} from {low:g} to {high:g}" if is_float else f"{x.dtype}, or NaN"
         raise BadParameter(
-            f"{name}: expected images uint8, or floats in [0, 1], got {received}; divide by 255, and"
-            " leave normalisation to the classifier"
+            f"{name}: expected images uint8, or floats in [0, 1], got {received}; divide by"
+            " 255, and leave normalisation to the classifier"
         )
     return torch.from_numpy(np.ascontiguousarray(x, np.float32))
 
