@@ -81,6 +81,12 @@ class TrainingProgress(Progress):
         if self._shown:
             self.say(line)
 
+    def expect(self, images: int) -> None:
+        """Let the bar end at so many images, of which a run by wall clock learns as it goes."""
+        assert self._task is not None
+        if self._task.total != images:
+            self._bar.update(self._task.id, total=images)
+
     @contextmanager
     def measuring(self, images: int) -> Iterator[Callable[[int], None]]:
         """Draw a second bar while the block measures this many images.

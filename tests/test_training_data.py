@@ -12,7 +12,9 @@ from defend.loading import load
 from defend.norms import norm_of
 from defend.training.data import (
     Arrays,
+    Squares,
     Stream,
+    cut_squares,
     make_training_source,
     permuted_rows,
     random_crop,
@@ -38,6 +40,33 @@ def test_uint8_and_float_arrays_give_the_same_batches():
     from_float = Arrays(x.float().div(255), y).batch(3, 5, 0)
     assert torch.equal(from_uint8[0], from_float[0])
     assert torch.equal(from_uint8[1], from_float[1])
+
+
+def test_squares_are_parts_of_their_images():
+    x = torch.arange(2 * 5 * 7.0).view(2, 1, 5, 7)
+    for k in range(20):
+        parts = cut_squares(x, 3, make_noise(2, seed=k))
+        for image, part in zip(x, parts):
+            windows = image.unfold(1, 3, 1).unfold(2, 3, 1).reshape(-1, 3, 3)
+            assert (windows == part).all((1, 2)).any()
+
+
+def test_every_square_is_drawn_as_often_as_any_other():
+    x = torch.arange(12.0).view(1, 1, 3, 4).expand(3000, 1, 3, 4)
+    corners = cut_squares(x, 2, make_noise(3000))[:, 0, 0, 0]
+    values, counts = corners.unique(return_counts=True)
+    assert values.tolist() == [0, 1, 2, 4, 5, 6]
+    assert counts.min() > 400
+
+
+def test_squares_of_a_source_do_not_depend_on_the_batch():
+    source = Squares(Arrays(torch.rand(6, 1, 8, 12), torch.arange(6)), 4)
+    assert source.epoch == 6 * (8 * 12 // 16)
+    x, y = source.batch(3, 5, seed=1)
+    again = source.batch(5, 2, seed=1)
+    assert torch.equal(x[2:4], again[0])
+    assert torch.equal(y[2:4], again[1])
+    assert source.fingerprint() != Squares(source.source, 3).fingerprint()
 
 
 def test_a_data_set_without_an_end_becomes_a_stream():

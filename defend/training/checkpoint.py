@@ -26,6 +26,7 @@ class RunState:
     run: dict[str, Any]  # identifies the run: its recipe, data and number of parameters
     numerics: dict[str, str]  # the precision and the layout
     step: int
+    seconds: float  # that earlier parts of the run took
     summed: int  # the number of losses in the running sum of this epoch
     best: float | None  # the best score on validation images, if the best epoch is kept
     classifiers: dict[str, str]  # name -> sha256, of those that took part so far

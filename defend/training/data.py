@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defend.dataset import Dataset
+from defend.errors import BadParameter
 from defend.noise import Noise
 
 Batch = tuple[Tensor, Tensor]  # x float32 (b, c, h, w) in [0, 1], y (b,)
@@ -85,6 +86,30 @@ class Stream:
         return Stream(self.draw, self.epoch, device)
 
 
+@dataclass(frozen=True)
+class Squares:
+    """Random squares of the images of another source, as many for each as it has area for."""
+
+    source: Source
+    side: int  # of the squares, in pixels
+
+    @property
+    def epoch(self) -> int:
+        height, width = self.source.batch(0, 1, 0)[0].shape[2:]
+        return self.source.epoch * max(1, (height * width) // self.side**2)
+
+    def batch(self, start: int, size: int, seed: int) -> Batch:
+        x, y = self.source.batch(start, size, seed)
+        numbers = torch.arange(start, start + size, device=x.device)
+        return cut_squares(x, self.side, Noise.of(seed, numbers).fork("squares")), y
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()} in squares of {self.side}"
+
+    def to(self, device: torch.device) -> Squares:
+        return Squares(self.source.to(device), self.side)
+
+
 def make_training_source(dataset: Dataset) -> Source:
     """Return the data set's training stream if it has one, otherwise all its training images."""
     n = dataset.count("train")
@@ -118,6 +143,23 @@ def _permutation(n: int, seed: int, epoch: int) -> Tensor:
     digest = hashlib.sha256(repr((seed, epoch)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randperm(n, generator=generator)
+
+
+def cut_squares(x: Tensor, side: int, noise: Noise) -> Tensor:
+    """Return one random square (b, c, side, side) of each image x (b, c, h, w).
+
+    Raise BadParameter for images that are smaller than the squares.
+    """
+    b, _, h, w = x.shape
+    if side > min(h, w):
+        raise BadParameter(
+            f"expected images of at least {side} x {side} pixels to cut squares from, got {h} x"
+            f" {w}; use smaller squares"
+        )
+    u = noise.uniform(x.new_empty(b, 2))
+    top, left = ((h - side + 1) * u[:, 0]).long(), ((w - side + 1) * u[:, 1]).long()
+    corners = zip(top.tolist(), left.tolist(), strict=True)
+    return torch.stack([t[:, i : i + side, j : j + side] for t, (i, j) in zip(x, corners)])
 
 
 def random_crop(x: Tensor, pad: int, noise: Noise, flip: bool = False) -> Tensor:

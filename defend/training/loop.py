@@ -8,6 +8,8 @@ optimisers' momenta.
 With precision=auto or layout=auto, the numerics of a fresh run are chosen by timing. Two fresh runs
 may then choose differently and end with other weights; a resumed run takes the choice of its resume
 file. For weights that can be reproduced, the recipe names both.
+
+With `minutes` the schedule follows the wall clock, and a run can be repeated by its minutes alone.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ from defend.training.objectives import (
     train_mode,
 )
 from defend.training.options import LoopOptions
-from defend.training.schedule import learning_rate
+from defend.training.schedule import Schedule
 from defend.winograd import eligible
 
 Score = Callable[[nn.Module], float]  # on validation images; higher is better
@@ -126,7 +128,8 @@ class TrainingRun:
         self.interrupts = HeldInterrupts()
 
         self.batch = min(options.batch, source.epoch)
-        self.steps = max(1, round(options.epochs * source.epoch / self.batch))
+        steps = max(1, round(options.epochs * source.epoch / self.batch))
+        self.schedule = Schedule(options, steps)
         self.step = 0
         self.in_step = False  # whether the state is that of no whole number of steps
         self.best = -math.inf
@@ -151,7 +154,8 @@ class TrainingRun:
 
     def complete(self, save_every: float) -> None:
         """Take all remaining steps, then load the weights that the options select into `net`."""
-        images, completed = self.steps * self.batch, self.step * self.batch
+        images = self.schedule.total_steps(self.step) * self.batch
+        completed = self.step * self.batch
         with self.progress.counting(images, completed), self.interrupts:
             try:
                 self._take_remaining_steps(save_every)
@@ -167,14 +171,16 @@ class TrainingRun:
         last_save = time.perf_counter()
         while True:
             self.interrupts.check()
+            is_over = self.schedule.is_over(self.step)
             # A run that was interrupted while it measured the quality begins with that.
-            if self.summed and self._at_end_of_epoch:
+            if self.summed and (is_over or self._at_end_of_epoch):
                 self._end_epoch()
             self.interrupts.check()
-            if self.step >= self.steps:
+            if is_over:
                 return
             self._take_step()
             self.progress.advance(self.batch)
+            self.progress.expect(self.schedule.total_steps(self.step) * self.batch)
             if self.path and time.perf_counter() - last_save >= save_every:
                 self._save()
                 last_save = time.perf_counter()
@@ -184,20 +190,26 @@ class TrainingRun:
         if self.path and not self.in_step:
             self._save()
             self.progress.say_if_shown(
-                f"interrupted at step {self.step} of {self.steps}, saved in {self.path};"
+                f"interrupted at step {self._position}, saved in {self.path};"
                 " train again with the same options to go on"
             )
 
     @property
     def _at_end_of_epoch(self) -> bool:
-        """Return True if the last step was the run's last, or went over the end of an epoch."""
+        """Return True if the last step went over the end of an epoch."""
         images = self.step * self.batch
         epochs_before = (images - self.batch) // self.source.epoch
-        return self.step == self.steps or images // self.source.epoch > epochs_before
+        return images // self.source.epoch > epochs_before
+
+    @property
+    def _position(self) -> str:
+        """The step and the number of all steps, as in "3 of 10"."""
+        return f"{self.step} of {self.schedule.total_steps(self.step)}"
 
     def _take_step(self) -> None:
         self.in_step = True
-        rate = learning_rate(self.step, self.steps, self.options)
+        share = self.options.share = self.schedule.share(self.step)
+        rate = self.schedule.learning_rate(self.step, share)
         train_mode(self.net)
         for k, part in enumerate(self.parts):
             with part.alone():
@@ -256,7 +268,11 @@ class TrainingRun:
         epoch = self.step * self.batch / self.source.epoch
         means = (self.loss_sums / self.summed).tolist()
         losses = {part.objective.name: mean for part, mean in zip(self.parts, means, strict=True)}
-        self.progress.report_epoch(epoch, self.options.epochs, losses, score)
+        epochs = self.options.epochs
+        if self.options.minutes:
+            images = self.schedule.total_steps(self.step) * self.batch
+            epochs = round(images / self.source.epoch, 1)
+        self.progress.report_epoch(epoch, epochs, losses, score)
         self.loss_sums.zero_()
         self.summed = 0
 
@@ -288,7 +304,7 @@ class TrainingRun:
     def _check_finite(self) -> None:
         if not self.loss_sums.isfinite().all():
             raise BadParameter(
-                f"training diverged before step {self.step} of {self.steps}: expected finite"
+                f"training diverged before step {self._position}: expected finite"
                 f" losses, got {self.loss_sums.tolist()}; give a lower lr than {self.options.lr:g}"
             )
 
@@ -319,6 +335,7 @@ class TrainingRun:
             run=self._identity(),
             numerics={"precision": self.numerics.precision, "layout": self.numerics.layout},
             step=self.step,
+            seconds=self.schedule.seconds,
             summed=self.summed,
             best=self.best if self.best_tensors else None,
             classifiers=self.options.classifiers,
@@ -336,6 +353,7 @@ class TrainingRun:
     def _restore(self, checkpoint: Checkpoint) -> None:
         tensors, state = checkpoint.tensors, checkpoint.state
         self.step = state.step
+        self.schedule.earlier_seconds = state.seconds
         self.summed = state.summed
         self.options.classifiers = add_earlier_files(self.options.classifiers, state.classifiers)
         self.options.loaded = {**state.loaded, **self.options.loaded}
@@ -350,4 +368,4 @@ class TrainingRun:
             restore_optimiser(part.optimiser, self.net, momenta)
         if self.average:
             self.average.net.load_state_dict(select_prefix("average", tensors))
-        self.progress.say_if_shown(f"resumed at step {self.step} of {self.steps}")
+        self.progress.say_if_shown(f"resumed at step {self._position}")

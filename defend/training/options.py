@@ -11,6 +11,7 @@ class LoopOptions(Configured):
     """Options of the training loop. A recipe adds its own."""
 
     epochs: float = 20
+    minutes: float = 0.0  # of wall clock, in which the whole schedule fits; 0: `epochs` decides
     batch: int = 128  # images
     optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd has Nesterov momentum
     lr: float = 0.1  # the highest learning rate
@@ -29,11 +30,13 @@ class LoopOptions(Configured):
     def __post_init__(self) -> None:
         self.classifiers: dict[str, str] = {}  # name -> sha256, of those that took part
         self.loaded: dict[str, dict[str, str]] = {}  # "kind spec" of a component -> its files
+        self.share = 0.0  # of the schedule that is behind the step at hand, set by the loop
         self.validate()
 
     def validate(self) -> None:
         """Raise BadParameter if a field is out of its range."""
         self.require(self.epochs > 0, "epochs", "> 0")
+        self.require(self.minutes >= 0, "minutes", ">= 0")
         self.require(self.batch >= 1, "batch", ">= 1")
         self.require(self.lr > 0, "lr", "> 0")
         self.require(0 <= self.momentum < 1, "momentum", "0 <= momentum < 1")
