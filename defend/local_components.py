@@ -63,15 +63,15 @@ def _load_network(
     rest = {key: value for key, value in params.items() if key not in own}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = _call(code, lambda: factory(**own))
-    if isinstance(made, Classifier):
-        return made
-    if not isinstance(made, nn.Module):
+        network = _call(code, lambda: factory(**own))
+    if isinstance(network, Classifier):
+        return network
+    if not isinstance(network, nn.Module):
         raise BadParameter(
-            f"classifier {code.label}: expected an nn.Module, got {type(made).__name__}; name a"
+            f"classifier {code.label}: expected an nn.Module, got {type(network).__name__}; name a"
             " class of networks, or a function that returns a network"
         )
-    return wrap_network(made, code.label, dataset, rest, frozenset({code.module_name}))
+    return wrap_network(network, code.label, dataset, rest, frozenset({code.module_name}))
 
 
 def wrap_network(

@@ -13,8 +13,8 @@ from defend.errors import BadParameter
 SLACK = 0.01  # of the range, by which pixels may lie outside of clip_values without a warning
 
 
-def check_range(name: str, x: Tensor, clip_values: tuple[float, float]) -> bool:
-    """Warn of pixels outside of clip_values, and return True if there are any.
+def check_range(name: str, x: Tensor, clip_values: tuple[float, float], warn: bool) -> bool:
+    """Return True for pixels outside of clip_values, of which it warns if `warn`.
 
     name: the purifier. Raise BadParameter for pixels that are not finite.
     """
@@ -26,6 +26,8 @@ def check_range(name: str, x: Tensor, clip_values: tuple[float, float]) -> bool:
     slack = SLACK * (clip_values[1] - clip_values[0])
     if clip_values[0] - slack <= low and high <= clip_values[1] + slack:
         return False
+    if not warn:
+        return True
     warnings.warn(
         f"{name}: pixels from {low:g} to {high:g}, and clip_values={tuple(clip_values)}: give the"
         " range that your images have",

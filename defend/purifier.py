@@ -306,8 +306,9 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
             self._check_input(x)
         low, high = self.clip_values
         scaled = (low, high) != (0.0, 1.0)
-        if not self._warned_of_range:
-            self._warned_of_range = check_range(type(self).__name__, x, self.clip_values)
+        warn = not self._warned_of_range
+        if check_range(type(self).__name__, x, self.clip_values, warn) and warn:
+            self._warned_of_range = True
         images = x.to(self.device, torch.float32)
         images = images if self.channels_first else images.permute(0, 3, 1, 2)
         images = (images - low) / (high - low) if scaled else images

@@ -1,9 +1,7 @@
-"""Specs: "name:key=value,key=value", joined by "+" into chains.
+"""Specs: "name:key=value,key=value", joined by "+" into chains. No torch.
 
-Text to data, and data to typed fields. No torch.
-
-A file of the user stands in place of a name: "./mine.py:MyPurifier,key=value" means what this file
-calls MyPurifier. A path with a space or another special character is quoted.
+A file of the user stands in place of a name: "./mine.py:MyPurifier,key=value". Quote a path with a
+space or another special character.
 
 Values are numbers, fractions (8/255, exact), true, false, none, and text, which is quoted if it
 holds one of , : + = or looks like a number. str(spec) is canonical: parse(str(spec)) == (spec,).
@@ -57,7 +55,7 @@ class Spec:
 
     @property
     def file(self) -> str | None:
-        """The path of the user's file, None for a registered component."""
+        """The path of the user's file, or None."""
         path, colon, _ = self.name.rpartition(":")
         return path if colon and path.endswith(FILE_SUFFIX) else None
 

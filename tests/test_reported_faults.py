@@ -206,8 +206,15 @@ def test_one_slope_that_is_no_number_leaves_the_other_images_alone(name):
 # Labels.
 
 
-ATTACKS = ["fgsm", "pgd:steps=2", "apgd:steps=10", "apgd:loss=dlr,steps=10", "fab:steps=3",
-           "square:queries=20", "autoattack:steps=5,queries=20"]  # fmt: skip
+ATTACKS = [
+    "fgsm",
+    "pgd:steps=2",
+    "apgd:steps=10",
+    "apgd:loss=dlr,steps=10",
+    "fab:steps=3",
+    "square:queries=20",
+    "autoattack:steps=5,queries=20",
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
