@@ -134,22 +134,22 @@ class Dataset(Configured):
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
 class ArrayDataset(Dataset):
-    """A data set that fits into memory as uint8.
+    """A data set that fits into memory.
 
-    A subclass writes `arrays`; each split is read once.
+    A subclass writes `arrays`; each split is read once. What `rows` hands out is a copy.
     """
 
     @abstractmethod
     def arrays(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """Return images uint8 (n, c, h, w) and labels int64 (n,)."""
+        """Return images (n, c, h, w), uint8 or floats in [0, 1], and whole labels (n,)."""
 
     def _cached(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return the arrays of a split as tensors, read at the first call."""
         cache = self.__dict__.setdefault("_arrays", {})
         if split not in cache:
             x, y = self.arrays(split)
-            images = torch.from_numpy(np.ascontiguousarray(x))
-            cache[split] = images, torch.from_numpy(y.astype(np.int64))
+            name = f"{type(self).__name__}, split {split}"
+            cache[split] = check_images(x, name), check_labels(y, len(x), self.classes, name)
         return cast(tuple[Tensor, Tensor], cache[split])
 
     def count(self, split: Split) -> int:
@@ -158,7 +158,48 @@ class ArrayDataset(Dataset):
 
     def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
         x, y = self._cached(split)
-        return x[start:stop].float().div_(255), y[start:stop].clone()
+        images = x[start:stop]
+        pixels = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
+        return pixels, y[start:stop].clone()
+
+
+def check_images(x: np.ndarray, name: str) -> Tensor:
+    """Return images (n, c, h, w) as uint8, or as float32 in [0, 1].
+
+    name: the data set, for messages. Raise BadParameter for other arrays.
+    """
+    if x.ndim != 4:
+        raise BadParameter(f"{name}: expected images (n, c, h, w), got shape {x.shape}")
+    if x.dtype == np.uint8:
+        return torch.from_numpy(np.ascontiguousarray(x))
+    is_float = x.dtype.kind == "f" and bool(np.isfinite(x).all())
+    low, high = (float(x.min()), float(x.max())) if is_float and x.size else (0.0, 1.0)
+    if not is_float or low < 0 or high > 1:
+        received = f"{x.dtype} from {low:g} to {high:g}" if is_float else f"{x.dtype}, or NaN"
+        raise BadParameter(
+            f"{name}: expected images uint8, or floats in [0, 1], got {received}; divide by"
+            " 255, and leave normalisation to the classifier"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x, np.float32))
+
+
+def check_labels(y: np.ndarray, n: int, classes: int, name: str) -> Tensor:
+    """Return the labels (n,) as int64.
+
+    classes: 0 for images without labels. Raise BadParameter for labels that are not whole, too few
+    or too large.
+    """
+    if y.shape != (n,) or y.dtype.kind not in "iu":
+        raise BadParameter(
+            f"{name}: expected {n} whole labels, one for each image, got {y.dtype} {y.shape}"
+        )
+    low, high = (int(y.min()), int(y.max())) if n else (0, 0)
+    if low < 0 or (classes and high >= classes):
+        raise BadParameter(
+            f"{name}: expected labels from 0 to {classes - 1}, as it names {classes} classes, got"
+            f" {low} to {high}"
+        )
+    return torch.from_numpy(y.astype(np.int64))
 
 
 def held_out(x: np.ndarray, share: float) -> np.ndarray:

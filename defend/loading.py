@@ -11,6 +11,7 @@ from defend.chain import Chain
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import BadParameter
+from defend.local_components import load_local
 from defend.purifier import Purifier, check_device
 from defend.registry import REGISTRY, Kind
 from defend.spec import Spec, parse, parse_single
@@ -46,7 +47,7 @@ def load(
     if isinstance(dataset, str) and parse_single(dataset, "dataset").params:
         dataset = load(dataset, "dataset")
     if kind in ("attack", "dataset"):
-        return REGISTRY.of_spec(kind, specs[0], **options)
+        return _component(kind, specs[0], None, options)
     target_device = pick_device("auto") if device == "auto" else check_device(device or "cpu")
     component: Purifier | Classifier
     if kind == "defense" and len(specs) != 1:
@@ -72,7 +73,12 @@ def _specs(spec: str | Spec | tuple[Spec, ...], kind: Kind) -> tuple[Spec, ...]:
 def _component(
     kind: Kind, spec: Spec, dataset: str | Dataset | None, options: Mapping[str, Any]
 ) -> Any:
-    return REGISTRY.of_spec(kind, spec, **_dataset_fields(kind, spec, dataset), **options)
+    if spec.file is not None and isinstance(dataset, str):
+        dataset = load(dataset, "dataset")
+    fields = {**_dataset_fields(kind, spec, dataset), **options}
+    if spec.file is not None:
+        return load_local(kind, spec, dataset, fields)
+    return REGISTRY.of_spec(kind, spec, **fields)
 
 
 def _dataset_fields(kind: Kind, spec: Spec, dataset: str | Dataset | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ z_i is the logit of class i, z_y that of the true class, z_1st that of the highe
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,9 +16,22 @@ MIN_CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
 TINY = 1e-12  # as in arXiv:2003.01690: avoids 0 / 0 where the highest logits are equal
 
 
+def whole_labels(y: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Return the labels y as int64. Raise BadParameter unless they are whole and of this shape.
+
+    One-hot labels and probabilities are refused: losses would run on them, and mean something else.
+    """
+    is_whole = not y.is_floating_point() and not y.is_complex() and y.dtype != torch.bool
+    if not is_whole or (shape is not None and tuple(y.shape) != shape):
+        expected = "" if shape is None else f" of shape {shape}"
+        hint = "; write y.argmax(1)" if y.ndim == 2 else ""
+        raise BadParameter(f"expected whole labels{expected}, got {y.dtype} {tuple(y.shape)}{hint}")
+    return y.long()
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross entropy of each image, in nats."""
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, whole_labels(y, (len(logits),)), reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -25,6 +39,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: Andriushchenko et al., arXiv:1912.00049, section 3.
     """
+    y = whole_labels(y, (len(logits),))
     true_logit = logits.gather(1, y[:, None])[:, 0]
     best_other = logits.scatter(1, y[:, None], -float("inf")).amax(1)
     return true_logit - best_other
@@ -73,7 +88,7 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
 
 def targeted_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return z_t - z_y, labels (b, 2): the classes y and t."""
-    pair = logits.gather(1, labels)
+    pair = logits.gather(1, whole_labels(labels, (len(logits), 2)))
     return pair[:, 1] - pair[:, 0]
 
 

@@ -73,8 +73,10 @@ def steepest_direction(g: Tensor, norm: str) -> Tensor:
     """Return the direction of norm 1 in which a function with gradient g rises fastest: sign(g), or
     g / |g|.
 
-    A gradient of zero gives zero.
+    A gradient of zero gives zero, and a value that is not a number counts as zero: it says nothing,
+    and would take the other pixels with it.
     """
+    g = g.nan_to_num()
     if norm == "Linf":
         return g.sign()
     tiny = torch.finfo(g.dtype).tiny
@@ -100,6 +102,17 @@ def random_start(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
 def random_signs(x: Tensor, noise: Noise) -> Tensor:
     """Return -1 or 1 for each value of x, with equal probability."""
     return (noise.uniform(x) < 0.5).to(x.dtype) * 2 - 1
+
+
+def leave_clean(x_adv: Tensor, x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
+    """Return x_adv, with a point of random signs at eps in place of each image that is still x.
+
+    A gradient of zero moves nothing. The clean image would then be scored as if it were attacked,
+    before a pipeline that may be another one than the target.
+    """
+    is_clean = (x_adv == x).flatten(1).all(1)
+    moved = project(x + random_signs(x, noise), x, eps, norm)
+    return torch.where(per_image(is_clean, x), moved, x_adv)
 
 
 def tolerance(eps: float, norm: str) -> float:

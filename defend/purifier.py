@@ -6,7 +6,6 @@ Shapes: b batch, c channel, h height, w width. Pixels are float32 in [0, 1].
 from __future__ import annotations
 
 import secrets
-import warnings
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, dataclass_transform, final
@@ -17,6 +16,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from defend.art_params import ArtParams
 from defend.errors import BadParameter, BrokenPurifier, Mismatch
 from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
@@ -34,6 +34,7 @@ from defend.learned import (
 )
 from defend.noise import Noise
 from defend.numerics import check_device as check_device
+from defend.pixel_checks import check_range, is_recorded, keep_undefined
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
@@ -61,7 +62,7 @@ class Card:
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 @dataclass(kw_only=True, eq=False)
-class Purifier(Configured, PreprocessorPyTorch):
+class Purifier(ArtParams, Configured, PreprocessorPyTorch):
     """The base of purifiers, final classes that add keyword-only fields, a `card` and `purify`."""
 
     card: ClassVar[Card]
@@ -94,6 +95,7 @@ class Purifier(Configured, PreprocessorPyTorch):
         self.validate()
 
     _precision = "float32"
+    _warned_of_range = False
 
     # The methods that an author writes.
 
@@ -211,23 +213,6 @@ class Purifier(Configured, PreprocessorPyTorch):
                 f"got {x.shape[1]} in {tuple(x.shape)}"
             )
 
-    def _check_range(self, x: np.ndarray) -> None:
-        """Raise BadParameter for non-finite pixels; warn about pixels outside of clip_values."""
-        if not x.size or x.dtype.kind != "f":
-            return
-        low, high = float(x.min()), float(x.max())
-        if not np.isfinite([low, high]).all():
-            raise BadParameter(
-                f"{type(self).__name__}: expected finite pixels, got {low:g} to {high:g}"
-            )
-        slack = 0.01 * (self.clip_values[1] - self.clip_values[0])
-        if low < self.clip_values[0] - slack or high > self.clip_values[1] + slack:
-            warnings.warn(
-                f"{type(self).__name__}: pixels from {low:g} to {high:g}, and "
-                f"clip_values={tuple(self.clip_values)}: give the range that your images have",
-                stacklevel=3,
-            )
-
     def _replay(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         return self._one_cut(x, noise.again(), backward)
 
@@ -245,6 +230,7 @@ class Purifier(Configured, PreprocessorPyTorch):
             else:
                 value = self.purify(source, noise)
         self._check_output(value, x, version)
+        value = keep_undefined(value, x)
         value = value if self._precision == "float32" else value.to(x.dtype)
         if not differentiated or is_declared or isinstance(backward, Relaxed):
             return value
@@ -268,7 +254,15 @@ class Purifier(Configured, PreprocessorPyTorch):
             )
 
     def _deployed(self, n: int, device: torch.device) -> Noise:
-        """Return the noise of a deployed call: of fresh entropy, or of `seed`."""
+        """Return the noise of a deployed call: of fresh entropy, or of `seed`.
+
+        Raise BadParameter where a call is recorded, which would repeat one draw for ever.
+        """
+        if self.card.stochastic and is_recorded():
+            raise BadParameter(
+                f"{type(self).__name__}: draws new noise in each call, and an exported or traced"
+                " program would repeat one draw; call the purifier itself before the program"
+            )
         return Noise.of(self._deployed_seed(), torch.arange(n, device=device))
 
     def _deployed_seed(self) -> int:
@@ -296,7 +290,6 @@ class Purifier(Configured, PreprocessorPyTorch):
 
         They are cut on the host: at most max_batch images are on the device.
         """
-        self._check_range(x)
         purified = np.empty(x.shape, np.float32)
         seed = self._deployed_seed()
         for start in range(0, len(x), self.max_batch):
@@ -313,6 +306,9 @@ class Purifier(Configured, PreprocessorPyTorch):
             self._check_input(x)
         low, high = self.clip_values
         scaled = (low, high) != (0.0, 1.0)
+        warn = not self._warned_of_range
+        if check_range(type(self).__name__, x, self.clip_values, warn) and warn:
+            self._warned_of_range = True
         images = x.to(self.device, torch.float32)
         images = images if self.channels_first else images.permute(0, 3, 1, 2)
         images = (images - low) / (high - low) if scaled else images
@@ -396,5 +392,7 @@ class _PurifierModule(nn.Module):
         """Stay in eval mode: what is deployed does not change when a model around it is trained."""
         return super().train(False)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
+        """Return x purified. Compilers leave it as it is: the gradients are made by hand."""
         return self.purifier.purified(x)

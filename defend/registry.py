@@ -23,6 +23,7 @@ from defend.errors import (
     UnknownName,
     suggest_names,
 )
+from defend.local_files import LocalCode, local_label
 from defend.spec import Configured, Spec, typed_params
 
 Kind = Literal["defense", "attack", "classifier", "dataset"]
@@ -33,6 +34,14 @@ GROUPS: dict[Kind, str] = {
     "classifier": "defend.classifiers",
     "dataset": "defend.datasets",
 }
+BASES: dict[Kind, str] = {  # the class from which every class of a kind is derived
+    "defense": "Purifier",
+    "attack": "Attack",
+    "classifier": "Classifier",
+    "dataset": "Dataset",
+}
+OBJECT = "an object"  # the distribution of objects that a caller gave
+LOCAL = "a file"  # the distribution of components in files of the user
 HOME = "defend"  # the distribution whose bare names no other distribution can shadow
 
 
@@ -92,6 +101,12 @@ class Entry:
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."
             ) from e
 
+    @classmethod
+    def of_file(cls, kind: Kind, code: LocalCode) -> LocalEntry:
+        """Return the entry of a component in a file of the user. Raise BadParameter."""
+        point = code.entry_point
+        return LocalEntry(kind, code.label, point.value, LOCAL, "", point, code)
+
     def _is_foreign(self, module: str | None) -> bool:
         """Return True for a module of another package than the component's."""
         return module is not None and module.partition(".")[0] != self.package
@@ -109,6 +124,41 @@ class Entry:
             f"{self.kind} '{self.name}' from {self.dist} {self.version} needs the package "
             f"{package}, which {state}; type `{command}`"
         )
+
+
+@dataclass(frozen=True)
+class LocalEntry(Entry):
+    """A component in a file of the user."""
+
+    code: LocalCode
+
+    @property
+    def component(self) -> str:
+        """The name that weights carry: FILE.py:NAME."""
+        return self.name
+
+    def load(self) -> Callable[..., Any]:
+        """Import the file and return its class or function.
+
+        Raise BadParameter, BrokenPlugin, MissingPackage.
+        """
+        return self.code.load()
+
+
+@dataclass(frozen=True)
+class ObjectEntry(Entry):
+    """A component that the caller gave as an object."""
+
+    factory: Callable[..., Any]
+
+    @property
+    def component(self) -> str:
+        """The name that records carry."""
+        return self.name
+
+    def load(self) -> Callable[..., Any]:
+        """Return the factory."""
+        return self.factory
 
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*;.*extra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
@@ -133,6 +183,12 @@ class Registry:
     def __init__(self, points: Callable[..., Iterable[EntryPoint]] = entry_points) -> None:
         """points: a function of `group` that returns its entry points."""
         self._points = points
+        self._objects: dict[tuple[Kind, str], Entry] = {}
+
+    def add_object(self, kind: Kind, name: str, factory: Callable[..., Any]) -> None:
+        """Let a name stand for what the factory returns, in this process alone."""
+        point = EntryPoint(name, name, GROUPS[kind])
+        self._objects[kind, name] = ObjectEntry(kind, name, name, OBJECT, "", point, factory)
 
     @cached_property
     def _entries(self) -> dict[Kind, list[Entry]]:
@@ -159,7 +215,12 @@ class Registry:
         return self._entries[kind]
 
     def kinds_of(self, name: str) -> list[Kind]:
-        """Return the kinds that have a component of this name."""
+        """Return the kinds that have a component of this name.
+
+        Of a user's file it is the kind of the class; of a function it is not known.
+        """
+        if Spec(name).file is not None:
+            return _kinds_of_class(LocalCode.of_name(name).load())
         return [kind for kind in GROUPS if self._matches(kind, name)]
 
     def _matches(self, kind: Kind, name: str) -> list[Entry]:
@@ -171,6 +232,10 @@ class Registry:
 
     def entry(self, kind: Kind, name: str) -> Entry:
         """Return the component of a bare or full name. Raise UnknownName, AmbiguousName."""
+        if (kind, name) in self._objects:
+            return self._objects[kind, name]
+        if Spec(name).file is not None:
+            return Entry.of_file(kind, LocalCode.of_name(name))
         matches = self._matches(kind, name)
         if not matches:
             raise UnknownName(self._unknown(kind, name))
@@ -227,12 +292,24 @@ class Registry:
 
     def component(self, kind: Kind, cls: type) -> str:
         """Return the name that weights of a class carry; its own name if it is not registered."""
+        if label := local_label(cls):
+            return label
         target = f"{cls.__module__}:{cls.__qualname__}"
         entries = self.entries(kind)
         named = [entry for entry in entries if entry.target == target]
         # A class that is named by another module, and that module is imported only then.
         named = named or [entry for entry in entries if _exports(entry, cls)]
         return named[0].component if named else cls.__qualname__
+
+
+def _kinds_of_class(factory: object) -> list[Kind]:
+    """Return the kind of a class by the base that it has; nothing for a function."""
+    names = {base.__qualname__ for base in getattr(factory, "__mro__", ()) if _is_ours(base)}
+    return [kind for kind, base in BASES.items() if base in names]
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == HOME
 
 
 def _exports(entry: Entry, cls: type) -> bool:

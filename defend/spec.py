@@ -1,6 +1,7 @@
-"""Specs: "name:key=value,key=value", joined by "+" into chains.
+"""Specs: "name:key=value,key=value", joined by "+" into chains. No torch.
 
-Text to data, and data to typed fields. No torch.
+A file of the user stands in place of a name: "./mine.py:MyPurifier,key=value". Quote a path with a
+space or another special character.
 
 Values are numbers, fractions (8/255, exact), true, false, none, and text, which is quoted if it
 holds one of , : + = or looks like a number. str(spec) is canonical: parse(str(spec)) == (spec,).
@@ -34,6 +35,7 @@ _FRACTION = re.compile(r"[+-]?\d+/\d+", re.ASCII)
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _EXPONENT = re.compile(r"[+-]?[\d.]+[eE]", re.ASCII)  # a "+" that follows belongs to the number
 _SPECIAL = re.compile(r"[,:+=\"'\s]")
+FILE_SUFFIX = ".py"  # of a file of the user
 _TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
 
 
@@ -41,12 +43,21 @@ _TOKEN = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\"']")
 class Spec:
     """One component: its name, and the fields that were set, sorted by name."""
 
-    name: str
+    name: str  # a registered name, or PATH.py:ATTRIBUTE
     params: tuple[tuple[str, Value], ...] = ()
 
     def __str__(self) -> str:
         fields = ",".join(f"{key}={write_value(value)}" for key, value in self.params)
-        return f"{self.name}:{fields}" if fields else self.name
+        if self.file is None:
+            return f"{self.name}:{fields}" if fields else self.name
+        name = f"{write_value(self.file)}:{self.name.rpartition(':')[2]}"
+        return f"{name},{fields}" if fields else name
+
+    @property
+    def file(self) -> str | None:
+        """The path of the user's file, or None."""
+        path, colon, _ = self.name.rpartition(":")
+        return path if colon and path.endswith(FILE_SUFFIX) else None
 
     def without(self, key: str) -> tuple[Spec, Value]:
         """Return the spec without this field, and the field's value (None if it was not set)."""
@@ -75,37 +86,15 @@ def canonical_spec(text: str) -> str:
     return "+".join(str(spec) for spec in parse(text))
 
 
-def spec_from_table(table: dict[str, Any]) -> Spec:
-    """Return the spec of a suite file's table, such as {name = "pgd", steps = 40}.
-
-    Fractions may be written as text. Raise BadSpec.
-    """
-    params = {key: _read_fraction(value) for key, value in table.items() if key != "name"}
-    name = table.get("name")
-    if not isinstance(name, str) or not name or _SPECIAL.search(name):
-        raise BadSpec(
-            f'a component written as a table needs name = "...", a name alone, got {table!r}'
-        )
-    bad = [key for key, value in params.items() if not key.isidentifier() or not _is_value(value)]
-    if bad:
-        raise BadSpec(
-            f"{name}: the values of {', '.join(bad)} must be finite numbers, texts, true or false, "
-            "under the names of fields"
-        )
-    return Spec(name, tuple(sorted(params.items())))
+def is_name(text: str) -> bool:
+    """Return True for a text that names a component: a bare name, or PATH.py:ATTRIBUTE."""
+    is_bare = bool(text) and not _SPECIAL.search(text)
+    return is_bare or Spec(text).file is not None
 
 
-def _read_fraction(value: Any) -> Any:
-    if isinstance(value, str) and _FRACTION.fullmatch(value):
-        return read_value(value)
-    return value
-
-
-def _is_value(value: Any) -> bool:
-    """Return True for a value that a spec can hold: numbers are finite."""
-    if not isinstance(value, Value):
-        return False
-    return value not in (math.inf, -math.inf) and value == value
+def is_fraction(text: str) -> bool:
+    """Return True for a text such as 8/255."""
+    return _FRACTION.fullmatch(text) is not None
 
 
 def read_value(text: str) -> Value:
@@ -130,7 +119,7 @@ def _read_number(text: str) -> Value:
     """Return the number that a text spells, or the text itself if it is not a number."""
     if _INT.fullmatch(text):
         return int(text)
-    if _FRACTION.fullmatch(text):
+    if is_fraction(text):
         fraction = Fraction(text)
         return fraction.numerator if fraction.denominator == 1 else fraction
     return float(text) if _FLOAT.fullmatch(text) else text
@@ -202,9 +191,13 @@ def _tokenize(text: str) -> list[str]:
 
 def _parse_member(text: str, chain: str) -> Spec:
     """Return the spec of one member. chain: the text that the user wrote, for messages."""
-    name, _, fields = text.partition(":")
-    name = name.strip()
-    if not name or re.search(r"[,=\"'\s]", name):
+    name, *rest = _split(text, ":")
+    name, fields = name.strip(), ":".join(rest)
+    is_quoted = name[:1] in ('"', "'")
+    path = _unquote(name) if is_quoted else name
+    if path.endswith(FILE_SUFFIX):
+        name, fields = _parse_attribute(path, fields, chain)
+    elif not name or re.search(r"[,=\"'\s]", name):
         raise BadSpec(
             f"{chain!r}: expected name:key=value,key=value (chains joined by '+'), got {text!r}"
         )
@@ -218,13 +211,24 @@ def _parse_member(text: str, chain: str) -> Spec:
     return Spec(name, tuple(sorted(params.items())))
 
 
+def _parse_attribute(path: str, text: str, chain: str) -> tuple[str, str]:
+    """Return the name PATH.py:ATTRIBUTE and the text of the fields of "ATTRIBUTE,key=value"."""
+    attribute, _, fields = text.partition(",")
+    if not attribute.strip().isidentifier():
+        raise BadSpec(
+            f"{chain!r}: expected {path}:NAME,key=value with the name of a class or a function in"
+            f" that file, got {attribute.strip() or 'no name'!r}"
+        )
+    return f"{path}:{attribute.strip()}", fields
+
+
 def _parse_field(text: str, chain: str) -> tuple[str, Value]:
     """Return the key and the value of "key=value". Raise BadSpec."""
     key, equals, value = text.partition("=")
     key, text = key.strip(), text.strip()
     if not key.isidentifier() or not equals or not value.strip():
         looks_like_class = text.isidentifier() and text[0].isupper()
-        hint = "; a class of yours gets its name by an entry point" if looks_like_class else ""
+        hint = "; a class of yours is named by its file, ./FILE.py:NAME" if looks_like_class else ""
         raise BadSpec(f"{chain!r}: expected key=value, got {text!r}{hint}")
     return key, read_value(value)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from defend.errors import BrokenAttack
+from defend.errors import BadParameter, BrokenAttack
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, Relaxed, straight_through
 from defend.tasks.classification import CLASSIFICATION
@@ -24,12 +24,23 @@ from defend.tasks.task import Task
 Access = Literal["gradient", "scores", "labels"]
 Loss = Callable[[Tensor, Tensor], Tensor]  # output (b, ...), reference (b, ...) -> (b,)
 
+# In training mode these move their running means by every query, or draw.
+_CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 _FIRST_DRAW = torch.empty(0, dtype=torch.int64)  # a marker: draws are counted from zero
 
 
 def _mean(sums: Sequence[Tensor], copies: int) -> Tensor:
     total: Tensor = sum(sums)  # type: ignore[assignment]  # sum() starts at the integer 0
     return total / copies
+
+
+def _check_evaluated(classifier: nn.Module) -> None:
+    for module in classifier.modules():
+        if module.training and isinstance(module, _CHANGED_BY_TRAINING):
+            raise BadParameter(
+                f"Target: expected a classifier in eval mode, got {type(module).__name__} in"
+                " training mode, which each query would change; call classifier.eval()"
+            )
 
 
 def _no_counts() -> dict[str, int]:
@@ -64,7 +75,9 @@ class Target:
     _rows: Tensor = field(default=_FIRST_DRAW, repr=False)  # the rows of these images in _drawn
 
     def __post_init__(self) -> None:
+        """Raise BadParameter for a classifier whose queries would change it, or differ."""
         if self._drawn is _FIRST_DRAW:
+            _check_evaluated(self.classifier)
             self._rows = torch.arange(len(self.noise), device=self.noise.device)
             self._drawn = torch.zeros_like(self._rows)
 

@@ -156,7 +156,8 @@ def test_art_cannot_attack_through_a_gradient_of_zero():
     purifier = BitDepth(bits=3)
     attack = ArtAttack("ProjectedGradientDescent", max_iter=10, step=0.25)
     x_adv = run(attack, make_target(purifier, backward=torch.zeros_like))
-    assert accuracy(x_adv, purifier) >= accuracy(X, purifier)
+    at_random = (x_adv - X).abs().amax((1, 2, 3))  # in place of the clean image
+    assert accuracy(x_adv, purifier) > 0.8 * accuracy(X, purifier) and (at_random > 0).all()
 
 
 def test_gradients_are_means_over_copies():

@@ -211,11 +211,9 @@ def test_every_cell_has_its_numbers_in_decibels(run):
         assert record.error is None and record.classifier == "none"
         assert record.robust_accuracy is None and record.clean_accuracy is None
         assert record.score.low <= record.score.value <= record.score.high
-        # Without a codec the error of a clean image is 0, and so is the gradient of the one step.
-        is_unchanged = (record.defense, record.attack) == ("none", "fgsm")
-        expected = {"psnr_in", "unchanged"} if is_unchanged else {"psnr_in", "vi", "vi_pooled"}
-        assert set(record.measures) == expected
-        assert record.has_flag(FlagCode.UNCHANGED_IMAGES) == is_unchanged
+        # Without a codec the gradient of the one step is zero, and random signs take its place.
+        assert set(record.measures) == {"psnr_in", "vi", "vi_pooled"}
+        assert not record.has_flag(FlagCode.UNCHANGED_IMAGES)
         if record.attack.startswith("codec"):
             assert record.measures["psnr_in"].value > 39.99
 

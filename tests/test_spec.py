@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from defend.benchmarks.specs import spec_from_table
 from defend.errors import BadParameter, BadSpec, DefendError
 from defend.spec import (
     Configured,
@@ -19,7 +20,6 @@ from defend.spec import (
     parse,
     parse_single,
     read_value,
-    spec_from_table,
     typed_params,
     write_value,
 )
@@ -112,7 +112,7 @@ BAD = {
     "a b:x=1": "expected name:key=value",
     "a:x": "expected key=value, got 'x'",
     "a:x=": "expected key=value",
-    "my_module:Blur": "got 'Blur'; a class of yours gets its name by an entry point",
+    "my_module:Blur": "got 'Blur'; a class of yours is named by its file, ./FILE.py:NAME",
     "a:x=1,": "expected key=value, got ''",
     "a:x=1,,y=2": "expected key=value, got ''",
     "a:1x=1": "expected key=value, got '1x=1'",

@@ -21,7 +21,7 @@ from defend.attacks.active_set import (
     run_active,
     select_smallest_margin,
 )
-from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted
+from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted, whole_labels
 from defend.noise import Noise
 from defend.norms import norm_of, per_image, project
 from defend.target import Loss, Target
@@ -91,6 +91,7 @@ class APGD(Attack):
         return f"loss={self.loss} needs {needed} classes, and there are {classes}"
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        y = whole_labels(y)
         labels = self._labels(target, x, y)
         n = labels.shape[1]
         target, noise = target.copies(n), noise.copies(n)

@@ -34,7 +34,7 @@ from defend.attacks.art_estimator import TargetModule, make_dummy_estimator, mak
 from defend.attacks.art_random_state import seeded_generators
 from defend.errors import BadParameter, BrokenAttack, DefendError, one_line
 from defend.noise import Noise
-from defend.norms import Norm, project
+from defend.norms import Norm, leave_clean, project
 from defend.spec import typed_params
 from defend.target import Target
 
@@ -152,7 +152,8 @@ class _ArtComponent(Attack):
             attack = self._create(make_estimator(model, x, classes), float(eps))
             generated = self._generate(attack, x.cpu().numpy(), one_hot)
         x_adv = torch.from_numpy(np.asarray(generated, np.float32)).to(x.device)
-        return project(x_adv, x, eps, self.norm)
+        x_adv = project(x_adv, x, eps, self.norm)
+        return leave_clean(x_adv, x, eps, self.norm, noise.fork("leave clean"))
 
     def _create(self, estimator: PyTorchClassifier, eps: float) -> Any:
         """Return ART's attack object. Raises BadParameter if ART refuses the parameters."""

@@ -15,7 +15,7 @@ from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import mean_margin
 from defend.errors import BadParameter
 from defend.learned import InBfloat16
-from defend.losses import MIN_CLASSES, margin
+from defend.losses import MIN_CLASSES, margin, whole_labels
 from defend.noise import Noise
 from defend.norms import per_image
 from defend.registry import REGISTRY
@@ -86,6 +86,7 @@ class AutoAttack(Attack):
         )
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        y = whole_labels(y)
         logits = target.logits(x)
         reason = self.unsupported(not target.deterministic, logits.shape[1])
         if reason:

@@ -21,7 +21,7 @@ from defend.attacks.active_set import (
     run_active,
     select_smallest_margin,
 )
-from defend.losses import targeted_margin
+from defend.losses import targeted_margin, whole_labels
 from defend.noise import Noise
 from defend.norms import norm_of, per_image, project, random_start, steepest_direction
 from defend.target import Target
@@ -74,6 +74,7 @@ class FAB(Attack):
         self.require(self.targets >= 1, "targets", ">= 1")
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        y = whole_labels(y)
         classes = likeliest_wrong_classes(target, x, y, self.targets)
         copies = classes.shape[1]  # one copy of each image for each target class
         target, noise = target.copies(copies), noise.copies(copies)

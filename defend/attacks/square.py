@@ -28,7 +28,7 @@ from defend.attacks.square_proposals import (
     start_with_bumps,
     start_with_stripes,
 )
-from defend.losses import margin
+from defend.losses import margin, whole_labels
 from defend.noise import Noise
 from defend.norms import per_image
 from defend.target import Target
@@ -90,6 +90,7 @@ class Square(Attack):
         self.require(0 < self.p_init <= 1, "p_init", "above 0 and at most 1, a share of the pixels")
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        y = whole_labels(y)
         start = start_with_stripes if self.norm == "Linf" else start_with_bumps
         first = start(x, eps, noise)
         first_margin = mean_margin(target, first, y)

@@ -70,7 +70,7 @@ class ComponentLoader:
             check_final_methods(value)
             value.move(self.device)
             return value
-        component = load(component_text(value, kind), kind, dataset_name(self.data), self.device)
+        component = load(component_text(value, kind), kind, self.data, self.device)
         check_no_seed(component)
         check_final_methods(component)
         check_trained(component, value)

@@ -17,6 +17,7 @@ from pathlib import Path
 from defend.errors import BadParameter
 from defend.hashing import cache_key, hash_tree
 from defend.hashing import hash_source as hash_source
+from defend.local_files import sibling_modules
 
 HOME = "defend"
 _DYNAMIC_IMPORTS = ("import_module", "__import__")
@@ -29,16 +30,18 @@ _TASKS = "defend.tasks."  # of the others, a cell computes by its own: callers n
 def hash_packages(modules: Iterable[str]) -> dict[str, str]:
     """Return top-level package -> hash, of what these modules and the bench import.
 
-    Only packages of these modules are followed; other libraries are known by their versions. Tasks
-    count where these modules hold them, not where the bench imports the list of all.
+    Only packages of these modules are followed, and what lies beside a file of the user; other
+    libraries are known by their versions. Tasks count where these modules hold them, not where the
+    bench imports the list of all.
     Raises BadParameter where a module has no source to be identified by.
     """
     roots = {*modules, _EXECUTION}
     packages = {module.partition(".")[0] for module in roots}
+    packages = packages.union(*(sibling_modules(module) for module in roots))
     hashes: dict[str, dict[str, str]] = {package: {} for package in packages}
     for module in sorted(_reachable(roots, packages)):
         hashes[module.partition(".")[0]][module] = hash_module(module)
-    return {package: cache_key(hashes[package]) for package in sorted(packages)}
+    return {package: cache_key(hashes[package]) for package in sorted(packages) if hashes[package]}
 
 
 def optional_libraries(modules: Iterable[str]) -> frozenset[str]:

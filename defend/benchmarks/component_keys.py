@@ -124,6 +124,7 @@ def modules_of(component: Any) -> set[str]:
     if isinstance(component, Chain):
         return set().union(*(modules_of(member) for member in component.members))
     modules = {base.__module__ for base in type(component).__mro__}
+    modules |= getattr(component, "code_modules", frozenset())
     foreign = _KNOWN_BY_VERSION | sys.stdlib_module_names
     return {module for module in modules if module.partition(".")[0] not in foreign}
 

@@ -18,6 +18,7 @@ from defend.learned import Learned
 from defend.loading import dataset_name, load
 from defend.purifier import Purifier, overridden_methods
 from defend.registry import Kind
+from defend.spec import parse
 from defend.threat_models import NO_CLASSIFIER
 
 
@@ -78,7 +79,12 @@ class Components:
     def _load(self, kind: Kind, spec: str) -> Any:
         if (kind, spec) == ("classifier", NO_CLASSIFIER):
             return NoClassifier()
-        return load(spec, kind, self.dataset_name, self.device)
+        return load(spec, kind, self._dataset_of(spec), self.device)
+
+    def _dataset_of(self, spec: str) -> str | Dataset:
+        """Return the name of the data set, or for a network of the user what has its shape."""
+        is_own = any(member.file is not None for member in parse(spec))
+        return self.data if is_own else self.dataset_name
 
     def _prepare(self, component: Any, kind: Kind, spec: str) -> Any:
         if kind != "attack":

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from defend.errors import BrokenPurifier
+from defend.errors import BrokenPurifier, Mismatch
 from defend.noise import Noise
 from defend.purifier import Purifier, Relaxed
 from defend.tasks.classification import CLASSIFICATION
@@ -67,7 +67,7 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
     """
     with torch.no_grad():
         logits = torch.cat([network(part) for part in images.split(purifier.max_batch)])
-    check_finite(purifier, logits)
+    check_finite(purifier, logits, images)
     return logits
 
 
@@ -102,10 +102,16 @@ def _checked_rate(purifier: Purifier, rates: object, count: int) -> Tensor:
     )
 
 
-def check_finite(purifier: Purifier, logits: Tensor) -> None:
-    """Raise BrokenPurifier if some logits are not finite."""
-    if not logits.isfinite().all():
-        raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
+def check_finite(purifier: Purifier, logits: Tensor, images: Tensor | None = None) -> None:
+    """Raise BrokenPurifier if some logits are not finite.
+
+    images: purified images, by which it is known whether the classifier made them so.
+    """
+    if logits.isfinite().all():
+        return
+    if images is not None and images.isfinite().all():
+        raise Mismatch("the classifier gives logits that are not finite for finite images")
+    raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
 
 
 def logits_agree(first: Tensor, second: Tensor) -> bool:

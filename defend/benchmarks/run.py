@@ -22,6 +22,7 @@ from defend.benchmarks.components import Components
 from defend.benchmarks.engines.local import RunSettings, run_jobs
 from defend.benchmarks.expand import expand
 from defend.benchmarks.jobs import AttackJob, UnitTask
+from defend.benchmarks.live_objects import name_objects
 from defend.benchmarks.make_record import make_record
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
@@ -68,16 +69,21 @@ def bench(
     device: str = "auto",
     data_root: str | None = None,
     progress: bool = False,
+    trust: bool = False,
     **keys: Any,
 ) -> list[Record]:
     """Run a suite and return one record for each cell, in the order of the suite.
 
-    suite: a dict or a TOML file; keys replace its keys. Without either, the embedded suite.
+    suite: a dict or a TOML file; keys replace its keys. In place of specs they may hold objects: an
+    nn.Module or an ART PyTorchClassifier as a classifier, a Purifier, an Attack, a Dataset or two
+    arrays (x, y) as data; then one worker computes. Without either, the embedded suite.
     Where they do not say n, it is 1,000 or all images of the split, whichever is less.
+    trust: the suite file may run the files of code that it names.
     The units lie in `out` (default runs/<suite>); what is there is not computed again.
     Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
     """
-    validated = _validate(suite, keys)
+    keys, has_objects = name_objects(keys)
+    validated = _validate(suite, keys, trust)
     if "n" not in validated.model_fields_set and validated.protocol is None:
         validated = validated.model_copy(update={"n": available_images(validated, data_root)})
     if workers is not None and workers < 1:
@@ -102,18 +108,21 @@ def bench(
         numerics=numerics,
         provenance=provenance_of(chosen_device),
     )
-    devices = _worker_devices(chosen_device, workers)
+    # Objects are found in this process alone.
+    devices = _worker_devices(chosen_device, 1 if has_objects else workers)
     units, errors = _compute(planned, components, settings, devices, bar)
     records = [_record(p, components, settings, units, errors) for p in planned]
     merge_records(run_dir, records)
     return records
 
 
-def _validate(suite: Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any]) -> Suite:
+def _validate(
+    suite: Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any], trust: bool
+) -> Suite:
     if isinstance(suite, Mapping):
         base = dict(suite)
     elif suite is not None or not keys:
-        base = load_suite(suite)
+        base = load_suite(suite, trust)
     else:
         base = {}
     return make_suite(base | {k: v for k, v in keys.items() if v is not None})

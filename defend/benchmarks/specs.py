@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from defend.errors import BadParameter
-from defend.spec import parse, parse_single, spec_from_table
+from defend.errors import BadParameter, BadSpec
+from defend.spec import Spec, Value, is_fraction, is_name, parse, parse_single, read_value
 
 _RUNTIME_FIELDS = ("seed", "device", "clip_values", "channels_first")
 _SINGLE_KINDS = ("classifier", "attack", "dataset", "gradient", "task")
@@ -42,3 +43,36 @@ def component_text(value: Any, kind: str) -> str:
 def _surrogate_kind(is_last: bool) -> str:
     """A surrogate is "C" or "DEFENSE+C": its last member is the classifier."""
     return "classifier" if is_last else "defense"
+
+
+def spec_from_table(table: dict[str, Any]) -> Spec:
+    """Return the spec of a suite file's table, such as {name = "pgd", steps = 40}.
+
+    Fractions may be written as text. Raise BadSpec.
+    """
+    params = {key: _read_fraction(value) for key, value in table.items() if key != "name"}
+    name = table.get("name")
+    if not isinstance(name, str) or not is_name(name):
+        raise BadSpec(
+            f'a component written as a table needs name = "...", a name alone, got {table!r}'
+        )
+    bad = [key for key, value in params.items() if not key.isidentifier() or not _is_value(value)]
+    if bad:
+        raise BadSpec(
+            f"{name}: the values of {', '.join(bad)} must be finite numbers, texts, true or false, "
+            "under the names of fields"
+        )
+    return Spec(name, tuple(sorted(params.items())))
+
+
+def _read_fraction(value: Any) -> Any:
+    if isinstance(value, str) and is_fraction(value):
+        return read_value(value)
+    return value
+
+
+def _is_value(value: Any) -> bool:
+    """Return True for a value that a spec can hold: numbers are finite."""
+    if not isinstance(value, Value):
+        return False
+    return value not in (math.inf, -math.inf) and value == value

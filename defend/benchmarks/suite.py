@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from defend.benchmarks.specs import component_text
+from defend.benchmarks.suite_files import resolve_local_code
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
 from defend.protocols import PROTOCOLS
@@ -259,10 +260,11 @@ def _first_error(error: ValidationError) -> DefendError:
     return BadParameter(f"{message}, got {first['input']!r}")
 
 
-def load_suite(path: str | Path | None = None) -> dict[str, Any]:
+def load_suite(path: str | Path | None = None, trust: bool = False) -> dict[str, Any]:
     """Return the keys of a suite file, or of a suite that ships, by its name.
 
-    None is the embedded suite. Raises BadParameter.
+    None is the embedded suite. trust: the suite may run the files of code that it names. Raises
+    BadParameter.
     """
     folder = files("defend.benchmarks").joinpath("suites")
     shipped = {suite.name.removesuffix(".toml"): suite for suite in folder.iterdir()}
@@ -270,7 +272,7 @@ def load_suite(path: str | Path | None = None) -> dict[str, Any]:
         return tomllib.loads(shipped[str(path or "embedded")].read_text())
     file = Path(path)
     try:
-        keys = tomllib.loads(file.read_text())
+        keys = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise BadParameter(
             f"suite {file}: cannot be read: {e.strerror}. Give a file, or the name of one that"
@@ -278,4 +280,4 @@ def load_suite(path: str | Path | None = None) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise BadParameter(f"suite {file}: not TOML: {e}") from None
-    return {"name": file.stem} | keys
+    return {"name": file.stem} | resolve_local_code(keys, file, trust)

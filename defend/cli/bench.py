@@ -114,6 +114,9 @@ def _add_suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="The run folder; results that are in it are not computed again. Default: runs/SUITE.",
 )
 @click.option(
+    "--trust", is_flag=True, help="Run the files of code that SUITE.toml names, ./FILE.py:NAME."
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one record per line as JSON, and no table."
 )
 def bench(
@@ -122,6 +125,7 @@ def bench(
     workers: int | None,
     data_root: str | None,
     out: Path | None,
+    trust: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -131,7 +135,7 @@ def bench(
     Options replace the keys of the suite.
     """
     in_use = options_in_use(options)
-    keys = suite_keys(suite, in_use)
+    keys = suite_keys(suite, in_use, trust)
     from defend.benchmarks.run import available_images  # loads torch: after the options
     from defend.benchmarks.run import bench as run_bench
     from defend.benchmarks.suite import make_suite
@@ -166,11 +170,13 @@ def options_in_use(options: dict[str, Any]) -> dict[str, Any]:
     return in_use
 
 
-def suite_keys(suite: Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+def suite_keys(
+    suite: Path | None, overrides: dict[str, Any], trust: bool = False
+) -> dict[str, Any]:
     """Return the keys of the suite, replaced by the overrides. Raises BadParameter."""
     from defend.benchmarks.suite import load_suite
 
-    keys = load_suite(suite)
+    keys = load_suite(suite, trust)
     if suite is None and overrides:
         keys["name"] = "adhoc"
         for key in _outdated_keys(overrides):

@@ -9,7 +9,7 @@ import click
 
 from defend.errors import AmbiguousName, BadParameter, UnknownName, suggest_names
 from defend.registry import GROUPS, REGISTRY, Kind
-from defend.spec import parse
+from defend.spec import Spec, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,6 +76,9 @@ def _only_kind(name: str, spec: str, usage: str) -> Kind:
             f"'{name}' names a component of several kinds: {', '.join(kinds)}; give the kind, as in"
             f" `{example}`"
         )
+    if Spec(name).file is not None:
+        example = usage.replace("[KIND] NAME", f"classifier {spec}")
+        raise AmbiguousName(f"'{name}': expected its kind before it, as in `{example}`")
     known = [entry.name for kind in GROUPS for entry in REGISTRY.entries(kind)]
     raise UnknownName(
         f"unknown component '{name}'.{suggest_names(name, known)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from defend.errors import BadParameter
 
@@ -71,19 +71,11 @@ def read_image(path: Path) -> Tensor:
     """Return an image as uint8 (1 or 3, h, w). Raises BadParameter if it cannot be read."""
     import numpy as np
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    try:
-        with Image.open(path) as file:
-            image: Any = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                raise BadParameter(
-                    f"{path}: expected 8 bits per channel, got more than 8 bits per channel"
-                    f" ({image.mode}); convert it to 8 bits"
-                )
-            array = np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise BadParameter(f"{path}: no image that can be read: {e}") from None
+    from defend.image_files import open_upright
+
+    image = open_upright(path)
+    array = np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     return torch.from_numpy(array.copy()).reshape(*array.shape[:2], -1).permute(2, 0, 1)
 
 

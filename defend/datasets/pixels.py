@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import default_loader
 
-from defend.errors import MissingData
+from defend.errors import BadParameter, MissingData
+from defend.image_files import open_upright
 
 
 def read_pixels(file: Path, size: int, channels: int) -> np.ndarray:
@@ -27,12 +27,9 @@ def read_pixels(file: Path, size: int, channels: int) -> np.ndarray:
 def read_image(file: Path, channels: int) -> Image.Image:
     """Return the whole image, grey for one channel. Raises MissingData if the file is no image."""
     try:
-        image: Image.Image = default_loader(str(file)).convert("L" if channels == 1 else "RGB")
-    except (OSError, Image.DecompressionBombError) as e:
-        raise MissingData(
-            f"{file}: cannot be read as an image ({type(e).__name__}); remove it or copy it anew"
-        ) from None
-    return image
+        return open_upright(file).convert("L" if channels == 1 else "RGB")
+    except BadParameter as e:
+        raise MissingData(f"{e}; or remove it from the folder") from None
 
 
 def crop_square(image: Image.Image) -> Image.Image:

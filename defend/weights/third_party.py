@@ -7,7 +7,7 @@ Torch is imported only for tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from pkgutil import resolve_name
@@ -20,6 +20,7 @@ from defend.weights.header import file_sha256
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+LISTED = 3  # names of tensors that an error lists
 MAX_ERROR = 200  # characters of a foreign message that an error repeats
 READ_ERRORS = (  # what torch raises for a file that holds anything but tensors
     OSError,
@@ -29,7 +30,10 @@ READ_ERRORS = (  # what torch raises for a file that holds anything but tensors
     AttributeError,
     UnpicklingError,
 )
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys below which checkpoints put tensors
+# Keys below which checkpoints put tensors, and what wrappers write before the names of tensors.
+# An average over the training comes last: it is read where there is nothing else.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema")
+PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 # What keeps a library from reading pickles and from filling gaps with random numbers in silence.
 STRICT_OPTIONS: dict[str, dict[str, Any]] = {
     "diffusers": {
@@ -75,8 +79,9 @@ def import_extra(module: str, extra: str) -> ModuleType:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return tensors by name, from safetensors or from a pickle (.pt, .pth) of tensors alone.
 
-    A checkpoint that holds the tensors under a key, or behind "module." as DataParallel names them,
-    is unwrapped. Raise BadWeights for any other file.
+    A checkpoint that holds the tensors under one of `WRAPPERS` is unwrapped, and "module.", which
+    DataParallel and averages write before all names, is removed. Raise BadWeights for any other
+    file.
     """
     import torch
     from safetensors import SafetensorError
@@ -102,7 +107,23 @@ def _unwrap(checkpoint: Any) -> dict[str, Tensor]:
             checkpoint = checkpoint[key]
             break
     tensors = {name: value for name, value in checkpoint.items() if isinstance(value, Tensor)}
+    tensors.pop("n_averaged", None)  # the counter of torch's AveragedModel
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def match_names(state: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """Return the tensors under the names of a network, without the prefixes of wrappers.
+
+    A prefix is removed if all names begin with it. The tensors are returned as they are if no way
+    of doing so gives the wanted names.
+    """
+    renamed = state
+    while set(renamed) != set(wanted):
+        common = [p for p in PREFIXES if renamed and all(name.startswith(p) for name in renamed)]
+        if not common:
+            return state
+        renamed = {name.removeprefix(common[0]): tensor for name, tensor in renamed.items()}
+    return renamed
 
 
 def fill_network(net: nn.Module, path: Path, name: str = "", advice: str = "") -> None:
@@ -112,14 +133,33 @@ def fill_network(net: nn.Module, path: Path, name: str = "", advice: str = "") -
     BadWeights if the file is no state dict of this network.
     """
     name = name or str(path)
+    wanted = net.state_dict()
+    state = match_names(read_state_dict(path), wanted)
     try:
-        net.load_state_dict(read_state_dict(path))
+        net.load_state_dict(state)
     except RuntimeError as e:
         raise BadWeights(
-            f"{name}: does not fit {type(net).__name__}: {one_line(e)[:MAX_ERROR]}"
+            f"{name}: does not fit {type(net).__name__}: {_compare(state, wanted, e)}"
             f"; {advice or 'give weights of this network'}"
         ) from None
     _remember(net, {name: file_sha256(path)})
+
+
+def _compare(state: Mapping[str, Any], wanted: Mapping[str, Any], error: RuntimeError) -> str:
+    """Return which names the file has too many and too few, or what torch says of the shapes."""
+    extra = [name for name in state if name not in wanted]
+    missing = [name for name in wanted if name not in state]
+    if not extra and not missing:
+        return one_line(error)[:MAX_ERROR]
+    return f"the network wants {_list(missing)}, the file also has {_list(extra)}"
+
+
+def _list(names: Sequence[str]) -> str:
+    """Return the first names, and how many others there are."""
+    if not names:
+        return "no other tensor"
+    others = f" and {len(names) - LISTED} others" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + others
 
 
 # Folders and the hub's cache.

@@ -1,0 +1,156 @@
+"""Objects of the caller in a suite: networks, purifiers, attacks and data.
+
+Each gets a name of its class and of a hash of what it holds, by which this process alone finds it:
+"object/Net-1a2b3c4d". The same object has the same name again, so that a run goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from defend.attack import Attack
+from defend.benchmarks.component_keys import component_key
+from defend.classifier import Classifier, Normalise
+from defend.dataset import Dataset
+from defend.errors import BadParameter
+from defend.hashing import cache_key, tensor_sha256
+from defend.loading import load
+from defend.local_components import wrap_network
+from defend.own_arrays import OwnArrays
+from defend.own_network import hash_code
+from defend.purifier import Purifier
+from defend.registry import REGISTRY, Kind
+
+_KINDS: dict[str, Kind] = {
+    "classifier": "classifier",
+    "classifiers": "classifier",
+    "defense": "defense",
+    "defenses": "defense",
+    "attack": "attack",
+    "attacks": "attack",
+    "surrogate": "classifier",
+    "surrogates": "classifier",
+}
+_EXPECTED: dict[Kind, tuple[type, str]] = {
+    "classifier": (Classifier, "an nn.Module, an ART PyTorchClassifier or a Classifier"),
+    "defense": (Purifier, "a Purifier"),
+    "attack": (Attack, "an Attack"),
+}
+_HASH_DIGITS = 8
+
+
+def name_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return the keys with names in place of objects, and whether there were any.
+
+    Raise BadParameter for an object that is none of a component.
+    """
+    named = dict(keys)
+    data, is_own = _as_dataset(keys.get("dataset"))
+    objects = 0
+    for key, kind in _KINDS.items():
+        if key not in keys:
+            continue
+        values = keys[key] if isinstance(keys[key], list | tuple) else [keys[key]]
+        named[key] = [_name(value, kind, data) for value in values]
+        objects += sum(not isinstance(value, str | Mapping) for value in values)
+    if is_own and data is not None:
+        named["dataset"] = _name_dataset(data, _classes_of(named, data))
+        objects += 1
+    return named, objects > 0
+
+
+def _as_dataset(value: Any) -> tuple[Dataset | None, bool]:
+    """Return the data set of a suite, and whether it is an object of the caller."""
+    if isinstance(value, Dataset):
+        return value, True
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if len(value) != 2:
+            raise BadParameter(
+                f"dataset: expected a spec, a Dataset or two arrays (x, y), got {len(value)} items"
+            )
+        return OwnArrays(x=value[0], y=value[1]), True
+    return (load(value, "dataset"), False) if isinstance(value, str) else (None, False)
+
+
+def _name_dataset(data: Dataset, classes: int) -> str:
+    """Return the name of a data set; arrays have as many classes as the first classifier."""
+    if isinstance(data, OwnArrays):
+        data = OwnArrays(x=data.x, y=data.y, class_count=max(classes, data.class_count))
+        digest = tensor_sha256(data.x, data.y)
+    else:
+        digest = cache_key({"settings": data.settings})
+    return _register("dataset", data, type(data).__name__, digest)
+
+
+def _classes_of(keys: Mapping[str, Any], data: Dataset) -> int:
+    for spec in keys.get("classifiers", keys.get("classifier", ())):
+        classifier: Classifier = load(spec, "classifier", data)
+        return classifier.classes
+    return data.classes
+
+
+def _name(value: Any, kind: Kind, data: Dataset | None) -> Any:
+    """Return a spec or a table as it is, and the name of an object."""
+    if isinstance(value, str | Mapping):
+        return value
+    if kind == "classifier" and isinstance(value, nn.Module | PyTorchClassifier):
+        return _name_network(value, data)
+    expected, wanted = _EXPECTED[kind]
+    if not isinstance(value, expected):
+        raise BadParameter(f"{kind}: expected a spec or {wanted}, got {type(value).__name__}")
+    if getattr(value, "seed", None) is not None:
+        raise BadParameter(
+            f"{kind} {type(value).__name__}: expected no seed, as a bench gives each image noise of"
+            " its own; leave seed out"
+        )
+    return _register(kind, value, type(value).__name__, cache_key(component_key(value, kind)))
+
+
+def _name_network(value: nn.Module | PyTorchClassifier, data: Dataset | None) -> str:
+    """Return the name of a network, which is wrapped when it is loaded."""
+    net = _of_art(value) if isinstance(value, PyTorchClassifier) else copy.deepcopy(value)
+    label = type(value).__name__
+    state = [tensor for tensor in net.state_dict().values() if isinstance(tensor, Tensor)]
+    digest = cache_key({"tensors": tensor_sha256(*state), "code": hash_code(net)})
+    name = f"object/{label}-{digest[:_HASH_DIGITS]}"
+
+    def make(**fields: Any) -> Classifier:
+        return wrap_network(net, name, data, fields)
+
+    REGISTRY.add_object("classifier", name, make)
+    return name
+
+
+def _of_art(classifier: PyTorchClassifier) -> nn.Module:
+    """Return the network of an ART classifier for pixels in [0, 1], with its normalisation.
+
+    Raise BadParameter if it has defences, which would be measured as if they were none.
+    """
+    if classifier.preprocessing_defences or classifier.postprocessing_defences:
+        raise BadParameter(
+            "classifier: expected a PyTorchClassifier without defences, got some; give purifiers as"
+            " defenses"
+        )
+    low, high = classifier.clip_values if classifier.clip_values is not None else (0.0, 1.0)
+    layers: list[nn.Module] = []
+    low, high = (float(np.min(low)), float(np.max(high)))
+    if (low, high) != (0.0, 1.0):  # pixels p of the network are low + (high - low) x
+        layers.append(Normalise((-low / (high - low),), (1 / (high - low),)))
+    standard = classifier.preprocessing
+    if standard is not None:
+        mean, std = (np.atleast_1d(np.squeeze(v)) for v in (standard.mean, standard.std))
+        layers.append(Normalise(tuple(map(float, mean)), tuple(map(float, std))))
+    return nn.Sequential(*layers, copy.deepcopy(classifier.model))
+
+
+def _register(kind: Kind, value: Any, label: str, digest: str) -> str:
+    """Let a name stand for copies of an object, and return it."""
+    name = f"object/{label}-{digest[:_HASH_DIGITS]}"
+    REGISTRY.add_object(kind, name, lambda **_: copy.deepcopy(value))
+    return name

@@ -1,0 +1,112 @@
+"""Components that a file of the user, or the caller's own object, describes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from defend.attack import Attack
+from defend.classifier import Classifier
+from defend.dataset import Dataset
+from defend.errors import BadParameter, BrokenPlugin, DefendError, one_line
+from defend.local_files import LocalCode, locate
+from defend.own_network import OwnNetwork
+from defend.purifier import Purifier
+from defend.registry import REGISTRY, Kind
+from defend.spec import Spec
+
+_TYPES: dict[Kind, type] = {
+    "defense": Purifier,
+    "attack": Attack,
+    "classifier": Classifier,
+    "dataset": Dataset,
+}
+
+
+def load_local(
+    kind: Kind, spec: Spec, dataset: str | Dataset | None, fields: Mapping[str, Any]
+) -> Any:
+    """Return the component that a name PATH.py:NAME and its fields describe.
+
+    A classifier may be an nn.Module, or a function that returns one: fields that it does not take
+    are those of `OwnNetwork`. dataset: of which a network takes the channels and the size. fields:
+    beside those of the spec. Raise DefendError.
+    """
+    code = LocalCode.of_name(spec.name)
+    factory = code.load()
+    params = {**dict(spec.params), **fields}
+    if kind == "classifier" and not _is_class(factory, Classifier):
+        return _load_network(code, factory, params, dataset)
+    component = _call(code, lambda: REGISTRY.create(kind, spec.name, **params))
+    expected = _TYPES[kind]
+    if not isinstance(component, expected):
+        raise BadParameter(
+            f"{kind} {spec.name}: expected a {expected.__name__}, got {type(component).__name__};"
+            f" name a subclass of defend.{expected.__name__}, or a function that returns one"
+        )
+    return component
+
+
+def _load_network(
+    code: LocalCode,
+    factory: Callable[..., Any],
+    params: Mapping[str, Any],
+    dataset: str | Dataset | None,
+) -> Classifier:
+    """Return the network that a function or a class makes, as a classifier."""
+    accepted = inspect.signature(factory).parameters
+    own = {key: value for key, value in params.items() if key in accepted and key != "dataset"}
+    rest = {key: value for key, value in params.items() if key not in own}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _call(code, lambda: factory(**own))
+    if isinstance(network, Classifier):
+        return network
+    if not isinstance(network, nn.Module):
+        raise BadParameter(
+            f"classifier {code.label}: expected an nn.Module, got {type(network).__name__}; name a"
+            " class of networks, or a function that returns a network"
+        )
+    return wrap_network(network, code.label, dataset, rest, frozenset({code.module_name}))
+
+
+def wrap_network(
+    module: nn.Module,
+    label: str,
+    dataset: str | Dataset | None,
+    fields: Mapping[str, Any],
+    code_modules: frozenset[str] = frozenset(),
+) -> OwnNetwork:
+    """Return a network as a classifier for the images of a data set. Raise DefendError."""
+    unknown = [key for key in fields if key not in OwnNetwork.fields() and key != "dataset"]
+    if unknown:
+        raise BadParameter(
+            f"classifier {label}: has no field {unknown[0]!r}; it takes weights, classes, mean and"
+            " std, and what its function takes"
+        )
+    shape = {}
+    if isinstance(dataset, Dataset):
+        shape = {"channels": dataset.channels, "size": dataset.size}
+    settings = {**shape, **fields, "module": module, "label": label, "code_modules": code_modules}
+    return OwnNetwork(**settings)
+
+
+def _is_class(factory: object, base: type) -> bool:
+    return isinstance(factory, type) and issubclass(factory, base)
+
+
+def _call(code: LocalCode, make: Callable[[], Any]) -> Any:
+    """Return what the user's code makes. Raise BrokenPlugin with its line for what it raises."""
+    try:
+        return make()
+    except DefendError:
+        raise
+    except Exception as e:  # the user's code may raise anything
+        raise BrokenPlugin(
+            f"{locate(e, code.path)}: {code.attribute}: {type(e).__name__}: {one_line(e)}; mend the"
+            " file (--debug before the command shows the traceback)"
+        ) from e

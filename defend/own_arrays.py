@@ -1,0 +1,115 @@
+"""Images and labels of the caller as a data set: the split `test` alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defend.dataset import Dataset, DatasetCard, Split
+from defend.errors import BadParameter, MissingData
+
+
+class OwnArrays(Dataset):
+    """The arrays x (n, c, h, w), uint8 or floats in [0, 1], and whole labels y (n,).
+
+    class_count: of which the labels may show only some. The arrays are copied. Raise BadParameter
+    for other arrays.
+    """
+
+    card = DatasetCard(source="none: arrays of the caller", licence="the caller's", claim={})
+    splits: ClassVar[tuple[Split, ...]] = ("test",)
+    _runtime = Dataset._runtime | {"x", "y"}
+    x: Any
+    y: Any
+    class_count: int = 0  # 0: one more than the largest label
+
+    def validate(self) -> None:
+        """Check and copy the arrays. Raise BadParameter."""
+        self.x, self.y = to_images(self.x), to_labels(self.y)
+        if len(self.x) != len(self.y):
+            raise BadParameter(
+                f"data (x, y): expected one label for each image, got {len(self.x)} images and"
+                f" {len(self.y)} labels"
+            )
+        largest = int(self.y.max()) if len(self.y) else 0
+        self.class_count = self.class_count or max(2, largest + 1)
+        self.require(largest < self.class_count, "class_count", f"more than the label {largest}")
+
+    @property
+    def channels(self) -> int:
+        """The number of channels, 1 or 3."""
+        return int(self.x.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Height and width, in pixels."""
+        return int(self.x.shape[2])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes by number."""
+        return tuple(map(str, range(self.class_count)))
+
+    def count(self, split: Split) -> int:
+        """Return the number of images. Raise MissingData for another split than test."""
+        if split != "test":
+            raise MissingData(
+                f"data (x, y): expected no split but test, got {split}; give a Dataset for"
+                " what is fitted on other images"
+            )
+        return len(self.x)
+
+    def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return self.x[start:stop].clone(), self.y[start:stop].clone()
+
+
+def to_images(x: Any) -> Tensor:
+    """Return images float32 (n, c, h, w) in [0, 1], a copy. Raise BadParameter for other arrays."""
+    array = _to_array(x, "x")
+    is_square = array.ndim == 4 and array.shape[2] == array.shape[3]
+    if not is_square or array.shape[1] not in (1, 3):
+        hint = ""
+        if array.ndim == 4 and array.shape[3] in (1, 3):
+            hint = "; channels come first: x.transpose(0, 3, 1, 2)"
+        raise BadParameter(
+            f"data x: expected square images (n, 1 or 3, h, w), got shape {array.shape}{hint}"
+        )
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array.astype(np.float32) / 255)
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise BadParameter(
+            f"data x: expected uint8, or finite floats in [0, 1], got {array.dtype}; convert it"
+        )
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
+    if low < 0 or high > 1:
+        raise BadParameter(
+            f"data x: expected floats in [0, 1], got {low:g} to {high:g}; divide by 255, or undo"
+            " the normalisation, which belongs into the network (mean=, std=)"
+        )
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def to_labels(y: Any) -> Tensor:
+    """Return labels int64 (n,), a copy. Raise BadParameter for other arrays."""
+    array = _to_array(y, "y")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        hint = "; write y.argmax(1)" if array.ndim == 2 else ""
+        raise BadParameter(
+            f"data y: expected whole labels (n,), got {array.dtype} {array.shape}{hint}"
+        )
+    if len(array) and int(array.min()) < 0:
+        raise BadParameter(f"data y: expected labels from 0 on, got {int(array.min())}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _to_array(value: Any, name: str) -> np.ndarray:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray):
+        raise BadParameter(
+            f"data {name}: expected an array or a tensor, got {type(value).__name__}"
+        )
+    return value
