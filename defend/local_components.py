@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ def load_local(
     params = {**dict(spec.params), **fields}
     if kind == "classifier" and not _is_class(factory, Classifier):
         return _load_network(code, factory, params, dataset)
+    if kind == "dataset" and "root" not in _accepted(factory):
+        params.pop("root", None)  # the folder of the data, which not every function needs
     component = _call(code, lambda: REGISTRY.create(kind, spec.name, **params))
     expected = _TYPES[kind]
     if not isinstance(component, expected):
@@ -58,7 +60,7 @@ def _load_network(
     dataset: str | Dataset | None,
 ) -> Classifier:
     """Return the network that a function or a class makes, as a classifier."""
-    accepted = inspect.signature(factory).parameters
+    accepted = _accepted(factory)
     own = {key: value for key, value in params.items() if key in accepted and key != "dataset"}
     rest = {key: value for key, value in params.items() if key not in own}
     with torch.random.fork_rng(devices=[]):
@@ -93,6 +95,11 @@ def wrap_network(
         shape = {"channels": dataset.channels, "size": dataset.size}
     settings = {**shape, **fields, "module": module, "label": label, "code_modules": code_modules}
     return OwnNetwork(**settings)
+
+
+def _accepted(factory: Callable[..., Any]) -> Collection[str]:
+    """Return the names of the parameters that a function takes."""
+    return inspect.signature(factory).parameters.keys()
 
 
 def _is_class(factory: object, base: type) -> bool:

@@ -99,7 +99,8 @@ class OwnNetwork(Classifier):
     def validate(self) -> None:
         """Raise BadParameter unless there is a mean and a standard deviation for each channel."""
         self._numbers("mean")
-        self.require(all(std > 0 for std in self._numbers("std")), "std", "numbers above 0")
+        if not all(std > 0 for std in self._numbers("std")):
+            raise BadParameter(f"{self.label}: std={self.std!r}: expected numbers above 0")
 
     def build(self) -> nn.Module:
         """Return the network with its weights and its normalisation."""

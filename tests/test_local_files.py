@@ -383,3 +383,38 @@ def test_check_finds_the_kind_of_a_class(words, message):
         assert done.returncode == 2 and message in done.stderr
     else:
         assert done.returncode == 0 and message not in done.stdout, done.stdout
+
+
+DATA = """
+import defend
+
+
+def digits():
+    return defend.load("digits", "dataset")
+
+
+def nothing():
+    return 3
+"""
+
+
+def test_a_function_may_return_a_data_set(folder):
+    (folder / "data.py").write_text(DATA)
+    done = run(
+        *("bench", "--dataset", "./data.py:digits", "--classifier", "./model.py:build"),
+        *("--defense", "none", "--attack", "fgsm", "--eps", "0.1", "-n", "8"),
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(BadParameter, match="expected a Dataset, got int"):
+        defend.load("./data.py:nothing", "dataset")
+
+
+@pytest.mark.usefixtures("folder")
+def test_wrong_normalisations_name_the_network():
+    for fields, message in [
+        ("std=0", "model.py:build: std=0: expected numbers above 0"),
+        ("mean='0.5,0.5'", "expected one number, or 1 joined by commas"),
+        ("mean=half", "expected one number"),
+    ]:
+        with pytest.raises(BadParameter, match=message):
+            defend.load(f"./model.py:build,{fields}", "classifier", "digits")

@@ -92,10 +92,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except (*READ_ERRORS, SafetensorError) as e:
+        # torch advises to run what is in such a pickle, which is never the answer.
+        is_pickle = isinstance(e, UnpicklingError)
+        received = "a pickle of other objects, or a damaged one" if is_pickle else _describe(e)
         raise BadWeights(
-            f"{path}: expected a file of tensors alone, got {type(e).__name__}:"
-            f" {one_line(e)[:MAX_ERROR]}; give a state dict"
+            f"{path}: expected a file of tensors alone, got {received}; give a state dict"
         ) from None
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)[:MAX_ERROR]}"
 
 
 def _unwrap(checkpoint: Any) -> dict[str, Tensor]:
