@@ -158,9 +158,12 @@ class ArrayDataset(Dataset):
 
     def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
         x, y = self._cached(split)
-        images = x[start:stop]
-        pixels = images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
-        return pixels, y[start:stop].clone()
+        return copy_pixels(x[start:stop]), y[start:stop].clone()
+
+
+def copy_pixels(images: Tensor) -> Tensor:
+    """Return images, uint8 or floats in [0, 1], as new floats in [0, 1]."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.clone()
 
 
 def check_images(x: np.ndarray, name: str) -> Tensor:
@@ -177,8 +180,8 @@ def check_images(x: np.ndarray, name: str) -> Tensor:
     if not is_float or low < 0 or high > 1:
         received = f"{x.dtype} from {low:g} to {high:g}" if is_float else f"{x.dtype}, or NaN"
         raise BadParameter(
-            f"{name}: expected images uint8, or floats in [0, 1], got {received}; divide by"
-            " 255, and leave normalisation to the classifier"
+            f"{name}: expected uint8, or finite floats in [0, 1], got {received}; divide by"
+            " 255, or undo the normalisation: leave normalisation to the classifier"
         )
     return torch.from_numpy(np.ascontiguousarray(x, np.float32))
 
@@ -191,14 +194,12 @@ def check_labels(y: np.ndarray, n: int, classes: int, name: str) -> Tensor:
     """
     if y.shape != (n,) or y.dtype.kind not in "iu":
         raise BadParameter(
-            f"{name}: expected {n} whole labels, one for each image, got {y.dtype} {y.shape}"
+            f"{name}: expected {n} whole labels, one label for each image, got {y.dtype} {y.shape}"
         )
     low, high = (int(y.min()), int(y.max())) if n else (0, 0)
     if low < 0 or (classes and high >= classes):
-        raise BadParameter(
-            f"{name}: expected labels from 0 to {classes - 1}, as it names {classes} classes, got"
-            f" {low} to {high}"
-        )
+        wanted = f"to {classes - 1}, as it names {classes} classes" if classes else "on"
+        raise BadParameter(f"{name}: expected labels from 0 {wanted}, got {low} to {high}")
     return torch.from_numpy(y.astype(np.int64))
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defend.dataset import Dataset, DatasetCard, Split
+from defend.dataset import Dataset, DatasetCard, Split, check_images, check_labels, copy_pixels
 from defend.errors import BadParameter, MissingData
+from defend.losses import whole_labels
+
+NAME = "data (x, y)"  # in messages
 
 
 class OwnArrays(Dataset):
@@ -28,12 +31,8 @@ class OwnArrays(Dataset):
 
     def validate(self) -> None:
         """Check and copy the arrays. Raise BadParameter."""
-        self.x, self.y = to_images(self.x), to_labels(self.y)
-        if len(self.x) != len(self.y):
-            raise BadParameter(
-                f"data (x, y): expected one label for each image, got {len(self.x)} images and"
-                f" {len(self.y)} labels"
-            )
+        self.x = to_images(self.x)
+        self.y = to_labels(self.y, len(self.x))
         largest = int(self.y.max()) if len(self.y) else 0
         self.class_count = self.class_count or max(2, largest + 1)
         self.require(largest < self.class_count, "class_count", f"more than the label {largest}")
@@ -77,32 +76,14 @@ def to_images(x: Any) -> Tensor:
         raise BadParameter(
             f"data x: expected square images (n, 1 or 3, h, w), got shape {array.shape}{hint}"
         )
-    if array.dtype == np.uint8:
-        return torch.from_numpy(array.astype(np.float32) / 255)
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise BadParameter(
-            f"data x: expected uint8, or finite floats in [0, 1], got {array.dtype}; convert it"
-        )
-    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
-    if low < 0 or high > 1:
-        raise BadParameter(
-            f"data x: expected floats in [0, 1], got {low:g} to {high:g}; divide by 255, or undo"
-            " the normalisation, which belongs into the network (mean=, std=)"
-        )
-    return torch.from_numpy(array.astype(np.float32))
+    return copy_pixels(check_images(array, NAME))
 
 
-def to_labels(y: Any) -> Tensor:
-    """Return labels int64 (n,), a copy. Raise BadParameter for other arrays."""
+def to_labels(y: Any, n: int) -> Tensor:
+    """Return n labels int64 (n,), a copy. Raise BadParameter for other arrays."""
     array = _to_array(y, "y")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        hint = "; write y.argmax(1)" if array.ndim == 2 else ""
-        raise BadParameter(
-            f"data y: expected whole labels (n,), got {array.dtype} {array.shape}{hint}"
-        )
-    if len(array) and int(array.min()) < 0:
-        raise BadParameter(f"data y: expected labels from 0 on, got {int(array.min())}")
-    return torch.from_numpy(array.astype(np.int64))
+    whole_labels(torch.from_numpy(array))
+    return check_labels(array, n, 0, NAME)
 
 
 def _to_array(value: Any, name: str) -> np.ndarray:
@@ -112,4 +93,6 @@ def _to_array(value: Any, name: str) -> np.ndarray:
         raise BadParameter(
             f"data {name}: expected an array or a tensor, got {type(value).__name__}"
         )
+    if value.dtype.kind not in "biuf":
+        raise BadParameter(f"data {name}: expected numbers, got {value.dtype}")
     return value

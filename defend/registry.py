@@ -101,12 +101,6 @@ class Entry:
                 f"({self.target}): {type(e).__name__}: {e}. Reinstall or remove {self.dist}."
             ) from e
 
-    @classmethod
-    def of_file(cls, kind: Kind, code: LocalCode) -> LocalEntry:
-        """Return the entry of a component in a file of the user. Raise BadParameter."""
-        point = code.entry_point
-        return LocalEntry(kind, code.label, point.value, LOCAL, "", point, code)
-
     def _is_foreign(self, module: str | None) -> bool:
         """Return True for a module of another package than the component's."""
         return module is not None and module.partition(".")[0] != self.package
@@ -127,38 +121,31 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class LocalEntry(Entry):
-    """A component in a file of the user."""
+class OwnEntry(Entry):
+    """A component of the user that no package names: one in a file, or an object."""
 
-    code: LocalCode
+    loader: Callable[[], Callable[..., Any]]
 
-    @property
-    def component(self) -> str:
-        """The name that weights carry: FILE.py:NAME."""
-        return self.name
+    @classmethod
+    def of_file(cls, kind: Kind, code: LocalCode) -> OwnEntry:
+        """Return the entry of a component in a file of the user. Raise BadParameter."""
+        point = code.entry_point
+        return cls(kind, code.label, point.value, LOCAL, "", point, code.load)
 
-    def load(self) -> Callable[..., Any]:
-        """Import the file and return its class or function.
-
-        Raise BadParameter, BrokenPlugin, MissingPackage.
-        """
-        return self.code.load()
-
-
-@dataclass(frozen=True)
-class ObjectEntry(Entry):
-    """A component that the caller gave as an object."""
-
-    factory: Callable[..., Any]
+    @classmethod
+    def of_object(cls, kind: Kind, name: str, factory: Callable[..., Any]) -> OwnEntry:
+        """Return the entry of what a factory returns."""
+        point = EntryPoint(name, name, GROUPS[kind])
+        return cls(kind, name, name, OBJECT, "", point, lambda: factory)
 
     @property
     def component(self) -> str:
-        """The name that records carry."""
+        """The name that weights and records carry, as FILE.py:NAME."""
         return self.name
 
     def load(self) -> Callable[..., Any]:
-        """Return the factory."""
-        return self.factory
+        """Return the class or the function. Raise BadParameter, BrokenPlugin, MissingPackage."""
+        return self.loader()
 
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*;.*extra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
@@ -187,8 +174,7 @@ class Registry:
 
     def add_object(self, kind: Kind, name: str, factory: Callable[..., Any]) -> None:
         """Let a name stand for what the factory returns, in this process alone."""
-        point = EntryPoint(name, name, GROUPS[kind])
-        self._objects[kind, name] = ObjectEntry(kind, name, name, OBJECT, "", point, factory)
+        self._objects[kind, name] = OwnEntry.of_object(kind, name, factory)
 
     @cached_property
     def _entries(self) -> dict[Kind, list[Entry]]:
@@ -235,7 +221,7 @@ class Registry:
         if (kind, name) in self._objects:
             return self._objects[kind, name]
         if Spec(name).file is not None:
-            return Entry.of_file(kind, LocalCode.of_name(name))
+            return OwnEntry.of_file(kind, LocalCode.of_name(name))
         matches = self._matches(kind, name)
         if not matches:
             raise UnknownName(self._unknown(kind, name))

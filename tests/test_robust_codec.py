@@ -14,11 +14,11 @@ from defend.defenses.codec_views import (
     code_best_view,
     crop_padding,
     pad_to_multiple,
-    resize,
     undo_view,
     view,
 )
 from defend.defenses.robust_codec import RobustCodec
+from defend.defenses.sizes import resize
 from defend.defenses.small_codec import LEAK, STEPS, SmallCodec, clamp_with_leak
 from defend.errors import BadParameter, BadWeights, Mismatch
 from defend.loading import load

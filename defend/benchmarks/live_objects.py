@@ -7,7 +7,8 @@ Each gets a name of its class and of a hash of what it holds, by which this proc
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from defend.attack import Attack
 from defend.benchmarks.component_keys import component_key
+from defend.benchmarks.specs import COMPONENT_KINDS, component_text
 from defend.classifier import Classifier, Normalise
 from defend.dataset import Dataset
 from defend.errors import BadParameter
@@ -27,16 +29,6 @@ from defend.own_network import hash_code
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
 
-_KINDS: dict[str, Kind] = {
-    "classifier": "classifier",
-    "classifiers": "classifier",
-    "defense": "defense",
-    "defenses": "defense",
-    "attack": "attack",
-    "attacks": "attack",
-    "surrogate": "classifier",
-    "surrogates": "classifier",
-}
 _EXPECTED: dict[Kind, tuple[type, str]] = {
     "classifier": (Classifier, "an nn.Module, an ART PyTorchClassifier or a Classifier"),
     "defense": (Purifier, "a Purifier"),
@@ -45,37 +37,54 @@ _EXPECTED: dict[Kind, tuple[type, str]] = {
 _HASH_DIGITS = 8
 
 
-def name_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def name_objects(
+    keys: Mapping[str, Any], data_root: str | None = None
+) -> tuple[dict[str, Any], bool]:
     """Return the keys with names in place of objects, and whether there were any.
 
     Raise BadParameter for an object that is none of a component.
     """
     named = dict(keys)
-    data, is_own = _as_dataset(keys.get("dataset"))
-    objects = 0
-    for key, kind in _KINDS.items():
-        if key not in keys:
+    own_data = _own_dataset(keys.get("dataset"))
+    has_objects = own_data is not None
+
+    @cache
+    def data() -> Dataset | None:
+        """Return the data set, loaded only if a network needs its shape."""
+        spec = keys.get("dataset")
+        if own_data is None and spec is not None:
+            loaded: Dataset = load(component_text(spec, "dataset"), "dataset", root=data_root)
+            return loaded
+        return own_data
+
+    for key, kind in COMPONENT_KINDS.items():
+        if kind == "dataset" or keys.get(key) is None:
             continue
         values = keys[key] if isinstance(keys[key], list | tuple) else [keys[key]]
-        named[key] = [_name(value, kind, data) for value in values]
-        objects += sum(not isinstance(value, str | Mapping) for value in values)
-    if is_own and data is not None:
-        named["dataset"] = _name_dataset(data, _classes_of(named, data))
-        objects += 1
-    return named, objects > 0
+        named[key] = [v if _is_spec(v) else _name(v, kind, data) for v in values]
+        has_objects = has_objects or not all(map(_is_spec, values))
+    if own_data is not None:
+        named["dataset"] = _name_dataset(own_data, _classes_of(named, own_data))
+    return named, has_objects
 
 
-def _as_dataset(value: Any) -> tuple[Dataset | None, bool]:
-    """Return the data set of a suite, and whether it is an object of the caller."""
+def _is_spec(value: Any) -> bool:
+    """Return True for a text or a table, which the suite checks."""
+    return isinstance(value, str | Mapping)
+
+
+def _own_dataset(value: Any) -> Dataset | None:
+    """Return the caller's data, None for a spec. Raise BadParameter."""
+    if value is None or isinstance(value, str | Mapping):
+        return None
     if isinstance(value, Dataset):
-        return value, True
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) != 2:
-            raise BadParameter(
-                f"dataset: expected a spec, a Dataset or two arrays (x, y), got {len(value)} items"
-            )
-        return OwnArrays(x=value[0], y=value[1]), True
-    return (load(value, "dataset"), False) if isinstance(value, str) else (None, False)
+        return value
+    if not isinstance(value, Sequence) or len(value) != 2:
+        received = f"{len(value)} items" if isinstance(value, Sequence) else type(value).__name__
+        raise BadParameter(
+            f"dataset: expected a spec, a Dataset or two arrays (x, y), got {received}"
+        )
+    return OwnArrays(x=value[0], y=value[1])
 
 
 def _name_dataset(data: Dataset, classes: int) -> str:
@@ -89,18 +98,16 @@ def _name_dataset(data: Dataset, classes: int) -> str:
 
 
 def _classes_of(keys: Mapping[str, Any], data: Dataset) -> int:
-    for spec in keys.get("classifiers", keys.get("classifier", ())):
+    for spec in keys.get("classifiers") or keys.get("classifier") or ():
         classifier: Classifier = load(spec, "classifier", data)
         return classifier.classes
     return data.classes
 
 
-def _name(value: Any, kind: Kind, data: Dataset | None) -> Any:
-    """Return a spec or a table as it is, and the name of an object."""
-    if isinstance(value, str | Mapping):
-        return value
+def _name(value: Any, kind: Kind, data: Callable[[], Dataset | None]) -> str:
+    """Return the name of an object. data: what a network takes its shape from."""
     if kind == "classifier" and isinstance(value, nn.Module | PyTorchClassifier):
-        return _name_network(value, data)
+        return _name_network(value, data())
     expected, wanted = _EXPECTED[kind]
     if not isinstance(value, expected):
         raise BadParameter(f"{kind}: expected a spec or {wanted}, got {type(value).__name__}")

@@ -82,8 +82,8 @@ def bench(
     The units lie in `out` (default runs/<suite>); what is there is not computed again.
     Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
     """
-    keys, has_objects = name_objects(keys)
-    validated = _validate(suite, keys, trust)
+    named, has_objects = name_objects(_merge(suite, keys, trust), data_root)
+    validated = make_suite(named)
     if "n" not in validated.model_fields_set and validated.protocol is None:
         validated = validated.model_copy(update={"n": available_images(validated, data_root)})
     if workers is not None and workers < 1:
@@ -116,16 +116,17 @@ def bench(
     return records
 
 
-def _validate(
+def _merge(
     suite: Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any], trust: bool
-) -> Suite:
+) -> dict[str, Any]:
+    """Return the keys of the suite, replaced by those that are given."""
     if isinstance(suite, Mapping):
         base = dict(suite)
     elif suite is not None or not keys:
         base = load_suite(suite, trust)
     else:
         base = {}
-    return make_suite(base | {k: v for k, v in keys.items() if v is not None})
+    return base | {k: v for k, v in keys.items() if v is not None}
 
 
 def available_images(suite: Suite, data_root: str | None) -> int:

@@ -7,8 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from defend.errors import BadParameter, BadSpec
+from defend.registry import Kind
 from defend.spec import Spec, Value, is_fraction, is_name, parse, parse_single, read_value
 
+# The keys of a suite that hold components, singular and plural, and the kind of each.
+COMPONENT_KINDS: dict[str, Kind] = {
+    "dataset": "dataset",
+    "classifier": "classifier",
+    "classifiers": "classifier",
+    "defense": "defense",
+    "defenses": "defense",
+    "attack": "attack",
+    "attacks": "attack",
+    "surrogate": "classifier",
+    "surrogates": "classifier",
+}
 _RUNTIME_FIELDS = ("seed", "device", "clip_values", "channels_first")
 _SINGLE_KINDS = ("classifier", "attack", "dataset", "gradient", "task")
 

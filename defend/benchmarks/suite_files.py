@@ -6,21 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from defend.benchmarks.specs import spec_from_table
+from defend.benchmarks.specs import COMPONENT_KINDS, spec_from_table
 from defend.errors import BadParameter
 from defend.spec import Spec, Value, parse
-
-_COMPONENTS = (
-    "dataset",
-    "classifier",
-    "classifiers",
-    "defense",
-    "defenses",
-    "attack",
-    "attacks",
-    "surrogate",
-    "surrogates",
-)
 
 
 def resolve_local_code(keys: Mapping[str, Any], suite: Path, trust: bool) -> dict[str, Any]:
@@ -30,7 +18,7 @@ def resolve_local_code(keys: Mapping[str, Any], suite: Path, trust: bool) -> dic
     """
     resolved = dict(keys)
     files: list[str] = []
-    for key in _COMPONENTS:
+    for key in COMPONENT_KINDS:
         if key in keys:
             resolved[key] = _resolve(keys[key], suite.parent, files)
     if files and not trust:

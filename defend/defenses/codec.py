@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defend.defenses.sizes import split_padding
 from defend.defenses.vq import Codebook
+
+MULTIPLE = 4  # of which codes have the height and the width
 
 
 class Codec(nn.Module):
@@ -57,7 +60,7 @@ class Codec(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Return z (b, d, ceil(h / 4), ceil(w / 4)), in float32 whatever the precision of x."""
-        above_and_below, left_and_right = padding(x.shape[2]), padding(x.shape[3])
+        above_and_below, left_and_right = (split_padding(side, MULTIPLE) for side in x.shape[2:])
         padded = F.pad(x, (*left_and_right, *above_and_below), mode="replicate")
         return to_float32(self.encoder(padded))
 
@@ -67,7 +70,7 @@ class Codec(nn.Module):
         The output goes through a sigmoid: a clamp would have no gradient where the background is
         black.
         """
-        top, left = padding(h)[0], padding(w)[0]
+        top, left = split_padding(h, MULTIPLE)[0], split_padding(w, MULTIPLE)[0]
         cropped = self.decoder(z)[:, :, top : top + h, left : left + w]
         return torch.sigmoid(to_float32(cropped))
 
@@ -85,12 +88,6 @@ class Residual(nn.Module):
         """Return a tensor of the shape of h (b, hidden, height, width)."""
         out: Tensor = h + self.branch(h)
         return out
-
-
-def padding(n: int) -> tuple[int, int]:
-    """Return the numbers of pixels before and behind n pixels that make a multiple of four."""
-    missing = -n % 4
-    return missing // 2, missing - missing // 2
 
 
 def to_float32(t: Tensor) -> Tensor:

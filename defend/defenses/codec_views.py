@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from defend.defenses.sizes import split_padding
 from defend.defenses.small_codec import Rounding
 
 VIEWS = 8  # flips and rotations of a square
@@ -34,12 +34,6 @@ def crop_padding(x: Tensor, height: int, width: int, multiple: int) -> Tensor:
     """Return the part of a padded image that `pad_to_multiple` began from."""
     top, left = split_padding(height, multiple)[0], split_padding(width, multiple)[0]
     return x[:, :, top : top + height, left : left + width]
-
-
-def split_padding(size: int, multiple: int) -> tuple[int, int]:
-    """Return how many pixels are missing before and behind `size` pixels."""
-    missing = -size % multiple
-    return missing // 2, missing - missing // 2
 
 
 def reflected_indices(size: int, before: int, after: int, device: torch.device) -> Tensor:
@@ -90,10 +84,3 @@ def round_levels(x: Tensor, bits: int, rounding: Rounding) -> Tensor:
     """Return x rounded to 2^bits levels; 0 bits: x itself."""
     top = 2**bits - 1
     return rounding(x * top) / top if bits else x
-
-
-def resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Return x in another size, bicubic and antialiased, in [0, 1]."""
-    if x.shape[2:] == (height, width):
-        return x
-    return F.interpolate(x, (height, width), mode="bicubic", antialias=True).clamp(0, 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from defend.noise import Noise
-from defend.training.perturbations import eval_mode
+from defend.training.perturbations import cross_entropy_of, eval_mode, gradient_of
 
 LENGTHS = (1, 2, 4, 7)  # pixels over which a pattern retains its sign, roughly
 MAX_GAIN = 100.0  # the highest gain before clipping: it turns a pattern into signs
@@ -88,11 +88,8 @@ def input_gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
     Eval mode is needed because an attack must not move the running statistics.
     """
-    with eval_mode(net), torch.enable_grad():
-        x = x.detach().requires_grad_()
-        loss = F.cross_entropy(net(x).float(), y, reduction="sum")
-        gradient: Tensor = torch.autograd.grad(loss, x)[0]
-    return gradient
+    with eval_mode(net):
+        return gradient_of(cross_entropy_of(net, y), x)
 
 
 def recognition_loss(nets: nn.ModuleList, x: Tensor, y: Tensor) -> Tensor:

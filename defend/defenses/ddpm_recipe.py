@@ -22,12 +22,12 @@ from defend.defenses.diffusion import (
     TIMESTEPS,
     alpha_bars,
     predict_image,
-    resize,
     reverse_step,
     to_model_range,
     to_pixels,
     trailing_timesteps,
 )
+from defend.defenses.sizes import resize
 from defend.files import ensure_writable
 from defend.noise import Noise
 from defend.trained_on import TrainedOn

@@ -25,13 +25,13 @@ from defend.defenses.diffusion import (
     CLEAN,
     TIMESTEPS,
     add_noise,
-    resize,
     reverse_step,
     to_model_range,
     to_pixels,
     trailing_timesteps,
 )
 from defend.defenses.diffusion_purifier import DiffusionPurifier
+from defend.defenses.sizes import resize
 from defend.noise import Noise
 from defend.purifier import Card
 from defend.recomputation import recomputed

@@ -17,7 +17,6 @@ from itertools import accumulate, pairwise
 from operator import mul
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 TIMESTEPS = 1000
@@ -130,17 +129,3 @@ def to_model_range(x: Tensor) -> Tensor:
 def to_pixels(x: Tensor) -> Tensor:
     """Map [-1, 1] to pixels in [0, 1], unclipped."""
     return (x + 1) / 2
-
-
-def resize(x: Tensor, height: int, width: int) -> Tensor:
-    """Return pixels x (b, c, h, w) in [0, 1] at another size, bicubic with antialiasing."""
-    if x.shape[2:] == (height, width):
-        return x
-    return resize_unclipped(x, height, width).clamp(0, 1)
-
-
-def resize_unclipped(x: Tensor, height: int, width: int) -> Tensor:
-    """Return values x (b, c, h, w) at another size, bicubic with antialiasing."""
-    if x.shape[2:] == (height, width):
-        return x
-    return F.interpolate(x, (height, width), mode="bicubic", antialias=True)

@@ -24,12 +24,12 @@ from defend.defenses.codec_views import (
     code_best_view,
     crop_padding,
     pad_to_multiple,
-    resize,
     round_levels,
     view,
 )
 from defend.defenses.compressai_codecs import CLASSES, build_codec, find_pretrained, load_codec
 from defend.defenses.robust_codec_recipe import RobustCodecRecipe
+from defend.defenses.sizes import resize
 from defend.defenses.small_codec import (
     GROUPS,
     Rounding,

@@ -15,10 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defend.ascent import ascend
 from defend.noise import Noise
-from defend.norms import random_start
-from defend.training.perturbations import STEP_FACTOR
+from defend.training.perturbations import Loss, climb, gradient_of
 
 PGD_STEP = 1.5  # the length of one step of PGD in training, times eps / steps
 Reconstruct = Callable[[Tensor], Tensor]  # images -> reconstructions
@@ -35,16 +33,10 @@ def attack_reconstruction(
     radius = (threshold * x[0].numel()) ** 0.5
     with torch.no_grad():
         reference = reconstruct(x)
-    x_adv = random_start(x, radius, "L2", noise)
-    for _ in range(steps):
-        gradient = _gradient(lambda t: F.mse_loss(reconstruct(t), reference), x_adv)
-        x_adv = ascend(x_adv, gradient, STEP_FACTOR * radius / steps, x, radius, "L2")
-    return x_adv
+    return climb(lambda t: F.mse_loss(reconstruct(t), reference), x, radius, "L2", steps, noise)
 
 
-def classify_loss(
-    reconstruct: Reconstruct, classifiers: Iterable[nn.Module], y: Tensor
-) -> Callable[[Tensor], Tensor]:
+def classify_loss(reconstruct: Reconstruct, classifiers: Iterable[nn.Module], y: Tensor) -> Loss:
     """Return the function of images whose value is the classifiers' mean cross-entropy."""
 
     def loss(x: Tensor) -> Tensor:
@@ -55,16 +47,14 @@ def classify_loss(
     return loss
 
 
-def attack_by_n_fgsm(
-    loss: Callable[[Tensor], Tensor], x: Tensor, eps: float, noise: Noise
-) -> Tensor:
+def attack_by_n_fgsm(loss: Loss, x: Tensor, eps: float, noise: Noise) -> Tensor:
     """Return x moved by noise of twice the eps and one step of eps, which is not projected."""
     x_adv = x + 2 * eps * (2 * noise.uniform(x) - 1)
-    return x_adv + eps * _gradient(loss, x_adv).sign()
+    return x_adv + eps * gradient_of(loss, x_adv).sign()
 
 
 def attack_by_steps(
-    loss: Callable[[Tensor], Tensor],
+    loss: Loss,
     x: Tensor,
     eps: float,
     steps: int,
@@ -72,14 +62,4 @@ def attack_by_steps(
     factor: float = PGD_STEP,
 ) -> Tensor:
     """Return x after steps of PGD in the L-inf ball, each of factor * eps / steps."""
-    x_adv = random_start(x, eps, "Linf", noise)
-    for _ in range(steps):
-        x_adv = ascend(x_adv, _gradient(loss, x_adv), factor * eps / steps, x, eps, "Linf")
-    return x_adv
-
-
-def _gradient(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        gradient: Tensor = torch.autograd.grad(loss(x), x)[0]
-    return gradient
+    return climb(loss, x, eps, "Linf", steps, noise, factor)

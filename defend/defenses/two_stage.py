@@ -31,8 +31,6 @@ from defend.defenses.diffusion import (
     add_noise,
     alpha_bar,
     find_noise,
-    resize,
-    resize_unclipped,
     spaced_timesteps,
     to_model_range,
     to_pixels,
@@ -40,6 +38,7 @@ from defend.defenses.diffusion import (
 )
 from defend.defenses.diffusion_purifier import DiffusionPurifier
 from defend.defenses.restoration import ChannelMean, Means, Pooling, keep_means, noisy_weights
+from defend.defenses.sizes import resize, resize_unclipped
 from defend.noise import Noise
 from defend.purifier import Card
 from defend.recomputation import recomputed

@@ -6,7 +6,7 @@ randomness comes from `noise`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +17,7 @@ from defend.ascent import ascend
 from defend.noise import Noise
 from defend.norms import Norm, random_signs, random_start
 
+Loss = Callable[[Tensor], Tensor]  # images -> a scalar
 STEP_FACTOR = 2.5  # one PGD step has the length STEP_FACTOR * eps / steps
 
 
@@ -45,14 +46,40 @@ def attack_by_pgd(
     y is (b,). The network is attacked in eval mode, because the iterates must not move its running
     statistics.
     """
-    x_adv = random_start(x, eps, norm, noise)
     with eval_mode(net):
-        for _ in range(steps):
-            x_adv.requires_grad_()
-            loss = F.cross_entropy(net(x_adv).float(), y, reduction="sum")
-            gradient = torch.autograd.grad(loss, x_adv)[0]
-            x_adv = ascend(x_adv.detach(), gradient, STEP_FACTOR * eps / steps, x, eps, norm)
-    return x_adv.detach()
+        return climb(cross_entropy_of(net, y), x, eps, norm, steps, noise)
+
+
+def climb(
+    loss: Loss,
+    x: Tensor,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    noise: Noise,
+    factor: float = STEP_FACTOR,
+) -> Tensor:
+    """Return x after steps of `factor` eps / steps that raise a loss, from a random start.
+
+    loss: images -> a scalar. Each step is projected onto the ball and the box.
+    """
+    x_adv = random_start(x, eps, norm, noise)
+    for _ in range(steps):
+        x_adv = ascend(x_adv, gradient_of(loss, x_adv), factor * eps / steps, x, eps, norm)
+    return x_adv
+
+
+def gradient_of(loss: Loss, x: Tensor) -> Tensor:
+    """Return the gradient (b, c, h, w) of a loss of images, even under a caller's no_grad."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        gradient: Tensor = torch.autograd.grad(loss(x), x)[0]
+    return gradient
+
+
+def cross_entropy_of(net: nn.Module, y: Tensor) -> Loss:
+    """Return the loss that sums a network's cross-entropy over images with labels y (b,)."""
+    return lambda x: F.cross_entropy(net(x).float(), y, reduction="sum")
 
 
 @contextmanager
