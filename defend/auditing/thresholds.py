@@ -1,6 +1,6 @@
 """All thresholds of the audit, each with its source.
 
-The miss and false-alarm rates in docs/evaluation.md hold for these numbers: after changing one,
+The miss and false-alarm rates in docs/audit-rates.md hold for these numbers: after changing one,
 measure the rates again with docs/results/audit_thresholds.py.
 """
 
