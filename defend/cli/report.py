@@ -1,4 +1,4 @@
-"""defend report: one HTML page that works offline, and a CSV file, from run folders."""
+"""defend report: the results of run folders as a page that works offline, or as a table."""
 
 from __future__ import annotations
 
@@ -6,14 +6,76 @@ from pathlib import Path
 
 import click
 
+from defend.errors import BadParameter
+
+FORMATS = ("html", "csv", "latex", "markdown")
+
 
 @click.command("report")
 @click.argument(
     "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR..."
 )
-def report(run_dirs: tuple[Path, ...]) -> None:
-    """Write report.html and results.csv into the first RUN_DIR, from the records of all."""
+@click.option(
+    "--format",
+    "chosen_format",
+    type=click.Choice(FORMATS),
+    default="html",
+    show_default=True,
+    help="html: a page with data files beside it. The others: one table for a paper, whose columns"
+    " are levels of knowledge.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The folder of the page, by default the first RUN_DIR; the file of a table, by default"
+    " stdout.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+def report(
+    run_dirs: tuple[Path, ...], chosen_format: str, out: Path | None, overwrite: bool
+) -> None:
+    """Write the results of all RUN_DIRs as report.html and results.csv, or as one table."""
+    if chosen_format == "html":
+        _write_page(run_dirs, out)
+        return
+    from defend.results.text_report import format_report
+
+    if out is not None:
+        check_new_file(out, overwrite)
+    text = format_report(run_dirs, chosen_format)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_text(out, text)
+        click.echo(out)
+
+
+def _write_page(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     from defend.results.report import write_report
 
-    for path in write_report(list(run_dirs)):
+    for path in write_report(list(run_dirs), out):
         click.echo(path)
+
+
+def check_new_file(out: Path, overwrite: bool) -> None:
+    """Raise BadParameter if a file cannot be written here, or if one is there unasked."""
+    from defend.files import ensure_writable
+
+    if out.is_dir():
+        raise BadParameter(f"--out {out}: expected a file, got a folder; give a name in it")
+    if out.exists() and not overwrite:
+        raise BadParameter(
+            f"--out {out}: there is such a file; give another name, or --overwrite to replace it"
+        )
+    ensure_writable(out.parent, make=False)
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a complete file. Raises BadParameter if it cannot be written."""
+    from defend.files import write_file
+
+    try:
+        write_file(out, text)
+    except OSError as e:
+        raise BadParameter(f"--out {out}: cannot be written: {e.strerror}") from None

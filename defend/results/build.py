@@ -14,7 +14,7 @@ from defend.results.claims import Claims, list_signs, make_claims, refute_claims
 from defend.results.comparisons import compare_cells, find_accusations
 from defend.results.defense_pairs import compare_defenses
 from defend.results.diagnostics import Finding
-from defend.results.footnotes import list_surrogates, make_footnotes
+from defend.results.footnotes import list_surrogates, make_footnotes, make_level_footnotes
 from defend.results.grouping import (
     SectionKey,
     claim_key,
@@ -23,6 +23,7 @@ from defend.results.grouping import (
     series_key,
     unify_spellings,
 )
+from defend.results.level_rows import make_level_rows
 from defend.results.measure_pairs import list_measure_pairs
 from defend.results.model import Number, Row, Section, Table
 from defend.results.numbers import cells_number, clean_number
@@ -71,6 +72,7 @@ def table(
         flags=list_flags(shown),
         failures=list_failures(shown),
         footnotes=make_footnotes(shown),
+        level_footnotes=make_level_footnotes(shown),
     )
 
 
@@ -112,6 +114,7 @@ def _make_section(
         key=key,
         classifier_trained_on=records[0].classifier_trained_on,
         rows=tuple(_in_order_of_specs(rows, records)),
+        levels=make_level_rows(records, claims, accusations, reader),
         worst=worst_cases(records, claims, accusations, reader),
     )
 

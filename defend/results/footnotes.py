@@ -15,10 +15,24 @@ SMOKE_TEST = 200  # images, up to which a run is a smoke test
 
 def make_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
     """Return the lines that say how to read the numbers of these records."""
-    return tuple(_footnotes(records))
+    return (*_of_images(records), *_of_attacks(records), *_of_samples(records))
 
 
-def _footnotes(records: Sequence[Record]) -> Iterator[str]:
+def make_level_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return the lines that say how to read a table by level of these records."""
+    levels = (
+        "Each level is the worst case of each image over all attacks of that level that were run,"
+        " adaptive over all gradients; the last column is the worst case over everything."
+    )
+    return (
+        *_of_images(records),
+        levels,
+        *_without_relaxation(records),
+        *_of_samples(records),
+    )
+
+
+def _of_images(records: Sequence[Record]) -> Iterator[str]:
     yield from _units(records)
     yield from _thresholds(records)
     yield from _repeated_images(records)
@@ -27,16 +41,23 @@ def _footnotes(records: Sequence[Record]) -> Iterator[str]:
             "Behind a deterministic defense only images that are right as they are count as right"
             " under attack."
         )
+
+
+def _of_attacks(records: Sequence[Record]) -> Iterator[str]:
     if any(r.knowledge == "adaptive" for r in records):
         yield (
             "worst: image by image, over the gradients that were run."
             " BPDA: adaptive through the identity."
         )
-    yield from _relaxations(records)
+    yield from _relaxed(records)
+    yield from _without_relaxation(records)
     yield (
         "fwd+bwd: forward and backward passes of the pipeline for each image, of the most expensive"
         " attack of the row."
     )
+
+
+def _of_samples(records: Sequence[Record]) -> Iterator[str]:
     yield from _draws(records)
     yield from _few_images(records)
 
@@ -76,21 +97,27 @@ def _thresholds(records: Sequence[Record]) -> Iterator[str]:
         )
 
 
-def _relaxations(records: Sequence[Record]) -> Iterator[str]:
-    """Yield how `relaxed` is read, and which approximate purifiers could not be attacked by it."""
-    adaptive = [r for r in records if r.knowledge == "adaptive" and r.access == "gradient"]
-    kinds = {gradient_kind(r.gradient) for r in adaptive if r.gradient}
-    if "relaxed" in kinds:
+def _relaxed(records: Sequence[Record]) -> Iterator[str]:
+    """Yield how the column `relaxed` is read."""
+    if "relaxed" in {gradient_kind(r.gradient) for r in _adaptive(records) if r.gradient}:
         yield (
             "relaxed: adaptive through the relaxation that the purifier declares, image by image"
             " over its temperatures."
         )
-    names = dict.fromkeys(r.defense for r in adaptive if r.relaxation is False)
+
+
+def _without_relaxation(records: Sequence[Record]) -> Iterator[str]:
+    """Yield which approximate purifiers could not be attacked through a relaxation."""
+    names = dict.fromkeys(r.defense for r in _adaptive(records) if r.relaxation is False)
     if names:
         yield (
             f"No relaxation is declared by {', '.join(names)}: a step without a derivative has an"
             " approximate gradient, and an attack through a relaxation of it may break more."
         )
+
+
+def _adaptive(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r.knowledge == "adaptive" and r.access == "gradient"]
 
 
 def _draws(records: Sequence[Record]) -> Iterator[str]:

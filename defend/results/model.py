@@ -32,6 +32,12 @@ COLUMNS = {
 }
 # The columns below the heading `adaptive`.
 ADAPTIVE = ("identity", "declared", "learned", "relaxed", "worst")
+# The columns of a table by level, and their headings.
+LEVEL_COLUMNS = {
+    "clean": "clean",
+    **{level: model.heading for level, model in THREAT_MODELS.items()},
+    "worst": "all attacks",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,20 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LevelRow:
+    """One defense at one eps, with the worst case over all attacks of each level of knowledge."""
+
+    defense: str
+    eps: float
+    eps_text: str
+    numbers: Mapping[str, Number]  # of LEVEL_COLUMNS, those that were measured
+    trained_on: tuple[TrainedOn, ...]
+    training_marks: tuple[Diagnosis, ...]
+    draws: int
+    claim: Claim
+
+
+@dataclass(frozen=True, kw_only=True)
 class Worst:
     """One defense at one eps: the worst case of each image over all cells and the clean image."""
 
@@ -145,6 +165,7 @@ class Section:
     key: SectionKey
     classifier_trained_on: tuple[TrainedOn, ...]
     rows: tuple[Row, ...]
+    levels: tuple[LevelRow, ...]
     worst: tuple[Worst, ...]
 
     @property
@@ -169,6 +190,14 @@ class Section:
         for row in self.rows:
             measured |= row.numbers.keys()
         return tuple(column for column in COLUMNS if column in measured)
+
+    @property
+    def level_columns(self) -> tuple[str, ...]:
+        """Return the columns of the table by level that were measured."""
+        measured: set[str] = set()
+        for row in self.levels:
+            measured |= row.numbers.keys()
+        return tuple(column for column in LEVEL_COLUMNS if column in measured)
 
     @property
     def by_defense(self) -> list[tuple[str, list[Row]]]:
@@ -217,6 +246,7 @@ class Table:
     flags: tuple[str, ...]
     failures: tuple[str, ...]
     footnotes: tuple[str, ...]  # how to read the numbers
+    level_footnotes: tuple[str, ...]  # the same for the table by level
 
     @property
     def rows(self) -> tuple[Row, ...]:

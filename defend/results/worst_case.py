@@ -36,23 +36,26 @@ def worst_cases(
 
 
 def choose_eps(records: Sequence[Record]) -> float:
-    """Return the claim eps if a cell was run at it, else the largest that most defenses share.
-
-    An eps of 1 in L-inf is a check and no budget.
-    """
+    """Return the claim eps if a cell was run at it, else the largest that most defenses share."""
     first = records[0]
-    epsilons = {r.eps for r in records}
     if first.claim_eps is not None:
-        for eps in epsilons:
+        for eps in {r.eps for r in records}:
             if same_eps(eps, first.claim_eps):
                 return eps
-    if first.norm == "Linf":
-        epsilons = {eps for eps in epsilons if eps < 1} or epsilons
+    epsilons = list_budgets(records)
 
     def count_defenses(eps: float) -> int:
         return len({r.defense for r in records if r.eps == eps})
 
     return max(epsilons, key=lambda eps: (count_defenses(eps), eps))
+
+
+def list_budgets(records: Sequence[Record]) -> set[float]:
+    """Return the eps of these records of one norm; 1 in L-inf is a check, unless it is alone."""
+    epsilons = {r.eps for r in records}
+    if records[0].norm != "Linf":
+        return epsilons
+    return {eps for eps in epsilons if eps < 1} or epsilons
 
 
 def _worst_case(

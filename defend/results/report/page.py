@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from defend.errors import BadParameter
 from defend.files import write_file
-from defend.records import FILE_NAME, Claim, Record, read_records
+from defend.records import Claim, Record
 from defend.results.build import table
 from defend.results.claim_text import format_claim
 from defend.results.comparisons import find_accusations
@@ -32,6 +32,7 @@ from defend.results.report.facts import (
 from defend.results.report.image_examples import ROWS, make_image_examples
 from defend.results.report.marks import format_marks
 from defend.results.report.roc import make_rocs
+from defend.results.run_folders import collect_records
 from defend.results.significance import compare_images
 from defend.results.table_text import (
     format_count,
@@ -76,12 +77,7 @@ def write_report(
     report or the folder cannot be written.
     """
     folders = [Path(d) for d in run_dirs]
-    shown, beside = _collect(folders, records)
-    if not shown:
-        raise BadParameter(
-            "nothing to report: give the folder of a run, as runs/embedded;"
-            " `defend bench` writes one"
-        )
+    shown, beside = collect_records(folders, records)
     folder = Path(out) if out is not None else folders[0]
     reader = OutcomeReader(folders)
     model = table(shown, folders, beside, reader)
@@ -93,47 +89,6 @@ def write_report(
     }
     _write(folder, texts)
     return folder / HTML, folder / CSV
-
-
-def _collect(
-    folders: Sequence[Path], records: Sequence[Record] | None
-) -> tuple[list[Record], list[Record]]:
-    """Return the records to show, and others of the same folders."""
-    if records is None:
-        return _read_all(folders), []
-    beside: list[Record] = []
-    for folder in folders:
-        beside += read_records(folder)
-    return list(records), beside
-
-
-def _read_all(folders: Sequence[Path]) -> list[Record]:
-    """Return the records of all folders, each cell once. Raises BadParameter if one has none."""
-    cells: dict[str, Record] = {}
-    for folder in folders:
-        records = read_records(folder)
-        if not records:
-            raise BadParameter(f"{folder}: holds no records: {_explain_absence(folder)}")
-        cells |= {r.cell_id: r for r in records}
-    return list(cells.values())
-
-
-def _explain_absence(folder: Path) -> str:
-    """Return why there may be no records, and what to do."""
-    damaged = folder / f"{FILE_NAME}.damaged"
-    if damaged.is_file():
-        return (
-            f"{FILE_NAME} could not be read, and lies there as {damaged.name}; the same"
-            " `defend bench` with the same --out makes it again from its units"
-        )
-    if folder.is_file():
-        return f"it is a file; give the folder of the run, {folder.parent}"
-    if (folder / "run.json").is_file():
-        return (
-            f"the run was stopped before its end, or {FILE_NAME} was taken away; the same"
-            " `defend bench` with the same --out goes on with it"
-        )
-    return f"expected {folder / FILE_NAME}; give the folder of a run, as runs/embedded"
 
 
 def _write(folder: Path, texts: dict[str, str]) -> None:

@@ -1,0 +1,22 @@
+"""A report as text: the table by level of one or several runs, for a paper or a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from defend.results.build import table
+from defend.results.formats import TEXT_FORMATS
+from defend.results.run_folders import collect_records
+
+
+def format_report(run_dirs: Sequence[Path | str], text_format: str) -> str:
+    """Return the table by level of the records of all folders as "csv", "latex" or "markdown".
+
+    Rows are defenses at one eps, columns are levels of knowledge with 95 % intervals, each the
+    worst case image by image over the attacks of that level. Raises BadParameter if a folder has no
+    records.
+    """
+    folders = [Path(d) for d in run_dirs]
+    shown, beside = collect_records(folders)
+    return TEXT_FORMATS[text_format](table(shown, folders, beside))
