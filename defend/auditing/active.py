@@ -66,7 +66,8 @@ def _judge(
     is_hard = random_share <= THRESHOLDS.search.value
     return CheckResult(
         measured=f"{100 * attack_share:.0f} % found, random search {100 * random_share:.0f} %,"
-        f" {without_head} of {context.budget.active_images} images without a head",
+        f" {without_head} of {context.budget.active_images} images left out, for which no binary"
+        " classifier could be fitted",
         value=attack_share,
         passed=is_found and is_hard,
     )

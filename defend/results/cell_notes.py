@@ -82,9 +82,7 @@ def list_queries(records: Sequence[Record]) -> tuple[str, ...]:
 
 def _format_queries(record: Record) -> str:
     curve = record.accuracy_after or {}
-    accuracies = []
-    for accuracy in curve.values():
-        accuracies.append("not run" if accuracy is None else f"{100 * accuracy:.1f}")
-    queries = ", ".join(f"{int(count):,}" for count in curve)
+    reached = {count: accuracy for count, accuracy in curve.items() if accuracy is not None}
+    accuracies = [f"{100 * value:.1f} % after {int(count):,}" for count, value in reached.items()]
     cell = f"{describe_cell(record)}, eps {record.eps_text}"
-    return f"{cell}: {', '.join(accuracies)} after {queries} queries"
+    return f"{cell}: {', '.join(accuracies) or 'fewer than those that are listed'}"

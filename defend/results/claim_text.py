@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from defend.protocols import PROTOCOLS
 from defend.protocols.evidence import MIN_IMAGES
+from defend.protocols.ladder_1 import NO_PROTOCOL
 from defend.records import Claim
 from defend.results.diagnostics import format_remark, format_sign
 from defend.results.footnotes import widening
@@ -24,6 +25,18 @@ def format_claim(claim: Claim) -> str:
     else:
         line = f"no claim ({'; '.join(_reasons(claim))})"
     return line + format_told_apart(claim)
+
+
+def summarise_claim(claim: Claim) -> str:
+    """Return the line of a claim, and a short one where nobody asked for a protocol.
+
+    "no claim: it needs --protocol ladder-1 -n 1000". `format_claim` lists what is missing.
+    """
+    is_beside_a_protocol = "run_as_protocol" in claim.missing and NO_PROTOCOL not in claim.missing
+    if claim.stands or claim.signs or not is_beside_a_protocol:
+        return format_claim(claim)
+    command = f"--protocol {claim.protocol} -n {MIN_IMAGES}"
+    return f"no claim: it needs {command}{format_told_apart(claim)}"
 
 
 def format_told_apart(claim: Claim) -> str:

@@ -20,6 +20,7 @@ from defend.results.significance import (
     strongest,
     value_of,
 )
+from defend.threat_models import gradient_kind
 
 Compare = Callable[[Sequence[Record], IsStronger], Iterator[Finding]]
 _IMAGES = ("task", "dataset", "classifier", "defense", "norm", "n", "split", "seed")
@@ -175,11 +176,20 @@ def _one_for_each_series(accusations: Iterable[Finding]) -> list[Finding]:
     series: dict[tuple[str, ...], list[Finding]] = {}
     for finding in accusations:
         images = (str(getattr(finding.weaker, field)) for field in _IMAGES)
-        key = (finding.code, *images, describe_cell(finding.weaker), finding.stronger.attack)
+        cell = _describe_at_any_temperature(finding.weaker)
+        key = (finding.code, *images, cell, finding.stronger.attack)
         series.setdefault(key, []).append(finding)
     return [
-        replace(max(findings, key=_gap), more=len(findings) - 1) for findings in series.values()
+        replace(max(findings, key=_gap), more=len({f.weaker.eps for f in findings}) - 1)
+        for findings in series.values()
     ]
+
+
+def _describe_at_any_temperature(record: Record) -> str:
+    """Return the series of a cell, the same for all temperatures of a relaxed gradient."""
+    if not record.gradient:
+        return describe_cell(record)
+    return describe_cell(record.replace(gradient=gradient_kind(record.gradient)))
 
 
 def _gap(finding: Finding) -> float:

@@ -38,16 +38,16 @@ def _of_images(records: Sequence[Record]) -> Iterator[str]:
     yield from _repeated_images(records)
     if any(not r.stochastic and load_task(r.task).may_drop for r in records):
         yield (
-            "Behind a deterministic defense only images that are right as they are count as right"
-            " under attack."
+            "Behind a deterministic defense an image that is wrong without an attack counts as"
+            " wrong under attack too."
         )
 
 
 def _of_attacks(records: Sequence[Record]) -> Iterator[str]:
     if any(r.knowledge == "adaptive" for r in records):
         yield (
-            "worst: image by image, over the gradients that were run."
-            " BPDA: adaptive through the identity."
+            "worst: image by image, over the gradients that were run. BPDA: through the gradient"
+            " identity, which skips the purifier."
         )
     yield from _relaxed(records)
     yield from _without_relaxation(records)
@@ -125,8 +125,8 @@ def _draws(records: Sequence[Record]) -> Iterator[str]:
     if draws:
         yield (
             f"Stochastic defenses: mean over {' or '.join(map(str, draws))} draws of each image;"
-            " worst cases are chosen on other draws, and may lie a little above what they are"
-            " chosen from."
+            " the worst attack of an image is selected on one set of draws and scored on another,"
+            " so that a worst case may lie a little above the smallest number of its row."
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from defend.records import Claim, Diagnosis, Flag, FlagCode, Record
-from defend.results.claim_text import format_claim
+from defend.results.claim_text import summarise_claim
 from defend.results.diagnostics import Finding
 from defend.results.grouping import SectionKey
 from defend.results.training_knowledge import format_classifier
@@ -35,8 +35,8 @@ ADAPTIVE = ("identity", "declared", "learned", "relaxed", "worst")
 # The columns of a table by level, and their headings.
 LEVEL_COLUMNS = {
     "clean": "clean",
-    **{level: model.heading for level, model in THREAT_MODELS.items()},
     "worst": "all attacks",
+    **{level: model.heading for level, model in THREAT_MODELS.items()},
 }
 
 
@@ -253,9 +253,18 @@ class Table:
         """Return the rows of all sections."""
         return tuple(chain.from_iterable(section.rows for section in self.sections))
 
+    @property
+    def claim_lines(self) -> list[str]:
+        """Return each line about claims once, in the order of their letters."""
+        return list(dict.fromkeys(map(summarise_claim, self.claims)))
+
     def letter(self, claim: Claim) -> str:
         """Return the letter of the claim's line below the table: a, b, ..., z, aa."""
-        lines = [format_claim(listed) for listed in self.claims]
-        first, second = divmod(lines.index(format_claim(claim)), 26)
-        prefix = chr(ord("a") + first - 1) if first else ""
-        return prefix + chr(ord("a") + second)
+        return letter_of(self.claim_lines.index(summarise_claim(claim)))
+
+
+def letter_of(index: int) -> str:
+    """Return the letter of line 0, 1, ...: a, b, ..., z, aa."""
+    first, second = divmod(index, 26)
+    prefix = chr(ord("a") + first - 1) if first else ""
+    return prefix + chr(ord("a") + second)

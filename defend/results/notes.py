@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend.results.claim_text import format_claim
 from defend.results.diagnostics import format_finding
-from defend.results.model import Table, Worst
+from defend.results.model import Table, Worst, letter_of
 from defend.results.table_text import (
     format_count,
     format_defense,
@@ -25,7 +24,7 @@ Block = tuple[str, Sequence[str]]  # title, lines
 
 def make_notes(model: Table) -> list[Block]:
     """Return the blocks below a table on a terminal, without the empty ones."""
-    claims = [f"[{model.letter(claim)}] {format_claim(claim)}" for claim in model.claims]
+    claims = [f"[{letter_of(i)}] {line}" for i, line in enumerate(model.claim_lines)]
     blocks: list[Block] = [("", claims), ("Transfer attacks were made on:", model.surrogates)]
     for section in model.sections:
         title = f"Worst case of each image over everything that was run, {section.title}:"

@@ -1,4 +1,4 @@
-"""The table on a terminal, in the widest of several layouts that fits."""
+"""The tables on a terminal, each in the widest of several layouts that fits."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from defend.protocols.evidence import MIN_IMAGES
-from defend.records import Record
+from defend.records import Claim, Record
 from defend.results.build import table
-from defend.results.model import ADAPTIVE, COLUMNS, Number, Row, Section, Table
+from defend.results.grids import GridRow, GridTable, table_by_attack, table_by_level
+from defend.results.model import Number, Section, Table
 from defend.results.notes import make_notes
-from defend.results.table_text import format_bound, format_defense, format_passes, format_value
-from defend.results.training_knowledge import format_trained_on
+from defend.results.table_text import format_bound, format_value
 
 FormatCell = Callable[[Number | None], Text]
 _NAME = 28  # characters after which a spec is folded
@@ -31,14 +31,15 @@ def print_table(
     run_dirs: Sequence[Path] = (),
     beside: Sequence[Record] = (),
 ) -> None:
-    """Print the table of the records. Nothing is bold, and nothing is ranked.
+    """Print the worst case by level, then each attack. Nothing is bold, and nothing is ranked.
 
     run_dirs: folders of the units, for worst cases image by image. beside: see `table`.
     """
     model = table(records, run_dirs, beside)
     for section in model.sections:
         console.print(Text(section.title))
-        console.print(_choose_layout(model, section, console))
+        for grid in _list_grids(model, section):
+            console.print(_choose_layout(grid, section, console))
     for title, lines in make_notes(model):
         if title:
             console.print(Text(title))
@@ -47,8 +48,21 @@ def print_table(
             console.print(Padding(Text(line), (0, 0, 0, indent), expand=False))
 
 
-def _choose_layout(model: Table, section: Section, console: Console) -> RenderableType:
-    """Return the section with intervals beside the numbers if there is room, else below them.
+def _list_grids(model: Table, section: Section) -> list[GridTable]:
+    """Return the table by level, and that of each attack; of null attacks alone the latter."""
+    by_attack = table_by_attack(section)
+    if not section.levels:
+        return [by_attack]
+    by_level = table_by_level(section, lambda claim: _format_stands(model, claim))
+    return [by_level, by_attack]
+
+
+def _format_stands(model: Table, claim: Claim) -> str:
+    return f"{'yes' if claim.stands else 'no'} [{model.letter(claim)}]"
+
+
+def _choose_layout(grid: GridTable, section: Section, console: Console) -> RenderableType:
+    """Return the table with intervals beside the numbers if there is room, else below them.
 
     Names stand in columns if there is room, else on lines of their own.
     """
@@ -56,75 +70,89 @@ def _choose_layout(model: Table, section: Section, console: Console) -> Renderab
     is_share = section.task.unit == "share"
     digits = 0 if is_share and section.key.n < MIN_IMAGES else 1
     for format_cell in (_beside(1), _beside(digits), _below(1)):
-        grid = _make_grid(model, section, format_cell)
-        if _width(grid, console) <= console.width:
-            return grid
-    beside = _make_groups(model, section, _beside(digits))
+        in_columns = _lay_out_in_columns(grid, format_cell)
+        if _width(in_columns, console) <= console.width:
+            return in_columns
+    beside = _lay_out_in_groups(grid, _beside(digits))
     if _width(beside, console) <= console.width:
         return beside
-    return _make_groups(model, section, _below(digits))
+    return _lay_out_in_groups(grid, _below(digits))
 
 
 def _width(renderable: RenderableType, console: Console) -> int:
     return Measurement.get(console, console.options.update(width=10_000), renderable).maximum
 
 
-def _make_grid(model: Table, section: Section, format_cell: FormatCell) -> Grid:
-    """Return one grid, in which defense and attack are named in their first row."""
-    is_any_trained = any(row.trained_on for row in section.rows)
-    headings = ["defense", "trained on", "attack"] if is_any_trained else ["defense", "attack"]
-    grid = _empty_grid(headings, section.columns, ["fwd+bwd", "claim"])
-    previous: Row | None = None
-    for row in section.rows:
-        names = _names_that_change(row, previous)
-        if not is_any_trained:
-            names = [names[0], names[-1]]
-        grid.add_row(
-            *map(Text, names),
-            Text(row.eps_text),
-            *(format_cell(row.numbers.get(column)) for column in section.columns),
-            Text(format_passes(row)),
-            Text(f"{'yes' if row.claim.stands else 'no'} [{model.letter(row.claim)}]"),
+def _lay_out_in_columns(grid: GridTable, format_cell: FormatCell) -> Grid:
+    """Return one grid, in which a name is printed where it changes."""
+    laid_out = _empty_grid(grid.names, grid, grid.last)
+    previous: tuple[str, ...] = ()
+    for row in grid.rows:
+        names = _names_that_change(row.names, previous)
+        last = map(Text, row.last)
+        laid_out.add_row(
+            *map(Text, names), Text(row.eps_text), *_cells(grid, row, format_cell), *last
         )
-        previous = row
-    return grid
+        previous = row.names
+    return laid_out
 
 
-def _names_that_change(row: Row, previous: Row | None) -> list[str]:
-    """Return defense, training data and attack, empty if the row above has the same."""
-    if previous is None or row.defense != previous.defense:
-        return [format_defense(row), format_trained_on(row.trained_on), row.attack]
-    return ["", "", "" if row.attack == previous.attack else row.attack]
+def _names_that_change(names: Sequence[str], previous: Sequence[str]) -> list[str]:
+    """Return the names, empty from the first on as long as the row above has the same."""
+    if not previous or names[0] != previous[0]:
+        return list(names)
+    return ["" if name == above else name for name, above in zip(names, previous, strict=True)]
 
 
-def _make_groups(model: Table, section: Section, format_cell: FormatCell) -> Group:
-    """Return a small grid for each attack on each defense, with the names on a line above."""
-    parts: list[RenderableType] = []
-    for _, group in groupby(section.rows, lambda row: (row.defense, row.attack)):
-        rows = list(group)
-        grid = _empty_grid([], section.columns, [])
-        for row in rows:
-            numbers = [format_cell(row.numbers.get(column)) for column in section.columns]
-            grid.add_row(Text(row.eps_text), *numbers)
-        parts += [Text(_describe_group(model, rows[0])), grid]
+def _lay_out_in_groups(grid: GridTable, format_cell: FormatCell) -> Group:
+    """Return the headings once, and the rows of the same names below a line of these names."""
+    widths = [max(_measure(cell) for cell in column) for column in _columns(grid, format_cell)]
+    parts: list[RenderableType] = [_empty_grid([], grid, [], widths)]
+    for names, group in groupby(grid.rows, lambda row: (row.names, row.last)):
+        laid_out = _empty_grid([], grid, [], widths, show_header=False)
+        for row in group:
+            laid_out.add_row(Text(row.eps_text), *_cells(grid, row, format_cell))
+        parts += [Text(_describe_group(grid, *names)), laid_out]
     return Group(*parts)
 
 
-def _describe_group(model: Table, row: Row) -> str:
-    words = [format_defense(row)]
-    if row.trained_on:
-        words.append(f"trained on {format_trained_on(row.trained_on)}")
-    words.append(row.attack)
-    words.append(f"{format_passes(row)} passes")
-    claim = "claim" if row.claim.stands else "no claim"
-    words.append(f"{claim} [{model.letter(row.claim)}]")
+def _columns(grid: GridTable, format_cell: FormatCell) -> list[list[Text]]:
+    """Return the headings and cells of each column from eps on."""
+    headings = [Text("eps"), *map(Text, grid.columns.values())]
+    rows = [[Text(row.eps_text), *_cells(grid, row, format_cell)] for row in grid.rows]
+    return [list(column) for column in zip(headings, *rows, strict=True)]
+
+
+def _measure(cell: Text) -> int:
+    return max(map(len, cell.plain.split("\n")))
+
+
+def _cells(grid: GridTable, row: GridRow, format_cell: FormatCell) -> list[Text]:
+    return [format_cell(row.numbers.get(column)) for column in grid.columns]
+
+
+def _describe_group(grid: GridTable, names: Sequence[str], last: Sequence[str]) -> str:
+    """Return "jpeg | trained on clean | claim no [a]"; empty names are left out."""
+    headings = (*grid.names, *grid.last)
+    words = []
+    for heading, text in zip(headings, (*names, *last), strict=True):
+        spoken = "" if heading in ("defense", "attack") else heading
+        if text:
+            words.append(f"{spoken} {text}".strip())
     return " | ".join(words)
 
 
-def _empty_grid(names: Sequence[str], columns: Sequence[str], last: Sequence[str]) -> Grid:
+def _empty_grid(
+    names: Sequence[str],
+    table: GridTable,
+    last: Sequence[str],
+    widths: Sequence[int] = (),
+    show_header: bool = True,
+) -> Grid:
     grid = Grid(
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        show_header=show_header,
         pad_edge=False,
         padding=0,
         header_style="",
@@ -132,12 +160,9 @@ def _empty_grid(names: Sequence[str], columns: Sequence[str], last: Sequence[str
     )
     for name in names:
         grid.add_column(Text(name), max_width=_NAME, overflow="fold", vertical="top")
-    grid.add_column(Text("eps"), justify="right", no_wrap=True)
-    for column in columns:
-        heading = COLUMNS[column]
-        if column in ADAPTIVE:
-            heading = f"adaptive\n{heading}"
-        grid.add_column(Text(heading), justify="right", no_wrap=True)
+    for i, heading in enumerate(("eps", *table.columns.values())):
+        least = widths[i] if widths else None
+        grid.add_column(Text(heading), justify="right", no_wrap=True, min_width=least)
     for name in last:
         grid.add_column(Text(name), justify="right", no_wrap=True)
     return grid
