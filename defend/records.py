@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PrivateAttr, ValidationError
 
 from defend.eps import take_eps
 from defend.errors import BadParameter
@@ -185,6 +185,36 @@ class Record(_Model):
     units: tuple[str, ...]  # keys of the unit files, in the order of their ranges
     error: str | None = None
 
+    # Not written: runs that tell two versions of one component apart, by its kind.
+    _runs: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def classifier_label(self) -> str:
+        """Return the classifier as it is printed: with its run, "convnet [new]", if `of_run` set
+        one.
+        """
+        return self._label("classifier")
+
+    @property
+    def defense_label(self) -> str:
+        """Return the defense as it is printed: with its run, "jpeg [new]", if `of_run` set one."""
+        return self._label("defense")
+
+    @property
+    def run(self) -> str:
+        """Return the run that tells this version apart from those of other runs, "" if none."""
+        return ", ".join(dict.fromkeys(self._runs.values()))
+
+    def _label(self, kind: str) -> str:
+        run = self._runs.get(kind)
+        return getattr(self, kind) if run is None else f"{getattr(self, kind)} [{run}]"
+
+    def of_run(self, **runs: str) -> Record:
+        """Return the record with the run of its version: of_run(defense="new")."""
+        labelled = self.model_copy()
+        labelled._runs = {**self._runs, **runs}
+        return labelled
+
     @property
     def failed(self) -> bool:
         """Return True if the cell has no numbers."""
@@ -290,10 +320,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_records(run_dir: Path) -> list[Record]:
-    """Return the records of a run folder, none if there is no file.
+    """Return the records of a run folder, none if there is no file. Nothing is written there.
 
-    A file that is no JSON is renamed to records.json.damaged, since the units make it again.
-    Raises BadParameter for a list of something else, as an older version may have written.
+    Raises BadParameter for a file that is no JSON, and for a list of something else, as an older
+    version may have written.
     """
     file = Path(run_dir) / FILE_NAME
     if not file.exists():
@@ -301,8 +331,12 @@ def read_records(run_dir: Path) -> list[Record]:
     try:
         rows = json.loads(file.read_text())
     except ValueError:
-        file.replace(file.with_name(f"{FILE_NAME}.damaged"))
-        return []
+        raise BadParameter(
+            f"{file}: could not be read, since it is no JSON; the same `defend bench` with the same"
+            " --out sets it aside and makes it again from its units"
+        ) from None
+    except OSError as e:
+        raise BadParameter(f"{file}: cannot be read: {e.strerror}") from None
     try:
         return [_read_row(row) for row in (rows if isinstance(rows, list) else [rows])]
     except (ValidationError, _OtherVersion) as e:
@@ -311,6 +345,20 @@ def read_records(run_dir: Path) -> list[Record]:
             f" got {_first_problem(e)}. Move that file away and run the bench again: units that"
             " still fit are used again."
         ) from None
+
+
+def take_up_records(run_dir: Path) -> list[Record]:
+    """Return the records of a folder that a run goes on with.
+
+    A file that is no JSON is renamed to records.json.damaged, since the units make it again.
+    """
+    file = Path(run_dir) / FILE_NAME
+    if file.exists():
+        try:
+            json.loads(file.read_text())
+        except ValueError:
+            file.replace(file.with_name(f"{FILE_NAME}.damaged"))
+    return read_records(run_dir)
 
 
 class _OtherVersion(Exception):
@@ -338,7 +386,7 @@ def merge_records(run_dir: Path, records: Sequence[Record]) -> None:
     list is locked, so that two runs in one folder keep each other's records.
     """
     with FileLock(run_dir / ".lock"):
-        earlier = {r.cell_id: r for r in read_records(run_dir)}
+        earlier = {r.cell_id: r for r in take_up_records(run_dir)}
         merged = {r.cell_id: _keep_protocol(earlier.get(r.cell_id), r) for r in records}
         untouched = [r for r in earlier.values() if r.cell_id not in merged]
         lines = ",\n".join(r.to_json() for r in [*untouched, *merged.values()])

@@ -122,9 +122,10 @@ def cell(
     x_adv="",
     samples=None,
     shard=3,
+    inputs=None,
     **changes,
 ):
-    """Return a record, and write its unit files.
+    """Return a record, and write its unit files. inputs: more of what their keys are made of.
 
     score: (n,) for a deterministic purifier, (n, K) for a stochastic one, which needs `select`.
     """
@@ -137,7 +138,7 @@ def cell(
     for start in range(0, len(score), shard):
         stop = min(start + shard, len(score))
         part = {name: values[start:stop] for name, values in tensors.items()}
-        keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples))
+        keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples, inputs))
     numbers = measure(score, tensors["clean_score"])
     return change(described, units=keys, **changes | numbers)
 
@@ -170,12 +171,12 @@ def measure(score, clean):
     }
 
 
-def write_part(run_dir, described, start, stop, part, x_adv, samples):
+def write_part(run_dir, described, start, stop, part, x_adv, samples, inputs=None):
     """Write one unit and return its key. Samples are in the first unit alone."""
     names = ("dataset", "classifier", "defense", "attack", "knowledge")
     names += ("gradient", "surrogate", "eps", "seed")
     facts = {name: getattr(described, name) for name in names}
-    key_inputs = facts | {"range": [start, stop], "x_adv": x_adv}
+    key_inputs = facts | {"range": [start, stop], "x_adv": x_adv} | (inputs or {})
     tensors = {name: torch.from_numpy(values.copy()) for name, values in part.items()}
     if start == 0 and samples:
         tensors |= samples

@@ -7,7 +7,15 @@ import pytest
 from made_runs import PLAIN, change, failed, record
 
 from defend.errors import BadParameter
-from defend.records import Flag, FlagCode, Record, json_schema, merge_records, read_records
+from defend.records import (
+    Flag,
+    FlagCode,
+    Record,
+    json_schema,
+    merge_records,
+    read_records,
+    take_up_records,
+)
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "record.schema.json"
 
@@ -67,9 +75,12 @@ def test_a_record_of_before_there_were_tasks_is_one_of_classification(tmp_path):
     assert read_records(tmp_path)[0].task == "classification"
 
 
-def test_a_file_that_is_no_json_is_renamed(tmp_path):
+def test_a_file_that_is_no_json_is_set_aside_by_who_writes_there_alone(tmp_path):
     (tmp_path / "records.json").write_text("{damaged")
-    assert read_records(tmp_path) == []
+    with pytest.raises(BadParameter, match="sets it aside and makes it again from its units"):
+        read_records(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["records.json"]
+    assert take_up_records(tmp_path) == []
     assert (tmp_path / "records.json.damaged").read_text() == "{damaged"
 
 

@@ -201,7 +201,7 @@ def test_it_is_written_into_the_first_run_or_out(tmp_path):
 def test_several_runs_make_one_report_and_a_cell_counts_once(tmp_path):
     first, _ = make_run(tmp_path / "a")
     second, _ = make_run(tmp_path / "b", defenses=("median", "jpeg"))
-    page, results = write_report([first, second])
+    page, results = write_report([first, second], tmp_path / "both")
     assert len(read_csv(results)) == 18  # three defenses, two eps, three levels
     assert "jpeg" in page.read_text()
     assert page.read_text().count("<img") == 18  # units are found in either folder
@@ -216,6 +216,9 @@ def test_only_the_given_records_are_shown(tmp_path):
 def test_damaged_records_are_said_to_be_damaged(tmp_path):
     folder, _ = make_run(tmp_path)
     (folder / "records.json").write_text("garbage")
+    with pytest.raises(BadParameter, match="could not be read, since it is no JSON"):
+        write_report([folder])
+    (folder / "records.json").rename(folder / "records.json.damaged")
     expected = r"could not be read, and lies there as records.json.damaged"
     with pytest.raises(BadParameter, match=expected):
         write_report([folder])

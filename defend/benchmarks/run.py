@@ -33,7 +33,7 @@ from defend.hashing import cache_key, canonical_json, tensor_sha256
 from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
 from defend.progress import Progress
-from defend.records import Record, merge_records, read_records
+from defend.records import Record, merge_records, take_up_records
 from defend.unit_files import Unit, read_unit, unit_path
 
 ABANDONED_AFTER = 3600.0  # seconds; a unit file is written in milliseconds
@@ -144,7 +144,7 @@ def _prepare_folder(run_dir: Path, numerics: NumericSettings, suite: Suite) -> N
     Nothing is computed for a folder whose records cannot be gone on with.
     """
     ensure_writable(run_dir)
-    read_records(run_dir)
+    take_up_records(run_dir)
     _remove_abandoned_parts(run_dir)
     keep_numerics(numerics, suite, run_dir)
 

@@ -28,16 +28,20 @@ FORMATS = ("html", "csv", "latex", "markdown")
     "--out",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="The folder of the page, by default the first RUN_DIR; the file of a table, by default"
-    " stdout.",
+    help="The folder of the page, by default that of a single RUN_DIR, or a new one in the current"
+    " directory; the file of a table, by default stdout.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 def report(
     run_dirs: tuple[Path, ...], chosen_format: str, out: Path | None, overwrite: bool
 ) -> None:
-    """Write the results of all RUN_DIRs as report.html and results.csv, or as one table."""
+    """Write the results of all RUN_DIRs as report.html and results.csv, or as one table.
+
+    The page of one run goes into its folder and takes the place of its earlier page. That of
+    several runs goes into a new folder. Two versions of one component are labelled by run.
+    """
     if chosen_format == "html":
-        _write_page(run_dirs, out)
+        _write_page(run_dirs, out, overwrite)
         return
     from defend.results.text_report import format_report
 
@@ -51,10 +55,10 @@ def report(
         click.echo(out)
 
 
-def _write_page(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+def _write_page(run_dirs: tuple[Path, ...], out: Path | None, overwrite: bool) -> None:
     from defend.results.report import write_report
 
-    for path in write_report(list(run_dirs), out):
+    for path in write_report(list(run_dirs), out, overwrite=overwrite):
         click.echo(path)
 
 

@@ -123,7 +123,7 @@ def _in_order_of_specs(rows: Iterable[Row], records: Iterable[Record]) -> list[R
     """Return the rows in the order in which defenses and attacks come in the records."""
     rank: dict[str, int] = {}
     for record in records:
-        rank.setdefault(record.defense, len(rank))
+        rank.setdefault(record.defense_label, len(rank))
         rank.setdefault(record.bare_attack, len(rank))
     return sorted(rows, key=lambda row: (rank[row.defense], row.draws, rank[row.attack], row.eps))
 
@@ -137,7 +137,7 @@ def _make_row(
     first = cells[0]
     most_expensive = max(cells, key=lambda r: (r.forwards or 0) + (r.backwards or 0))
     return Row(
-        defense=first.defense,
+        defense=first.defense_label,
         attack=first.bare_attack,
         eps=first.eps,
         eps_text=first.eps_text,

@@ -50,7 +50,7 @@ def list_measures(records: Iterable[Record]) -> tuple[str, ...]:
     for record in records:
         cell = f"{describe_cell(record)}, eps {record.eps_text}"
         for lines, name, is_clean in (
-            (clean, f"{record.defense}, clean", True),
+            (clean, f"{record.defense_label}, clean", True),
             (attacked, cell, False),
         ):
             texts = _format_measures(record, is_clean)

@@ -23,7 +23,10 @@ from defend.results.significance import (
 from defend.threat_models import gradient_kind
 
 Compare = Callable[[Sequence[Record], IsStronger], Iterator[Finding]]
-_IMAGES = ("task", "dataset", "classifier", "defense", "norm", "n", "split", "seed")
+_IMAGES = (
+    *("task", "dataset", "classifier_label", "defense_label"),
+    *("norm", "n", "split", "seed"),
+)
 
 
 def find_accusations(

@@ -74,7 +74,7 @@ def _have_same_attacks(a: _Side, b: _Side) -> bool:
     Without a purifier no gradient is learned, and without a step to relax none is relaxed.
     """
     attacks_a, attacks_b = a.attacks, b.attacks
-    if is_undefended(a.worst.defense) or is_undefended(b.worst.defense):
+    if any(is_undefended(side.worst.cells[0].defense) for side in (a, b)):
         attacks_a, attacks_b = _without("learned", attacks_a), _without("learned", attacks_b)
     if not all(_has_step_to_relax(side) for side in (a, b)):
         attacks_a, attacks_b = _without("relaxed", attacks_a), _without("relaxed", attacks_b)

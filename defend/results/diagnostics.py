@@ -162,7 +162,7 @@ def format_finding(finding: Finding) -> str:
 
 def _format_growth(finding: Finding) -> str:
     small, large = finding.weaker, finding.stronger
-    series = f"{small.defense}, {small.bare_attack}, {describe_level(small)}"
+    series = f"{small.defense_label}, {small.bare_attack}, {describe_level(small)}"
     more = f" (and {finding.more} more steps of eps)" if finding.more else ""
     return (
         f"{FINDING_TITLES[finding.code]}: {series}: {_accuracy(small)} at eps {small.eps_text},"
@@ -223,7 +223,7 @@ def _format_weaker(finding: Finding) -> str:
 
 def describe_cell(record: Record) -> str:
     """Return defense, attack and level: "jpeg, pgd, adaptive BPDA"."""
-    return f"{record.defense}, {describe_attack(record)}"
+    return f"{record.defense_label}, {describe_attack(record)}"
 
 
 def describe_attack(record: Record) -> str:

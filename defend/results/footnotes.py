@@ -108,7 +108,7 @@ def _relaxed(records: Sequence[Record]) -> Iterator[str]:
 
 def _without_relaxation(records: Sequence[Record]) -> Iterator[str]:
     """Yield which approximate purifiers could not be attacked through a relaxation."""
-    names = dict.fromkeys(r.defense for r in _adaptive(records) if r.relaxation is False)
+    names = dict.fromkeys(r.defense_label for r in _adaptive(records) if r.relaxation is False)
     if names:
         yield (
             f"No relaxation is declared by {', '.join(names)}: a step without a derivative has an"
@@ -163,5 +163,9 @@ def widening(n: int, distinct: int) -> float:
 
 def list_surrogates(records: Sequence[Record]) -> tuple[str, ...]:
     """Return a line for each pipeline that transfer attacks attacked in place of a defense."""
-    lines = (f"{r.defense} before {r.classifier}: {r.surrogate}" for r in records if r.surrogate)
+    lines = (
+        f"{r.defense_label} before {r.classifier_label}: {r.surrogate}"
+        for r in records
+        if r.surrogate
+    )
     return tuple(dict.fromkeys(lines))

@@ -92,7 +92,7 @@ def section_key(record: Record) -> SectionKey:
     return SectionKey(
         task=record.task,
         dataset=record.dataset,
-        classifier=record.classifier,
+        classifier=record.classifier_label,
         norm=record.norm,
         n=record.n,
         split=record.split,
@@ -106,7 +106,7 @@ def section_key(record: Record) -> SectionKey:
 def series_key(record: Record) -> SeriesKey:
     """Return which series of a section the record belongs to."""
     return SeriesKey(
-        defense=record.defense, defense_hash=record.pipeline.defense, draws=record.draws
+        defense=record.defense_label, defense_hash=record.pipeline.defense, draws=record.draws
     )
 
 
@@ -115,8 +115,8 @@ def pipeline_key(record: Record) -> PipelineKey:
     return PipelineKey(
         task=record.task,
         dataset=record.dataset,
-        classifier=record.classifier,
-        defense=record.defense,
+        classifier=record.classifier_label,
+        defense=record.defense_label,
         classifier_hash=record.pipeline.classifier,
         defense_hash=record.pipeline.defense,
         norm=record.norm,

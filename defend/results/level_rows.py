@@ -43,7 +43,7 @@ def _make_row(
 ) -> LevelRow:
     first = cells[0]
     return LevelRow(
-        defense=first.defense,
+        defense=first.defense_label,
         eps=first.eps,
         eps_text=first.eps_text,
         numbers=dict(_make_numbers(cells, accusations, reader)),

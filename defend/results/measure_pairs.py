@@ -86,7 +86,7 @@ def _format(pair: _Pair, p: float) -> str:
     """Return: vulnerability index, jpeg (...) against median (...), eps 16/255: +3.1 dB (...)."""
     a, b, comparison = pair.a.record, pair.b.record, pair.comparison
     measure = load_task(a.task).measured[pair.name]
-    sides = (f"{record.defense} ({describe_attack(record)})" for record in (a, b))
+    sides = (f"{record.defense_label} ({describe_attack(record)})" for record in (a, b))
     scale, unit = (100, "points") if measure.unit == "share" else (1, measure.unit)
     ends = (comparison.difference, comparison.low, comparison.high)
     difference, low, high = (f"{scale * value:+.1f}" for value in ends)

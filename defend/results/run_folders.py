@@ -7,6 +7,7 @@ from pathlib import Path
 
 from defend.errors import BadParameter
 from defend.records import FILE_NAME, Record, read_records
+from defend.results.versions import label_versions
 
 
 def collect_records(
@@ -31,13 +32,20 @@ def collect_records(
 
 
 def _read_all(folders: Sequence[Path]) -> list[Record]:
-    """Return the records of all folders, each cell once. Raises BadParameter if one has none."""
-    cells: dict[str, Record] = {}
+    """Return the records of all folders, each cell once.
+
+    Two versions of one component are labelled by run, and their cells are different ones. Raises
+    BadParameter if a folder has no records.
+    """
+    runs = []
     for folder in folders:
-        records = read_records(folder)
-        if not records:
+        runs.append(read_records(folder))
+        if not runs[-1]:
             raise BadParameter(f"{folder}: holds no records: {_explain_absence(folder)}")
-        cells |= {r.cell_id: r for r in records}
+    cells: dict[tuple[str, str, str], Record] = {}
+    for records in label_versions(folders, runs):
+        for record in records:
+            cells[record.cell_id, record.classifier_label, record.defense_label] = record
     return list(cells.values())
 
 

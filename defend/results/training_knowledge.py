@@ -42,7 +42,7 @@ def list_training_marks(records: Iterable[Record]) -> tuple[str, ...]:
     lines: dict[str, None] = {}
     for record in records:
         for mark in find_training_marks(record):
-            pipeline = f"{record.defense} before {record.classifier}"
+            pipeline = f"{record.defense_label} before {record.classifier_label}"
             lines[f"{pipeline}: {format_training_mark(mark)}."] = None
     return tuple(lines)
 

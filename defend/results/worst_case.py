@@ -71,7 +71,7 @@ def _worst_case(
     is_share = load_task(first.task).unit == "share"
     draws = score if first.stochastic and is_share else None
     return Worst(
-        defense=first.defense,
+        defense=first.defense_label,
         purifier=first.pipeline.defense,
         eps=first.eps,
         eps_text=first.eps_text,

@@ -33,9 +33,10 @@ def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str
     """Return a line for each cell: fields of one value, what trainings knew in words, and marks.
 
     Flags, the findings that accuse the cell and its training marks are code=value, joined by "; ".
-    A cell without a value is empty.
+    A cell without a value is empty. A column "run" tells two versions of one component apart.
     """
-    columns = [name for name in Record.model_fields if _is_column(name, records)]
+    columns = ["run"] if any(r.run for r in records) else []
+    columns += [name for name in Record.model_fields if _is_column(name, records)]
     measures = list(dict.fromkeys(name for r in records for name in _measured_of(r)))
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -25,9 +25,9 @@ def describe_run(records: Sequence[Record]) -> dict[str, str]:
         **({} if set(tasks.values()) == {DEFAULT} else tasks),
         "data set": _join(r.dataset for r in records),
         "classifier": _join(
-            format_classifier(r.classifier, r.classifier_trained_on) for r in records
+            format_classifier(r.classifier_label, r.classifier_trained_on) for r in records
         ),
-        "defenses": _join(r.defense for r in records),
+        "defenses": _join(r.defense_label for r in records),
         "attacks": _join(_name_attack(r) for r in records),
         "eps": _format_eps(records),
         "images": _join(f"{r.n} of {r.split}" for r in records),
@@ -86,7 +86,7 @@ def describe_defenses(records: Sequence[Record]) -> list[DefenseFacts]:
     """Return the facts of each defense."""
     by_name: dict[str, list[Record]] = {}
     for record in records:
-        by_name.setdefault(record.defense, []).append(record)
+        by_name.setdefault(record.defense_label, []).append(record)
     return [_describe_defense(name, cells) for name, cells in by_name.items()]
 
 
@@ -116,7 +116,8 @@ def describe_provenance(records: Sequence[Record], folders: Sequence[Path]) -> d
             (f"{r.attack} {_format_settings(r.settings.attack)}" for r in records), "; "
         ),
         "classifier settings": _join(
-            (f"{r.classifier} {_format_settings(r.settings.classifier)}" for r in records), "; "
+            (f"{r.classifier_label} {_format_settings(r.settings.classifier)}" for r in records),
+            "; ",
         ),
         "weights (sha256)": _format_weights(records),
         "seconds of work": f"{sum(r.seconds or 0 for r in records):.0f}, over all cells",

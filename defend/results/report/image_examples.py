@@ -86,8 +86,8 @@ def _order_of_choice(records: Sequence[Record]) -> list[int]:
 def _series(record: Record) -> tuple[object, ...]:
     return (
         record.dataset,
-        record.classifier,
-        record.defense,
+        record.classifier_label,
+        record.defense_label,
         record.attack,
         record.knowledge,
         record.gradient,
@@ -103,7 +103,7 @@ def _make_picture(record: Record, run_dirs: Sequence[Path]) -> ImageExamples | N
     pixels, side = _draw_grid(unit.tensors)
     scale = max(1, round(_SMALL_IMAGE / side))
     return ImageExamples(
-        defense=record.defense,
+        defense=record.defense_label,
         attack=record.attack,
         eps_text=record.eps_text,
         level=describe_level(record),

@@ -31,6 +31,7 @@ from defend.results.report.facts import (
 )
 from defend.results.report.image_examples import ROWS, make_image_examples
 from defend.results.report.marks import format_marks
+from defend.results.report.place import choose_folder
 from defend.results.report.roc import make_rocs
 from defend.results.run_folders import collect_records
 from defend.results.significance import compare_images
@@ -46,6 +47,7 @@ from defend.results.table_text import (
 from defend.results.training_knowledge import format_trained_on
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
+_FILES = (HTML, CSV, JSON)
 _FILTERS: dict[str, Callable[..., object]] = {
     "format_claim": format_claim,
     "format_count": format_count,
@@ -68,17 +70,21 @@ def write_report(
     run_dirs: Sequence[Path | str],
     out: Path | str | None = None,
     records: Sequence[Record] | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, Path]:
     """Write report.html, results.csv and summary.json; return the paths of the first two.
 
-    run_dirs: folders of runs; of a cell that is in several the last counts. out: the folder to
-    write into, by default the first run's. records: show these cells alone; the others of run_dirs
-    are not shown, but no claim stands that they refute. Raises BadParameter if there is nothing to
-    report or the folder cannot be written.
+    run_dirs: folders of runs; of a cell that is in several the last counts, and two versions of one
+    component are labelled by run. out: the folder to write into, by default that of a single run,
+    else a new one in the current directory. records: show these cells alone; the others of run_dirs
+    are not shown, but no claim stands that they refute. overwrite: replace the report that `out`
+    holds. Raises BadParameter if there is nothing to report or the folder cannot be written.
     """
     folders = [Path(d) for d in run_dirs]
     shown, beside = collect_records(folders, records)
-    folder = Path(out) if out is not None else folders[0]
+    place = None if out is None else Path(out)
+    if place is not None:  # before the work
+        choose_folder(folders, place, _FILES, overwrite)
     reader = OutcomeReader(folders)
     model = table(shown, folders, beside, reader)
     accusations = find_accusations(shown, compare_images(reader))
@@ -87,6 +93,7 @@ def write_report(
         CSV: format_csv(shown, accusations),
         JSON: format_json(model),
     }
+    folder = choose_folder(folders, place, _FILES, overwrite)
     _write(folder, texts)
     return folder / HTML, folder / CSV
 
@@ -98,7 +105,8 @@ def _write(folder: Path, texts: dict[str, str]) -> None:
             write_file(folder / name, text)
     except OSError as e:
         raise BadParameter(
-            f"{folder}: the report cannot be written there: {e.strerror}. Give another place."
+            f"{folder}: the report cannot be written there: {e.strerror}. Give another place with"
+            " --out."
         ) from None
 
 
