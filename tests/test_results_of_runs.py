@@ -34,14 +34,14 @@ def test_a_record_holds_the_facts_of_the_data_sets_card(tmp_path):
     assert (record.images, record.classes, record.distinct_images) == (575, 10, 8)
     assert record.claim_eps == pytest.approx(0.2)
     assert "images" in missing_codes([record])
-    assert "n >= 1,000 (digits has 575)" in " ".join(printed([record]).split())
+    assert "--protocol ladder-1 -n 1000 (digits has 575)" in " ".join(printed([record]).split())
 
 
 def test_queries_are_noted_and_printed(tmp_path):
     (record,) = run(tmp_path, defenses=["none"], attacks=["square:queries=100"])
     accuracy = record.robust_accuracy
     assert record.accuracy_after == {"100": accuracy, "1000": None, "5000": None}
-    line = f"none, square:queries=100, query, eps 0.2: {100 * accuracy:.1f}, not run, not run"
+    line = f"none, square:queries=100, query, eps 0.2: {100 * accuracy:.1f} % after 100\n"
     assert line in printed([record], [tmp_path])
     assert record.has_flag(FlagCode.UNCONVERGED)  # a hundred queries are too few
 

@@ -1,5 +1,6 @@
 """The rows of a table: levels side by side, the worst case over gradients, failures and flags."""
 
+import re
 from io import StringIO
 
 import numpy as np
@@ -219,7 +220,8 @@ def test_flags_mark_the_number_and_are_listed_once_for_a_series():
         record(50, eps=eps / 255, eps_text=f"{eps}/255", flags=flags, **DECLARED) for eps in (4, 8)
     ]
     text = printed(records, width=200)
-    assert text.count("!25.0") == 4  # declared and worst, two eps
+    # Two eps: all attacks and adaptive by level, declared and worst of the attack.
+    assert text.count("!25.0") == 8
     assert text.count("zero gradient") == 1
     assert "eps 4/255, 8/255: zero gradient: 3 of 200 images" in text
 
@@ -239,7 +241,7 @@ def suite(eps=("8/255", "16/255")):
     return records
 
 
-@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
     text = printed(suite(), width=width)
     assert max(map(len, text.splitlines())) <= width
@@ -247,22 +249,36 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(width):
         assert f"{100 * r.robust_accuracy:.1f}" in text
 
 
+def test_where_names_stand_on_lines_the_headings_are_printed_once():
+    text = printed(suite(), width=80)
+    assert "fwd+bwd" in text and "none | fgsm" in text
+    assert len(re.findall("oblivious +BPDA", text)) == 1
+
+
+def test_the_worst_case_by_level_comes_before_each_attack():
+    text = printed(suite(), width=120)
+    by_level, by_attack = text.split("Each attack:")
+    assert by_level.splitlines()[1].split()[:5] == ["defense", "eps", "clean", "all", "attacks"]
+    assert "pgd" not in by_level and "pgd" in by_attack
+
+
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_every_eps_of_a_sweep_is_one_row(width):
     eps = [f"{i / 50:g}" for i in range(16)]
     lines = [line.split() for line in printed(suite(eps), width=width).splitlines()]
     for text in eps[1:]:
-        assert sum(text in words[:3] for words in lines if words) == 6  # defenses x attacks
+        assert sum(text in words[:3] for words in lines if words) == 9  # defenses x (all + attacks)
 
 
 def test_every_row_says_no_claim_and_nothing_is_bold():
     out = StringIO()
     print_table(suite(), Console(file=out, width=200, force_terminal=True, color_system="standard"))
     text = out.getvalue()
-    assert "no claim (missing: oblivious APGD-CE, oblivious PGD-40, " in text
-    rows = table(suite()).rows
-    assert all(format_claim(row.claim).startswith("no claim (missing: ") for row in rows)
-    assert text.count("no [a]") == len(rows)
+    assert text.count("no claim") == 1
+    assert "[a] no claim: it needs --protocol ladder-1 -n 1000\n" in text
+    (section,) = table(suite()).sections
+    assert all(format_claim(row.claim).startswith("no claim (missing: ") for row in section.rows)
+    assert text.count("no [a]") == len(section.levels)
     assert "\x1b[1m" not in text and ";1m" not in text
 
 
@@ -278,7 +294,9 @@ def test_claims_have_letters_in_the_order_of_the_rows():
 
 
 def test_bpda_heads_the_identity_column():
-    header = printed([record(50, **IDENTITY)], width=200).split("median")[0]
+    header = (
+        printed([record(50, **IDENTITY)], width=200).split("Each attack:")[1].split("median")[0]
+    )
     assert "BPDA" in header
     assert "identity" not in header
 

@@ -35,8 +35,10 @@ def summarise_claim(claim: Claim) -> str:
     is_beside_a_protocol = "run_as_protocol" in claim.missing and NO_PROTOCOL not in claim.missing
     if claim.stands or claim.signs or not is_beside_a_protocol:
         return format_claim(claim)
-    command = f"--protocol {claim.protocol} -n {MIN_IMAGES}"
-    return f"no claim: it needs {command}{format_told_apart(claim)}"
+    needed = f"--protocol {claim.protocol} -n {MIN_IMAGES}"
+    return (
+        f"no claim: it needs {needed}{_why_impossible('images', claim)}{format_told_apart(claim)}"
+    )
 
 
 def format_told_apart(claim: Claim) -> str:

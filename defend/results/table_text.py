@@ -39,6 +39,23 @@ def format_number(number: Number) -> str:
     return f"{text} ({low:.1f}-{high:.1f}{note})"
 
 
+def describe_worst(worst: Worst) -> str:
+    """Return the worst case as one sentence: "jpeg: of 95.5 % without an attack, ..." """
+    unit = "%" if worst.number.unit == "share" else worst.number.unit
+    clean = f"{format_value(worst.clean)} {unit}"
+    if worst.number.value is None:
+        return f"{worst.defense}: {clean} without an attack; every attack at this eps failed."
+    left = f"{format_bound(worst.number)}{format_value(worst.number)} {unit}"
+    low, high = worst.number.low, worst.number.high
+    if low is not None and high is not None:
+        left += f" ({worst.number.scale * low:.1f} to {worst.number.scale * high:.1f})"
+    attacks = "one attack" if worst.candidates == 1 else f"the worst of {worst.candidates} attacks"
+    return (
+        f"{worst.defense}: {clean} without an attack, {left} under {attacks} on each image at eps"
+        f" {worst.eps_text}."
+    )
+
+
 def format_defense(row: Row | Worst) -> str:
     """Return the defense, with "!" before it if a training knew of the other half."""
     return f"!{row.defense}" if row.training_marks else row.defense

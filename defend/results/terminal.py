@@ -23,6 +23,7 @@ from defend.results.table_text import format_bound, format_value
 
 FormatCell = Callable[[Number | None], Text]
 _NAME = 28  # characters after which a spec is folded
+_HEADING = 20  # characters of a heading where each number stands on a line
 
 
 def print_table(
@@ -38,7 +39,9 @@ def print_table(
     model = table(records, run_dirs, beside)
     for section in model.sections:
         console.print(Text(section.title))
-        for grid in _list_grids(model, section):
+        for title, grid in _list_grids(model, section):
+            if title:
+                console.print(Text(title))
             console.print(_choose_layout(grid, section, console))
     for title, lines in make_notes(model):
         if title:
@@ -48,13 +51,13 @@ def print_table(
             console.print(Padding(Text(line), (0, 0, 0, indent), expand=False))
 
 
-def _list_grids(model: Table, section: Section) -> list[GridTable]:
+def _list_grids(model: Table, section: Section) -> list[tuple[str, GridTable]]:
     """Return the table by level, and that of each attack; of null attacks alone the latter."""
-    by_attack = table_by_attack(section)
+    by_attack = ("Each attack:", table_by_attack(section))
     if not section.levels:
         return [by_attack]
     by_level = table_by_level(section, lambda claim: _format_stands(model, claim))
-    return [by_level, by_attack]
+    return [("", by_level), by_attack]
 
 
 def _format_stands(model: Table, claim: Claim) -> str:
@@ -64,7 +67,8 @@ def _format_stands(model: Table, claim: Claim) -> str:
 def _choose_layout(grid: GridTable, section: Section, console: Console) -> RenderableType:
     """Return the table with intervals beside the numbers if there is room, else below them.
 
-    Names stand in columns if there is room, else on lines of their own.
+    Names stand in columns if there is room, else on lines of their own. Where even the numbers have
+    no room, each stands on a line.
     """
     # A tenth of a percent says nothing about few images.
     is_share = section.task.unit == "share"
@@ -73,10 +77,10 @@ def _choose_layout(grid: GridTable, section: Section, console: Console) -> Rende
         in_columns = _lay_out_in_columns(grid, format_cell)
         if _width(in_columns, console) <= console.width:
             return in_columns
-    beside = _lay_out_in_groups(grid, _beside(digits))
-    if _width(beside, console) <= console.width:
-        return beside
-    return _lay_out_in_groups(grid, _below(digits))
+    for format_cell in (_beside(digits), _below(digits)):
+        if _width_of_numbers(grid, format_cell) <= console.width:
+            return _lay_out_in_groups(grid, format_cell)
+    return _lay_out_as_list(grid, digits)
 
 
 def _width(renderable: RenderableType, console: Console) -> int:
@@ -104,9 +108,15 @@ def _names_that_change(names: Sequence[str], previous: Sequence[str]) -> list[st
     return ["" if name == above else name for name, above in zip(names, previous, strict=True)]
 
 
+def _width_of_numbers(grid: GridTable, format_cell: FormatCell) -> int:
+    """Return the width of the columns from eps on, with a space between them."""
+    widths = _measure_columns(grid, format_cell)
+    return sum(widths) + len(widths) - 1
+
+
 def _lay_out_in_groups(grid: GridTable, format_cell: FormatCell) -> Group:
     """Return the headings once, and the rows of the same names below a line of these names."""
-    widths = [max(_measure(cell) for cell in column) for column in _columns(grid, format_cell)]
+    widths = _measure_columns(grid, format_cell)
     parts: list[RenderableType] = [_empty_grid([], grid, [], widths)]
     for names, group in groupby(grid.rows, lambda row: (row.names, row.last)):
         laid_out = _empty_grid([], grid, [], widths, show_header=False)
@@ -116,11 +126,32 @@ def _lay_out_in_groups(grid: GridTable, format_cell: FormatCell) -> Group:
     return Group(*parts)
 
 
-def _columns(grid: GridTable, format_cell: FormatCell) -> list[list[Text]]:
-    """Return the headings and cells of each column from eps on."""
+def _lay_out_as_list(grid: GridTable, digits: int) -> Group:
+    """Return a line for each number, below a line of the names and of the eps."""
+    parts: list[RenderableType] = []
+    for row in grid.rows:
+        parts.append(Text(f"{_describe_group(grid, row.names, row.last)} | eps {row.eps_text}"))
+        for column, heading in grid.columns.items():
+            if column in row.numbers:
+                number = _format_cell(row.numbers[column], _interval_in_brackets(digits), " ")
+                line = Text(f"  {heading}".replace("\n", " ").ljust(_HEADING))
+                parts.append(line.append_text(number))
+    return Group(*parts)
+
+
+def _interval_in_brackets(digits: int) -> Callable[[Number], str]:
+    def format_interval(number: Number) -> str:
+        low, high = number.scale * (number.low or 0), number.scale * (number.high or 0)
+        return f" ({low:.{digits}f}-{high:.{digits}f})"
+
+    return format_interval
+
+
+def _measure_columns(grid: GridTable, format_cell: FormatCell) -> list[int]:
+    """Return the width of each column from eps on, of its heading and its cells."""
     headings = [Text("eps"), *map(Text, grid.columns.values())]
     rows = [[Text(row.eps_text), *_cells(grid, row, format_cell)] for row in grid.rows]
-    return [list(column) for column in zip(headings, *rows, strict=True)]
+    return [max(map(_measure, column)) for column in zip(headings, *rows, strict=True)]
 
 
 def _measure(cell: Text) -> int:

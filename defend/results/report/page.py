@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -14,11 +16,10 @@ from defend.errors import BadParameter
 from defend.files import write_file
 from defend.records import Claim, Record
 from defend.results.build import table
-from defend.results.claim_text import format_claim
 from defend.results.comparisons import find_accusations
 from defend.results.diagnostics import format_finding, format_training_mark
 from defend.results.html import make_environment
-from defend.results.model import ADAPTIVE, COLUMNS, Table
+from defend.results.model import ADAPTIVE, COLUMNS, LEVEL_COLUMNS, Table, letter_of
 from defend.results.outcomes import OutcomeReader
 from defend.results.report.curves import make_plots
 from defend.results.report.data_files import format_csv, format_json
@@ -36,6 +37,7 @@ from defend.results.report.roc import make_rocs
 from defend.results.run_folders import collect_records
 from defend.results.significance import compare_images
 from defend.results.table_text import (
+    describe_worst,
     format_count,
     format_number,
     format_pair,
@@ -49,7 +51,7 @@ from defend.results.training_knowledge import format_trained_on
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _FILES = (HTML, CSV, JSON)
 _FILTERS: dict[str, Callable[..., object]] = {
-    "format_claim": format_claim,
+    "describe_worst": describe_worst,
     "format_count": format_count,
     "format_finding": format_finding,
     "format_marks": format_marks,
@@ -119,6 +121,7 @@ def _format_html(model: Table, records: Sequence[Record], folders: Sequence[Path
         .render(
             model=model,
             columns=COLUMNS,
+            level_columns=LEVEL_COLUMNS,
             adaptive=ADAPTIVE,
             plots=make_plots(model.sections),
             rocs=make_rocs(model.sections),
@@ -138,8 +141,15 @@ def _make_environment() -> Environment:
     environment = make_environment()
     environment.filters |= _FILTERS
     environment.filters["breakable"] = _make_breakable
+    environment.filters["groupby_in_order"] = _group_in_order
+    environment.filters["letter_of"] = letter_of
     environment.tests["standing"] = _stands
     return environment
+
+
+def _group_in_order(rows: Iterable[Any], name: str) -> list[tuple[Any, list[Any]]]:
+    """Return neighbours of one value together, in their order; Jinja's own filter sorts."""
+    return [(value, list(group)) for value, group in groupby(rows, attrgetter(name))]
 
 
 def _stands(claim: Claim) -> bool:
