@@ -23,7 +23,8 @@ from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import ROUNDING_ERROR, Check, CheckResult
 
 _THRESHOLD = (
-    f">= {THRESHOLDS.gap.value:g} points more, significant at {THRESHOLDS.alpha.value:g} after Holm"
+    f"breaks < {THRESHOLDS.gap.value:g} points more, or not significantly at"
+    f" {THRESHOLDS.alpha.value:g} after Holm"
 )
 _ATHALYE = "Athalye et al., arXiv:1802.00420, section 3.1"
 _CARLINI = "Carlini et al., arXiv:1902.06705, section 5"

@@ -120,7 +120,7 @@ def _count_diagnostics(budget: Budget) -> Cost:
     is_stochastic = budget.is_stochastic
     every_image = Cost(
         gradients=budget.eot * UNBOUNDED_STEPS + (40 if is_stochastic else 0),
-        forwards=8 * budget.score_draws + 2,  # unbounded 3, drift 2, re-keyed 2, indicator 5
+        forwards=8 * budget.score_draws + 2,  # unbounded 3, drift 2, re-keyed 2, transfer failure
     )
     probe = Cost(
         gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 3,

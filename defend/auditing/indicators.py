@@ -115,8 +115,8 @@ def _check_unbounded_failure(session: Session) -> CheckResult:
 
 CHECKS = (
     Check(
-        name="indicator 1",
-        question="Unavailable gradients: is the attack without a gradient at its first step?",
+        name="unavailable gradients",
+        question="Is the attack without a gradient at its first step?",
         weight="sign",
         threshold=_SHARE,
         source=_PINTOR,
@@ -124,9 +124,8 @@ CHECKS = (
         run=_check_unavailable_gradients,
     ),
     Check(
-        name="indicator 2",
-        question="Unstable predictions: does the loss jump in a small cube around the adversarial"
-        " images?",
+        name="unstable predictions",
+        question="Does the loss jump in a small cube around the adversarial images?",
         weight="sign",
         threshold=f"<= {THRESHOLDS.unstable.value:g}, relative, capped at 1",
         source=_PINTOR,
@@ -134,8 +133,8 @@ CHECKS = (
         run=_check_unstable_predictions,
     ),
     Check(
-        name="indicator 3",
-        question="Silent success: was an image broken on the way and correct again at the end?",
+        name="silent success",
+        question="Was an image broken on the way and correct again at the end?",
         weight="sign",
         threshold=_SHARE,
         source=_PINTOR,
@@ -143,8 +142,8 @@ CHECKS = (
         run=_check_silent_success,
     ),
     Check(
-        name="indicator 4",
-        question="Incomplete optimisation: does the loss still grow over the last ten steps?",
+        name="incomplete optimisation",
+        question="Does the loss still grow over the last ten steps?",
         weight="sign",
         threshold=f"<= {THRESHOLDS.incomplete.value:g} of its range (median)",
         source=_PINTOR,
@@ -152,9 +151,8 @@ CHECKS = (
         run=_check_incomplete_optimisation,
     ),
     Check(
-        name="indicator 5",
-        question="Transfer failure: are images that break the attacked pipeline correct in the"
-        " scored one?",
+        name="transfer failure",
+        question="Are images that break the attacked pipeline correct in the scored one?",
         weight="sign",
         threshold=_SHARE,
         source=_PINTOR,
@@ -162,8 +160,8 @@ CHECKS = (
         run=_check_transfer_failure,
     ),
     Check(
-        name="indicator 6",
-        question="Failure without bounds: is an image correct where everything is allowed?",
+        name="unbounded failure",
+        question="Is an image correct where everything is allowed?",
         weight="sign",
         threshold="<= 1 %",
         source=_PINTOR,

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from defend.auditing import AuditReport
 
 UNRELIABLE = 3  # exit code
+# By weight: what stands above its rows.
+_HEADINGS = {
+    "attack": "another attack against the declared gradient's best",
+    "required": "required",
+    "sign": "a sign, which does not decide",
+}
+_TABLE_WIDTH = 118  # also in a log, whose lines are not cut to a terminal
 _STYLES = {"pass": "green", "flag": "yellow", "not run": "dim"}
 
 
@@ -127,15 +134,22 @@ def print_report(report: AuditReport) -> None:
 
 
 def _make_table(report: AuditReport) -> Table:
-    """Return one row for each check; those that make the evaluation unreliable are bold."""
+    """Return one row for each check, by weight; those that make the evaluation unreliable are
+    bold.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("", "check", "counts as", "measured", "wanted"):
+    width = min(_TABLE_WIDTH, make_console().width)
+    table = Table(box=None, pad_edge=False, header_style="dim", width=width)
+    table.add_column("")
+    for column in ("check", "measured", "passes if"):
         table.add_column(column, overflow="fold")
-    for check in report.checks:
-        style = "bold red" if check.turns else _STYLES[check.verdict]
-        verdict = Text(check.verdict, style=style)
-        table.add_row(verdict, check.name, check.weight, check.measured, check.threshold)
+    for weight, heading in _HEADINGS.items():
+        table.add_row("", Text(heading, style="dim"))
+        for check in report.checks:
+            if check.weight == weight:
+                style = "bold red" if check.turns else _STYLES[check.verdict]
+                verdict = Text(check.verdict, style=style)
+                table.add_row(verdict, check.name, check.measured, check.threshold)
     return table
