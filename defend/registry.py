@@ -235,7 +235,8 @@ class Registry:
         entries = self.entries(kind)
         other_kinds = self.kinds_of(name)
         if other_kinds:
-            hint = f" It is a {other_kinds[0]}."
+            article = "an" if other_kinds[0][0] in "aeiou" else "a"
+            hint = f" It is {article} {other_kinds[0]}."
         else:
             hint = suggest_names(name, map(self.to_type, entries))
         return f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(entries)}."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.names import check_names
 from defend.errors import BadParameter
 from defend.files import ensure_writable
 
@@ -85,6 +86,7 @@ def audit(
     """
     if out is not None:
         check_page_path(out)
+    check_names({"defense": spec, "dataset": dataset, "classifier": classifier, **options})
     from defend.auditing import (
         audit as run_audit,
     )  # loads torch, so only after the options are read

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.names import check_names
 
 if TYPE_CHECKING:
     from defend.records import Record
@@ -135,6 +136,7 @@ def bench(
     Options replace the keys of the suite.
     """
     in_use = options_in_use(options)
+    check_names(in_use)
     keys = suite_keys(suite, in_use, trust)
     from defend.benchmarks.run import available_images  # loads torch: after the options
     from defend.benchmarks.run import bench as run_bench

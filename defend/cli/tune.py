@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.names import check_names
 from defend.errors import BadParameter
 from defend.files import ensure_writable
 
@@ -60,6 +61,7 @@ def tune(spec: str, scales: str, sheet: Path, as_json: bool, **options: Any) -> 
     defense. Then look at the sheet: is a feature that matters gone, or is there one that was not?
     """
     numbers = parse_scales(scales)
+    check_names({"defense": spec, **options})
     if sheet.suffix != ".png":
         raise BadParameter(f"--out {sheet}: expected a name that ends in .png; give another one")
     ensure_writable(sheet.parent)
