@@ -140,15 +140,42 @@ class Scale(nn.Module):
         return self.gain * x
 
 
-def test_the_size_of_the_gradient_does_not_matter():
-    """Adam and signs are invariant: a codec that scales its output finds the same noise."""
-    scaled = nn.Sequential(CODEC, Scale(7.0))
+@pytest.mark.parametrize("gain", [7.0, 1e-4])
+def test_the_size_of_the_gradient_does_not_matter(gain):
+    """Adam and signs are invariant: a codec that scales its output finds the same noise.
+
+    1e-4 scales the gradient by 1e-8, as a photograph of 10^7 pixels does.
+    """
+    scaled = nn.Sequential(CODEC, Scale(gain))
     for attack in (
         CodecDistortion(steps=40, threshold=1.0),
         CodecDistortion(steps=20, optimiser="sign"),
     ):
         plain, other = run(attack), run(attack, to=target(scaled))
         assert torch.allclose(plain, other, atol=1e-4)
+
+
+def test_one_step_is_a_step_and_not_its_start_alone():
+    """The last iterate is measured too: from noise of 0.1 grey levels Adam moves by lr."""
+    x_adv = run(CodecDistortion(steps=1, start=4e-4, threshold=1.0))
+    moves = (x_adv - X).abs()
+    assert moves.min() > 0.01 - 5e-4 and moves.max() < 0.01 + 5e-4
+    assert (index(x_adv) > 10).all()
+
+
+def test_the_last_iterate_is_returned_only_where_it_is_worst():
+    """With a learning rate that leaves the ball of eps, the step ruins the direction."""
+    attack = CodecDistortion(steps=30, lr=1e-3, threshold=1.0)
+    good, spoilt = run(attack, eps=0.05), Spoilt(steps=30, lr=1e-3, threshold=1.0)
+    kept = run(spoilt, eps=0.05)
+    assert (mse(CODEC(kept), CODEC(X)) > 0.9 * mse(CODEC(good), CODEC(X))).all()
+
+
+class Spoilt(CodecDistortion):
+    """The same search, whose last iterate is the source itself."""
+
+    def _within_tau(self, x, x_adv):
+        return x
 
 
 def test_the_sign_form_fills_the_ball_and_knows_no_threshold():
@@ -172,7 +199,8 @@ def test_images_above_the_threshold_are_not_sent_through_the_codec():
     pipeline = target()
     run(attack, eps=1.0, to=pipeline)
     assert pipeline.counts["backwards"] < 50 * N
-    assert pipeline.counts["forwards"] == pipeline.counts["backwards"] + N
+    once_at_either_end = 2 * N
+    assert pipeline.counts["forwards"] == pipeline.counts["backwards"] + once_at_either_end
 
 
 class Rounded(Purifier):

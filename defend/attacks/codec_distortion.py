@@ -20,7 +20,10 @@ from defend.norms import per_image, project
 from defend.target import Target
 
 DECAY = 0.33  # of the learning rate, after each third of the steps
-BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam: arXiv:1412.6980, algorithm 1
+BETAS = (0.9, 0.999)  # of Adam: arXiv:1412.6980, algorithm 1
+# Its epsilon, there 1e-8. Gradients of a mean over the 10^6 values of a photograph are no larger
+# than that, and would make the steps shorter the larger the image is.
+TINY = 1e-16
 
 
 class CodecDistortion(Attack):
@@ -28,7 +31,7 @@ class CodecDistortion(Attack):
 
     Each step descends MSE(x', x) where that exceeds tau, else 1 - d(R(x'), R(x)) with d the MSE,
     or the MS-SSIM of the two, |delta| <= eps throughout. Returned is the iterate of the largest
-    distortion among those within tau; where none is, the last one, its delta scaled down to tau.
+    distortion among those within tau, where the delta of the last one is scaled down to tau.
 
     optimiser=sign is the I-FGSM form: x' <- clip(x' + a sign(g)), a = 2.5 eps / steps, bounded by
     eps alone; its last iterate is returned.
@@ -92,7 +95,9 @@ class CodecDistortion(Attack):
             lr = self.lr * DECAY ** (3 * k // self.steps)
             moved = x_adv - lr * moments[0] / (moments[1].sqrt() + TINY)
             x_adv = project(moved, x, eps, self.norm)
-        return torch.where(per_image(most > -torch.inf, x), best, self._within_tau(x, x_adv))
+        last = self._within_tau(x, x_adv)
+        is_better = self._distance(target.logits(last), reference) > most
+        return torch.where(per_image(is_better, x), last, best)
 
     def _within_tau(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return the images with delta scaled down to an MSE of tau where it is larger."""
