@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 
-from defend.defenses.compressai_codecs import METRICS, find_pretrained, import_compressai
+from defend.defenses.compressai_codecs import import_compressai
+from defend.defenses.compressai_weights import METRICS, find_pretrained
 from defend.defenses.robust_codec import RobustCodec
 from defend.errors import BadWeights, MissingPackage
 from defend.loading import load

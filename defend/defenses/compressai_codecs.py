@@ -16,7 +16,6 @@ an extra, which is imported when a network is built.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,8 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.defenses.small_codec import Rounding, clamp_with_leak, round_straight_through
-from defend.errors import BadWeights
-from defend.weights.third_party import import_extra, load_pretrained
+from defend.weights.third_party import import_extra
 
 EXTRA = "defend[codec]"
 CLASSES = {
@@ -35,14 +33,6 @@ CLASSES = {
     "mean-scale": "MeanScaleHyperprior",
     "cheng2020": "Cheng2020Anchor",
 }
-ZOO_NAMES = {  # of their pretrained weights
-    "factorized": "bmshj2018-factorized",
-    "hyperprior": "bmshj2018-hyperprior",
-    "mean-scale": "mbt2018-mean",
-    "cheng2020": "cheng2020-anchor",
-}
-METRICS = ("mse", "ms-ssim")  # what pretrained weights are trained for
-TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # of the entropy coder
 KERNEL = 5  # of the context model of cheng2020
 
 
@@ -213,55 +203,3 @@ def build_codec(model: str, width: int, latents: int) -> CompressAICodec:
     network = getattr(import_compressai("models"), CLASSES[model])
     sizes = (width,) if model == "cheng2020" else (width, latents)
     return WRAPPERS[model](network(*sizes))
-
-
-def load_codec(model: str, path: Path) -> CompressAICodec:
-    """Return a codec from a state dict of CompressAI. Raise MissingPackage, BadWeights."""
-    network = getattr(import_compressai("models"), CLASSES[model])
-    rename = import_compressai("zoo.pretrained").load_pretrained
-
-    class Loader(network):  # type: ignore[misc, valid-type]
-        """The same network, from weights of older versions, too."""
-
-        @staticmethod
-        def from_state_dict(state: dict[str, Tensor]) -> nn.Module:
-            net: nn.Module = network.from_state_dict(rename(state))
-            return net
-
-    Loader.__name__ = CLASSES[model]
-    net = load_pretrained(Loader, path)
-    drop_coder_tables(net)
-    return WRAPPERS[model](net)
-
-
-def drop_coder_tables(net: nn.Module) -> None:
-    """Empty the tables of the entropy coder, which runs nowhere here and gives them their sizes."""
-    for path, buffer in list(net.named_buffers()):
-        module, _, name = path.rpartition(".")
-        if name in TABLES:
-            net.get_submodule(module).register_buffer(name, buffer.new_empty(0))
-
-
-def find_pretrained(model: str, weights: str) -> Path | None:
-    """Return the file of CompressAI's weights "mse-3" in the user's cache.
-
-    Return None for a text that is not the name of such weights. Raise BadWeights if they are not in
-    the cache, or if there are none of that quality; MissingPackage.
-    """
-    metric, _, quality = weights.rpartition("-")
-    if metric not in METRICS or not quality.isdecimal():
-        return None
-    urls = import_compressai("zoo.image").model_urls[ZOO_NAMES[model]][metric]
-    if int(quality) not in urls:
-        raise BadWeights(
-            f"robust-codec:model={model}: expected a quality of {min(urls)} to {max(urls)}, got"
-            f" weights={weights}"
-        )
-    url: str = urls[int(quality)]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        raise BadWeights(
-            f"weights={weights}: expected {path}, which is not there; nothing is downloaded here:"
-            f" put {url} there yourself"
-        )
-    return path
