@@ -162,21 +162,20 @@ class RobustCodec(LearnedPurifier):
         self._check_input(x)
         if not len(x):
             return x.new_empty(0)
-        codec, small = self._codec(), self._prepare(x, round_straight_through)
+        small = self._prepare(x, round_straight_through)
         for _ in range(self.recompress - 1):
             small = self._code(small, round_straight_through)
-        pixels = x.shape[2] * x.shape[3]
-        if not self.self_ensemble:
-            return self._bits(codec, small) / pixels
-        views = choose_views(lambda t: self._code_once(t, round_straight_through), small)
-        bits = [self._bits(codec, view(t[None], k)) for t, k in zip(small, views.tolist())]
-        return torch.cat(bits) / pixels
+        bits: Tensor
+        if self.self_ensemble:
+            views = choose_views(lambda t: self._code_once(t, round_straight_through), small)
+            parts = [self._bits(view(t[None], k)) for t, k in zip(small, views.tolist())]
+            bits = torch.cat(parts)
+        else:
+            bits = self._bits(small)
+        return bits / (x.shape[2] * x.shape[3])
 
-    def _codec(self) -> Any:
-        """Return the network, whose methods are those of `SmallCodec`."""
-        return self.net
-
-    def _bits(self, codec: Any, x: Tensor) -> Any:
+    def _bits(self, x: Tensor) -> Any:
+        codec: Any = self.net
         return codec.bits(codec.encode(pad_to_multiple(x, codec.multiple)))
 
     def _prepare(self, x: Tensor, rounding: Rounding) -> Tensor:
@@ -197,4 +196,4 @@ class RobustCodec(LearnedPurifier):
         return self._code_once(x, rounding)
 
     def _code_once(self, x: Tensor, rounding: Rounding) -> Tensor:
-        return run_codec(self._codec(), x, rounding)
+        return run_codec(self.net, x, rounding)
