@@ -5,7 +5,7 @@ import torch
 from photographs import crops
 from torch import nn
 
-from defend.attacks.codec_distortion import CodecDistortion
+from defend.attacks.codec_distortion import CodecDistortion, scale_to_unit
 from defend.attacks.pgd import PGD
 from defend.defenses.none import NoDefense
 from defend.distortion import ms_ssim, mse
@@ -228,6 +228,25 @@ def test_ms_ssim_is_lowered_where_it_is_the_metric():
     at_random = x + noise * (mse(x_adv, x) / mse(x + noise, x)).sqrt()
     error, error_at_random = (1 - ms_ssim(box(v), box(x)) for v in (x_adv, at_random))
     assert error > 5 * error_at_random
+
+
+def test_with_either_metric_the_search_comes_back_below_the_threshold():
+    """1 - MS-SSIM has far larger gradients than the MSE of the noise, which must count alike.
+
+    When Adam got them as they are, two of these steps were within the threshold.
+    """
+    x, box = crops(161, 161)[:1], nn.AvgPool2d(3, 1, 1)
+    for metric in ("mse", "ms-ssim"):
+        pipeline = target(box, rows=ROWS[:1])
+        run(CodecDistortion(steps=40, metric=metric), x=x, to=pipeline, rows=ROWS[:1])
+        assert pipeline.counts["backwards"] >= 12, metric
+
+
+def test_a_gradient_is_scaled_by_its_root_mean_square():
+    gradient = torch.tensor([[3.0, -4.0, 0.0, 0.0], [0, 0, 0, 0], [1e-12, 0, 0, 0]])
+    scaled = scale_to_unit(gradient.view(3, 1, 2, 2)).flatten(1)
+    expected = torch.tensor([[1.2, -1.6, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
+    torch.testing.assert_close(scaled, expected)
 
 
 def test_small_images_have_one_metric():

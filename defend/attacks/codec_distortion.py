@@ -20,10 +20,7 @@ from defend.norms import per_image, project
 from defend.target import Target
 
 DECAY = 0.33  # of the learning rate, after each third of the steps
-BETAS = (0.9, 0.999)  # of Adam: arXiv:1412.6980, algorithm 1
-# Its epsilon, there 1e-8. Gradients of a mean over the 10^6 values of a photograph are no larger
-# than that, and would make the steps shorter the larger the image is.
-TINY = 1e-16
+BETAS, TINY = (0.9, 0.999), 1e-8  # of Adam: arXiv:1412.6980, algorithm 1
 
 
 class CodecDistortion(Attack):
@@ -32,6 +29,10 @@ class CodecDistortion(Attack):
     Each step descends MSE(x', x) where that exceeds tau, else 1 - d(R(x'), R(x)) with d the MSE,
     or the MS-SSIM of the two, |delta| <= eps throughout. Returned is the iterate of the largest
     distortion among those within tau, where the delta of the last one is scaled down to tau.
+
+    Adam gets each image's gradient divided by its root mean square. Without that the moments of an
+    objective with the larger gradients, as 1 - MS-SSIM has beside an MSE, outlast the turn to the
+    other, and images stay above tau to the end.
 
     optimiser=sign is the I-FGSM form: x' <- clip(x' + a sign(g)), a = 2.5 eps / steps, bounded by
     eps alone; its last iterate is returned.
@@ -86,6 +87,7 @@ class CodecDistortion(Attack):
         first, second = torch.zeros_like(x), torch.zeros_like(x)  # moments of the gradient
         for k in range(self.steps):
             gradient, distance = self._descent(target, x, x_adv, reference)
+            gradient = scale_to_unit(gradient)
             is_better = distance > most
             most = torch.where(is_better, distance, most)
             best = torch.where(per_image(is_better, x), x_adv, best)
@@ -121,3 +123,10 @@ class CodecDistortion(Attack):
             )
             gradient[rows], distance[rows] = -of_codec, distances
         return gradient, distance
+
+
+def scale_to_unit(gradient: Tensor) -> Tensor:
+    """Return each image's gradient divided by its root mean square; zeros stay zeros."""
+    size = gradient.flatten(1).square().mean(1).sqrt()
+    smallest = torch.finfo(gradient.dtype).tiny
+    return gradient / per_image(size.clamp(min=smallest), gradient)
