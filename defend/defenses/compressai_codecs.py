@@ -16,6 +16,7 @@ an extra, which is imported when a network is built.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -152,26 +153,30 @@ class ContextCodec(MeanCodec):
         params, _ = self._hyperprior(y)
         margin = KERNEL // 2
         y_hat, means = F.pad(y, (margin,) * 4), torch.empty_like(y)
+        windows = y_hat.unfold(2, KERNEL, 1).unfold(3, KERNEL, 1)  # (b, m, h, w, 5, 5), a view
         masked = self._masked_weight()
-        for i in range(y.shape[2]):
-            for j in range(y.shape[3]):
-                window = y_hat[:, :, i : i + KERNEL, j : j + KERNEL]
-                context = F.conv2d(window, masked, self.net.context_prediction.bias)
-                mean = self._statistics(params[:, :, i : i + 1, j : j + 1], context)[1]
-                means[:, :, i, j] = mean[:, :, 0, 0]
-                center = y[:, :, i, j]
-                y_hat[:, :, i + margin, j + margin] = (
-                    means[:, :, i, j] + (center - means[:, :, i, j]).round()
-                )
+        for rows, columns in independent_places(y.shape[2], y.shape[3], y.device):
+            context = F.conv2d(one_by_one(windows, rows, columns), masked, self._context_bias)
+            of_places = one_by_one(params, rows, columns)[:, :, None, None]
+            mean = self._statistics(of_places, context)[1]
+            mean = mean[:, :, 0, 0].unflatten(0, (len(y), len(rows))).transpose(1, 2)
+            center = y[:, :, rows, columns]
+            means[:, :, rows, columns] = mean
+            y_hat[:, :, rows + margin, columns + margin] = mean + (center - mean).round()
         return means
 
     def bits(self, y: Tensor) -> Tensor:
         y_hat = self.quantise(y, round_straight_through)
         params, bits_of_z = self._hyperprior(y)
-        bias, margin = self.net.context_prediction.bias, KERNEL // 2
-        context = F.conv2d(y_hat, self._masked_weight(), bias, padding=margin)
+        masked, bias = self._masked_weight(), self._context_bias
+        context = F.conv2d(y_hat, masked, bias, padding=KERNEL // 2)
         scales, means = self._statistics(params, context)
         return bits_of_z + self._normal_bits(y, scales, means)
+
+    @property
+    def _context_bias(self) -> Tensor:
+        bias: Tensor = self.net.context_prediction.bias
+        return bias
 
     def _masked_weight(self) -> Tensor:
         """Return the weights of the context model, 0 for what the decoder does not know yet."""
@@ -191,6 +196,27 @@ WRAPPERS: dict[str, type[CompressAICodec]] = {
     "mean-scale": MeanCodec,
     "cheng2020": ContextCodec,
 }
+
+
+def independent_places(
+    height: int, width: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and columns of latents that depend on earlier ones alone, and not on each other.
+
+    The context of a latent reaches two columns to the right in the rows above, so that those of one
+    value of column + 3 row are computed together.
+    """
+    step = KERNEL // 2 + 1
+    for diagonal in range(width + step * (height - 1)):
+        first = max(0, -(-(diagonal - width + 1) // step))
+        rows = torch.arange(first, min(height - 1, diagonal // step) + 1, device=device)
+        if len(rows):
+            yield rows, diagonal - step * rows
+
+
+def one_by_one(t: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the values (b * n, c, ...) of t (b, c, h, w, ...) at n places."""
+    return t[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
 
 
 def count_bits(probabilities: Tensor) -> Tensor:
