@@ -5,7 +5,7 @@ import torch
 from photographs import crops
 from torch import nn
 
-from defend.attacks.codec_distortion import CodecDistortion
+from defend.attacks.codec_distortion import CodecDistortion, scale_to_unit
 from defend.attacks.pgd import PGD
 from defend.defenses.none import NoDefense
 from defend.distortion import ms_ssim, mse
@@ -140,15 +140,42 @@ class Scale(nn.Module):
         return self.gain * x
 
 
-def test_the_size_of_the_gradient_does_not_matter():
-    """Adam and signs are invariant: a codec that scales its output finds the same noise."""
-    scaled = nn.Sequential(CODEC, Scale(7.0))
+@pytest.mark.parametrize("gain", [7.0, 1e-4])
+def test_the_size_of_the_gradient_does_not_matter(gain):
+    """Adam and signs are invariant: a codec that scales its output finds the same noise.
+
+    1e-4 scales the gradient by 1e-8, as a photograph of 10^7 pixels does.
+    """
+    scaled = nn.Sequential(CODEC, Scale(gain))
     for attack in (
         CodecDistortion(steps=40, threshold=1.0),
         CodecDistortion(steps=20, optimiser="sign"),
     ):
         plain, other = run(attack), run(attack, to=target(scaled))
         assert torch.allclose(plain, other, atol=1e-4)
+
+
+def test_one_step_is_a_step_and_not_its_start_alone():
+    """The last iterate is measured too: from noise of 0.1 grey levels Adam moves by lr."""
+    x_adv = run(CodecDistortion(steps=1, start=4e-4, threshold=1.0))
+    moves = (x_adv - X).abs()
+    assert moves.min() > 0.01 - 5e-4 and moves.max() < 0.01 + 5e-4
+    assert (index(x_adv) > 10).all()
+
+
+def test_the_last_iterate_is_returned_only_where_it_is_worst():
+    """With a learning rate that leaves the ball of eps, the step ruins the direction."""
+    attack = CodecDistortion(steps=30, lr=1e-3, threshold=1.0)
+    good, spoilt = run(attack, eps=0.05), Spoilt(steps=30, lr=1e-3, threshold=1.0)
+    kept = run(spoilt, eps=0.05)
+    assert (mse(CODEC(kept), CODEC(X)) > 0.9 * mse(CODEC(good), CODEC(X))).all()
+
+
+class Spoilt(CodecDistortion):
+    """The same search, whose last iterate is the source itself."""
+
+    def _within_tau(self, x, x_adv):
+        return x
 
 
 def test_the_sign_form_fills_the_ball_and_knows_no_threshold():
@@ -172,7 +199,8 @@ def test_images_above_the_threshold_are_not_sent_through_the_codec():
     pipeline = target()
     run(attack, eps=1.0, to=pipeline)
     assert pipeline.counts["backwards"] < 50 * N
-    assert pipeline.counts["forwards"] == pipeline.counts["backwards"] + N
+    once_at_either_end = 2 * N
+    assert pipeline.counts["forwards"] == pipeline.counts["backwards"] + once_at_either_end
 
 
 class Rounded(Purifier):
@@ -200,6 +228,25 @@ def test_ms_ssim_is_lowered_where_it_is_the_metric():
     at_random = x + noise * (mse(x_adv, x) / mse(x + noise, x)).sqrt()
     error, error_at_random = (1 - ms_ssim(box(v), box(x)) for v in (x_adv, at_random))
     assert error > 5 * error_at_random
+
+
+def test_with_either_metric_the_search_comes_back_below_the_threshold():
+    """1 - MS-SSIM has far larger gradients than the MSE of the noise, which must count alike.
+
+    When Adam got them as they are, two of these steps were within the threshold.
+    """
+    x, box = crops(161, 161)[:1], nn.AvgPool2d(3, 1, 1)
+    for metric in ("mse", "ms-ssim"):
+        pipeline = target(box, rows=ROWS[:1])
+        run(CodecDistortion(steps=40, metric=metric), x=x, to=pipeline, rows=ROWS[:1])
+        assert pipeline.counts["backwards"] >= 12, metric
+
+
+def test_a_gradient_is_scaled_by_its_root_mean_square():
+    gradient = torch.tensor([[3.0, -4.0, 0.0, 0.0], [0, 0, 0, 0], [1e-12, 0, 0, 0]])
+    scaled = scale_to_unit(gradient.view(3, 1, 2, 2)).flatten(1)
+    expected = torch.tensor([[1.2, -1.6, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]])
+    torch.testing.assert_close(scaled, expected)
 
 
 def test_small_images_have_one_metric():

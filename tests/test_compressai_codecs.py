@@ -9,7 +9,8 @@ import warnings
 import pytest
 import torch
 
-from defend.defenses.compressai_codecs import METRICS, find_pretrained, import_compressai
+from defend.defenses.compressai_codecs import import_compressai, independent_places
+from defend.defenses.compressai_weights import METRICS, find_pretrained
 from defend.defenses.robust_codec import RobustCodec
 from defend.errors import BadWeights, MissingPackage
 from defend.loading import load
@@ -168,6 +169,19 @@ def name_of_weights(model):
     with pytest.raises(BadWeights) as e:
         find_pretrained(model, "mse-1")
     return str(e.value).split(", which is not there")[0].rpartition("/")[2]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (5, 2), (4, 7), (8, 8)])
+def test_latents_that_are_computed_together_know_their_whole_context(size):
+    """The rows above, two columns to either side, and two latents to the left."""
+    context = [(i, j) for i in (-2, -1) for j in range(-2, 3)] + [(0, -2), (0, -1)]
+    done, everything = set(), {(i, j) for i in range(size[0]) for j in range(size[1])}
+    for rows, columns in independent_places(*size, torch.device("cpu")):
+        places = set(zip(rows.tolist(), columns.tolist(), strict=True))
+        needed = {(i + di, j + dj) for i, j in places for di, dj in context}
+        assert needed & everything <= done and not places & done
+        done |= places
+    assert done == everything
 
 
 @needs_compressai

@@ -250,7 +250,8 @@ def test_a_run_is_resumed_without_a_new_unit(suite, run):
 
 def test_an_attack_on_the_distortion_is_not_accused_of_a_fallen_loss(suite, tmp_path):
     """Away from the clean reconstruction may be nearer to the source."""
-    changes = {"defenses": ["jpeg:quality=10"], "attacks": ["codec-distortion:steps=1"], "n": 2}
+    noise_alone = "codec-distortion:steps=1,lr=1e-06"
+    changes = {"defenses": ["jpeg:quality=10"], "attacks": [noise_alone], "n": 2}
     for record in defend.bench(suite | changes, out=tmp_path, workers=1, device="cpu"):
         (unit,) = record.units
         costs = find_unit(unit, [tmp_path]).header["costs"]

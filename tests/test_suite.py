@@ -195,7 +195,7 @@ def test_a_suite_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
         (
             None,
             "cannot be read: No such file or directory. Give a file, or the name of one that"
-            " ships: .*embedded, robust_codec, split_vqvae",
+            " ships: .*embedded, robust_codec, robust_codec_kodak, split_vqvae",
         ),
     ],
 )

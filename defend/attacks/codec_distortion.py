@@ -28,7 +28,11 @@ class CodecDistortion(Attack):
 
     Each step descends MSE(x', x) where that exceeds tau, else 1 - d(R(x'), R(x)) with d the MSE,
     or the MS-SSIM of the two, |delta| <= eps throughout. Returned is the iterate of the largest
-    distortion among those within tau; where none is, the last one, its delta scaled down to tau.
+    distortion among those within tau, where the delta of the last one is scaled down to tau.
+
+    Adam gets each image's gradient divided by its root mean square. Without that the moments of an
+    objective with the larger gradients, as 1 - MS-SSIM has beside an MSE, outlast the turn to the
+    other, and images stay above tau to the end.
 
     optimiser=sign is the I-FGSM form: x' <- clip(x' + a sign(g)), a = 2.5 eps / steps, bounded by
     eps alone; its last iterate is returned.
@@ -83,6 +87,7 @@ class CodecDistortion(Attack):
         first, second = torch.zeros_like(x), torch.zeros_like(x)  # moments of the gradient
         for k in range(self.steps):
             gradient, distance = self._descent(target, x, x_adv, reference)
+            gradient = scale_to_unit(gradient)
             is_better = distance > most
             most = torch.where(is_better, distance, most)
             best = torch.where(per_image(is_better, x), x_adv, best)
@@ -92,7 +97,9 @@ class CodecDistortion(Attack):
             lr = self.lr * DECAY ** (3 * k // self.steps)
             moved = x_adv - lr * moments[0] / (moments[1].sqrt() + TINY)
             x_adv = project(moved, x, eps, self.norm)
-        return torch.where(per_image(most > -torch.inf, x), best, self._within_tau(x, x_adv))
+        last = self._within_tau(x, x_adv)
+        is_better = self._distance(target.logits(last), reference) > most
+        return torch.where(per_image(is_better, x), last, best)
 
     def _within_tau(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return the images with delta scaled down to an MSE of tau where it is larger."""
@@ -116,3 +123,10 @@ class CodecDistortion(Attack):
             )
             gradient[rows], distance[rows] = -of_codec, distances
         return gradient, distance
+
+
+def scale_to_unit(gradient: Tensor) -> Tensor:
+    """Return each image's gradient divided by its root mean square; zeros stay zeros."""
+    size = gradient.flatten(1).square().mean(1).sqrt()
+    smallest = torch.finfo(gradient.dtype).tiny
+    return gradient / per_image(size.clamp(min=smallest), gradient)

@@ -6,12 +6,13 @@ Images x are (b, c, h, w) in [0, 1], of any size.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from defend.defenses.sizes import split_padding
-from defend.defenses.small_codec import Rounding
+from defend.defenses.small_codec import Rounding, clamp_with_leak
 
 VIEWS = 8  # flips and rotations of a square
 Code = Callable[[Tensor], Tensor]  # images -> their reconstructions, of the same shape
@@ -34,6 +35,14 @@ def crop_padding(x: Tensor, height: int, width: int, multiple: int) -> Tensor:
     """Return the part of a padded image that `pad_to_multiple` began from."""
     top, left = split_padding(height, multiple)[0], split_padding(width, multiple)[0]
     return x[:, :, top : top + height, left : left + width]
+
+
+def run_codec(codec: Any, x: Tensor, rounding: Rounding) -> Tensor:
+    """Return the reconstructions of x by a network with the methods of `SmallCodec`, in [0, 1]."""
+    height, width = x.shape[2:]
+    y_hat = codec.quantise(codec.encode(pad_to_multiple(x, codec.multiple)), rounding)
+    decoded = crop_padding(codec.decode(y_hat), height, width, codec.multiple)
+    return clamp_with_leak(decoded)
 
 
 def reflected_indices(size: int, before: int, after: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ an extra, which is imported when a network is built.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -25,8 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defend.defenses.small_codec import Rounding, clamp_with_leak, round_straight_through
-from defend.errors import BadWeights
-from defend.weights.third_party import import_extra, load_pretrained
+from defend.weights.third_party import import_extra
 
 EXTRA = "defend[codec]"
 CLASSES = {
@@ -35,14 +34,6 @@ CLASSES = {
     "mean-scale": "MeanScaleHyperprior",
     "cheng2020": "Cheng2020Anchor",
 }
-ZOO_NAMES = {  # of their pretrained weights
-    "factorized": "bmshj2018-factorized",
-    "hyperprior": "bmshj2018-hyperprior",
-    "mean-scale": "mbt2018-mean",
-    "cheng2020": "cheng2020-anchor",
-}
-METRICS = ("mse", "ms-ssim")  # what pretrained weights are trained for
-TABLES = ("_offset", "_quantized_cdf", "_cdf_length", "scale_table")  # of the entropy coder
 KERNEL = 5  # of the context model of cheng2020
 
 
@@ -162,26 +153,30 @@ class ContextCodec(MeanCodec):
         params, _ = self._hyperprior(y)
         margin = KERNEL // 2
         y_hat, means = F.pad(y, (margin,) * 4), torch.empty_like(y)
+        windows = y_hat.unfold(2, KERNEL, 1).unfold(3, KERNEL, 1)  # (b, m, h, w, 5, 5), a view
         masked = self._masked_weight()
-        for i in range(y.shape[2]):
-            for j in range(y.shape[3]):
-                window = y_hat[:, :, i : i + KERNEL, j : j + KERNEL]
-                context = F.conv2d(window, masked, self.net.context_prediction.bias)
-                mean = self._statistics(params[:, :, i : i + 1, j : j + 1], context)[1]
-                means[:, :, i, j] = mean[:, :, 0, 0]
-                center = y[:, :, i, j]
-                y_hat[:, :, i + margin, j + margin] = (
-                    means[:, :, i, j] + (center - means[:, :, i, j]).round()
-                )
+        for rows, columns in independent_places(y.shape[2], y.shape[3], y.device):
+            context = F.conv2d(one_by_one(windows, rows, columns), masked, self._context_bias)
+            of_places = one_by_one(params, rows, columns)[:, :, None, None]
+            mean = self._statistics(of_places, context)[1]
+            mean = mean[:, :, 0, 0].unflatten(0, (len(y), len(rows))).transpose(1, 2)
+            center = y[:, :, rows, columns]
+            means[:, :, rows, columns] = mean
+            y_hat[:, :, rows + margin, columns + margin] = mean + (center - mean).round()
         return means
 
     def bits(self, y: Tensor) -> Tensor:
         y_hat = self.quantise(y, round_straight_through)
         params, bits_of_z = self._hyperprior(y)
-        bias, margin = self.net.context_prediction.bias, KERNEL // 2
-        context = F.conv2d(y_hat, self._masked_weight(), bias, padding=margin)
+        masked, bias = self._masked_weight(), self._context_bias
+        context = F.conv2d(y_hat, masked, bias, padding=KERNEL // 2)
         scales, means = self._statistics(params, context)
         return bits_of_z + self._normal_bits(y, scales, means)
+
+    @property
+    def _context_bias(self) -> Tensor:
+        bias: Tensor = self.net.context_prediction.bias
+        return bias
 
     def _masked_weight(self) -> Tensor:
         """Return the weights of the context model, 0 for what the decoder does not know yet."""
@@ -203,6 +198,27 @@ WRAPPERS: dict[str, type[CompressAICodec]] = {
 }
 
 
+def independent_places(
+    height: int, width: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield rows and columns of latents that depend on earlier ones alone, and not on each other.
+
+    The context of a latent reaches two columns to the right in the rows above, so that those of one
+    value of column + 3 row are computed together.
+    """
+    step = KERNEL // 2 + 1
+    for diagonal in range(width + step * (height - 1)):
+        first = max(0, -(-(diagonal - width + 1) // step))
+        rows = torch.arange(first, min(height - 1, diagonal // step) + 1, device=device)
+        if len(rows):
+            yield rows, diagonal - step * rows
+
+
+def one_by_one(t: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the values (b * n, c, ...) of t (b, c, h, w, ...) at n places."""
+    return t[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
+
+
 def count_bits(probabilities: Tensor) -> Tensor:
     """Return -log2 of probabilities (b, ...), summed over each image: (b,)."""
     return -probabilities.log2().flatten(1).sum(1)
@@ -213,55 +229,3 @@ def build_codec(model: str, width: int, latents: int) -> CompressAICodec:
     network = getattr(import_compressai("models"), CLASSES[model])
     sizes = (width,) if model == "cheng2020" else (width, latents)
     return WRAPPERS[model](network(*sizes))
-
-
-def load_codec(model: str, path: Path) -> CompressAICodec:
-    """Return a codec from a state dict of CompressAI. Raise MissingPackage, BadWeights."""
-    network = getattr(import_compressai("models"), CLASSES[model])
-    rename = import_compressai("zoo.pretrained").load_pretrained
-
-    class Loader(network):  # type: ignore[misc, valid-type]
-        """The same network, from weights of older versions, too."""
-
-        @staticmethod
-        def from_state_dict(state: dict[str, Tensor]) -> nn.Module:
-            net: nn.Module = network.from_state_dict(rename(state))
-            return net
-
-    Loader.__name__ = CLASSES[model]
-    net = load_pretrained(Loader, path)
-    drop_coder_tables(net)
-    return WRAPPERS[model](net)
-
-
-def drop_coder_tables(net: nn.Module) -> None:
-    """Empty the tables of the entropy coder, which runs nowhere here and gives them their sizes."""
-    for path, buffer in list(net.named_buffers()):
-        module, _, name = path.rpartition(".")
-        if name in TABLES:
-            net.get_submodule(module).register_buffer(name, buffer.new_empty(0))
-
-
-def find_pretrained(model: str, weights: str) -> Path | None:
-    """Return the file of CompressAI's weights "mse-3" in the user's cache.
-
-    Return None for a text that is not the name of such weights. Raise BadWeights if they are not in
-    the cache, or if there are none of that quality; MissingPackage.
-    """
-    metric, _, quality = weights.rpartition("-")
-    if metric not in METRICS or not quality.isdecimal():
-        return None
-    urls = import_compressai("zoo.image").model_urls[ZOO_NAMES[model]][metric]
-    if int(quality) not in urls:
-        raise BadWeights(
-            f"robust-codec:model={model}: expected a quality of {min(urls)} to {max(urls)}, got"
-            f" weights={weights}"
-        )
-    url: str = urls[int(quality)]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if not path.is_file():
-        raise BadWeights(
-            f"weights={weights}: expected {path}, which is not there; nothing is downloaded here:"
-            f" put {url} there yourself"
-        )
-    return path

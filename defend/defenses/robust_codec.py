@@ -22,21 +22,22 @@ from torch import Tensor, nn
 from defend.defenses.codec_views import (
     choose_views,
     code_best_view,
-    crop_padding,
     pad_to_multiple,
     round_levels,
+    run_codec,
     view,
 )
-from defend.defenses.compressai_codecs import CLASSES, build_codec, find_pretrained, load_codec
+from defend.defenses.compressai_codecs import CLASSES, build_codec
+from defend.defenses.compressai_weights import find_weights_file, load_codec
 from defend.defenses.robust_codec_recipe import RobustCodecRecipe
 from defend.defenses.sizes import resize
 from defend.defenses.small_codec import (
     GROUPS,
     Rounding,
     SmallCodec,
-    clamp_with_leak,
     round_straight_through,
 )
+from defend.errors import BadWeights
 from defend.gradients import relax, soft_round
 from defend.noise import Noise
 from defend.purifier import Card, LearnedPurifier
@@ -104,11 +105,12 @@ class RobustCodec(LearnedPurifier):
         """Find the weights: a file of `defend train`, or of CompressAI for its models.
 
         Those of CompressAI are named by metric and quality, as in weights=mse-3, and lie in the
-        user's cache; nothing is downloaded. Raise BadWeights, UnknownName or MissingPackage.
+        user's cache, or they are the path of a checkpoint. Nothing is downloaded. Raise BadWeights,
+        UnknownName or MissingPackage.
         """
         self.compressai_file: Path | None = None
         if self.model != "small":
-            self.compressai_file = find_pretrained(self.model, self.weights)
+            self.compressai_file = find_weights_file(self.model, self.weights)
         if self.compressai_file:
             self.file = None
         else:
@@ -117,9 +119,7 @@ class RobustCodec(LearnedPurifier):
     def build(self) -> nn.Module:
         """Return the codec, with random weights unless they are CompressAI's."""
         if self.compressai_file:
-            codec = load_codec(self.model, self.compressai_file)
-            self.width, self.latents = codec.sizes
-            return codec
+            return self._load_compressai(self.compressai_file)
         if self.model != "small":
             return build_codec(self.model, self.width, self.latents)
         return SmallCodec(
@@ -131,6 +131,18 @@ class RobustCodec(LearnedPurifier):
             self.blocks,
             self.group_norm,
         )
+
+    def _load_compressai(self, path: Path) -> nn.Module:
+        """Return the codec of a file, which decides its sizes. Raise BadWeights, MissingPackage."""
+        codec = load_codec(self.model, path)
+        for field, size in zip(("width", "latents"), codec.sizes, strict=True):
+            if self._set_fields.get(field) and getattr(self, field) != size:
+                raise BadWeights(
+                    f"{path}: expected {field}={getattr(self, field)}, got {field}={size}; write"
+                    f" that, or leave {field} out"
+                )
+            setattr(self, field, size)
+        return codec
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
         """Return the reconstruction of x (b, c, h, w)."""
@@ -144,26 +156,27 @@ class RobustCodec(LearnedPurifier):
     def rate(self, x: Tensor) -> Tensor:
         """Return the bits per pixel (b,) of images x (b, c, h, w), by the prior of the latents.
 
-        With `recompress` they are those of the last code. With `self_ensemble` the three bits that
-        name the view are left out.
+        With `recompress` they are those of the last code, with `self_ensemble` without the three
+        bits that name the view. Raise Mismatch, BadParameter as `purified` does.
         """
-        codec, small = self._codec(), self._prepare(x, round_straight_through)
+        self._check_input(x)
+        if not len(x):
+            return x.new_empty(0)
+        small = self._prepare(x, round_straight_through)
         for _ in range(self.recompress - 1):
             small = self._code(small, round_straight_through)
-        pixels = x.shape[2] * x.shape[3]
-        if not self.self_ensemble:
-            return self._bits(codec, small) / pixels
-        views = choose_views(lambda t: self._code_once(t, round_straight_through), small)
-        bits = [self._bits(codec, view(t[None], k)) for t, k in zip(small, views.tolist())]
-        return torch.cat(bits) / pixels
+        bits: Tensor
+        if self.self_ensemble:
+            views = choose_views(lambda t: self._code_once(t, round_straight_through), small)
+            parts = [self._bits(view(t[None], k)) for t, k in zip(small, views.tolist())]
+            bits = torch.cat(parts)
+        else:
+            bits = self._bits(small)
+        return bits / (x.shape[2] * x.shape[3])
 
-    def _codec(self) -> Any:
-        """Return the network, whose methods are those of `SmallCodec`."""
-        return self.net
-
-    def _bits(self, codec: Any, x: Tensor) -> Tensor:
-        bits: Tensor = codec.bits(codec.encode(pad_to_multiple(x, codec.multiple)))
-        return bits
+    def _bits(self, x: Tensor) -> Any:
+        codec: Any = self.net
+        return codec.bits(codec.encode(pad_to_multiple(x, codec.multiple)))
 
     def _prepare(self, x: Tensor, rounding: Rounding) -> Tensor:
         """Return what the codec gets: x with fewer levels and in a smaller size, if asked."""
@@ -183,7 +196,4 @@ class RobustCodec(LearnedPurifier):
         return self._code_once(x, rounding)
 
     def _code_once(self, x: Tensor, rounding: Rounding) -> Tensor:
-        codec, (height, width) = self._codec(), x.shape[2:]
-        y_hat = codec.quantise(codec.encode(pad_to_multiple(x, codec.multiple)), rounding)
-        decoded = crop_padding(codec.decode(y_hat), height, width, codec.multiple)
-        return clamp_with_leak(decoded)
+        return run_codec(self.net, x, rounding)

@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defend.defenses.codec_views import crop_padding, pad_to_multiple
+from defend.defenses.codec_views import crop_padding, pad_to_multiple, run_codec
 from defend.defenses.robust_codec_attacks import (
     attack_by_n_fgsm,
     attack_by_steps,
     attack_reconstruction,
     classify_loss,
 )
+from defend.defenses.small_codec import round_straight_through
 from defend.noise import Noise
 from defend.spec import parse
 from defend.trained_on import TrainedOn
@@ -39,6 +40,13 @@ LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)  # of
 CROP_DIVISOR = 8  # random crops shift by up to an eighth of the image
 AUXILIARY_LR = 10.0  # learning rate of the quantiles, in that of the networks: CompressAI's
 VAL_STEPS = 10  # of the attacks on validation images
+ATTACK_OPTIONS = {  # what each attack in training reads, and nothing else
+    "adversarial": ("mix", "threshold", "ramp", "attack_steps"),
+    "against": (
+        *("eps", "plain", "growth", "one_step", "steps"),
+        *("restoration", "rate_weight", "label_smoothing", "trades"),
+    ),
+}
 
 
 class RobustCodecRecipe(Recipe):
@@ -89,7 +97,15 @@ class RobustCodecRecipe(Recipe):
         self.require(0 <= self.label_smoothing < 1, "label_smoothing", "0 <= label_smoothing < 1")
         both = self.adversarial and bool(self.against)
         self.require(not both, "adversarial", "false beside against, which has its own attacks")
-        self.require(not (self.trades and not self.against), "trades", "0 without against")
+        self._refuse_idle_options()
+
+    def _refuse_idle_options(self) -> None:
+        """Raise BadParameter for an option of an attack that the training does not make."""
+        for attack, fields in ATTACK_OPTIONS.items():
+            for field in fields:
+                default = getattr(type(self), field)
+                is_idle = not getattr(self, attack) and getattr(self, field) != default
+                self.require(not is_idle, field, f"{default} without {attack}")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -185,7 +201,7 @@ class RobustCodecRecipe(Recipe):
     def _attack(self, codec: nn.Module, x: Tensor, tau: float, steps: int, noise: Noise) -> Tensor:
         with eval_mode(codec):
             return attack_reconstruction(
-                lambda t: reconstruct(codec, t)[0], x, tau, steps, noise.fork("start")
+                lambda t: restore(codec, t), x, tau, steps, noise.fork("start")
             )
 
     def _loss_against(self, net: Any, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
@@ -212,7 +228,7 @@ class RobustCodecRecipe(Recipe):
         after_plain = self.share - self.plain
         eps = self.eps * (min(1.0, after_plain / self.growth) if self.growth else 1.0)
         with eval_mode(net):
-            loss = classify_loss(lambda t: reconstruct(net["codec"], t)[0], net["classifiers"], y)
+            loss = classify_loss(lambda t: restore(net["codec"], t), net["classifiers"], y)
             if after_plain < self.one_step:
                 return attack_by_n_fgsm(loss, x, eps, noise)
             return attack_by_steps(loss, x, eps, self.steps, noise)
@@ -220,11 +236,11 @@ class RobustCodecRecipe(Recipe):
     def _score_against(self, component: Any, x: Tensor, y: Tensor, noise: Noise) -> list[Tensor]:
         """Return the share of the classifiers that are right on each attacked image."""
         codec, networks = component.net, self.judges
-        loss = classify_loss(lambda t: reconstruct(codec, t)[0], networks, y)
+        loss = classify_loss(lambda t: restore(codec, t), networks, y)
         with eval_mode(codec):
             x_adv = attack_by_steps(loss, x, self.eps, VAL_STEPS, noise, STEP_FACTOR)
         with torch.no_grad():
-            restored = reconstruct(codec, x_adv)[0]
+            restored = restore(codec, x_adv)
             right = torch.stack([net(restored).argmax(1) == y for net in networks])
         return list(right.float().mean(0))
 
@@ -234,6 +250,11 @@ def reconstruct(codec: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     multiple: int = codec.multiple  # type: ignore[assignment]
     restored, bits = codec(pad_to_multiple(x, multiple))
     return crop_padding(restored, x.shape[2], x.shape[3], multiple), bits
+
+
+def restore(codec: nn.Module, x: Tensor) -> Tensor:
+    """Return reconstructions of x (b, c, h, w) as deployed, without the cost of the rate."""
+    return run_codec(codec, x, round_straight_through)
 
 
 def bits_per_pixel(bits: Tensor, x: Tensor) -> Tensor:

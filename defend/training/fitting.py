@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from defend.errors import BadWeights, one_line
+from defend.classifier import Classifier
+from defend.errors import BadWeights, Mismatch, one_line
 from defend.hashing import cache_key, hash_source
 from defend.progress import TrainingProgress
 from defend.trained_on import TrainedOn
@@ -40,6 +41,7 @@ def fit_component(
 
     See `Learned.fit`. Raise DefendError.
     """
+    check_channels(component, source)
     load_start(component, recipe.start)
     unfreeze(component)
     try:
@@ -58,6 +60,21 @@ def fit_component(
             note_knowledge(component, recipe, earlier)
     finally:
         component.net.requires_grad_(False).eval()
+
+
+def check_channels(component: Any, source: Source) -> None:
+    """Raise Mismatch for images whose channels the component's network does not take."""
+    if isinstance(component, Classifier):
+        expected: tuple[int, ...] = (component.channels,)
+    else:
+        expected = component.card.channels
+    shape = source.batch(0, 1, 0)[0].shape
+    if len(shape) == 4 and shape[1] not in expected:
+        channels = " or ".join(map(str, expected))
+        raise Mismatch(
+            f"fit: {component.component} takes images of {channels} channels, got {shape[1]};"
+            f" give other images, or write channels={shape[1]} if it has such a field"
+        )
 
 
 def list_frozen(component: Any, trainee: nn.Module) -> frozenset[str]:
