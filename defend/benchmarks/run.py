@@ -28,7 +28,7 @@ from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
 from defend.dataset import Dataset
 from defend.errors import BadParameter
-from defend.files import PART, checkout, ensure_writable
+from defend.files import PART, checkout, ensure_writable, user_path
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
@@ -90,7 +90,7 @@ def bench(
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     chosen_device = pick_device(device)
     start_device(chosen_device)
-    run_dir = Path(out) if out is not None else Path("runs") / validated.name
+    run_dir = user_path(out) if out is not None else Path("runs") / validated.name
     numerics = choose_numerics(validated, chosen_device, run_dir, data_root)
     components = Components(
         validated.dataset, data_root, chosen_device, numerics.precision, numerics.layout

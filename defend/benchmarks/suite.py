@@ -14,6 +14,7 @@ from defend.benchmarks.specs import component_text
 from defend.benchmarks.suite_files import resolve_local_code
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
+from defend.files import user_path
 from defend.protocols import PROTOCOLS
 from defend.tasks.registry import DEFAULT, load_task
 from defend.tasks.task import Task
@@ -270,7 +271,7 @@ def load_suite(path: str | Path | None = None, trust: bool = False) -> dict[str,
     shipped = {suite.name.removesuffix(".toml"): suite for suite in folder.iterdir()}
     if path is None or (str(path) in shipped and not Path(path).exists()):
         return tomllib.loads(shipped[str(path or "embedded")].read_text())
-    file = Path(path)
+    file = user_path(path)
     try:
         keys = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as e:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from defend.cli.common import device_option, make_console, weights_dataset_option
+from defend.cli.common import UserPath, device_option, make_console, weights_dataset_option
 from defend.cli.image_files import Job, plan_jobs, read_image, write_image
 from defend.errors import BadParameter, Mismatch
 from defend.files import ensure_writable
@@ -25,13 +25,11 @@ BATCH = 64  # images held in memory together
 
 @click.command("purify")
 @click.argument("spec")
-@click.argument(
-    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
-)
+@click.argument("inputs", nargs=-1, required=True, type=UserPath(), metavar="IMAGE_OR_FOLDER...")
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="DIR",
     help="The folder for PNG files of the same names; folders keep their structure.",
 )

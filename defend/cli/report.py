@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
+from defend.cli.common import UserPath
+
 
 @click.command("report")
-@click.argument(
-    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR..."
-)
+@click.argument("run_dirs", nargs=-1, required=True, type=UserPath(), metavar="RUN_DIR...")
 def report(run_dirs: tuple[Path, ...]) -> None:
     """Write report.html and results.csv into the first RUN_DIR, from the records of all."""
     from defend.results.report import write_report

@@ -16,6 +16,7 @@ from defend.dataset import SPLITS, Dataset, Split, data_root
 from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
 from defend.errors import MissingData
+from defend.files import user_path
 from defend.registry import REGISTRY
 
 # The range of hash positions of each split, if one folder holds all images.
@@ -124,7 +125,7 @@ class PathFolder(FolderDataset):
     @property
     def folder(self) -> Path:
         """Return the folder of the images. Raises MissingData if it does not exist."""
-        path = Path(self.path).expanduser()
+        path = user_path(self.path)
         # Joined to an absolute path, the data root disappears.
         candidates = [path, data_root(self.root) / path]
         for candidate in candidates:

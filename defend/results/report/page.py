@@ -11,7 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from defend.errors import BadParameter
-from defend.files import write_file
+from defend.files import user_path, write_file
 from defend.records import FILE_NAME, Claim, Record, read_records
 from defend.results.build import table
 from defend.results.claim_text import format_claim
@@ -75,14 +75,14 @@ def write_report(
     are not shown, but no claim stands that they refute. Raises BadParameter if there is nothing to
     report or the folder cannot be written.
     """
-    folders = [Path(d) for d in run_dirs]
+    folders = [user_path(d) for d in run_dirs]
     shown, beside = _collect(folders, records)
     if not shown:
         raise BadParameter(
             "nothing to report: give the folder of a run, as runs/embedded;"
             " `defend bench` writes one"
         )
-    folder = Path(out) if out is not None else folders[0]
+    folder = user_path(out) if out is not None else folders[0]
     reader = OutcomeReader(folders)
     model = table(shown, folders, beside, reader)
     accusations = find_accusations(shown, compare_images(reader))
