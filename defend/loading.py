@@ -28,6 +28,7 @@ def pick_device(device: str | None) -> torch.device:
     return check_device(str(device))
 
 
+@torch.inference_mode(False)
 def load(
     spec: str | Spec | tuple[Spec, ...],
     kind: Kind = "defense",

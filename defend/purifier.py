@@ -35,6 +35,7 @@ from defend.learned import (
 from defend.noise import Noise
 from defend.numerics import check_device as check_device
 from defend.pixel_checks import check_range, is_recorded, keep_undefined
+from defend.purifier_module import PurifierModule
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
@@ -83,6 +84,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
     # True: ART's `classifier.fit` purifies, too, as in training-and-test defenses.
     apply_fit: bool = False
 
+    @torch.inference_mode(False)
     def __post_init__(self) -> None:
         self.require_card('Card(paper="none: my own", gradient="exact", stochastic=False)')
         PreprocessorPyTorch.__init__(self, is_fitted=True)
@@ -319,7 +321,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
 
     def as_module(self) -> nn.Module:
         """Return a module for use without ART: torch.nn.Sequential(purifier.as_module(), model)."""
-        return _PurifierModule(self)
+        return PurifierModule(self)
 
 
 _FINAL_BY_DECORATOR = [
@@ -378,21 +380,3 @@ class LearnedPurifier(Learned, Purifier):
     def net(self) -> nn.Module:
         """The network that `build` returned."""
         return self.frozen.net
-
-
-class _PurifierModule(nn.Module):
-    """A purifier as a module that registers its networks, so that `.to` and `state_dict` work."""
-
-    def __init__(self, purifier: Purifier) -> None:
-        super().__init__()
-        self.purifier = purifier
-        self.networks = nn.ModuleList(purifier.networks())
-
-    def train(self, mode: bool = True) -> _PurifierModule:
-        """Stay in eval mode: what is deployed does not change when a model around it is trained."""
-        return super().train(False)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x purified. Compilers leave it as it is: the gradients are made by hand."""
-        return self.purifier.purified(x)

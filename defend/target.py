@@ -18,6 +18,7 @@ from torch.nn.functional import one_hot
 from defend.errors import BadParameter, BrokenAttack
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, Relaxed, straight_through
+from defend.purifier_module import dtype_of
 from defend.tasks.classification import CLASSIFICATION
 from defend.tasks.task import Task
 
@@ -34,7 +35,19 @@ def _mean(sums: Sequence[Tensor], copies: int) -> Tensor:
     return total / copies
 
 
-def _check_evaluated(classifier: nn.Module) -> None:
+def _check_classifier(classifier: nn.Module) -> None:
+    """Raise BadParameter for a network whose queries change it, or that has no usable gradient."""
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        if tensor.is_inference():
+            raise BadParameter(
+                "Target: expected a classifier that can be differentiated, got one that was made"
+                " under torch.inference_mode(); make or copy.deepcopy it outside"
+            )
+    if dtype_of(classifier) == torch.float16:
+        raise BadParameter(
+            "Target: expected a classifier in float32, bfloat16 or float64, got float16, in which"
+            " small gradients become zero; call classifier.float()"
+        )
     for module in classifier.modules():
         if module.training and isinstance(module, _CHANGED_BY_TRAINING):
             raise BadParameter(
@@ -77,7 +90,7 @@ class Target:
     def __post_init__(self) -> None:
         """Raise BadParameter for a classifier whose queries would change it, or differ."""
         if self._drawn is _FIRST_DRAW:
-            _check_evaluated(self.classifier)
+            _check_classifier(self.classifier)
             self._rows = torch.arange(len(self.noise), device=self.noise.device)
             self._drawn = torch.zeros_like(self._rows)
 
@@ -204,8 +217,16 @@ class Target:
         self.counts["forwards"] += len(x) * copies
         draws = first[:, None] + torch.arange(copies, device=first.device)
         noise = self.noise.take(rows).nth(draws)
-        logits: Tensor = self.classifier(self.purified(x, noise, copies))
-        return logits
+        return self.classify(self.purified(x, noise, copies))
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Return the logits (b, classes) of purified images, in the type of the images.
+
+        The network computes in the type of its parameters.
+        """
+        dtype = dtype_of(self.classifier) or purified.dtype
+        logits: Tensor = self.classifier(purified.to(dtype))
+        return logits.to(purified.dtype)
 
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
         """Return purified images (b * copies, c, h, w), in the order of the rows of `noise`.

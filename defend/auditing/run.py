@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from defend.auditing import (
     active,
     alternative_attacks,
@@ -46,6 +48,7 @@ from defend.purifier import Purifier
 Say = Callable[[str], None]
 
 
+@torch.inference_mode(False)
 def audit(
     spec: str | Purifier,
     dataset: str | Dataset,

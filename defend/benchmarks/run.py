@@ -61,6 +61,7 @@ class PlannedCell:
     units: tuple[PlannedUnit, ...]
 
 
+@torch.inference_mode(False)
 def bench(
     suite: Mapping[str, Any] | str | Path | None = None,
     *,
