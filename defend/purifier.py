@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from defend.art_params import ArtParams
-from defend.errors import BadParameter, BrokenPurifier, Mismatch
+from defend.errors import BadParameter, BrokenPurifier
 from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
@@ -34,7 +34,14 @@ from defend.learned import (
 )
 from defend.noise import Noise
 from defend.numerics import check_device as check_device
-from defend.pixel_checks import check_range, is_recorded, keep_undefined
+from defend.pixel_checks import (
+    check_array,
+    check_batch,
+    check_range,
+    is_recorded,
+    keep_undefined,
+    read_range,
+)
 from defend.purifier_module import PurifierModule
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
@@ -90,10 +97,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         PreprocessorPyTorch.__init__(self, is_fitted=True)
         self.device = self._device = check_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
-        is_pair = isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2
-        self.require(is_pair, "clip_values", "(low, high)")
-        low, high = self.clip_values
-        self.require(low < high, "clip_values", "(low, high) with low < high")
+        self.clip_values = read_range(type(self).__name__, self.clip_values)
         self.validate()
 
     _precision = "float32"
@@ -203,17 +207,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         """Raise BadParameter, Mismatch for a batch that is not (b, c, h, w) of floats and of the
         right channels.
         """
-        if x.ndim != 4 or not x.is_floating_point():
-            raise BadParameter(
-                f"{type(self).__name__}: expected a float (b, c, h, w) batch, "
-                f"got {x.dtype} {tuple(x.shape)}"
-            )
-        if x.shape[1] not in self.card.channels:
-            channels = " or ".join(map(str, self.card.channels))
-            raise Mismatch(
-                f"{type(self).__name__}: takes images of {channels} channels, "
-                f"got {x.shape[1]} in {tuple(x.shape)}"
-            )
+        check_batch(type(self).__name__, x, self.card.channels, self.channels_first)
 
     def _replay(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         return self._one_cut(x, noise.again(), backward)
@@ -292,6 +286,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
 
         They are cut on the host: at most max_batch images are on the device.
         """
+        check_array(type(self).__name__, x)
         purified = np.empty(x.shape, np.float32)
         seed = self._deployed_seed()
         for start in range(0, len(x), self.max_batch):

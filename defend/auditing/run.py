@@ -43,6 +43,7 @@ from defend.eps import Eps
 from defend.errors import one_line
 from defend.loading import pick_device
 from defend.numerics import numerics_applied
+from defend.plain_numbers import whole_number
 from defend.purifier import Purifier
 
 Say = Callable[[str], None]
@@ -80,11 +81,11 @@ def audit(
         dataset,
         classifier,
         budget,
-        n=n,
+        n=None if n is None else whole_number(n, "n"),
         split=split,
         eps=eps,
         surrogates=surrogates,
-        seed=seed,
+        seed=whole_number(seed, "seed"),
         device=str(resolved),
         data_root=data_root,
     )

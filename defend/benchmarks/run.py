@@ -32,6 +32,7 @@ from defend.files import PART, checkout, ensure_writable, user_path
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
+from defend.plain_numbers import whole_number
 from defend.progress import Progress
 from defend.records import Record, merge_records, read_records
 from defend.unit_files import Unit, read_unit, unit_path
@@ -87,7 +88,7 @@ def bench(
     validated = make_suite(named)
     if "n" not in validated.model_fields_set and validated.protocol is None:
         validated = validated.model_copy(update={"n": available_images(validated, data_root)})
-    if workers is not None and workers < 1:
+    if workers is not None and (workers := whole_number(workers, "workers")) < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     chosen_device = pick_device(device)
     start_device(chosen_device)

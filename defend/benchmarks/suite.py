@@ -15,6 +15,7 @@ from defend.benchmarks.suite_files import resolve_local_code
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
 from defend.files import user_path
+from defend.plain_numbers import plain_scalar, whole_number
 from defend.protocols import PROTOCOLS
 from defend.tasks.registry import DEFAULT, load_task
 from defend.tasks.task import Task
@@ -201,13 +202,12 @@ class Suite(BaseModel):
     @field_validator(*_WHOLE_NUMBERS, mode="before")
     @classmethod
     def _check_whole_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadParameter(f"{info.field_name} {value!r}: expected a whole number")
-        return value
+        return whole_number(value, info.field_name)
 
     @field_validator("shard", mode="before")
     @classmethod
     def _check_shard(cls, value: Any) -> Any:
+        value = plain_scalar(value)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         if value != "auto" and not (is_whole and value >= 1):
             raise BadParameter(f"shard {value!r}: expected a whole number >= 1, or auto")
