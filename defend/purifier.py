@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from defend.art_params import ArtParams
+from defend.batch_sizes import images_at_once
 from defend.errors import BadParameter, BrokenPurifier
 from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
@@ -80,7 +81,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
     )
     # None: fresh entropy at every call, as deployed. An integer: the same noise at every call.
     seed: int | None = None
-    # ART passes the whole array to predict() at once; it is cut into batches of this size.
+    # ART passes the whole array to predict() at once; it is cut into batches of this size. Unless
+    # it is set, large images are also cut by their pixels: see `images_at_once`.
     max_batch: int = 256
     # The device of `forward` and of calls with numpy arrays. It replaces ART's device_type.
     device: str | torch.device = "cpu"
@@ -169,6 +171,14 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         for net in self.networks():
             set_layout(net, layout)
 
+    def images_at_once(self, x: Tensor | np.ndarray) -> int:
+        """Return how many images of a batch (b, ...) are purified at once: max_batch, or fewer
+        large ones unless max_batch was set.
+        """
+        if self.max_batch != type(self).max_batch:  # an author's or user's own limit
+            return self.max_batch
+        return images_at_once(self.max_batch, x.shape, self._device.type)
+
     @final
     def purified(
         self, x: Tensor, noise: Noise | None = None, backward: Backward | None = None
@@ -186,7 +196,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
             return x
         self._freeze_new_networks()
         noise = self._deployed(len(x), x.device) if noise is None else noise
-        cuts = list(zip(x.split(self.max_batch), noise.split(self.max_batch), strict=True))
+        size = self.images_at_once(x)
+        cuts = list(zip(x.split(size), noise.split(size), strict=True))
         if len(cuts) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
             return torch.cat([self._one_cut(*cut, backward) for cut in cuts])
         # Compute again in the backward pass, so that one cut's graph is in memory at a time.
@@ -289,8 +300,9 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         check_array(type(self).__name__, x)
         purified = np.empty(x.shape, np.float32)
         seed = self._deployed_seed()
-        for start in range(0, len(x), self.max_batch):
-            rows = slice(start, start + self.max_batch)
+        size = self.images_at_once(x)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
             part = torch.from_numpy(np.ascontiguousarray(x[rows]))
             index = torch.arange(start, start + len(part), device=self.device)
             with torch.no_grad():

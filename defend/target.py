@@ -145,7 +145,7 @@ class Target:
         With access "labels" it is the predicted class alone, one-hot.
         """
         first = self._advance(1)
-        batches = self._slices(len(x), self.purifier.max_batch)
+        batches = self._slices(len(x), self.purifier.images_at_once(x))
         with torch.no_grad():
             logits = torch.cat([self._pipeline(x[rows], rows, first[rows]) for rows in batches])
         if self.access == "labels":
@@ -162,7 +162,7 @@ class Target:
             raise BrokenAttack(f'it asked for a gradient, and its card says access="{self.access}"')
         copies = 1 if self.deterministic else self.eot
         first = self._advance(copies)
-        batch_size = max(1, self.purifier.max_batch // copies)
+        batch_size = max(1, self.purifier.images_at_once(x) // copies)
         batches = [
             self._batch_means(x[rows], y[rows], loss, rows, first[rows], copies)
             for rows in self._slices(len(x), batch_size)
@@ -180,7 +180,7 @@ class Target:
         """
         sums = [
             self._copy_sums(x, y, loss, rows, first + part.start, part.stop - part.start)
-            for part in self._slices(copies, self.purifier.max_batch)
+            for part in self._slices(copies, self.purifier.images_at_once(x))
         ]
         gradients, losses, logits = zip(*sums, strict=True)
         return _mean(gradients, copies), _mean(losses, copies), _mean(logits, copies)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from defend.errors import DefendError, one_line, suggest_names
+from defend.errors import DefendError, one_line, printable, suggest_names
 
 INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
@@ -110,5 +110,5 @@ def _error_line(e: click.ClickException) -> str:
 
 
 def _exit_with(text: str, code: int) -> NoReturn:
-    click.echo(f"defend: {text}", err=True)
+    click.echo(f"defend: {printable(text)}", err=True)
     sys.exit(code)
