@@ -249,6 +249,11 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         """Raise BrokenPurifier if `purify` wrote into x, whose version it was called with, or
         changed the shape.
         """
+        if not isinstance(value, Tensor):
+            raise BrokenPurifier(
+                f"{type(self).__name__}: purify returned {type(value).__name__}; let it return one"
+                " tensor of the shape of x"
+            )
         if version is not None and x._version != version:
             raise BrokenPurifier(
                 f"{type(self).__name__}: purify wrote into its input, which others share; "

@@ -29,9 +29,10 @@ from defend.benchmarks.purifier_checks import check_finite
 from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
 from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
-from defend.errors import BadWeights, one_line
+from defend.errors import BadWeights
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
+from defend.plugin_checks import describe_crash
 from defend.purifier import Backward, Relaxed, identity
 from defend.threat_models import Pipeline, gradient_kind, temperature_of
 from defend.unit_files import CLEAN_DETAIL, DETAIL, write_unit
@@ -91,8 +92,8 @@ class Executor:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the reason of a failed unit in one line."""
-    return f"{type(error).__name__}: {one_line(error)}"[:500]
+    """Return the reason of a failed unit in one line, with the line of a plugin."""
+    return describe_crash(error)[:500]
 
 
 class _HashOnce:

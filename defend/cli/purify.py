@@ -16,6 +16,7 @@ from defend.cli.image_files import Job, plan_jobs, read_image, write_image
 from defend.cli.image_memory import check_memory
 from defend.errors import BadParameter, Mismatch, printable
 from defend.files import ensure_writable
+from defend.plugin_checks import describe_crash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,9 @@ def purify_files(purifier: Purifier, jobs: list[Job], failures: list[str]) -> It
             purified = _purify_batch(purifier, batch)
         except Mismatch as e:
             failures.extend(f"{image.job.source}: {e}" for image in batch)
+            continue
+        except Exception as e:  # a plugin may raise anything, and a device may be full
+            failures.extend(f"{image.job.source}: {describe_crash(e)}" for image in batch)
             continue
         yield from _write_batch(batch, purified, failures)
 
