@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from defend.errors import BadParameter, BrokenAttack
+from defend.errors import BadParameter, BrokenAttack, Mismatch
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, Relaxed, straight_through
 from defend.purifier_module import dtype_of
-from defend.tasks.classification import CLASSIFICATION
+from defend.tasks.classification import CLASSIFICATION, Classification
+from defend.tasks.targeted import TARGETED
 from defend.tasks.task import Task
 
 Access = Literal["gradient", "scores", "labels"]
@@ -107,6 +108,17 @@ class Target:
         boundary of a bare classifier, and one wrong draw of a stochastic purifier proves little.
         """
         return self.scored and self.deterministic and self.task.may_drop
+
+    def toward_targets(self) -> Target:
+        """Return the same pipeline for an attacker who wants the classes that he is given.
+
+        Raise Mismatch at another task than classification.
+        """
+        if not isinstance(self.task, Classification):
+            raise Mismatch(
+                f"targeted=true: expected the task classification, got {self.task}; leave it out"
+            )
+        return replace(self, task=TARGETED)
 
     def take(self, rows: Tensor) -> Target:
         """Return the same pipeline for some of the images, which continue with their draws."""
