@@ -55,6 +55,14 @@ class Attack(Configured):
         self.require(self.norm in self.card.norms, "norm", " or ".join(self.card.norms))
         self.validate()
 
+    @property
+    def is_targeted(self) -> bool:
+        """True if `run` takes the classes that images are to become, not those that they are.
+
+        As in ART, a field `targeted` says so.
+        """
+        return bool(getattr(self, "targeted", False))
+
     def unsupported(self, stochastic: bool, classes: int) -> str:
         """Return the reason why it cannot attack such a pipeline, in a few words, or "" if it can.
 
@@ -66,7 +74,8 @@ class Attack(Configured):
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         """Return adversarial images (b, c, h, w) in [0, 1], within eps of x.
 
-        y: labels (b,), or what the task of the target measures against: (b, ...).
+        y: labels (b,), or what the task of the target measures against: (b, ...). If `is_targeted`,
+        the classes (b,) that the images are to become.
 
         Drop images only if `target.may_drop`.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from defend.errors import BadParameter
-from defend.files import cache_folder
+from defend.files import cache_folder, user_path
 from defend.noise import Noise
 from defend.spec import Configured
 
@@ -38,7 +38,7 @@ def data_root(root: str | None = None) -> Path:
     """Return the folder of the data: `root` (--data-root), else DEFEND_DATA, else the user's cache
     folder.
     """
-    return Path(root or os.environ.get("DEFEND_DATA") or cache_folder() / "data")
+    return user_path(root or os.environ.get("DEFEND_DATA") or cache_folder() / "data")
 
 
 @dataclass_transform(kw_only_default=True, eq_default=False)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from defend.errors import BadParameter
+from defend.errors import BadParameter, one_line
+from defend.plain_numbers import plain_list, plain_scalar
 from defend.spec import Spec, parse_single, read_value
 
 MAX_VALUES = 1000  # a range of more values is a typing error
@@ -40,6 +41,7 @@ def parse_eps(value: Any) -> tuple[Eps, ...]:
 
     Examples: 0.1, "8/255", "0,8/255", "0:0.3:0.02", [0, "8/255"]. Raises BadParameter.
     """
+    value = plain_list(value)
     items = value if isinstance(value, list | tuple) else [value]
     by_value: dict[float, Eps] = {}
     for item in items:
@@ -62,12 +64,13 @@ def _parse_item(item: Any) -> Iterator[Eps]:
 
 def parse_one_eps(item: Any) -> Eps:
     """Return the eps of one number >= 0. Raises BadParameter."""
+    item = plain_scalar(item)
     number = read_value(item) if isinstance(item, str) else item
     is_number = isinstance(number, int | float | Fraction) and not isinstance(number, bool)
     value = float(number) if is_number else math.nan  # type: ignore[arg-type]
     if not math.isfinite(value):
         raise BadParameter(
-            f"eps {item!r}: expected a number >= 0, as 0.1, 8/255, a list 0,8/255"
+            f"eps {one_line(repr(item))}: expected a number >= 0, as 0.1, 8/255, a list 0,8/255"
             " or a range 0:0.3:0.02"
         )
     if value < 0:

@@ -6,6 +6,7 @@ A message names what was expected, what came and what to do.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -80,6 +81,11 @@ def one_line(text: object) -> str:
     The text of a foreign exception then fits into one of our messages.
     """
     return " ".join(str(text).split())
+
+
+def printable(text: object) -> str:
+    """Return the text with \\xff in place of bytes that are no UTF-8, as file names may hold."""
+    return os.fsencode(str(text)).decode("utf-8", "backslashreplace")
 
 
 def suggest_names(name: str, candidates: Iterable[str]) -> str:

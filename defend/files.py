@@ -18,9 +18,24 @@ from defend.errors import BadParameter
 PART = ".part"  # the end of the name of a file that is being written
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user typed, with ~ as the home folder: no shell expands it in quotes.
+
+    Raise BadParameter for ~NAME of nobody on this machine, which would become a folder of that
+    name.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises RuntimeError
+    if expanded.startswith("~"):
+        raise BadParameter(
+            f"{path}: expected a path, or ~NAME of a user of this machine; write ./{path} if the"
+            " name begins with ~"
+        )
+    return Path(expanded)
+
+
 def cache_folder() -> Path:
     """Return the user's cache folder: XDG_CACHE_HOME/defend, else ~/.cache/defend."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "defend"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "defend"
 
 
 @contextmanager

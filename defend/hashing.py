@@ -27,8 +27,17 @@ def tensor_sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(_to_numpy(tensor.detach().cpu().contiguous()).data)
     return digest.hexdigest()
+
+
+def _to_numpy(tensor: Tensor) -> Any:
+    """Return the values, as bytes where numpy has no such type: bfloat16 and float8."""
+    import torch
+
+    if tensor.dtype == torch.bfloat16 or "float8" in str(tensor.dtype):
+        tensor = tensor.flatten().view(torch.uint8)
+    return tensor.numpy()
 
 
 # Code, without its prose.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,18 @@ READ_ERRORS = (
 _DEEP_MODES = ("I", "F")  # of Pillow: 16 or 32 bits, and floats
 
 
+@contextmanager
+def open_file(path: Path) -> Iterator[Image.Image]:
+    """Open an image file, whose pixels are not decoded yet, without a warning of a large one.
+
+    Pillow refuses more than twice the number of pixels that it warns of. Raise READ_ERRORS.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as file:
+            yield file
+
+
 def open_upright(path: Path) -> Image.Image:
     """Return the image of a file, decoded and turned as its EXIF data say.
 
@@ -35,7 +50,7 @@ def open_upright(path: Path) -> Image.Image:
     in such a file is not known.
     """
     try:
-        with Image.open(path) as file:
+        with open_file(path) as file:
             image: Any = ImageOps.exif_transpose(file)
             image.load()
     except READ_ERRORS as e:

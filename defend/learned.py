@@ -266,6 +266,7 @@ class Learned(Configured):
             defaults={name: v for name, v in defaults.items() if v is not dataclasses.MISSING},
         )
 
+    @torch.inference_mode(False)
     def _build(self) -> Frozen:
         """Return the frozen network with its weights. Raise BadWeights if the file does not fit."""
         with torch.random.fork_rng(devices=[]):

@@ -28,6 +28,7 @@ def pick_device(device: str | None) -> torch.device:
     return check_device(str(device))
 
 
+@torch.inference_mode(False)
 def load(
     spec: str | Spec | tuple[Spec, ...],
     kind: Kind = "defense",
@@ -41,7 +42,10 @@ def load(
     dataset: the data set that `weights=auto` looks for; if it is an object, or a spec with fields
     such as "faces:size=64", untrained components take its channels, size and classes. device: for
     defenses and classifiers; None is the CPU, "auto" is the first GPU, or the CPU if there is none.
-    options: further fields of the component; for a chain, fields of the chain. Raise DefendError.
+    options: further fields of the component; for a chain, fields of the chain. Those of each
+    defense are clip_values=(low, high), the range of your pixels, by default (0, 1);
+    channels_first=False for images (b, h, w, c); and seed, for the same noise at every call. Raise
+    DefendError.
     """
     specs = _specs(spec, kind)
     if isinstance(dataset, str) and parse_single(dataset, "dataset").params:

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from defend.errors import BadParameter, BrokenPlugin, MissingPackage, one_line, suggest_names
+from defend.files import user_path
 from defend.hashing import hash_source
 
 PREFIX = "local_"  # of the names of their modules
@@ -36,7 +37,7 @@ class LocalCode:
     def of_name(cls, name: str) -> LocalCode:
         """Return the code of a name PATH.py:NAME."""
         path, _, attribute = name.rpartition(":")
-        return cls(Path(path).expanduser(), attribute)
+        return cls(user_path(path), attribute)
 
     @property
     def label(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from operator import index as index_of
 
 import torch
 from torch import Tensor
@@ -64,7 +65,7 @@ class Noise:
         """Return the streams of a seed (64 bits) for images, index int64 (b,): each image's number
         in its data set.
         """
-        return cls(_mix_(torch.full_like(index, _wrap(seed)))).nth(index[:, None])
+        return cls(_mix_(torch.full_like(index, _wrap(index_of(seed))))).nth(index[:, None])
 
     def fork(self, name: str) -> Noise:
         """Return independent streams for the same images.

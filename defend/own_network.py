@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
 from defend.errors import BadParameter, BadWeights, Mismatch, one_line
+from defend.files import user_path
 from defend.hashing import hash_source, tensor_sha256
 from defend.learned import Frozen
 from defend.trained_on import TrainedOn
@@ -114,7 +114,7 @@ class OwnNetwork(Classifier):
             state = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
             loaded = {self.label: tensor_sha256(*state.values())}
         else:
-            path = Path(self.weights).expanduser()
+            path = user_path(self.weights)
             if not path.is_file():
                 raise BadWeights(
                     f"{self.label}: expected a file of weights, got weights={self.weights}, which"

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from defend.art_params import ArtParams
-from defend.errors import BadParameter, BrokenPurifier, Mismatch
+from defend.batch_sizes import images_at_once
+from defend.errors import BadParameter, BrokenPurifier
 from defend.gradients import Backward as Backward
 from defend.gradients import Relaxed as Relaxed
 from defend.gradients import identity as identity
@@ -34,7 +35,15 @@ from defend.learned import (
 )
 from defend.noise import Noise
 from defend.numerics import check_device as check_device
-from defend.pixel_checks import check_range, is_recorded, keep_undefined
+from defend.pixel_checks import (
+    check_array,
+    check_batch,
+    check_range,
+    is_recorded,
+    keep_undefined,
+    read_range,
+)
+from defend.purifier_module import PurifierModule
 from defend.registry import Kind
 from defend.spec import Configured, check_choice
 from defend.trained_on import TrainedOn
@@ -72,7 +81,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
     )
     # None: fresh entropy at every call, as deployed. An integer: the same noise at every call.
     seed: int | None = None
-    # ART passes the whole array to predict() at once; it is cut into batches of this size.
+    # ART passes the whole array to predict() at once; it is cut into batches of this size. Unless
+    # it is set, large images are also cut by their pixels: see `images_at_once`.
     max_batch: int = 256
     # The device of `forward` and of calls with numpy arrays. It replaces ART's device_type.
     device: str | torch.device = "cpu"
@@ -83,15 +93,13 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
     # True: ART's `classifier.fit` purifies, too, as in training-and-test defenses.
     apply_fit: bool = False
 
+    @torch.inference_mode(False)
     def __post_init__(self) -> None:
         self.require_card('Card(paper="none: my own", gradient="exact", stochastic=False)')
         PreprocessorPyTorch.__init__(self, is_fitted=True)
         self.device = self._device = check_device(self.device)
         self.require(self.max_batch >= 1, "max_batch", ">= 1")
-        is_pair = isinstance(self.clip_values, tuple | list) and len(self.clip_values) == 2
-        self.require(is_pair, "clip_values", "(low, high)")
-        low, high = self.clip_values
-        self.require(low < high, "clip_values", "(low, high) with low < high")
+        self.clip_values = read_range(type(self).__name__, self.clip_values)
         self.validate()
 
     _precision = "float32"
@@ -163,6 +171,14 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         for net in self.networks():
             set_layout(net, layout)
 
+    def images_at_once(self, x: Tensor | np.ndarray) -> int:
+        """Return how many images of a batch (b, ...) are purified at once: max_batch, or fewer
+        large ones unless max_batch was set.
+        """
+        if self.max_batch != type(self).max_batch:  # an author's or user's own limit
+            return self.max_batch
+        return images_at_once(self.max_batch, x.shape, self._device.type)
+
     @final
     def purified(
         self, x: Tensor, noise: Noise | None = None, backward: Backward | None = None
@@ -180,7 +196,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
             return x
         self._freeze_new_networks()
         noise = self._deployed(len(x), x.device) if noise is None else noise
-        cuts = list(zip(x.split(self.max_batch), noise.split(self.max_batch), strict=True))
+        size = self.images_at_once(x)
+        cuts = list(zip(x.split(size), noise.split(size), strict=True))
         if len(cuts) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
             return torch.cat([self._one_cut(*cut, backward) for cut in cuts])
         # Compute again in the backward pass, so that one cut's graph is in memory at a time.
@@ -201,17 +218,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         """Raise BadParameter, Mismatch for a batch that is not (b, c, h, w) of floats and of the
         right channels.
         """
-        if x.ndim != 4 or not x.is_floating_point():
-            raise BadParameter(
-                f"{type(self).__name__}: expected a float (b, c, h, w) batch, "
-                f"got {x.dtype} {tuple(x.shape)}"
-            )
-        if x.shape[1] not in self.card.channels:
-            channels = " or ".join(map(str, self.card.channels))
-            raise Mismatch(
-                f"{type(self).__name__}: takes images of {channels} channels, "
-                f"got {x.shape[1]} in {tuple(x.shape)}"
-            )
+        check_batch(type(self).__name__, x, self.card.channels, self.channels_first)
 
     def _replay(self, x: Tensor, noise: Noise, backward: Backward | None) -> Tensor:
         return self._one_cut(x, noise.again(), backward)
@@ -242,6 +249,11 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         """Raise BrokenPurifier if `purify` wrote into x, whose version it was called with, or
         changed the shape.
         """
+        if not isinstance(value, Tensor):
+            raise BrokenPurifier(
+                f"{type(self).__name__}: purify returned {type(value).__name__}; let it return one"
+                " tensor of the shape of x"
+            )
         if version is not None and x._version != version:
             raise BrokenPurifier(
                 f"{type(self).__name__}: purify wrote into its input, which others share; "
@@ -290,10 +302,12 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
 
         They are cut on the host: at most max_batch images are on the device.
         """
+        check_array(type(self).__name__, x)
         purified = np.empty(x.shape, np.float32)
         seed = self._deployed_seed()
-        for start in range(0, len(x), self.max_batch):
-            rows = slice(start, start + self.max_batch)
+        size = self.images_at_once(x)
+        for start in range(0, len(x), size):
+            rows = slice(start, start + size)
             part = torch.from_numpy(np.ascontiguousarray(x[rows]))
             index = torch.arange(start, start + len(part), device=self.device)
             with torch.no_grad():
@@ -319,7 +333,7 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
 
     def as_module(self) -> nn.Module:
         """Return a module for use without ART: torch.nn.Sequential(purifier.as_module(), model)."""
-        return _PurifierModule(self)
+        return PurifierModule(self)
 
 
 _FINAL_BY_DECORATOR = [
@@ -378,21 +392,3 @@ class LearnedPurifier(Learned, Purifier):
     def net(self) -> nn.Module:
         """The network that `build` returned."""
         return self.frozen.net
-
-
-class _PurifierModule(nn.Module):
-    """A purifier as a module that registers its networks, so that `.to` and `state_dict` work."""
-
-    def __init__(self, purifier: Purifier) -> None:
-        super().__init__()
-        self.purifier = purifier
-        self.networks = nn.ModuleList(purifier.networks())
-
-    def train(self, mode: bool = True) -> _PurifierModule:
-        """Stay in eval mode: what is deployed does not change when a model around it is trained."""
-        return super().train(False)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x purified. Compilers leave it as it is: the gradients are made by hand."""
-        return self.purifier.purified(x)

@@ -24,6 +24,7 @@ from defend.errors import (
     suggest_names,
 )
 from defend.local_files import LocalCode, local_label
+from defend.plugin_checks import check_call, check_initialised, check_own_init
 from defend.spec import Configured, Spec, typed_params
 
 Kind = Literal["defense", "attack", "classifier", "dataset"]
@@ -164,6 +165,31 @@ def find_extra(dist: str, package: str) -> str:
     return ""
 
 
+# Attacks as papers call them, and the name of ART's class with the field that it needs.
+_ART_NAMES = {
+    "cw": "CarliniL2Method",
+    "cwl2": "CarliniL2Method",
+    "cwlinf": "CarliniLInfMethod",
+    "carlini": "CarliniL2Method",
+    "carliniwagner": "CarliniL2Method",
+    "deepfool": "DeepFool",
+    "hopskipjump": "HopSkipJump,access=labels",
+    "hsj": "HopSkipJump,access=labels",
+    "boundary": "BoundaryAttack,access=labels",
+    "boundaryattack": "BoundaryAttack,access=labels",
+    "geoda": "GeoDA,access=labels",
+    "bim": "BasicIterativeMethod",
+    "mim": "MomentumIterativeMethod",
+    "mifgsm": "MomentumIterativeMethod",
+    "ead": "ElasticNet",
+    "elasticnet": "ElasticNet",
+    "jsma": "SaliencyMapMethod",
+    "newtonfool": "NewtonFool",
+    "zoo": "ZooAttack,access=scores",
+    "simba": "SimBA,access=scores",
+}
+
+
 class Registry:
     """All installed components, by kind and name."""
 
@@ -234,9 +260,12 @@ class Registry:
         """Word the error for an unknown name: name its real kind, or the nearest names."""
         entries = self.entries(kind)
         other_kinds = self.kinds_of(name)
+        known_elsewhere = _ART_NAMES.get(_squeeze(name)) if kind == "attack" else None
         if other_kinds:
             article = "an" if other_kinds[0][0] in "aeiou" else "a"
             hint = f" It is {article} {other_kinds[0]}."
+        elif known_elsewhere:
+            hint = f" ART has it: write art:name={known_elsewhere}."
         else:
             hint = suggest_names(name, map(self.to_type, entries))
         return f"unknown {kind} '{name}'.{hint} `defend list {kind}s` shows all {len(entries)}."
@@ -255,14 +284,18 @@ class Registry:
         """
         entry = self.entry(kind, name)
         try:
-            return self._call(entry.load(), f"{kind} '{name}'", params)
+            component = self._call(entry.load(), f"{kind} '{name}'", params)
         except ModuleNotFoundError as e:  # a package that is imported when it is used
             raise entry.describe_missing(e.name or str(e)) from e
+        check_initialised(component, kind)
+        check_call(component, kind)
+        return component
 
     @staticmethod
     def _call(factory: Callable[..., Any], label: str, params: dict[str, Any]) -> Any:
         """Return what the class or function makes of the parameters. Raise BadParameter."""
         if isinstance(factory, type) and issubclass(factory, Configured):
+            check_own_init(factory)
             return factory(**typed_params(factory, params, label))
         signature = inspect.signature(factory)
         try:
@@ -287,6 +320,11 @@ class Registry:
         # A class that is named by another module, and that module is imported only then.
         named = named or [entry for entry in entries if _exports(entry, cls)]
         return named[0].component if named else cls.__qualname__
+
+
+def _squeeze(name: str) -> str:
+    """Return a name without the marks by which people write it otherwise: cw-l2 and CW_L2."""
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _kinds_of_class(factory: object) -> list[Kind]:

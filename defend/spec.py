@@ -25,6 +25,7 @@ from itertools import zip_longest
 from typing import Any, ClassVar, dataclass_transform
 
 from defend.errors import BadParameter, BadSpec, suggest_names
+from defend.plain_numbers import plain_scalar
 
 Value = bool | int | float | Fraction | str | None
 
@@ -238,6 +239,7 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
 
     field: the start of the message, such as "attack 'pgd': steps".
     """
+    value = plain_scalar(value)
     union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     options = typing.get_args(annotation) if union else (annotation,)
     for option in options:
@@ -246,9 +248,8 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
             return converted
     spelling = write_value(value) if isinstance(value, Value) else repr(value)
     expected = " or ".join(_describe(option) for option in options)
-    hint = ""
-    if str in options and isinstance(value, Value):
-        hint = f'; if text is meant, quote it: "{spelling}"'
+    may_be_text = str in options and isinstance(value, Value)
+    hint = f'; if text is meant, quote it: "{spelling}"' if may_be_text else ""
     raise BadParameter(f"{field}={spelling}: expected {expected}{hint}")
 
 
@@ -358,7 +359,7 @@ class Configured:
     @property
     def settings(self) -> dict[str, Any]:
         """The author's fields with their values, defaults included, as records store them."""
-        return {name: getattr(self, name) for name in self.fields()}
+        return {name: plain_scalar(getattr(self, name)) for name in self.fields()}
 
 
 def typed_params(component_type: Any, params: dict[str, Any], label: str) -> dict[str, Any]:

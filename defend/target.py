@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from defend.errors import BadParameter, BrokenAttack
+from defend.errors import BadParameter, BrokenAttack, Mismatch
 from defend.noise import Noise
 from defend.purifier import Backward, Purifier, Relaxed, straight_through
-from defend.tasks.classification import CLASSIFICATION
+from defend.purifier_module import dtype_of
+from defend.tasks.classification import CLASSIFICATION, Classification
+from defend.tasks.targeted import TARGETED
 from defend.tasks.task import Task
 
 Access = Literal["gradient", "scores", "labels"]
@@ -34,7 +36,19 @@ def _mean(sums: Sequence[Tensor], copies: int) -> Tensor:
     return total / copies
 
 
-def _check_evaluated(classifier: nn.Module) -> None:
+def _check_classifier(classifier: nn.Module) -> None:
+    """Raise BadParameter for a network whose queries change it, or that has no usable gradient."""
+    for tensor in (*classifier.parameters(), *classifier.buffers()):
+        if tensor.is_inference():
+            raise BadParameter(
+                "Target: expected a classifier that can be differentiated, got one that was made"
+                " under torch.inference_mode(); make or copy.deepcopy it outside"
+            )
+    if dtype_of(classifier) == torch.float16:
+        raise BadParameter(
+            "Target: expected a classifier in float32, bfloat16 or float64, got float16, in which"
+            " small gradients become zero; call classifier.float()"
+        )
     for module in classifier.modules():
         if module.training and isinstance(module, _CHANGED_BY_TRAINING):
             raise BadParameter(
@@ -77,7 +91,7 @@ class Target:
     def __post_init__(self) -> None:
         """Raise BadParameter for a classifier whose queries would change it, or differ."""
         if self._drawn is _FIRST_DRAW:
-            _check_evaluated(self.classifier)
+            _check_classifier(self.classifier)
             self._rows = torch.arange(len(self.noise), device=self.noise.device)
             self._drawn = torch.zeros_like(self._rows)
 
@@ -94,6 +108,17 @@ class Target:
         boundary of a bare classifier, and one wrong draw of a stochastic purifier proves little.
         """
         return self.scored and self.deterministic and self.task.may_drop
+
+    def toward_targets(self) -> Target:
+        """Return the same pipeline for an attacker who wants the classes that he is given.
+
+        Raise Mismatch at another task than classification.
+        """
+        if not isinstance(self.task, Classification):
+            raise Mismatch(
+                f"targeted=true: expected the task classification, got {self.task}; leave it out"
+            )
+        return replace(self, task=TARGETED)
 
     def take(self, rows: Tensor) -> Target:
         """Return the same pipeline for some of the images, which continue with their draws."""
@@ -132,7 +157,7 @@ class Target:
         With access "labels" it is the predicted class alone, one-hot.
         """
         first = self._advance(1)
-        batches = self._slices(len(x), self.purifier.max_batch)
+        batches = self._slices(len(x), self.purifier.images_at_once(x))
         with torch.no_grad():
             logits = torch.cat([self._pipeline(x[rows], rows, first[rows]) for rows in batches])
         if self.access == "labels":
@@ -149,7 +174,7 @@ class Target:
             raise BrokenAttack(f'it asked for a gradient, and its card says access="{self.access}"')
         copies = 1 if self.deterministic else self.eot
         first = self._advance(copies)
-        batch_size = max(1, self.purifier.max_batch // copies)
+        batch_size = max(1, self.purifier.images_at_once(x) // copies)
         batches = [
             self._batch_means(x[rows], y[rows], loss, rows, first[rows], copies)
             for rows in self._slices(len(x), batch_size)
@@ -167,7 +192,7 @@ class Target:
         """
         sums = [
             self._copy_sums(x, y, loss, rows, first + part.start, part.stop - part.start)
-            for part in self._slices(copies, self.purifier.max_batch)
+            for part in self._slices(copies, self.purifier.images_at_once(x))
         ]
         gradients, losses, logits = zip(*sums, strict=True)
         return _mean(gradients, copies), _mean(losses, copies), _mean(logits, copies)
@@ -204,8 +229,16 @@ class Target:
         self.counts["forwards"] += len(x) * copies
         draws = first[:, None] + torch.arange(copies, device=first.device)
         noise = self.noise.take(rows).nth(draws)
-        logits: Tensor = self.classifier(self.purified(x, noise, copies))
-        return logits
+        return self.classify(self.purified(x, noise, copies))
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Return the logits (b, classes) of purified images, in the type of the images.
+
+        The network computes in the type of its parameters.
+        """
+        dtype = dtype_of(self.classifier) or purified.dtype
+        logits: Tensor = self.classifier(purified.to(dtype))
+        return logits.to(purified.dtype)
 
     def purified(self, x: Tensor, noise: Noise, copies: int = 1) -> Tensor:
         """Return purified images (b * copies, c, h, w), in the order of the rows of `noise`.

@@ -20,6 +20,7 @@ from defend.files import write_file
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 
 # Names of tensors (n, draws, ...) that hold what a task says beside the score begin with these.
+TARGET_REACHED = "note_target_reached"  # (n,) bool: the first draw is classified as the target
 DETAIL, CLEAN_DETAIL = "detail_", "clean_detail_"
 
 

@@ -203,6 +203,9 @@ BROKEN = {
         lambda: make(leaves_the_predicted_class),
         lambda: make(after_fgsm(towards_the_label)),
     ],
+    "check_targeted_comes_closer_to_its_target": [
+        lambda: make(HONEST, targeted=False, __annotations__={"targeted": bool})
+    ],
     "check_targeted_mode_hits_the_target": [
         lambda: make(HONEST, targeted=False, __annotations__={"targeted": bool})
     ],

@@ -176,10 +176,6 @@ FILES = {
     "purify none {tmp}/deep.png --out {tmp}/clean": ["{tmp}/deep.png", "8 bits per channel"],
     "purify none {tmp}/empty --out {tmp}/clean": ["{tmp}/empty", "no images"],
     "purify none {tmp}/grey.png --out {tmp}": ["{tmp}/grey.png", "would overwrite an input"],
-    "purify none {tmp}/grey.png {tmp}/grey.png --out {tmp}/clean": [
-        "{tmp}/grey.png",
-        "would both become",
-    ],
     "purify none {tmp}/grey.png --out {tmp}/file/x": ["{tmp}/file/x", "cannot be written"],
     "audit median --dataset digits --classifier convnet --out page.txt": ["page.txt", "page.html"],
 }

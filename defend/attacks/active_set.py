@@ -106,9 +106,17 @@ def mean_over_draws(target: Target, x: Tensor, function: Callable[[Tensor], Tens
     return torch.stack([function(target.logits(x)) for _ in range(draws)]).mean(0)
 
 
-def mean_margin(target: Target, x: Tensor, y: Tensor) -> Tensor:
-    """Return the mean over fresh draws of z_y - max over i != y of z_i, of shape (b,)."""
-    return mean_over_draws(target, x, lambda logits: margin(logits, y))
+def goal_margin(logits: Tensor, y: Tensor, targeted: bool) -> Tensor:
+    """Return what an attacker lowers below 0: z_y - max over i != y of z_i (b,).
+
+    If targeted, y are the classes that he wants, and it is minus that.
+    """
+    return -margin(logits, y) if targeted else margin(logits, y)
+
+
+def mean_margin(target: Target, x: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """Return the mean of `goal_margin` over fresh draws, of shape (b,)."""
+    return mean_over_draws(target, x, lambda logits: goal_margin(logits, y, targeted))
 
 
 def likeliest_wrong_classes(target: Target, x: Tensor, y: Tensor, n: int) -> Tensor:
@@ -121,7 +129,9 @@ def likeliest_wrong_classes(target: Target, x: Tensor, y: Tensor, n: int) -> Ten
     return wrong_logits.topk(min(n, logits.shape[1] - 1), 1).indices
 
 
-def select_smallest_margin(target: Target, points: Tensor, y: Tensor, copies: int) -> Tensor:
+def select_smallest_margin(
+    target: Target, points: Tensor, y: Tensor, copies: int, targeted: bool = False
+) -> Tensor:
     """Return for each image the point of the smallest mean margin, measured afresh: (b, c, h, w).
 
     points: (b copies, c, h, w), the copies of one image adjacent. target and y have a row for each
@@ -129,7 +139,7 @@ def select_smallest_margin(target: Target, points: Tensor, y: Tensor, copies: in
     """
     if copies == 1:
         return points
-    best = mean_margin(target, points, y).unflatten(0, (-1, copies)).argmin(1)
+    best = mean_margin(target, points, y, targeted).unflatten(0, (-1, copies)).argmin(1)
     return select_copy(points, best, copies)
 
 

@@ -25,6 +25,7 @@ from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted, whole_l
 from defend.noise import Noise
 from defend.norms import norm_of, per_image, project
 from defend.target import Loss, Target
+from defend.tasks.targeted import TARGETED
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
 FIRST_CHECKPOINT = 22  # percent of the steps; section 3.1 of the paper
@@ -77,12 +78,19 @@ class APGD(Attack):
     # are fewer wrong classes, all are targets.
     targets: int = 9
     rho: float = 0.75  # the share of steps that should raise f
+    targeted: bool = False  # true, with loss=ce: y are the classes that the images are to become
 
     def validate(self) -> None:
         self.require(self.steps >= 1, "steps", ">= 1")
         self.require(self.restarts >= 1, "restarts", ">= 1")
         self.require(self.targets >= 1, "targets", ">= 1")
         self.require(0 <= self.rho <= 1, "rho", "0 to 1, a share of steps")
+
+        self.require(
+            not self.targeted or self.loss == "ce",
+            "targeted",
+            f"false with loss={self.loss}, which wants any wrong class; use loss=ce",
+        )
 
     def unsupported(self, stochastic: bool, classes: int) -> str:
         needed = MIN_CLASSES[self.loss]
@@ -92,13 +100,23 @@ class APGD(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         y = whole_labels(y)
+        target = target.toward_targets() if self.targeted else target
         labels = self._labels(target, x, y)
         n = labels.shape[1]
         target, noise = target.copies(n), noise.copies(n)
         x, y = x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
         states = self._start(target, x, labels.flatten(0, 1), y, eps, noise)
         states = run_active(states, partial(self._step, eps=eps), range(self.steps), n)
-        return select_smallest_margin(target, states.best, y, n)
+        return select_smallest_margin(target, states.best, y, n, self.targeted)
+
+    @property
+    def _loss(self) -> Loss:
+        """What it climbs: its loss, or the loss of a targeted attack."""
+        return TARGETED.loss if self.targeted else LOSSES[self.loss]
+
+    def _is_reached(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return which images (b,) are wrong, or classified as their targets y."""
+        return (logits.argmax(1) == y) == self.targeted
 
     def _labels(self, target: Target, x: Tensor, y: Tensor) -> Tensor:
         """Return the labels of each image's n copies: (b, n), or (b, n, 2) with target classes."""
@@ -114,10 +132,10 @@ class APGD(Attack):
         direction = 2 * noise.uniform(x) - 1 if self.norm == "Linf" else noise.normal(x)
         length = per_image(norm_of(direction, self.norm), x)
         x_adv = (x + eps * direction / length).clamp(0, 1)
-        gradient, loss, logits = target.gradient(x_adv, labels, LOSSES[self.loss])
+        gradient, loss, logits = target.gradient(x_adv, labels, self._loss)
         return AscentStates(
             target=target,
-            broken=logits.argmax(1) != y,
+            broken=self._is_reached(logits, y),
             x=x,
             y=y,
             labels=labels,
@@ -139,9 +157,9 @@ class APGD(Attack):
         moved = self._move(s, eps, weight=0.75 if k else 1.0)
         s.x_adv, s.previous = moved, s.x_adv
         loss_before = s.loss
-        s.gradient, s.loss, logits = s.target.gradient(s.x_adv, s.labels, LOSSES[self.loss])
+        s.gradient, s.loss, logits = s.target.gradient(s.x_adv, s.labels, self._loss)
         s.rises = s.rises + (s.loss > loss_before)
-        is_wrong = logits.argmax(1) != s.y
+        is_wrong = self._is_reached(logits, s.y)
         is_better = (s.loss > s.best_loss) | (is_wrong & s.target.may_drop)
         self._update_best(s, is_better & ~s.is_final())
         s.broken = s.broken | is_wrong

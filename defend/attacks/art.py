@@ -32,7 +32,7 @@ from defend.attack import Attack, AttackCard
 from defend.attacks.art_classes import Access, art_parameters, find_attack_class, resolve_access
 from defend.attacks.art_estimator import TargetModule, make_dummy_estimator, make_estimator
 from defend.attacks.art_random_state import seeded_generators
-from defend.errors import BadParameter, BrokenAttack, DefendError, one_line
+from defend.errors import BadParameter, BrokenAttack, DefendError, MissingPackage, one_line
 from defend.noise import Noise
 from defend.norms import Norm, leave_clean, project
 from defend.spec import typed_params
@@ -159,8 +159,12 @@ class _ArtComponent(Attack):
         """Return ART's attack object. Raises BadParameter if ART refuses the parameters."""
         try:
             return self.attack_class(estimator, **self._art_arguments(eps))
-        except (TypeError, ValueError, IndexError) as e:
-            raise BadParameter(f"art:name={type(self).__name__}: {one_line(e)}") from None
+        except ImportError as e:
+            raise _describe_missing(type(self).__name__, e) from None
+        except Exception as e:  # ART may raise any exception
+            is_named = isinstance(e, TypeError | ValueError)
+            reason = one_line(e) if is_named else f"{type(e).__name__}: {one_line(e)}"
+            raise BadParameter(f"art:name={type(self).__name__}: {reason}") from None
 
     def _art_arguments(self, eps: float) -> dict[str, Any]:
         """Return the arguments for ART's class: our fields, and what comes with the call."""
@@ -187,13 +191,17 @@ class _ArtComponent(Attack):
                 return attack.generate(x=x)
             return attack.generate(x=x, y=y)
         except ImportError as e:
-            raise BadParameter(
-                f"art:name={name}: {e}. ART does not install it: pip install {e.name}"
-            ) from None
+            raise _describe_missing(name, e) from None
         except DefendError:
             raise
         except Exception as e:  # ART may raise any exception
             raise BrokenAttack(f"art:name={name}: {type(e).__name__}: {one_line(e)}") from e
+
+
+def _describe_missing(name: str, error: ImportError) -> MissingPackage:
+    """Return the error for a library that one of ART's attacks imports and ART does not install."""
+    command = f"pip install {error.name.partition('.')[0]}" if error.name else "install it"
+    return MissingPackage(f"art:name={name}: {one_line(error)}. ART does not install it: {command}")
 
 
 @contextmanager

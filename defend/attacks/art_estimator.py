@@ -57,7 +57,7 @@ class TargetModule(nn.Module):
         noise = self._fresh_noise(target, len(x) * copies)
 
         def mean_logits(x: Tensor) -> Tensor:
-            logits = target.classifier(target.purified(x, noise, copies))
+            logits = target.classify(target.purified(x, noise, copies))
             return cast(Tensor, logits.unflatten(0, (len(x), copies)).mean(1))
 
         def count(kind: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import (
     ImageStates,
+    goal_margin,
     is_readable_without_waiting,
     mean_margin,
     run_active,
@@ -28,7 +29,7 @@ from defend.attacks.square_proposals import (
     start_with_bumps,
     start_with_stripes,
 )
-from defend.losses import margin, whole_labels
+from defend.losses import whole_labels
 from defend.noise import Noise
 from defend.norms import per_image
 from defend.target import Target
@@ -84,6 +85,7 @@ class Square(Attack):
     # false: the schedule of p for 10,000 queries; AutoAttack runs its 5,000 queries like that
     rescale: bool = True
     redraw: bool = True  # L-inf; false: a square may change nothing
+    targeted: bool = False  # true: y are the classes that the images are to become
 
     def validate(self) -> None:
         self.require(self.queries >= 1, "queries", ">= 1")
@@ -91,9 +93,10 @@ class Square(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         y = whole_labels(y)
+        target = target.toward_targets() if self.targeted else target
         start = start_with_stripes if self.norm == "Linf" else start_with_bumps
         first = start(x, eps, noise)
-        first_margin = mean_margin(target, first, y)
+        first_margin = mean_margin(target, first, y, self.targeted)
         states = SearchStates(
             target=target,
             broken=first_margin < 0,
@@ -140,19 +143,21 @@ class Square(Attack):
         """
         if s.target.deterministic:
             return self._measure_candidate(s, candidate), s.best_margin
-        return mean_margin(s.target, candidate, s.y), mean_margin(s.target, s.best, s.y)
+        candidate_margin = mean_margin(s.target, candidate, s.y, self.targeted)
+        return candidate_margin, mean_margin(s.target, s.best, s.y, self.targeted)
 
     def _measure_candidate(self, s: SearchStates, candidate: Tensor) -> Tensor:
         """Return the margins on a deterministic target, without querying unchanged candidates."""
         if not is_readable_without_waiting(candidate):
-            return margin(s.target.logits(candidate), s.y)
+            return goal_margin(s.target.logits(candidate), s.y, self.targeted)
         changed = (candidate != s.best).flatten(1).any(1).nonzero()[:, 0]
         if len(changed) == len(candidate):
-            return margin(s.target.logits(candidate), s.y)
+            return goal_margin(s.target.logits(candidate), s.y, self.targeted)
         if not len(changed):
             return s.best_margin
         logits = s.target.take(changed).logits(candidate[changed])
-        return s.best_margin.index_copy(0, changed, margin(logits, s.y[changed]))
+        changed_margin = goal_margin(logits, s.y[changed], self.targeted)
+        return s.best_margin.index_copy(0, changed, changed_margin)
 
     def side(self, step: int, x: Tensor) -> int:
         """Return the side of the square in pixels, after `step` earlier steps.

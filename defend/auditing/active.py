@@ -89,7 +89,7 @@ def _batches(context: Context) -> Iterator[Tensor]:
 
     A head belongs to a position of the batch, so that a batch must not be cut.
     """
-    size = max(1, context.purifier.max_batch // max(1, context.budget.eot))
+    size = max(1, context.purifier.images_at_once(context.x) // max(1, context.budget.eot))
     yield from context.all_rows[: context.budget.active_images].split(size)
 
 
@@ -132,7 +132,7 @@ def fit_heads(context: Context, features: Features, rows: Tensor) -> Heads:
 
 def features_around(context: Context, features: Features, rows: Tensor, points: PointSet) -> Tensor:
     """Return the features (b, points, d) of random points around each image."""
-    images_at_once = max(1, context.purifier.max_batch // points.count)
+    images_at_once = max(1, context.purifier.images_at_once(context.x) // points.count)
     parts = [_features_of(context, features, r, points) for r in rows.split(images_at_once)]
     return torch.cat(parts)
 
@@ -145,7 +145,7 @@ def _features_of(context: Context, features: Features, rows: Tensor, points: Poi
         offsets = offsets.sign()
     x = (x + points.radius * context.eps * offsets).clamp(0, 1)
     draws = noise.fork("draws").copies(points.count)
-    size = context.purifier.max_batch
+    size = context.purifier.images_at_once(x)
     parts = []
     for part, part_noise in zip(x.split(size), draws.split(size), strict=True):
         parts.append(_purified_features(context, features, part, part_noise))

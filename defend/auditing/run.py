@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
+
 from defend.auditing import (
     active,
     alternative_attacks,
@@ -41,11 +43,13 @@ from defend.eps import Eps
 from defend.errors import one_line
 from defend.loading import pick_device
 from defend.numerics import numerics_applied
+from defend.plain_numbers import whole_number
 from defend.purifier import Purifier
 
 Say = Callable[[str], None]
 
 
+@torch.inference_mode(False)
 def audit(
     spec: str | Purifier,
     dataset: str | Dataset,
@@ -77,11 +81,11 @@ def audit(
         dataset,
         classifier,
         budget,
-        n=n,
+        n=None if n is None else whole_number(n, "n"),
         split=split,
         eps=eps,
         surrogates=surrogates,
-        seed=seed,
+        seed=whole_number(seed, "seed"),
         device=str(resolved),
         data_root=data_root,
     )

@@ -48,7 +48,7 @@ def _estimate_gradient(
 
     copies: the target with `pairs` copies of each image. Each image takes 2 * pairs forwards.
     """
-    batch = max(1, copies.purifier.max_batch // (2 * pairs))
+    batch = max(1, copies.purifier.images_at_once(x) // (2 * pairs))
     estimates = []
     for rows in torch.arange(len(x), device=x.device).split(batch):
         first, last = int(rows[0]), int(rows[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,8 +100,11 @@ def _named_files(component: Any) -> list[Path]:
     files = []
     for name, value in component.settings.items():
         is_weights = isinstance(component, Learned) and name == "weights"
-        if isinstance(value, str) and not is_weights and Path(value).is_file():
-            files.append(Path(value))
+        if not isinstance(value, str) or is_weights:
+            continue
+        path = Path(os.path.expanduser(value))  # noqa: PTH111  any text; it need not be a path
+        if path.is_file():
+            files.append(path)
     return files
 
 

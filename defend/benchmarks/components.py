@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from defend.attack import Attack
+from defend.batch_sizes import GPU_BATCH_VALUES
 from defend.benchmarks.bpda_networks import BPDANetworks
 from defend.benchmarks.component_keys import component_key
 from defend.benchmarks.no_classifier import NoClassifier
@@ -91,17 +92,13 @@ class Components:
             check_final_methods(component)
             check_trained(component, spec)
             component.run_as(self.precision, self.layout)
-        if kind == "defense":
-            _fit_batches(component, self.data, self.device.type)
+        if kind == "defense" and self.device.type == "cuda":
+            _fill_gpu(component, self.data)
         return component
 
 
-GPU_BATCH_VALUES = 2**24  # pixel values inside `purify` at once on a GPU: 64 MiB of float32
-CPU_BATCH_VALUES = 2**23  # at most, on a CPU: 55 colour images of 224x224, 4 of 768x768
-
-
-def _fit_batches(purifier: Purifier, data: Dataset, device_type: str) -> None:
-    """Purify as many images at once as fill a GPU, and no more than fit a CPU's memory.
+def _fill_gpu(purifier: Purifier, data: Dataset) -> None:
+    """Purify as many images at once as fill a GPU.
 
     This changes no setting and no key.
     """
@@ -109,10 +106,7 @@ def _fit_batches(purifier: Purifier, data: Dataset, device_type: str) -> None:
     for member in {purifier, *members_of(purifier)}:
         if member.max_batch != type(member).max_batch:  # an author's or user's own limit stays
             continue
-        if device_type == "cuda":
-            member.max_batch = max(member.max_batch, GPU_BATCH_VALUES // values)
-        else:
-            member.max_batch = max(1, min(member.max_batch, CPU_BATCH_VALUES // values))
+        member.max_batch = max(member.max_batch, GPU_BATCH_VALUES // values)
 
 
 def check_final_methods(component: Any) -> None:

@@ -29,12 +29,14 @@ from defend.benchmarks.purifier_checks import check_finite
 from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
 from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
-from defend.errors import BadWeights, one_line
+from defend.errors import BadWeights
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
+from defend.plugin_checks import describe_crash
 from defend.purifier import Backward, Relaxed, identity
+from defend.tasks.targeted import next_class
 from defend.threat_models import Pipeline, gradient_kind, temperature_of
-from defend.unit_files import CLEAN_DETAIL, DETAIL, write_unit
+from defend.unit_files import CLEAN_DETAIL, DETAIL, TARGET_REACHED, write_unit
 
 SAMPLES = 6  # images of the first range that are kept for the report
 SAMPLE_VALUES = 2**21  # pixel values of them, at most: one photograph
@@ -91,8 +93,8 @@ class Executor:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the reason of a failed unit in one line."""
-    return f"{type(error).__name__}: {one_line(error)}"[:500]
+    """Return the reason of a failed unit in one line, with the line of a plugin."""
+    return describe_crash(error)[:500]
 
 
 class _HashOnce:
@@ -161,6 +163,13 @@ class _JobRun:
     def _attack_component(self) -> Attack:
         return self.components.attack(self.job.cell.bare_attack)
 
+    @property
+    def attack_reference(self) -> Tensor:
+        """What the attack gets as y: for a targeted attack the next class of each image."""
+        if not self._attack_component.is_targeted:
+            return self.reference
+        return next_class(self.reference, self.components.data.classes)
+
     def _backward(self, attacked: Pipeline) -> Backward | None:
         """Return what replaces the declared gradient; None for the declared one."""
         if attacked.gradient == "identity":
@@ -192,8 +201,8 @@ class _JobRun:
             return
         positive = [eps for eps in epsilons if eps > 0]
         noise = self.noise.fork("start")
-        reference = self.reference
-        yield from sweep_eps(attack, cell.bare_attack, target, self.x, reference, positive, noise)
+        goal = self.attack_reference
+        yield from sweep_eps(attack, cell.bare_attack, target, self.x, goal, positive, noise)
         if 0.0 in epsilons:
             yield AttackResult(
                 eps=0.0, x_adv=self.x, forwards=0, backwards=0, seconds=0.0, notes={}
@@ -333,6 +342,9 @@ class _JobRun:
         tensors |= {f"{DETAIL}{name}": values for name, values in scores.details.items()}
         tensors |= {f"{CLEAN_DETAIL}{name}": values for name, values in clean.details.items()}
         tensors |= {f"note_{name}": values for name, values in result.notes.items()}
+        if self._attack_component.is_targeted and len(scores.first_logits):
+            is_reached = scores.first_logits.argmax(1) == self.attack_reference
+            tensors[TARGET_REACHED] = is_reached.cpu()
         if self.job.start == 0:
             samples = max(1, min(SAMPLES, SAMPLE_VALUES // self.x[0].numel()))
             images = {"x": self.x, "adv": result.x_adv, "purified": scores.first_draw}

@@ -26,6 +26,7 @@ from defend.loading import load
 from defend.local_components import wrap_network
 from defend.own_arrays import OwnArrays
 from defend.own_network import hash_code
+from defend.pixel_checks import read_range
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
 
@@ -144,9 +145,9 @@ def _of_art(classifier: PyTorchClassifier) -> nn.Module:
             "classifier: expected a PyTorchClassifier without defences, got some; give purifiers as"
             " defenses"
         )
-    low, high = classifier.clip_values if classifier.clip_values is not None else (0.0, 1.0)
+    clip_values = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
+    low, high = read_range("PyTorchClassifier", clip_values)
     layers: list[nn.Module] = []
-    low, high = (float(np.min(low)), float(np.max(high)))
     if (low, high) != (0.0, 1.0):  # pixels p of the network are low + (high - low) x
         layers.append(Normalise((-low / (high - low),), (1 / (high - low),)))
     standard = classifier.preprocessing

@@ -32,7 +32,7 @@ from defend.records import (
 )
 from defend.spec import parse
 from defend.tasks.task import Summary
-from defend.unit_files import CLEAN_DETAIL, DETAIL, Unit
+from defend.unit_files import CLEAN_DETAIL, DETAIL, TARGET_REACHED, Unit
 from defend.weights.third_party import merge_hashes
 
 
@@ -200,13 +200,21 @@ def _measure_details(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
     task = cell.task
     attacked, clean = (_details(units, prefix) for prefix in (DETAIL, CLEAN_DETAIL))
     if not attacked:
-        return {}
+        return {"measures": _targets_reached(cell, units)}
     measures = task.measure(attacked, clean, cell.seed)
     return {
         "measures": {name: _measured(summary) for name, summary in measures.items()},
         "curve": task.curve(attacked, clean),
         "thresholds": units[0].header.get("thresholds", {}),
     }
+
+
+def _targets_reached(cell: Cell, units: Sequence[Unit]) -> dict[str, Measured]:
+    """Return the share of images that a targeted attack brought to their targets, if it is one."""
+    if not all(TARGET_REACHED in unit.tensors for unit in units):
+        return {}
+    reached = _join(units, TARGET_REACHED)[:, None].float()
+    return {"target_reached": _measured(cell.task.summarise(reached.numpy(), cell.seed))}
 
 
 def _measured(summary: Summary) -> Measured:
@@ -227,7 +235,10 @@ def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> Q
     is_stochastic = components.defense(cell.defense).card.stochastic
     if is_stochastic or not cell.threat_model.may_drop or not cell.task.may_drop:
         return None
-    queries = components.attack(cell.bare_attack).settings.get("queries")
+    attack = components.attack(cell.bare_attack)
+    if attack.is_targeted:  # it says when a target was reached, not when a class was wrong
+        return None
+    queries = attack.settings.get("queries")
     return QueryCurve.of_units(units, queries)
 
 

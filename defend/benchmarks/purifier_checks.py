@@ -66,7 +66,8 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
     finite: the argmax of NaN is class 0, which some images are.
     """
     with torch.no_grad():
-        logits = torch.cat([network(part) for part in images.split(purifier.max_batch)])
+        parts = images.split(purifier.images_at_once(images))
+        logits = torch.cat([network(part) for part in parts])
     check_finite(purifier, logits, images)
     return logits
 
@@ -81,7 +82,7 @@ def rate_of(purifier: Purifier, x: Tensor) -> Tensor | None:
     if not callable(rate):
         return None
     rates = []
-    for part in x.split(purifier.max_batch):
+    for part in x.split(purifier.images_at_once(x)):
         with torch.no_grad():
             rates.append(_checked_rate(purifier, rate(part.clone()), len(part)))
     return torch.cat(rates)

@@ -28,10 +28,11 @@ from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
 from defend.dataset import Dataset
 from defend.errors import BadParameter
-from defend.files import PART, checkout, ensure_writable
+from defend.files import PART, checkout, ensure_writable, user_path
 from defend.hashing import cache_key, canonical_json, tensor_sha256
 from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
+from defend.plain_numbers import whole_number
 from defend.progress import Progress
 from defend.records import Record, merge_records, take_up_records
 from defend.unit_files import Unit, read_unit, unit_path
@@ -61,6 +62,7 @@ class PlannedCell:
     units: tuple[PlannedUnit, ...]
 
 
+@torch.inference_mode(False)
 def bench(
     suite: Mapping[str, Any] | str | Path | None = None,
     *,
@@ -86,11 +88,11 @@ def bench(
     validated = make_suite(named)
     if "n" not in validated.model_fields_set and validated.protocol is None:
         validated = validated.model_copy(update={"n": available_images(validated, data_root)})
-    if workers is not None and workers < 1:
+    if workers is not None and (workers := whole_number(workers, "workers")) < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
     chosen_device = pick_device(device)
     start_device(chosen_device)
-    run_dir = Path(out) if out is not None else Path("runs") / validated.name
+    run_dir = user_path(out) if out is not None else Path("runs") / validated.name
     numerics = choose_numerics(validated, chosen_device, run_dir, data_root)
     components = Components(
         validated.dataset, data_root, chosen_device, numerics.precision, numerics.layout

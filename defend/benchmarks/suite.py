@@ -14,6 +14,8 @@ from defend.benchmarks.specs import component_text
 from defend.benchmarks.suite_files import resolve_local_code
 from defend.eps import Eps, parse_eps
 from defend.errors import BadParameter, DefendError, suggest_names
+from defend.files import user_path
+from defend.plain_numbers import plain_scalar, whole_number
 from defend.protocols import PROTOCOLS
 from defend.tasks.registry import DEFAULT, load_task
 from defend.tasks.task import Task
@@ -200,13 +202,12 @@ class Suite(BaseModel):
     @field_validator(*_WHOLE_NUMBERS, mode="before")
     @classmethod
     def _check_whole_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadParameter(f"{info.field_name} {value!r}: expected a whole number")
-        return value
+        return whole_number(value, info.field_name)
 
     @field_validator("shard", mode="before")
     @classmethod
     def _check_shard(cls, value: Any) -> Any:
+        value = plain_scalar(value)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         if value != "auto" and not (is_whole and value >= 1):
             raise BadParameter(f"shard {value!r}: expected a whole number >= 1, or auto")
@@ -270,7 +271,7 @@ def load_suite(path: str | Path | None = None, trust: bool = False) -> dict[str,
     shipped = {suite.name.removesuffix(".toml"): suite for suite in folder.iterdir()}
     if path is None or (str(path) in shipped and not Path(path).exists()):
         return tomllib.loads(shipped[str(path or "embedded")].read_text())
-    file = Path(path)
+    file = user_path(path)
     try:
         keys = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as e:

@@ -8,6 +8,7 @@ from typing import Any
 
 from defend.benchmarks.specs import COMPONENT_KINDS, spec_from_table
 from defend.errors import BadParameter
+from defend.files import user_path
 from defend.spec import Spec, Value, parse
 
 
@@ -65,5 +66,5 @@ def _resolve_value(value: Value, folder: Path) -> Value:
 
 
 def _from_folder(path: str, folder: Path) -> str:
-    resolved = str(folder / Path(path).expanduser())
+    resolved = str(folder / user_path(path))
     return resolved if resolved.startswith(("/", ".")) else f"./{resolved}"

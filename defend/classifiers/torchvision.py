@@ -5,8 +5,6 @@ A spec is `torchvision:model=resnet50,weights=IMAGENET1K_V2`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torchvision
 from torch import nn
 
@@ -18,6 +16,7 @@ from defend.classifiers.torchvision_weights import (
     weight_names,
 )
 from defend.errors import BadParameter, BadWeights, suggest_names
+from defend.files import user_path
 from defend.learned import Frozen
 from defend.trained_on import TrainedOn
 from defend.training.recipes import ClassifierRecipe
@@ -72,7 +71,7 @@ class TorchvisionModel(Classifier):
             self.file = None
             return
         known = self.weights in ("auto", "untrained", *read_zoos())
-        if not known and not Path(self.weights).is_file():
+        if not known and not user_path(self.weights).is_file():
             raise BadWeights(
                 f"torchvision: {self.model} has no weights {self.weights!r}, and there is no such"
                 f" file; expected a file or one of {', '.join(weight_names(self.model))}, untrained"
@@ -86,7 +85,7 @@ class TorchvisionModel(Classifier):
             return external_weights(
                 self.weights, path, dataset="imagenet", trained_on=TrainedOn(kind="clean")
             )
-        path = Path(self.weights)
+        path = user_path(self.weights)
         if path.is_file() and not has_header(path):
             return external_weights(
                 self.weights, path, dataset="unknown", trained_on=TrainedOn(kind="unknown")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.common import UserPath, data_root_option, device_option, make_console
 from defend.cli.names import check_names
 from defend.errors import BadParameter
 from defend.files import ensure_writable
@@ -72,7 +72,7 @@ _STYLES = {"pass": "green", "flag": "yellow", "not run": "dim"}
 @data_root_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE.html",
     help="Also write the report as one HTML page that works offline.",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.common import UserPath, data_root_option, device_option, make_console
 from defend.cli.names import check_names
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def _add_suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("bench")
-@click.argument("suite", required=False, type=click.Path(path_type=Path), metavar="[SUITE.toml]")
+@click.argument("suite", required=False, type=UserPath(), metavar="[SUITE.toml]")
 @_add_suite_options
 @device_option
 @click.option(
@@ -110,7 +110,7 @@ def _add_suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @data_root_option
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="DIR",
     help="The run folder; results that are in it are not computed again. Default: runs/SUITE.",
 )

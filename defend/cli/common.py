@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from defend.errors import AmbiguousName, BadParameter, UnknownName, suggest_names
+from defend.files import user_path
 from defend.registry import GROUPS, REGISTRY, Kind
 from defend.spec import Spec, parse
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class UserPath(click.Path):
+    """A path of the command line as a `Path`, with ~ as the home folder."""
+
+    def __init__(self, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path. Raise BadParameter for the home folder of an unknown user."""
+        path = super().convert(user_path(value), param, ctx)
+        return Path(str(path))
+
 
 PLURALS: dict[str, Kind] = {f"{kind}s": kind for kind in GROUPS}
 LOG_WIDTH = 1000  # columns if the output is no terminal, so that no table is cut in a log

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from defend.cli.common import data_root_option, device_option
+from defend.cli.common import UserPath, data_root_option, device_option
 from defend.cli.train import check_output, default_path, make_header
 from defend.errors import BadParameter, MissingData
 from defend.spec import parse_single
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--dataset", required=True, metavar="SPEC", help="The data set with the people.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="The file to write. Default: COMPONENT-DATASET.safetensors in this folder.",
 )

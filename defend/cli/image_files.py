@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,33 +24,48 @@ class Job:
     target: Path
 
 
-def plan_jobs(inputs: tuple[Path, ...], out: Path) -> list[Job]:
+def plan_jobs(inputs: tuple[Path, ...], out: Path, failures: list[str]) -> list[Job]:
     """Return a job for each image file and for each image below a folder.
 
-    Raises BadParameter if a target is one of the sources, or the target of two of them.
+    Two images that differ in their suffix alone, as ok.gif and ok.bmp, keep it: ok.gif.png. An
+    image that would still become the file of another one is left out, with a line in `failures`.
+    Raises BadParameter if a target is one of the sources.
     """
+    sources = dict.fromkeys(image for path in inputs for image in _find_images(path))
+    targets = Counter(relative.with_suffix(".png") for _, relative in sources)
+    source_of: dict[Path, Path] = {}
     jobs: list[Job] = []
-    for path in inputs:
-        for source, relative in _find_images(path):
-            jobs.append(Job(source, out / relative.with_suffix(".png")))
-    _check_targets(jobs, out)
+    for source, relative in sources:
+        target = out / _target_name(relative, is_shared=targets[relative.with_suffix(".png")] > 1)
+        if target in source_of:
+            failures.append(
+                f"{source}: would become {target}, as {source_of[target]} does; purify it into"
+                " another folder"
+            )
+            continue
+        source_of[target] = source
+        jobs.append(Job(source, target))
+    _check_no_input_is_overwritten(jobs, out)
     return jobs
 
 
-def _check_targets(jobs: list[Job], out: Path) -> None:
+def _target_name(relative: Path, is_shared: bool) -> Path:
+    """Return the name of the purified file; is_shared: other files would have it too."""
+    is_png = relative.suffix == ".png"
+    return (
+        relative.with_name(f"{relative.name}.png")
+        if is_shared and not is_png
+        else (relative.with_suffix(".png"))
+    )
+
+
+def _check_no_input_is_overwritten(jobs: list[Job], out: Path) -> None:
     sources = {job.source.resolve() for job in jobs}
-    source_of: dict[Path, Path] = {}
     for job in jobs:
         if job.target.resolve() in sources:
             raise BadParameter(
                 f"--out {out}: {job.target} would overwrite an input; give another folder"
             )
-        if job.target in source_of:
-            raise BadParameter(
-                f"{job.source} and {source_of[job.target]} would both become {job.target}; purify"
-                " them into two folders"
-            )
-        source_of[job.target] = job.source
 
 
 def _find_images(path: Path) -> list[tuple[Path, Path]]:

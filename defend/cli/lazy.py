@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -12,7 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from defend.errors import DefendError, one_line, suggest_names
+from defend.errors import DefendError, one_line, printable, suggest_names
+from defend.plugin_checks import DEBUG, locate_plugin
 
 INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
@@ -59,12 +61,23 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(self._summaries.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        if ctx.params["debug"]:
+            os.environ[DEBUG] = "1"
+            return super().invoke(ctx)
         try:
             return super().invoke(ctx)
         except DefendError as e:
-            if ctx.params["debug"]:
-                raise
             raise UserError(str(e)) from e
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as e:  # a plugin, or a file of the user, may raise anything
+            place = locate_plugin(e)
+            if place is None:
+                raise
+            raise UserError(
+                f"{place}: {type(e).__name__}: {one_line(e)}; mend it (--debug before the command"
+                " shows the traceback)"
+            ) from e
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit.
@@ -110,5 +123,5 @@ def _error_line(e: click.ClickException) -> str:
 
 
 def _exit_with(text: str, code: int) -> NoReturn:
-    click.echo(f"defend: {text}", err=True)
+    click.echo(f"defend: {printable(text)}", err=True)
     sys.exit(code)

@@ -10,28 +10,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from defend.cli.common import device_option, make_console, weights_dataset_option
+from defend.batch_sizes import images_at_once
+from defend.cli.common import UserPath, device_option, make_console, weights_dataset_option
 from defend.cli.image_files import Job, plan_jobs, read_image, write_image
-from defend.errors import BadParameter, Mismatch
+from defend.cli.image_memory import check_memory
+from defend.errors import BadParameter, Mismatch, printable
 from defend.files import ensure_writable
+from defend.plugin_checks import describe_crash
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from defend.purifier import Purifier
 
-BATCH = 64  # images held in memory together
+BATCH = 64  # images held in memory together, fewer large ones
 
 
 @click.command("purify")
 @click.argument("spec")
-@click.argument(
-    "inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE_OR_FOLDER..."
-)
+@click.argument("inputs", nargs=-1, required=True, type=UserPath(), metavar="IMAGE_OR_FOLDER...")
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="DIR",
     help="The folder for PNG files of the same names; folders keep their structure.",
 )
@@ -42,19 +43,22 @@ def purify(
 ) -> None:
     """Purify images with the defense SPEC, and print how much each one changed.
 
-    Transparency is dropped. The inputs are never overwritten.
+    Transparency is dropped. The inputs are never overwritten. An image that cannot be purified is
+    listed at the end, and the others go on; the exit code is then 2.
     """
-    jobs = plan_jobs(inputs, out)
+    failures: list[str] = []
+    jobs = plan_jobs(inputs, out, failures)
+    planned = len(jobs) + len(failures)
     from defend.loading import load, pick_device
 
     purifier: Purifier = load(spec, "defense", dataset, pick_device(device))
     ensure_writable(out)
-    failures: list[str] = []
     for result in purify_files(purifier, jobs, failures):
         change = "unchanged" if result.psnr == inf else f"{result.psnr:.2f} dB PSNR"
-        make_console().print(f"{result.job.source} -> {result.job.target}  {change}")
+        line = f"{result.job.source} -> {result.job.target}  {change}"
+        make_console().print(printable(line))
     if failures:
-        raise BadParameter(f"left out {len(failures)} of {len(jobs)}: {'; '.join(failures)}")
+        raise BadParameter(f"left out {len(failures)} of {planned}: {'; '.join(failures)}")
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,23 @@ def purify_files(purifier: Purifier, jobs: list[Job], failures: list[str]) -> It
     For each file that is no image, that the purifier does not take, or that cannot be written, a
     line is added to `failures`, and the other files go on.
     """
-    for batch in _group_by_shape(_load(jobs, failures)):
+    for batch in _group_by_shape(_load(jobs, purifier, failures)):
         try:
             purified = _purify_batch(purifier, batch)
         except Mismatch as e:
             failures.extend(f"{image.job.source}: {e}" for image in batch)
             continue
+        except Exception as e:  # a plugin may raise anything, and a device may be full
+            failures.extend(f"{image.job.source}: {describe_crash(e)}" for image in batch)
+            continue
         yield from _write_batch(batch, purified, failures)
 
 
-def _load(jobs: list[Job], failures: list[str]) -> Iterator[LoadedImage]:
+def _load(jobs: list[Job], purifier: Purifier, failures: list[str]) -> Iterator[LoadedImage]:
     """Yield the images that can be read; add a line to `failures` for each of the others."""
     for job in jobs:
         try:
+            check_memory(job.source, purifier)
             pixels = read_image(job.source)
         except BadParameter as e:
             failures.append(str(e))
@@ -100,13 +108,21 @@ def _load(jobs: list[Job], failures: list[str]) -> Iterator[LoadedImage]:
 
 
 def _group_by_shape(images: Iterator[LoadedImage]) -> Iterator[list[LoadedImage]]:
-    """Group neighbours of one shape, at most BATCH of them."""
+    """Group neighbours of one shape, at most BATCH of them, and fewer large ones.
+
+    So memory does not grow with the number of files.
+    """
     batch: list[LoadedImage] = []
     for image in images:
-        if batch and (len(batch) == BATCH or image.pixels.shape != batch[0].pixels.shape):
+        shape = image.pixels.shape
+        size = images_at_once(BATCH, (1, *shape), "cpu")
+        if batch and shape != batch[0].pixels.shape:
             yield batch
             batch = []
         batch.append(image)
+        if len(batch) >= size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
+from defend.cli.common import UserPath
 from defend.errors import BadParameter
 
 FORMATS = ("html", "csv", "latex", "markdown")
 
 
 @click.command("report")
-@click.argument(
-    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN_DIR..."
-)
+@click.argument("run_dirs", nargs=-1, required=True, type=UserPath(), metavar="RUN_DIR...")
 @click.option(
     "--format",
     "chosen_format",
@@ -26,7 +25,7 @@ FORMATS = ("html", "csv", "latex", "markdown")
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="PATH",
     help="The folder of the page, by default that of a single RUN_DIR, or a new one in the current"
     " directory; the file of a table, by default stdout.",

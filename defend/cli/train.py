@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import data_root_option, device_option, resolve_component
+from defend.cli.common import UserPath, data_root_option, device_option, resolve_component
 from defend.cli.zoo import default_option, licence_option, plan_addition, report_addition
 from defend.errors import BadParameter
 from defend.files import checkout, ensure_writable
@@ -29,7 +29,7 @@ USAGE = "defend train [KIND] SPEC --dataset D"
 @click.option("--dataset", required=True, metavar="SPEC", help="The data set to train on.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     metavar="FILE",
     help="The file to write. Default: COMPONENT-DATASET.safetensors in this folder.",
 )
@@ -50,7 +50,7 @@ USAGE = "defend train [KIND] SPEC --dataset D"
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.option(
     "--zoo",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="DIR",
     help="Add the weights to the zoo.toml in this folder of a package, as `defend zoo add` does.",
 )

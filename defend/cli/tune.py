@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from defend.cli.common import data_root_option, device_option, make_console
+from defend.cli.common import UserPath, data_root_option, device_option, make_console
 from defend.cli.names import check_names
 from defend.errors import BadParameter
 from defend.files import ensure_writable
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     "sheet",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     default=Path("tune.png"),
     show_default=True,
     metavar="FILE.png",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from defend.cli.common import data_root_option, device_option
+from defend.cli.common import UserPath, data_root_option, device_option
 from defend.errors import BadParameter, BadWeights, UnknownName, suggest_names
 from defend.registry import Kind
 from defend.spec import Spec, parse_single
@@ -27,7 +27,7 @@ from defend.weights.zoo import GROUP, ZooEntry, read_folder, read_zoos
 folder_option = click.option(
     "--package",
     "folder",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     metavar="DIR",
     help="The folder that holds zoo.toml. Default: that of the component's package.",
 )
@@ -51,7 +51,7 @@ def zoo(ctx: click.Context) -> None:
 
 
 @zoo.command("add", short_help="Copy FILE into a package, and write its row of zoo.toml.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @click.option("--name", metavar="NAME", help="Default: the name of FILE without its ending.")
 @licence_option
 @default_option

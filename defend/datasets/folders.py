@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,12 @@ from defend.dataset import SPLITS, Dataset, Split, data_root
 from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
 from defend.errors import MissingData
+from defend.files import user_path
 from defend.registry import REGISTRY
 
 # The range of hash positions of each split, if one folder holds all images.
 RANGES: dict[Split, tuple[float, float]] = {"test": (0, 0.2), "val": (0.2, 0.3), "train": (0.3, 1)}
+MAX_LISTED = 10  # files that an error names
 VAL = 0.1  # share of train that is the val split, if only train and test have their own folders
 
 LabelledFile = tuple[Path, int]
@@ -83,8 +86,14 @@ class FolderDataset(Dataset):
     def _rows(self, split: Split, start: int, stop: int) -> tuple[Tensor, Tensor]:
         files = self._files(split)[start:stop]
         x = np.empty((len(files), self.channels, self.size, self.size), np.uint8)
+        unreadable = []
         for i, (file, _) in enumerate(files):
-            x[i] = read_pixels(file, self.size, self.channels)
+            try:
+                x[i] = read_pixels(file, self.size, self.channels)
+            except MissingData as e:
+                unreadable.append(str(e))
+        if unreadable:
+            raise MissingData(_describe_unreadable(unreadable, len(files)))
         y = torch.tensor([label for _, label in files], dtype=torch.int64)
         return torch.from_numpy(x).float().div_(255), y
 
@@ -124,7 +133,7 @@ class PathFolder(FolderDataset):
     @property
     def folder(self) -> Path:
         """Return the folder of the images. Raises MissingData if it does not exist."""
-        path = Path(self.path).expanduser()
+        path = user_path(self.path)
         # Joined to an absolute path, the data root disappears.
         candidates = [path, data_root(self.root) / path]
         for candidate in candidates:
@@ -136,6 +145,13 @@ class PathFolder(FolderDataset):
             f"{name}:path={self.path}: there is no folder {places}; write"
             f" {name}:path=FOLDER with {self.expected}"
         )
+
+
+def _describe_unreadable(reasons: list[str], count: int) -> str:
+    """Return the error for the files of a range that cannot be read."""
+    listed = "; ".join(reasons[:MAX_LISTED])
+    rest = f"; and {len(reasons) - MAX_LISTED} more" if len(reasons) > MAX_LISTED else ""
+    return f"{len(reasons)} of {count} images cannot be read: {listed}{rest}; remove or mend them"
 
 
 def list_classes(folder: Path) -> list[str]:
@@ -166,7 +182,7 @@ def list_images(top: Path, names: tuple[str, ...], low: float, high: float) -> l
         images = [(file, 0) for file in list_plain_images(top)]
     placed = []
     for file, label in images:
-        position = hash_position(Path(file).relative_to(top).as_posix().encode())
+        position = hash_position(os.fsencode(Path(file).relative_to(top).as_posix()))
         if low <= position < high:
             placed.append((position, file, label))
     return [(Path(file), label) for _, file, label in sorted(placed)]

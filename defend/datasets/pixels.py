@@ -29,7 +29,7 @@ def read_image(file: Path, channels: int) -> Image.Image:
     try:
         return open_upright(file).convert("L" if channels == 1 else "RGB")
     except BadParameter as e:
-        raise MissingData(f"{e}; or remove it from the folder") from None
+        raise MissingData(str(e)) from None
 
 
 def crop_square(image: Image.Image) -> Image.Image:

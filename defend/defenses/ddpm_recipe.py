@@ -28,7 +28,7 @@ from defend.defenses.diffusion import (
     trailing_timesteps,
 )
 from defend.defenses.sizes import resize
-from defend.files import ensure_writable
+from defend.files import ensure_writable, user_path
 from defend.noise import Noise
 from defend.trained_on import TrainedOn
 from defend.training.data import Source
@@ -68,7 +68,7 @@ class DdpmRecipe(Recipe):
         self.require(self.gamma >= 0, "gamma", ">= 0")
         self.require(not self.sheet or self.sheet.endswith(".png"), "sheet", "a file *.png")
         if self.sheet:
-            ensure_writable(Path(self.sheet).parent, "-o sheet=")
+            ensure_writable(user_path(self.sheet).parent, "-o sheet=")
 
     @property
     def trained_on(self) -> TrainedOn:
@@ -103,7 +103,7 @@ class DdpmRecipe(Recipe):
             batches = self.batches(component, x, y)
             losses = [self.losses(component.net, images, noise) for images, _, noise in batches]
             if self.sheet:
-                write_sheet(component.net, self.seed, Path(self.sheet))
+                write_sheet(component.net, self.seed, user_path(self.sheet))
         return Quality("minus the loss", -float(torch.cat(losses).mean()), LOSS_TOLERANCE, len(x))
 
     def _augment(self, x: Tensor, noise: Noise) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from defend.defenses.diffusion import FIRST_BETA, LAST_BETA, TIMESTEPS
 from defend.errors import BadWeights, one_line
+from defend.files import user_path
 from defend.weights.third_party import find_in_cache, import_extra, load_pretrained
 from defend.weights.zoo import read_zoos
 
@@ -98,7 +99,7 @@ def is_foreign(weights: str) -> bool:
     """Return True for a local folder, or for a name on the hub that is no file and in no zoo."""
     if weights in ("auto", "untrained", *read_zoos()):
         return False
-    path = Path(weights).expanduser()
+    path = user_path(weights)
     if path.is_dir():
         return True
     is_name = _HUB_NAME.fullmatch(weights) and path.suffix not in _OTHER_FILES
@@ -111,7 +112,7 @@ def load_foreign(source: str) -> nn.Module:
     A folder of a pipeline has its network in the folder `unet`. Raise BadWeights, MissingPackage.
     """
     diffusers = import_extra("diffusers", EXTRA)
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     options = {"subfolder": "unet"} if (folder / "unet").is_dir() else {}
     unet = load_pretrained(diffusers.UNet2DModel, source, **options)
     check_config(source, unet.config)

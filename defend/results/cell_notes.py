@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from defend.records import Record
 from defend.results.diagnostics import describe_cell, format_flag, format_measured
 from defend.tasks.registry import load_task
+from defend.tasks.task import Measure
 
 MAX_LISTED = 4  # values of eps in a line
 
@@ -40,6 +41,11 @@ def _format_eps(eps: Sequence[str]) -> str:
     return f"{distinct[0]} to {distinct[-1]} ({len(distinct)} values)"
 
 
+TARGET_REACHED = Measure(
+    heading="classified as the target of the attack", unit="share", higher_is_better=False
+)
+
+
 def list_measures(records: Iterable[Record]) -> tuple[str, ...]:
     """Return a line for each cell whose task measures more than its score, clean ones first.
 
@@ -62,7 +68,8 @@ def list_measures(records: Iterable[Record]) -> tuple[str, ...]:
 def _format_measures(record: Record, is_clean: bool) -> list[str]:
     """Return the measures in the order of the task, those alone that the cell has."""
     texts = []
-    for name, measure in load_task(record.task).measured.items():
+    of_task = load_task(record.task).measured
+    for name, measure in (*of_task.items(), ("target_reached", TARGET_REACHED)):
         measured = record.measures.get(name)
         if measured is not None and measure.clean == is_clean:
             ends = (measured.low, measured.high)

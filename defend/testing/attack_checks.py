@@ -13,6 +13,7 @@ from defend.testing import (
     attack_query_checks,
     attack_settings_checks,
     attack_strength_checks,
+    attack_target_checks,
 )
 from defend.testing.attack_contract_checks import (
     check_batch_mates_do_not_matter,
@@ -55,6 +56,7 @@ from defend.testing.attack_strength_checks import (
     check_never_returns_the_clean_image,
     check_targeted_mode_hits_the_target,
 )
+from defend.testing.attack_target_checks import check_targeted_comes_closer_to_its_target
 from defend.testing.runner import ConformanceCheck, checks_defined_in
 
 # Every check is public under the name of this module too.
@@ -87,6 +89,7 @@ __all__ = [
     "check_settings_rebuild_it",
     "check_stays_in_the_ball",
     "check_stays_in_the_box",
+    "check_targeted_comes_closer_to_its_target",
     "check_targeted_mode_hits_the_target",
     "list_checks",
 ]
@@ -100,4 +103,5 @@ def list_checks() -> Iterator[ConformanceCheck]:
         attack_query_checks,
         attack_objective_checks,
         attack_settings_checks,
+        attack_target_checks,
     )

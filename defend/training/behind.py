@@ -47,7 +47,8 @@ def purify_images(
     device = torch.device(purifier.device)
     noise = Noise.of(seed, torch.arange(len(x), device=device)).fork("val").fork(STREAM)
     purified = []
-    cuts = zip(x.split(purifier.max_batch), noise.split(purifier.max_batch), strict=True)
+    size = purifier.images_at_once(x)
+    cuts = zip(x.split(size), noise.split(size), strict=True)
     with torch.no_grad():
         for images, image_noise in cuts:
             purified.append(purifier.purified(images.to(device), image_noise).cpu())

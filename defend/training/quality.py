@@ -89,7 +89,7 @@ def psnr(purifier: Purifier, x: Tensor, advance: Advance = no_display) -> float:
     device = torch.device(purifier.device)
     noise = Noise.of(0, torch.arange(len(x), device=device))
     errors = []
-    size = min(CHUNK, purifier.max_batch)
+    size = min(CHUNK, purifier.images_at_once(x))
     for images, chunk_noise in zip(x.split(size), noise.split(size), strict=True):
         images = images.to(device)
         difference = purifier.purified(images, chunk_noise) - images

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from defend.errors import BadWeights, MissingPackage, one_line
+from defend.files import user_path
 from defend.weights.header import file_sha256
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def load_pretrained(cls: Any, source: str | Path, **options: Any) -> nn.Module:
     or `revision`. Of diffusers and transformers safetensors alone are read, and weights that leave
     a layer without values are refused. Raise BadWeights.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         return _load_file(cls, path)
     if path.is_dir():

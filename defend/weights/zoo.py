@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.errors import AmbiguousName, BadWeights, UnknownName, suggest_names
+from defend.files import user_path
 from defend.registry import REGISTRY
 from defend.trained_on import TrainedOn, read_trained_on
 from defend.weights.header import Header, WeightsFile, file_sha256, read_header, read_uses
@@ -188,8 +189,8 @@ def find_weights(weights: str, wanted: Wanted) -> WeightsFile:
         file = _verify_entry(_choose_default(entries, wanted))
     elif weights in entries:
         file = _verify_entry(entries[weights])
-    elif Path(weights).is_file():
-        path = Path(weights)
+    elif user_path(weights).is_file():
+        path = user_path(weights)
         file = WeightsFile(
             name=weights, path=path, sha256=file_sha256(path), header=read_header(path)
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -75,6 +76,18 @@ _WORKER_CODE = (
 Message = dict[str, Any] | None  # None: the process has ended
 
 
+def describe_death(code: int) -> str:
+    """Return why a worker ended with this exit code. Negative codes are signals, as in Popen."""
+    number = -code if code < 0 else code - 128  # shells add 128
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"the worker ended with exit code {code}, without a reason; see stderr"
+    if name == "SIGKILL":
+        return f"the worker was killed ({name}); out of memory? Try fewer --workers"
+    return f"the worker crashed ({name}) in compiled code; stderr has the Python line"
+
+
 class _Worker:
     """A worker process, and the jobs that it has been given."""
 
@@ -83,7 +96,7 @@ class _Worker:
         threads = str(settings.numerics.threads)
         env = os.environ | {"PYTHONPATH": search_path, "OMP_NUM_THREADS": threads}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _WORKER_CODE],
+            [sys.executable, "-P", "-X", "faulthandler", "-c", _WORKER_CODE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -155,6 +168,7 @@ class _Feeder:
     workers: Sequence[_Worker]
     jobs: deque[AttackJob]
     on_unit_done: OnUnitDone
+    last_death: str = "each of them ended"
 
     def run(self) -> None:
         messages: Queue[tuple[_Worker, Message]] = Queue()
@@ -173,7 +187,7 @@ class _Feeder:
                 self._give_next(worker)
         for job in self.jobs:
             for task in job.tasks:
-                reason = "no worker is left: each of them died (out of memory?)"
+                reason = f"no worker is left: {self.last_death}"
                 self.on_unit_done(task.key, job.images, reason)
 
     def _give_next(self, worker: _Worker) -> None:
@@ -184,6 +198,5 @@ class _Feeder:
 
     def _fail_pending(self, worker: _Worker) -> None:
         for key in sorted(worker.pending):
-            code = worker.process.wait()
-            reason = f"the worker died (exit {code}; out of memory?)"
-            self.on_unit_done(key, worker.pending[key], reason)
+            self.last_death = describe_death(worker.process.wait())
+            self.on_unit_done(key, worker.pending[key], self.last_death)

@@ -13,7 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from defend.errors import BadParameter
-from defend.files import write_file
+from defend.files import user_path, write_file
 from defend.records import Claim, Record
 from defend.results.build import table
 from defend.results.comparisons import find_accusations
@@ -82,9 +82,9 @@ def write_report(
     are not shown, but no claim stands that they refute. overwrite: replace the report that `out`
     holds. Raises BadParameter if there is nothing to report or the folder cannot be written.
     """
-    folders = [Path(d) for d in run_dirs]
+    folders = [user_path(d) for d in run_dirs]
     shown, beside = collect_records(folders, records)
-    place = None if out is None else Path(out)
+    place = None if out is None else user_path(out)
     if place is not None:  # before the work
         choose_folder(folders, place, _FILES, overwrite)
     reader = OutcomeReader(folders)
