@@ -146,9 +146,12 @@ class Record(_Model):
     classes: int
     claim_eps: float | None  # of the data set in this norm
     distinct_images: int  # at most so many of the n: a data set may show the same thing again
+    # The share of the n images that have the most frequent label; None of images without labels.
+    largest_class: float | None = None
     settings: Settings
     weights: Mapping[str, str]  # name -> sha256, of what was scored and what was attacked
     scored_weights: ScoredWeights
+    other_data: Mapping[str, str] = {}  # scored weights for another data set -> that data set
     # The settings of each learned member of the defense that its weights file does not decide.
     uses: Mapping[str, tuple[str, ...]] = {}
     pipeline: PipelineHash

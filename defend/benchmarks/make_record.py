@@ -19,6 +19,7 @@ from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.learned import Learned
 from defend.numerics import NumericSettings
+from defend.pairing import find_other_data
 from defend.purifier import Purifier
 from defend.records import (
     AttackedSettings,
@@ -44,8 +45,12 @@ def make_record(
     units: Sequence[Unit | None],
     provenance: dict[str, Any],
     error: str | None,
+    largest_class: float | None = None,
 ) -> Record:
-    """Return the record of a cell; a failed cell has an error and no measured values."""
+    """Return the record of a cell; a failed cell has an error and no measured values.
+
+    largest_class: the share of the images that have the most frequent label.
+    """
     present = [unit for unit in units if unit is not None]
     if error is None and len(present) < len(units):
         error = "a unit is missing"
@@ -53,6 +58,7 @@ def make_record(
     measured = {} if error else _with_finite_numbers(_measure(cell, components, present))
     return Record(
         **_describe(cell, components),
+        largest_class=largest_class if components.data.labelled else None,
         precision=numerics.precision,
         layout=numerics.layout,
         threads=numerics.threads,
@@ -116,6 +122,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "scored_weights": ScoredWeights(
             classifier=classifier.weights_sha256, defense=defense.weights_sha256
         ),
+        "other_data": _other_data(classifier, defense, components.dataset_name),
         "uses": _uses(cell.defense, defense),
         "pipeline": PipelineHash(
             classifier=_short_hash(components.key("classifier", cell.classifier)),
@@ -132,6 +139,14 @@ def _uses(spec: str, purifier: Purifier) -> dict[str, tuple[str, ...]]:
         for member, learned in pairs
         if isinstance(learned, Learned) and learned.uses
     }
+
+
+def _other_data(classifier: Any, purifier: Purifier, dataset: str) -> dict[str, str]:
+    """Return the scored weights that are for other images: name -> their data set."""
+    other: dict[str, str] = {}
+    for component in (classifier, *members_of(purifier)):
+        other |= find_other_data(component, dataset)
+    return other
 
 
 def _declares_relaxation(purifier: Purifier) -> bool | None:

@@ -118,6 +118,7 @@ class FolderDataset(Dataset):
 class PathFolder(FolderDataset):
     """Provide the images of the folder that the field `path` names. Abstract."""
 
+    own_images = True
     expected: ClassVar[str] = "FOLDER/CLASS/*.png in it"  # for the error text
     path: str  # a folder, or a folder inside the data root
 

@@ -21,6 +21,8 @@ def make_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
 def _footnotes(records: Sequence[Record]) -> Iterator[str]:
     yield from _units(records)
     yield from _thresholds(records)
+    yield from _other_data(records)
+    yield from _constant_answers(records)
     yield from _repeated_images(records)
     if any(not r.stochastic and load_task(r.task).may_drop for r in records):
         yield (
@@ -73,6 +75,32 @@ def _thresholds(records: Sequence[Record]) -> Iterator[str]:
             " are accepted behind the same defense; they are held under attack. The FAR that"
             " they reach on the scored images stands beside. A threshold that accepts fewer than"
             " 10 impostors of val is flagged: it may be off by a third and more."
+        )
+
+
+def _other_data(records: Sequence[Record]) -> Iterator[str]:
+    """Yield which weights are for other images than those of the table."""
+    names: dict[str, None] = {}
+    for record in records:
+        for weights, dataset in record.other_data.items():
+            names[f"{weights} for {dataset}, and the images are of {record.dataset}"] = None
+    if names:
+        yield f"Weights for another data set: {'; '.join(names)}."
+
+
+def _constant_answers(records: Sequence[Record]) -> Iterator[str]:
+    """Yield which pipelines are right on no more clean images than one constant answer is."""
+    pipelines: dict[float, dict[str, None]] = {}
+    for record in records:
+        clean, share = record.clean_accuracy, record.largest_class
+        if record.task != DEFAULT or clean is None or share is None or clean > share:
+            continue
+        text = f"{100 * clean:.1f} % of {record.defense} before {record.classifier}"
+        pipelines.setdefault(share, {})[text] = None
+    for share, texts in pipelines.items():
+        yield (
+            f"Clean accuracies that are not above {100 * share:.1f} %, the share of the most"
+            f" frequent label, which a constant answer reaches: {'; '.join(texts)}."
         )
 
 
