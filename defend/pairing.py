@@ -18,6 +18,12 @@ NO_DATASETS = ("", "unknown")  # what the header of weights says whose training 
 def check_pair(classifier: Classifier, data: Dataset) -> None:
     """Raise Mismatch unless the classifier fits the data set, and its weights are for it."""
     name = REGISTRY.component("dataset", type(data))
+    if "labels" in data.fields() and 0 < data.classes < classifier.classes:
+        raise Mismatch(
+            f"classifier {classifier.component} has {classifier.classes} classes, the folder of"
+            f" {name} has {data.classes}; say which of them these are: labels=imagenet, or"
+            " labels=FILE.json with class_count=, in the spec of the data set"
+        )
     classifier.check_fits(data.channels, data.size, data.classes, name)
     check_trained_for(classifier, name)
 

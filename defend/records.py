@@ -173,6 +173,7 @@ class Record(_Model):
     majority: float | None = None  # the share of images right in more than half of the draws
     accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
     gradient_error: float | None = None  # of the BPDA network, relative to the identity's
+    fitting_split: str | None = None  # on whose images the BPDA network was fitted
     # Under attack and clean, if the task's score is no share.
     score: Measured | None = None
     clean_score: Measured | None = None

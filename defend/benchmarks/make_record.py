@@ -177,6 +177,7 @@ def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[
         **_measure_details(cell, units),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
         "gradient_error": _gradient_error(cell, components),
+        "fitting_split": components.bpda.fitting_split if _is_learned(cell) else None,
         "flags": make_flags(cell, components, units, accuracy_lost_late),
         "seconds": sum(c["seconds"] for c in costs),
         "purify_images_per_second": _purify_rate(units),
@@ -246,10 +247,15 @@ def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> Q
     return QueryCurve.of_units(units, queries)
 
 
+def _is_learned(cell: Cell) -> bool:
+    """Return True if the attack went through a network that imitates the purifier."""
+    return cell.attacked.gradient == "learned"
+
+
 def _gradient_error(cell: Cell, components: Components) -> float | None:
     """Return the relative error of the BPDA network; None where none was used."""
     attacked = cell.attacked
-    if attacked.gradient != "learned":
+    if not _is_learned(cell):
         return None
     return components.bpda.get(attacked.classifier, attacked.defense).error
 

@@ -34,6 +34,7 @@ def _footnotes(records: Sequence[Record]) -> Iterator[str]:
             "worst: image by image, over the gradients that were run."
             " BPDA: adaptive through the identity."
         )
+    yield from _fitted_elsewhere(records)
     yield from _relaxations(records)
     yield (
         "fwd+bwd: forward and backward passes of the pipeline for each image, of the most expensive"
@@ -101,6 +102,16 @@ def _constant_answers(records: Sequence[Record]) -> Iterator[str]:
         yield (
             f"Clean accuracies that are not above {100 * share:.1f} %, the share of the most"
             f" frequent label, which a constant answer reaches: {'; '.join(texts)}."
+        )
+
+
+def _fitted_elsewhere(records: Sequence[Record]) -> Iterator[str]:
+    """Yield on which images learned gradients were fitted, if not on those of train."""
+    splits = {r.fitting_split: r.dataset for r in records if r.fitting_split not in (None, "train")}
+    for split, dataset in splits.items():
+        yield (
+            f"learned: the network that imitates a purifier was fitted on images of {split}, as"
+            f" {dataset} has no train."
         )
 
 
