@@ -33,11 +33,12 @@ class Classifier(Learned):
 
     kind: ClassVar[Kind] = "classifier"
     card: ClassVar[ClassifierCard]
-    _runtime = frozenset({"dataset"})
+    _runtime = frozenset({"dataset", "any_dataset"})
 
     channels: int = 3
     size: int = 32  # height and width, in pixels
     classes: int = 10
+    any_dataset: bool = False  # True: weights for another data set are meant
 
     def __post_init__(self) -> None:
         self._adopt()

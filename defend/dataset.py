@@ -52,6 +52,8 @@ class Dataset(Configured):
 
     card: ClassVar[DatasetCard]
     splits: ClassVar[tuple[Split, ...]] = SPLITS  # those that it has
+    # True: the images are the user's own, so that the name of the data set says nothing of them.
+    own_images: ClassVar[bool] = False
     _runtime = frozenset({"root"})
     root: str | None = None  # the folder of the data; no influence on the images
 
@@ -122,7 +124,18 @@ class Dataset(Configured):
                 f" sizes, from {', '.join(map(str, self.size_changes(split)))} on; ask for images"
                 " of one size, or for squares by size=SIDE"
             )
-        return self._rows(split, start, stop)
+        x, y = self._rows(split, start, stop)
+        self._check_classes(y)
+        return x, y
+
+    def _check_classes(self, y: Tensor) -> None:
+        """Raise BadParameter for labels that are none of the names."""
+        low, high = (int(label) for label in y.aminmax()) if len(y) else (0, 0)
+        if self.labelled and (low < 0 or high >= self.classes):
+            raise BadParameter(
+                f"{type(self).__name__}: expected labels from 0 to {self.classes - 1}, as it names"
+                f" {self.classes} classes, got {low} to {high}; name every class"
+            )
 
     def stream(self, split: Split, noise: Noise) -> tuple[Tensor, Tensor] | None:
         """Return len(noise) fresh training images with their labels, or None if the training data

@@ -314,6 +314,11 @@ class Learned(Configured):
         """The hash of the weights file by its name, or of the files that `build` loaded."""
         return {self.file.name: self.file.sha256} if self.file else self._loaded
 
+    @property
+    def weights_dataset(self) -> str:
+        """The data set that the weights are for; "" and "unknown" if nobody said so."""
+        return self.file.header.dataset if self.file else ""
+
     def is_own_network(self, held: object) -> bool:
         """Return True for the module around the network that `build` returned."""
         return isinstance(held, Frozen) and held.net is getattr(self, "net", None)

@@ -94,8 +94,9 @@ def _dataset_fields(kind: Kind, spec: Spec, dataset: str | Dataset | None) -> di
     if dataset is None or "weights" not in annotated or "dataset" not in annotated:
         return {}
     fields: dict[str, Any] = {}
-    fields["dataset"] = dataset if isinstance(dataset, str) else dataset_name(dataset)
     params = dict(spec.params)
+    if "dataset" not in params:
+        fields["dataset"] = dataset if isinstance(dataset, str) else dataset_name(dataset)
     if params.get("weights") == "untrained" and isinstance(dataset, Dataset):
         for name in ("channels", "size", "classes"):
             if name in annotated and name not in params:

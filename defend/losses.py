@@ -16,22 +16,33 @@ MIN_CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
 TINY = 1e-12  # as in arXiv:2003.01690: avoids 0 / 0 where the highest logits are equal
 
 
-def whole_labels(y: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+def whole_labels(y: Tensor, shape: tuple[int, ...] | None = None, classes: int = 0) -> Tensor:
     """Return the labels y as int64. Raise BadParameter unless they are whole and of this shape.
 
     One-hot labels and probabilities are refused: losses would run on them, and mean something else.
+    classes: labels from this number on are refused, too, except on a GPU, which would have to be
+    waited for.
     """
     is_whole = not y.is_floating_point() and not y.is_complex() and y.dtype != torch.bool
     if not is_whole or (shape is not None and tuple(y.shape) != shape):
         expected = "" if shape is None else f" of shape {shape}"
         hint = "; write y.argmax(1)" if y.ndim == 2 else ""
         raise BadParameter(f"expected whole labels{expected}, got {y.dtype} {tuple(y.shape)}{hint}")
+    if classes and y.numel() and y.device.type == "cpu":
+        low, high = (int(label) for label in y.aminmax())
+        if low < 0 or high >= classes:
+            raise BadParameter(
+                f"expected labels from 0 to {classes - 1}, as there are {classes} logits, got {low}"
+                f" to {high}; give labels of the classes of this network"
+            )
     return y.long()
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross entropy of each image, in nats."""
-    return F.cross_entropy(logits, whole_labels(y, (len(logits),)), reduction="none")
+    return F.cross_entropy(
+        logits, whole_labels(y, (len(logits),), logits.shape[1]), reduction="none"
+    )
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -39,7 +50,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
     Source: Andriushchenko et al., arXiv:1912.00049, section 3.
     """
-    y = whole_labels(y, (len(logits),))
+    y = whole_labels(y, (len(logits),), logits.shape[1])
     true_logit = logits.gather(1, y[:, None])[:, 0]
     best_other = logits.scatter(1, y[:, None], -float("inf")).amax(1)
     return true_logit - best_other
@@ -88,7 +99,7 @@ def dlr_targeted(logits: Tensor, labels: Tensor) -> Tensor:
 
 def targeted_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return z_t - z_y, labels (b, 2): the classes y and t."""
-    pair = logits.gather(1, whole_labels(labels, (len(logits), 2)))
+    pair = logits.gather(1, whole_labels(labels, (len(logits), 2), logits.shape[1]))
     return pair[:, 1] - pair[:, 0]
 
 

@@ -24,6 +24,7 @@ class OwnArrays(Dataset):
 
     card = DatasetCard(source="none: arrays of the caller", licence="the caller's", claim={})
     splits: ClassVar[tuple[Split, ...]] = ("test",)
+    own_images = True
     _runtime = Dataset._runtime | {"x", "y"}
     x: Any
     y: Any

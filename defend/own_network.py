@@ -135,6 +135,11 @@ class OwnNetwork(Classifier):
                 stacklevel=2,
             )
         self.classes = self.classes or scores.shape[1]
+        if self.classes != scores.shape[1]:
+            raise Mismatch(
+                f"{self.label}: expected {self.classes} logits, as classes={self.classes} says,"
+                f" got {scores.shape[1]}; return one logit for each class, or leave classes= out"
+            )
 
     def _try_out(self) -> Tensor:
         """Return what the network gives for an example. Raise Mismatch for what it raises."""

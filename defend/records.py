@@ -146,9 +146,12 @@ class Record(_Model):
     classes: int
     claim_eps: float | None  # of the data set in this norm
     distinct_images: int  # at most so many of the n: a data set may show the same thing again
+    # The share of the n images that have the most frequent label; None of images without labels.
+    largest_class: float | None = None
     settings: Settings
     weights: Mapping[str, str]  # name -> sha256, of what was scored and what was attacked
     scored_weights: ScoredWeights
+    other_data: Mapping[str, str] = {}  # scored weights for another data set -> that data set
     # The settings of each learned member of the defense that its weights file does not decide.
     uses: Mapping[str, tuple[str, ...]] = {}
     pipeline: PipelineHash
@@ -170,6 +173,7 @@ class Record(_Model):
     majority: float | None = None  # the share of images right in more than half of the draws
     accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
     gradient_error: float | None = None  # of the BPDA network, relative to the identity's
+    fitting_split: str | None = None  # on whose images the BPDA network was fitted
     # Under attack and clean, if the task's score is no share.
     score: Measured | None = None
     clean_score: Measured | None = None

@@ -17,7 +17,8 @@ from defend.classifier import Classifier
 from defend.dataset import Dataset, Split
 from defend.eps import check_linf, parse_one_eps
 from defend.errors import BadParameter, suggest_names
-from defend.loading import dataset_name, load
+from defend.loading import load
+from defend.pairing import check_logits, check_pair
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
 
@@ -59,8 +60,8 @@ class ComponentLoader:
     def classifier(self, value: str | Classifier) -> Classifier:
         """Return the classifier. Raises DefendError if it does not fit the data set."""
         classifier = cast(Classifier, self._load(value, "classifier"))
-        data = self.data
-        classifier.check_fits(data.channels, data.size, data.classes, dataset_name(data))
+        check_pair(classifier, self.data)
+        check_logits(classifier)
         return classifier
 
     def _load(self, value: Any, kind: Literal["defense", "classifier"]) -> Any:

@@ -26,6 +26,7 @@ from defend.loading import dataset_name, load, pick_device
 from defend.noise import Noise
 from defend.purifier import Purifier
 from defend.threat_models import NO_DEFENSE, Pipeline
+from defend.training.data import choose_fitting_split
 
 SurrogateInput = str | Classifier | tuple[Purifier, Classifier]  # "C", "DEFENSE+C", or objects
 MAX_SEED = 2**64
@@ -171,7 +172,8 @@ def _raise_not_copied(reason: str, *_: Any) -> Tensor:
 
 
 def _load_training_images(data: Dataset, device: torch.device, n: int) -> tuple[Tensor, Tensor]:
-    x, y = data.rows("train", 0, min(n, data.count("train")))
+    split = choose_fitting_split(data)
+    x, y = data.rows(split, 0, min(n, data.count(split)))
     return x.to(device), y.to(device)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from defend.benchmarks.code_hash import hash_packages
 from defend.benchmarks.component_keys import component_key, modules_of, optional_versions
+from defend.dataset import Split
 from defend.errors import BadParameter, BadWeights
 from defend.files import cache_folder
 from defend.hashing import cache_key, tensor_sha256
@@ -28,6 +29,7 @@ from defend.training.bpda_network import (
     fit_bpda_network,
     images_of_equal_cost,
 )
+from defend.training.data import choose_fitting_split, fitting_images
 from defend.weights.header import (
     Header,
     file_sha256,
@@ -88,8 +90,8 @@ class BPDANetworks:
         for classifier, defense in dict.fromkeys(pipelines):
             if not self._file(classifier, defense).exists():
                 say(
-                    f"fitting a network to imitate {defense}, for its learned gradient: once,"
-                    " a minute or several"
+                    f"fitting a network to imitate {defense}, for its learned gradient, on images"
+                    f" of {self.fitting_split}: once, a minute or several"
                 )
             self.hash(classifier, defense)
 
@@ -177,15 +179,21 @@ class BPDANetworks:
         return self._components.data.card.claim.get("Linf", DEFAULT_EPS)
 
     def _images(self) -> tuple[Tensor, ...]:
-        """Return the first images of train and val with their labels: x, y, x_val, y_val."""
+        """Return the first images of train and val with their labels: x, y, x_val, y_val.
+
+        Of a data set without train they are those of `fitting_split`.
+        """
         if self._fitting_images is None:
             data = self._components.data
-            first_image = data.rows("train", 0, 1)[0]
-            n_train = min(images_of_equal_cost(first_image, IMAGES), data.count("train"))
-            n_val = min(images_of_equal_cost(first_image, VAL_IMAGES), data.count("val"))
-            train, val = data.rows("train", 0, n_train), data.rows("val", 0, n_val)
-            self._fitting_images = (*train, *val)
+            first_image = data.rows(self.fitting_split, 0, 1)[0]
+            n, n_val = (images_of_equal_cost(first_image, i) for i in (IMAGES, VAL_IMAGES))
+            self._fitting_images = fitting_images(data, n, n_val)
         return self._fitting_images
+
+    @property
+    def fitting_split(self) -> Split:
+        """Return the split on whose images the networks are fitted."""
+        return choose_fitting_split(self._components.data)
 
 
 def _is_readable(file: Path) -> bool:

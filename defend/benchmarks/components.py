@@ -17,6 +17,7 @@ from defend.dataset import Dataset
 from defend.errors import BadParameter, BrokenPurifier
 from defend.learned import Learned
 from defend.loading import dataset_name, load
+from defend.pairing import check_logits, check_pair
 from defend.purifier import Purifier, overridden_methods
 from defend.registry import Kind
 from defend.spec import parse
@@ -57,8 +58,7 @@ class Components:
         if spec == NO_CLASSIFIER:
             return cast(Classifier, self._get("classifier", spec))
         classifier: Classifier = self._get("classifier", spec)
-        data = self.data
-        classifier.check_fits(data.channels, data.size, data.classes, self.dataset_name)
+        check_pair(classifier, self.data)
         return classifier
 
     def attack(self, spec: str) -> Attack:
@@ -91,6 +91,8 @@ class Components:
         if kind != "attack":
             check_final_methods(component)
             check_trained(component, spec)
+            if isinstance(component, Classifier):
+                check_logits(component)
             component.run_as(self.precision, self.layout)
         if kind == "defense" and self.device.type == "cuda":
             _fill_gpu(component, self.data)

@@ -19,6 +19,7 @@ from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.learned import Learned
 from defend.numerics import NumericSettings
+from defend.pairing import find_other_data
 from defend.purifier import Purifier
 from defend.records import (
     AttackedSettings,
@@ -44,8 +45,12 @@ def make_record(
     units: Sequence[Unit | None],
     provenance: dict[str, Any],
     error: str | None,
+    largest_class: float | None = None,
 ) -> Record:
-    """Return the record of a cell; a failed cell has an error and no measured values."""
+    """Return the record of a cell; a failed cell has an error and no measured values.
+
+    largest_class: the share of the images that have the most frequent label.
+    """
     present = [unit for unit in units if unit is not None]
     if error is None and len(present) < len(units):
         error = "a unit is missing"
@@ -53,6 +58,7 @@ def make_record(
     measured = {} if error else _with_finite_numbers(_measure(cell, components, present))
     return Record(
         **_describe(cell, components),
+        largest_class=largest_class if components.data.labelled else None,
         precision=numerics.precision,
         layout=numerics.layout,
         threads=numerics.threads,
@@ -116,6 +122,7 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "scored_weights": ScoredWeights(
             classifier=classifier.weights_sha256, defense=defense.weights_sha256
         ),
+        "other_data": _other_data(classifier, defense, components.dataset_name),
         "uses": _uses(cell.defense, defense),
         "pipeline": PipelineHash(
             classifier=_short_hash(components.key("classifier", cell.classifier)),
@@ -132,6 +139,14 @@ def _uses(spec: str, purifier: Purifier) -> dict[str, tuple[str, ...]]:
         for member, learned in pairs
         if isinstance(learned, Learned) and learned.uses
     }
+
+
+def _other_data(classifier: Any, purifier: Purifier, dataset: str) -> dict[str, str]:
+    """Return the scored weights that are for other images: name -> their data set."""
+    other: dict[str, str] = {}
+    for component in (classifier, *members_of(purifier)):
+        other |= find_other_data(component, dataset)
+    return other
 
 
 def _declares_relaxation(purifier: Purifier) -> bool | None:
@@ -162,6 +177,7 @@ def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[
         **_measure_details(cell, units),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
         "gradient_error": _gradient_error(cell, components),
+        "fitting_split": components.bpda.fitting_split if _is_learned(cell) else None,
         "flags": make_flags(cell, components, units, accuracy_lost_late),
         "seconds": sum(c["seconds"] for c in costs),
         "purify_images_per_second": _purify_rate(units),
@@ -242,10 +258,15 @@ def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> Q
     return QueryCurve.of_units(units, queries)
 
 
+def _is_learned(cell: Cell) -> bool:
+    """Return True if the attack went through a network that imitates the purifier."""
+    return cell.attacked.gradient == "learned"
+
+
 def _gradient_error(cell: Cell, components: Components) -> float | None:
     """Return the relative error of the BPDA network; None where none was used."""
     attacked = cell.attacked
-    if attacked.gradient != "learned":
+    if not _is_learned(cell):
         return None
     return components.bpda.get(attacked.classifier, attacked.defense).error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import defend
 from defend.benchmarks.cell import Cell
@@ -60,6 +61,7 @@ class PlannedCell:
 
     cell: Cell
     units: tuple[PlannedUnit, ...]
+    largest_class: float  # the share of the images that have the most frequent label
 
 
 @torch.inference_mode(False)
@@ -172,10 +174,12 @@ def _plan(
 ) -> list[PlannedCell]:
     """Return the units of each cell with their keys."""
     ranges = _ranges(suite, components)
-    data_hashes = {}
+    data_hashes, labels = {}, []
     for start, stop in ranges:
         x, y = components.data.rows(suite.split, start, stop)
         data_hashes[start] = tensor_sha256(x, y)
+        labels.append(y)
+    largest_class = _largest_share(torch.cat(labels))
     key_inputs = KeyInputs(components, numerics)
     planned = []
     for cell in cells:
@@ -185,8 +189,13 @@ def _plan(
             inputs = {"data": data_hashes[start], "range": [start, stop], **shared}
             task = UnitTask(key=cache_key(inputs), key_inputs=inputs, cell=cell)
             units.append(PlannedUnit(start=start, stop=stop, task=task))
-        planned.append(PlannedCell(cell=cell, units=tuple(units)))
+        planned.append(PlannedCell(cell=cell, units=tuple(units), largest_class=largest_class))
     return planned
+
+
+def _largest_share(y: Tensor) -> float:
+    """Return the share of the labels (n,) that equal the most frequent one."""
+    return int(y.bincount().max()) / len(y)
 
 
 def _ranges(suite: Suite, components: Components) -> list[tuple[int, int]]:
@@ -275,6 +284,7 @@ def _record(
         [units[key] for key in keys],
         settings.provenance,
         error,
+        planned.largest_class,
     )
 
 

@@ -21,8 +21,9 @@ from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.eps import parse_one_eps
 from defend.errors import BadParameter
-from defend.loading import dataset_name, load, pick_device
+from defend.loading import load, pick_device
 from defend.noise import Noise
+from defend.pairing import check_logits, check_pair
 from defend.progress import MeasuringProgress
 from defend.purifier import Purifier
 from defend.registry import REGISTRY
@@ -110,7 +111,8 @@ def tune(request: TuningRequest, progress: bool = False) -> list[ScaleResult]:
     data: Dataset = load(request.dataset, "dataset", **root)
     n = _check_count(request.n, data)
     classifier: Classifier = load(request.classifier, "classifier", data, device)
-    classifier.check_fits(data.channels, data.size, data.classes, dataset_name(data))
+    check_pair(classifier, data)
+    check_logits(classifier)
     attack: Attack = load(request.attack, "attack")
     eps = _choose_eps(request.eps, attack, data)
     purifiers = {

@@ -41,7 +41,7 @@ def check(words: tuple[str, ...], dataset: str | None, data_root: str | None) ->
     # A wrong spec and missing data are errors of the user (exit code 2), not failed checks (1).
     component = make()
     if kind == "dataset":
-        component.rows("train", 0, 1)
+        component.rows(component.splits[0], 0, 1)
     results = run_checks(kind, make, first=component)
     print_results(f"{kind} {spec}", results)
     if any(status == "fail" for _, status, _ in results):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -49,20 +50,44 @@ class FolderDataset(Dataset):
     def folder(self) -> Path:
         """Return the folder of the images. Raises MissingData if it does not exist."""
 
+    @property
+    def least_classes(self) -> int:
+        """Return how many folders of classes there must be."""
+        return 2
+
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Return the sorted classes of all splits, none of images without labels.
+        """Return the classes in the order of their labels, none of images without labels."""
+        return self.class_folders
 
-        Raises MissingData for one class, or for a folder without images.
+    @property
+    def folder_labels(self) -> Mapping[str, int]:
+        """Return the label of the images in each folder of a class."""
+        return {name: label for label, name in enumerate(self.names)}
+
+    @property
+    def splits(self) -> tuple[Split, ...]:  # type: ignore[override]  # here the folder decides
+        """Return the splits that have images: all of a folder that is cut into three."""
+        try:
+            missing = set(SPLITS) - set(self._split_folders)
+        except MissingData:  # `count` says so
+            return SPLITS
+        if not self._split_folders:
+            return SPLITS
+        return tuple(s for s in SPLITS if s not in missing or self._is_cut_from_train(s))
+
+    @cached_property
+    def class_folders(self) -> tuple[str, ...]:
+        """Return the sorted folders of classes of all splits, none of images without labels.
+
+        Raises MissingData for too few classes, or for a folder without images.
         """
-        tops = [self.folder]
-        if self._has_split_folders:
-            tops = [self.folder / split for split in SPLITS if (self.folder / split).is_dir()]
+        tops = [self.folder / split for split in self._split_folders] or [self.folder]
         names: set[str] = set()
         for top in tops:
             names.update(list_classes(top))
         is_unlabelled = not names and any(list_plain_images(top) for top in tops)
-        if len(names) < 2 and not is_unlabelled:
+        if len(names) < self.least_classes and not is_unlabelled:
             raise MissingData(
                 f"{self.folder}: expected a folder of images for each of two or more classes, or"
                 f" train, val and test with such folders in each, got {len(names)} classes; images"
@@ -71,13 +96,21 @@ class FolderDataset(Dataset):
         return tuple(sorted(names))
 
     @cached_property
-    def _has_split_folders(self) -> bool:
-        """Return True if each split has a folder of its own.
+    def _split_folders(self) -> tuple[Split, ...]:
+        """Return the splits that have a folder of their own; none if one folder is cut into three.
 
         A class may be called "train", but a folder "train" beside a folder "test" is a split.
         """
         names = set(list_classes(self.folder))
-        return bool(names) and (names <= set(SPLITS) or {"train", "test"} <= names)
+        if not names <= set(SPLITS) and not {"train", "test"} <= names:
+            return ()
+        return tuple(split for split in SPLITS if split in names)
+
+    def _is_cut_from_train(self, split: Split) -> bool:
+        """Return True for val without a folder of its own."""
+        return (
+            split == "val" and "val" not in self._split_folders and "train" in self._split_folders
+        )
 
     def count(self, split: Split) -> int:
         """Return the number of images. Raises MissingData if there is no folder for the split."""
@@ -89,13 +122,17 @@ class FolderDataset(Dataset):
         unreadable = []
         for i, (file, _) in enumerate(files):
             try:
-                x[i] = read_pixels(file, self.size, self.channels)
+                x[i] = self.read(file)
             except MissingData as e:
                 unreadable.append(str(e))
         if unreadable:
             raise MissingData(_describe_unreadable(unreadable, len(files)))
         y = torch.tensor([label for _, label in files], dtype=torch.int64)
         return torch.from_numpy(x).float().div_(255), y
+
+    def read(self, file: Path) -> np.ndarray:
+        """Return uint8 (c, size, size) of one image. Raise MissingData if the file is no image."""
+        return read_pixels(file, self.size, self.channels)
 
     def _files(self, split: Split) -> list[LabelledFile]:
         """Return the paths with their labels; the folder is read once."""
@@ -109,24 +146,24 @@ class FolderDataset(Dataset):
         return {}
 
     def _list_files(self, split: Split) -> list[LabelledFile]:
-        if not self._has_split_folders:
-            return list_images(self.folder, self.names, *RANGES[split])
-        own_folder = self.folder / split
-        val_is_cut = not (self.folder / "val").is_dir()
-        if split == "train" and val_is_cut and own_folder.is_dir():
-            return list_images(own_folder, self.names, VAL, 1.0)
-        if own_folder.is_dir():
-            return list_images(own_folder, self.names, 0.0, 1.0)
-        if split == "val":
-            return list_images(self.folder / "train", self.names, 0.0, VAL)
-        raise MissingData(
-            f"{type(self).__name__}: there is no {own_folder}; expected {split}/CLASS/*.png there"
-        )
+        labels = self.folder_labels
+        if not self._split_folders:
+            return list_images(self.folder, labels, *RANGES[split])
+        if self._is_cut_from_train(split):
+            return list_images(self.folder / "train", labels, 0.0, VAL)
+        if split not in self._split_folders:
+            raise MissingData(
+                f"{type(self).__name__}: there is no {self.folder / split}; expected"
+                f" {split}/CLASS/*.png there, or give --split {' or '.join(self.splits)}"
+            )
+        is_cut = split == "train" and "val" not in self._split_folders
+        return list_images(self.folder / split, labels, VAL if is_cut else 0.0, 1.0)
 
 
 class PathFolder(FolderDataset):
     """Provide the images of the folder that the field `path` names. Abstract."""
 
+    own_images = True
     expected: ClassVar[str] = "FOLDER/CLASS/*.png in it"  # for the error text
     path: str  # a folder, or a folder inside the data root
 
@@ -169,15 +206,17 @@ def list_plain_images(top: Path) -> list[str]:
     return sorted(str(f) for f in files if f.suffix.lower() in IMG_EXTENSIONS and f.is_file())
 
 
-def list_images(top: Path, names: tuple[str, ...], low: float, high: float) -> list[LabelledFile]:
+def list_images(
+    top: Path, labels: Mapping[str, int], low: float, high: float
+) -> list[LabelledFile]:
     """Return the images of top/CLASS with their labels, in the order of their hash positions.
 
-    Without names, they are the images of top, and their labels are 0. The position is that of the
+    Without labels, they are the images of top, and their labels are 0. The position is that of the
     path relative to top; those in [low, high) are returned.
     """
-    if names:
-        labels = {name: i for i, name in enumerate(names) if (top / name).is_dir()}
-        images = make_dataset(str(top), labels, IMG_EXTENSIONS, allow_empty=True)
+    if labels:
+        present = {name: label for name, label in labels.items() if (top / name).is_dir()}
+        images = make_dataset(str(top), present, IMG_EXTENSIONS, allow_empty=True)
     else:
         images = [(file, 0) for file in list_plain_images(top)]
     placed = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from defend.dataset import DatasetCard, Split
+from defend.dataset import SPLITS, DatasetCard, Split
 from defend.datasets.folders import LabelledFile, PathFolder, list_classes, list_images
 from defend.datasets.hash_order import hash_position
 from defend.errors import MissingData
@@ -25,6 +25,7 @@ class IdentityFolder(PathFolder):
     """
 
     card = DatasetCard(source="none: the user's own images", licence="that of the images", claim={})
+    splits = SPLITS  # whatever the people are called
     size: int = 160
     people: int = 1000  # the first ones by the hash of their names; 0: all that have enough
     per_identity: int = 44  # pictures of each person, for training and test
@@ -61,7 +62,8 @@ class IdentityFolder(PathFolder):
         """Return the pictures of each person, in the order of their hashes."""
         all_names = tuple(sorted(list_classes(self.folder)))
         pictures: dict[str, list[Path]] = {name: [] for name in all_names}
-        for file, label in list_images(self.folder, all_names, 0.0, 1.0):
+        labels = {name: label for label, name in enumerate(all_names)}
+        for file, label in list_images(self.folder, labels, 0.0, 1.0):
             pictures[all_names[label]].append(file)
         return pictures
 

@@ -8,7 +8,6 @@ from math import sqrt
 from defend.protocols.evidence import MIN_IMAGES
 from defend.records import Record
 from defend.tasks.registry import DEFAULT, load_task
-from defend.threat_models import gradient_kind
 
 SMOKE_TEST = 200  # images, up to which a run is a smoke test
 
@@ -22,7 +21,7 @@ def make_level_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
     """Return the lines that say how to read a table by level of these records."""
     levels = (
         "Each level is the worst case of each image over all attacks of that level that were run,"
-        " adaptive over all gradients; the last column is the worst case over everything."
+        " adaptive over all gradients; all attacks: the worst case over everything."
     )
     return (
         *_of_images(records),
@@ -35,6 +34,8 @@ def make_level_footnotes(records: Sequence[Record]) -> tuple[str, ...]:
 def _of_images(records: Sequence[Record]) -> Iterator[str]:
     yield from _units(records)
     yield from _thresholds(records)
+    yield from _other_data(records)
+    yield from _constant_answers(records)
     yield from _repeated_images(records)
     if any(not r.stochastic and load_task(r.task).may_drop for r in records):
         yield (
@@ -49,6 +50,7 @@ def _of_attacks(records: Sequence[Record]) -> Iterator[str]:
             "worst: image by image, over the gradients that were run. BPDA: through the gradient"
             " identity, which skips the purifier."
         )
+    yield from _fitted_elsewhere(records)
     yield from _relaxed(records)
     yield from _without_relaxation(records)
     yield (
@@ -97,9 +99,41 @@ def _thresholds(records: Sequence[Record]) -> Iterator[str]:
         )
 
 
-def _relaxed(records: Sequence[Record]) -> Iterator[str]:
-    """Yield how the column `relaxed` is read."""
-    if "relaxed" in {gradient_kind(r.gradient) for r in _adaptive(records) if r.gradient}:
+def _other_data(records: Sequence[Record]) -> Iterator[str]:
+    """Yield which weights are for other images than those of the table."""
+    names: dict[str, None] = {}
+    for record in records:
+        for weights, dataset in record.other_data.items():
+            names[f"{weights} for {dataset}, and the images are of {record.dataset}"] = None
+    if names:
+        yield f"Weights for another data set: {'; '.join(names)}."
+
+
+def _constant_answers(records: Sequence[Record]) -> Iterator[str]:
+    """Yield which pipelines are right on no more clean images than one constant answer is."""
+    pipelines: dict[float, dict[str, None]] = {}
+    for record in records:
+        clean, share = record.clean_accuracy, record.largest_class
+        if record.task != DEFAULT or clean is None or share is None or clean > share:
+            continue
+        text = f"{100 * clean:.1f} % of {record.defense} before {record.classifier}"
+        pipelines.setdefault(share, {})[text] = None
+    for share, texts in pipelines.items():
+        yield (
+            f"Clean accuracies that are not above {100 * share:.1f} %, the share of the most"
+            f" frequent label, which a constant answer reaches: {'; '.join(texts)}."
+        )
+
+
+def _fitted_elsewhere(records: Sequence[Record]) -> Iterator[str]:
+    """Yield on which images learned gradients were fitted, if not on those of train."""
+    splits = {r.fitting_split: r.dataset for r in records if r.fitting_split not in (None, "train")}
+    for split, dataset in splits.items():
+        yield (
+            f"learned: the network that imitates a purifier was fitted on images of {split}, as"
+            f" {dataset} has no train."
+        )
+
         yield (
             "relaxed: adaptive through the relaxation that the purifier declares, image by image"
             " over its temperatures."

@@ -116,7 +116,11 @@ def check_images_are_float_in_0_1(d: Dataset) -> None:
 @reads_only
 def check_labels_are_classes(d: Dataset) -> None:
     """Fail if the labels are not int64 numbers of classes, one for each image."""
-    for source, x, y in batch_of_each_source(d):
+    try:
+        batches = list(batch_of_each_source(d))
+    except BadParameter as e:  # `rows` refuses labels that are no class
+        raise AssertionError(str(e)) from None
+    for source, x, y in batches:
         assert y.dtype == torch.int64 and y.shape == (len(x),), (
             f"{source}: expected labels int64 ({len(x)},), got {y.dtype} {tuple(y.shape)}"
         )

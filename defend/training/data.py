@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defend.dataset import Dataset
+from defend.dataset import SPLITS, Dataset, Split
 from defend.errors import BadParameter
 from defend.noise import Noise
 
@@ -126,6 +126,32 @@ def make_training_source(dataset: Dataset) -> Source:
         return batch
 
     return Stream(draw, n)
+
+
+def choose_fitting_split(dataset: Dataset) -> Split:
+    """Return the split on which a network that imitates a purifier is fitted.
+
+    It is train, or val or test of a data set without it: an attacker may take any images, and those
+    that are attacked make the imitation no worse where it counts.
+    """
+    return next(split for split in SPLITS if split in dataset.splits)
+
+
+def fitting_images(dataset: Dataset, n: int, n_val: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return up to n images with their labels to fit on, and up to n_val to measure on.
+
+    The latter are of val. Without train and val they are cut from the end of the one split: a
+    tenth, or the image itself if there is one alone.
+    """
+    split = choose_fitting_split(dataset)
+    if split == "train" and "val" in dataset.splits:
+        n, n_val = min(n, dataset.count("train")), min(n_val, dataset.count("val"))
+        return *dataset.rows("train", 0, n), *dataset.rows("val", 0, n_val)
+    count = min([dataset.count(split), *dataset.size_changes(split)])
+    n_val = max(1, min(n_val, count // 10))
+    n = max(1, min(n, count - n_val))
+    start = min(n, count - n_val)
+    return *dataset.rows(split, 0, n), *dataset.rows(split, start, start + n_val)
 
 
 def permuted_rows(start: int, size: int, n: int, seed: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import BadParameter
-from defend.loading import dataset_name
 from defend.noise import Noise
+from defend.pairing import check_pair
 from defend.progress import MeasuringProgress
 from defend.purifier import Purifier
 from defend.training.quality import to_psnr
@@ -34,7 +34,7 @@ def measure_component(
         raise BadParameter(f"--n {count}: expected 1 or more; give a number of images")
     classifier = component if isinstance(component, Classifier) else judge
     assert classifier is not None
-    classifier.check_fits(data.channels, data.size, data.classes, dataset_name(data))
+    check_pair(classifier, data)
     purifier = component if isinstance(component, Purifier) else None
     correct, error = _sum_over_images(purifier, classifier, data, count)
     measured: dict[str, Any] = {"clean_accuracy": round(correct / count, 4)}

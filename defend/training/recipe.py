@@ -16,6 +16,7 @@ from defend.classifier import Classifier
 from defend.errors import BadParameter
 from defend.loading import load
 from defend.noise import Noise
+from defend.pairing import check_trained_for
 from defend.purifier import Purifier
 from defend.registry import Kind
 from defend.spec import typed_params
@@ -124,6 +125,8 @@ class Recipe(LoopOptions):
             channels = getattr(component, "channels", other.channels)
             size = getattr(component, "size", other.size)
             other.check_fits(channels, size, other.classes, component.dataset or "in training")
+            if component.dataset:
+                check_trained_for(other, component.dataset)
             self._note_classifiers(other.weights_sha256 or {spec: ""})
         elif isinstance(other, Purifier):
             for training in other.trained_on:

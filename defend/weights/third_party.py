@@ -33,7 +33,7 @@ READ_ERRORS = (  # what torch raises for a file that holds anything but tensors
 )
 # Keys below which checkpoints put tensors, and what wrappers write before the names of tensors.
 # An average over the training comes last: it is read where there is nothing else.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "model_ema", "last")
 PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 # What keeps a library from reading pickles and from filling gaps with random numbers in silence.
 STRICT_OPTIONS: dict[str, dict[str, Any]] = {
