@@ -50,8 +50,8 @@ def _make_new_folder() -> Path:
             continue
         except OSError as e:
             raise BadParameter(
-                f"{folder}: cannot be made in the current directory: {e.strerror}. Give a place with"
-                " --out."
+                f"{folder}: cannot be made in the current directory: {e.strerror}. Give a place"
+                " with --out."
             ) from None
         return folder
     raise AssertionError("count() has no end")
