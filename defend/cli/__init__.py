@@ -17,6 +17,7 @@ main = LazyGroup(
         "audit": "Check whether the declared gradient of a defense can be trusted.",
         "report": "Write the results of run folders as a page, or as a table for a paper.",
         "diff": "Compare two runs cell by cell, paired over the same images.",
+        "verify": "Confirm the records of a run by its units: what is missing or edited.",
         "train": "Train a learned defense or a classifier.",
         "tune": "Measure a defense at several scales on validation images.",
         "enrol": "Give a face classifier the people of another data set, without training.",
