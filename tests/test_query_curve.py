@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from defend.benchmarks.query_curve import QueryCurve
+from defend.cell_numbers.query_curve import QueryCurve
 from defend.unit_files import Unit
 
 

@@ -172,7 +172,8 @@ def test_a_run_json_is_shown(tmp_path):
 def test_flags_and_findings_are_told_beside_the_mark(tmp_path):
     flags = [Flag(code=FlagCode.ZERO_GRADIENT, value=3)]
     accused = record(100, flags=flags, **DECLARED)
-    page = Tags(read_page(keep(tmp_path, [accused, record(20, **SQUARE)])))
+    records = [accused, record(20, **SQUARE)]
+    page = Tags(read_page(keep(tmp_path, records), records=records))
     expected = (
         "zero gradient: 3 of 200 images; black box beats it: median, square, query leaves 10.0 %"
     )
@@ -281,14 +282,15 @@ def test_the_csv_lists_flags_as_codes_and_values(tmp_path):
         Flag(code=FlagCode.UNCONVERGED, value=0.02),
         Flag(code=FlagCode.LOSS_FELL),
     ]
-    _, results = write_report([keep(tmp_path, [record(100, flags=flags, **DECLARED)])])
+    records = [record(100, flags=flags, **DECLARED)]
+    _, results = write_report([keep(tmp_path, records)], records=records)
     (row,) = read_csv(results)
     assert row["flags"] == "zero_gradient=3; unconverged=0.02; loss_fell"
 
 
 def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
     accused, square = record(100, **DECLARED), record(20, **SQUARE)
-    _, results = write_report([keep(tmp_path, [accused, square])])
+    _, results = write_report([keep(tmp_path, [accused, square])], records=[accused, square])
     first, second = read_csv(results)
     expected = "black_box_beats_white_box=median, square, query leaves 10.0 %"
     assert first["flags"] == expected and second["flags"] == ""
@@ -296,7 +298,7 @@ def test_a_cell_that_another_one_accuses_says_so_in_the_csv(tmp_path):
 
 def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
     records = [record(100, **DECLARED), change(record(20, **SQUARE), surrogate=None)]
-    write_report([keep(tmp_path, records)])
+    write_report([keep(tmp_path, records)], records=records)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert list(summary) == [
         "worst",
@@ -307,6 +309,7 @@ def test_the_summary_holds_claims_signs_and_findings_as_lines(tmp_path):
         "surrogates",
         "signs",
         "findings",
+        "unconfirmed",
         "training",
         "reading",
     ]

@@ -162,7 +162,7 @@ def test_the_report_and_the_summary_hold_them(tmp_path):
     for defense in ("jpeg", "median"):
         for level in (DECLARED, LEARNED):
             records.append(cell(tmp_path, [1, 0, 1], defense=defense, **level))
-    page, _ = write_report([keep(tmp_path, records)])
+    page, _ = write_report([keep(tmp_path, records)], records=records)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [worst["defense"] for worst in summary["worst"]] == ["jpeg", "median"]
     assert [(c["a"], c["b"], c["significant"]) for c in summary["comparisons"]] == [

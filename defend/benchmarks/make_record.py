@@ -6,15 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
-from defend.benchmarks.flags import make_flags
-from defend.benchmarks.query_curve import QueryCurve
+from defend.benchmarks.controls import is_control
+from defend.cell_numbers.flags import FlaggedCell, make_flags
+from defend.cell_numbers.from_units import make_curve, measure_units
 from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.learned import Learned
@@ -25,15 +21,13 @@ from defend.records import (
     AttackedSettings,
     Flag,
     FlagCode,
-    Measured,
     PipelineHash,
     Record,
     ScoredWeights,
     Settings,
 )
 from defend.spec import parse
-from defend.tasks.task import Summary
-from defend.unit_files import CLEAN_DETAIL, DETAIL, TARGET_REACHED, Unit
+from defend.unit_files import Unit
 from defend.weights.third_party import merge_hashes
 
 
@@ -167,95 +161,28 @@ def _short_hash(key: Any) -> str:
 
 def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:
     """Return the measured fields of a cell whose units are all present."""
-    score, clean = (_join(units, name).double() for name in ("score", "clean_score"))
-    is_share = cell.task.unit == "share"
-    curve = _query_curve(cell, components, units)
-    accuracy_lost_late = curve.accuracy_lost_late() if curve else 0.0
-    costs = [unit.header["costs"] for unit in units]
+    is_stochastic = components.defense(cell.defense).card.stochastic
+    attack = components.attack(cell.bare_attack)
+    may_drop = cell.threat_model.may_drop and not is_stochastic
+    is_search = may_drop and not attack.is_targeted
+    curve = make_curve(cell.task, is_search, attack.settings.get("queries"), units)
+    flagged = FlaggedCell(
+        task=cell.task,
+        n=cell.n,
+        eps=cell.eps.value,
+        eot=cell.eot,
+        knowledge=cell.knowledge,
+        access=attack.card.access,
+        is_control=is_control(cell.bare_attack),
+        is_stochastic=is_stochastic,
+        objective=attack.card.objective,
+    )
     return {
-        **(_shares(cell, score, clean) if is_share else _values(cell, score, clean)),
-        **_measure_details(cell, units),
-        "accuracy_after": curve.accuracy_at_marks() if curve else None,
+        **measure_units(cell.task, cell.seed, units, curve),
         "gradient_error": _gradient_error(cell, components),
         "fitting_split": components.bpda.fitting_split if _is_learned(cell) else None,
-        "flags": make_flags(cell, components, units, accuracy_lost_late),
-        "seconds": sum(c["seconds"] for c in costs),
-        "purify_images_per_second": _purify_rate(units),
-        "forwards": sum(c["forwards"] for c in costs) / cell.n,
-        "backwards": sum(c["backwards"] for c in costs) / cell.n,
+        "flags": make_flags(flagged, units, curve.accuracy_lost_late() if curve else 0.0),
     }
-
-
-def _join(units: Sequence[Unit], name: str) -> Tensor:
-    return torch.cat([unit.tensors[name] for unit in units])
-
-
-def _shares(cell: Cell, score: Tensor, clean: Tensor) -> dict[str, Any]:
-    """Return what is said of scores (n, draws) of 0 and 1."""
-    summary = cell.task.summarise(score.numpy(), cell.seed)
-    return {
-        "clean_accuracy": clean.mean(1).mean().item(),
-        "robust_accuracy": summary.value,
-        "ci_low": summary.low,
-        "ci_high": summary.high,
-        "all_draws_correct": (score.min(1).values == 1).double().mean().item(),
-        "majority": (score.mean(1) > 0.5).double().mean().item(),
-    }
-
-
-def _values(cell: Cell, score: Tensor, clean: Tensor) -> dict[str, Any]:
-    """Return what is said of scores (n, draws) in another unit."""
-    return {
-        name: _measured(cell.task.summarise(values.numpy(), cell.seed))
-        for name, values in (("score", score), ("clean_score", clean))
-    }
-
-
-def _measure_details(cell: Cell, units: Sequence[Unit]) -> dict[str, Any]:
-    """Return what the task measures beside its score, with its thresholds and its curve."""
-    task = cell.task
-    attacked, clean = (_details(units, prefix) for prefix in (DETAIL, CLEAN_DETAIL))
-    if not attacked:
-        return {"measures": _targets_reached(cell, units)}
-    measures = task.measure(attacked, clean, cell.seed)
-    return {
-        "measures": {name: _measured(summary) for name, summary in measures.items()},
-        "curve": task.curve(attacked, clean),
-        "thresholds": units[0].header.get("thresholds", {}),
-    }
-
-
-def _targets_reached(cell: Cell, units: Sequence[Unit]) -> dict[str, Measured]:
-    """Return the share of images that a targeted attack brought to their targets, if it is one."""
-    if not all(TARGET_REACHED in unit.tensors for unit in units):
-        return {}
-    reached = _join(units, TARGET_REACHED)[:, None].float()
-    return {"target_reached": _measured(cell.task.summarise(reached.numpy(), cell.seed))}
-
-
-def _measured(summary: Summary) -> Measured:
-    return Measured(value=summary.value, low=summary.low, high=summary.high)
-
-
-def _details(units: Sequence[Unit], prefix: str) -> dict[str, NDArray[np.generic]]:
-    """Return the details (n, draws, ...) whose tensors have this prefix."""
-    names = [name for name in units[0].tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): _join(units, name).numpy() for name in names}
-
-
-def _query_curve(cell: Cell, components: Components, units: Sequence[Unit]) -> QueryCurve | None:
-    """Return the curve of a search of the scored pipeline itself, if that is deterministic.
-
-    Behind noise, "first wrong" is a minimum of noisy measurements. It is a class that was wrong.
-    """
-    is_stochastic = components.defense(cell.defense).card.stochastic
-    if is_stochastic or not cell.threat_model.may_drop or not cell.task.may_drop:
-        return None
-    attack = components.attack(cell.bare_attack)
-    if attack.is_targeted:  # it says when a target was reached, not when a class was wrong
-        return None
-    queries = attack.settings.get("queries")
-    return QueryCurve.of_units(units, queries)
 
 
 def _is_learned(cell: Cell) -> bool:
@@ -269,16 +196,6 @@ def _gradient_error(cell: Cell, components: Components) -> float | None:
     if not _is_learned(cell):
         return None
     return components.bpda.get(attacked.classifier, attacked.defense).error
-
-
-def _purify_rate(units: Sequence[Unit]) -> float:
-    """Return images purified per second, over all units."""
-    images, seconds = 0, 0.0
-    for unit in units:
-        count = unit.header["stop"] - unit.header["start"]
-        images += count
-        seconds += count / unit.header["costs"]["purify_images_per_second"]
-    return images / seconds
 
 
 def _with_finite_numbers(measured: dict[str, Any]) -> dict[str, Any]:

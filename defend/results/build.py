@@ -30,6 +30,8 @@ from defend.results.numbers import cells_number, clean_number
 from defend.results.outcomes import OutcomeReader
 from defend.results.significance import IsStronger, compare_images
 from defend.results.training_knowledge import find_training_marks, list_training_marks
+from defend.results.unconfirmed import find_unconfirmed, list_unconfirmed, refute_unconfirmed
+from defend.results.verify import Problem
 from defend.results.worst_case import worst_cases
 from defend.threat_models import gradient_kind
 
@@ -39,12 +41,15 @@ def table(
     run_dirs: Sequence[Path] = (),
     beside: Sequence[Record] = (),
     reader: OutcomeReader | None = None,
+    problems: Sequence[Sequence[Problem]] = (),
 ) -> Table:
     """Return the table of the records of one or several runs.
 
     If the units are not in `run_dirs`, a worst case over several cells is a bound: their minimum.
     beside: other cells of the same folders. They are not shown, but no claim stands that they
-    refute. reader: the reader of the same folders, if some units have been read already.
+    refute. reader: the reader of the same folders, if some units have been read already. problems:
+    of each of the records, as `verify_record` returns them: such numbers are marked, and no claim
+    rests on them.
     """
     reader = reader or OutcomeReader(run_dirs)
     is_stronger = compare_images(reader)
@@ -53,7 +58,9 @@ def table(
     every = unify_spellings([*records, *not_shown])
     shown = every[: len(records)]
     claims = _make_claims(shown, every, reader, is_stronger)
-    accusations = find_accusations(shown, is_stronger)
+    unconfirmed = find_unconfirmed(shown, problems)
+    claims = refute_unconfirmed(claims, unconfirmed)
+    accusations = [*find_accusations(shown, is_stronger), *unconfirmed]
     sections = tuple(
         _make_section(key, cells, claims, accusations, reader)
         for key, cells in group_by(shown, section_key).items()
@@ -68,6 +75,7 @@ def table(
         measure_pairs=list_measure_pairs(shown, reader),
         queries=list_queries(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
+        unconfirmed=list_unconfirmed(unconfirmed),
         training=list_training_marks(shown),
         flags=list_flags(shown),
         failures=list_failures(shown),
@@ -156,7 +164,7 @@ def _make_numbers(
     cells: Sequence[Record], accusations: Sequence[Finding], reader: OutcomeReader
 ) -> dict[str, Number]:
     """Return the number of each column."""
-    numbers = {"clean": clean_number(cells, reader.read_one)}
+    numbers = {"clean": clean_number(cells, reader.read_one, accusations)}
     for column, in_column in group_by(cells, choose_column).items():
         if column != "worst":
             numbers[column] = cells_number(in_column, reader, accusations)

@@ -18,15 +18,15 @@ def list_flags(records: Iterable[Record]) -> tuple[str, ...]:
     for record in records:
         for flag in record.flags or ():
             notes.append((record, format_flag(flag, record.n)))
-    return _join_eps(notes)
+    return join_eps(notes)
 
 
 def list_failures(records: Iterable[Record]) -> tuple[str, ...]:
     """Return each error of a series once, with the eps at which it was raised."""
-    return _join_eps([(r, r.error) for r in records if r.error is not None])
+    return join_eps([(r, r.error) for r in records if r.error is not None])
 
 
-def _join_eps(notes: Iterable[tuple[Record, str]]) -> tuple[str, ...]:
+def join_eps(notes: Iterable[tuple[Record, str]]) -> tuple[str, ...]:
     """Return a line for each series and note, with all its eps."""
     series: dict[tuple[str, str], list[str]] = {}
     for record, note in notes:

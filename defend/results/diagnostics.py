@@ -55,6 +55,7 @@ class FindingCode(StrEnum):
     ANOTHER_GRADIENT_BEATS_DECLARED = "another_gradient_beats_declared"
     FEWER_STEPS_BEAT_MORE = "fewer_steps_beat_more"
     ACCURACY_GROWS_WITH_EPS = "accuracy_grows_with_eps"
+    NOT_CONFIRMED = "not_confirmed"  # the cell's own units do not give its record again
 
 
 FINDING_TITLES: dict[FindingCode, str] = {
@@ -63,6 +64,7 @@ FINDING_TITLES: dict[FindingCode, str] = {
     FindingCode.ANOTHER_GRADIENT_BEATS_DECLARED: "another gradient beats the declared one",
     FindingCode.FEWER_STEPS_BEAT_MORE: "fewer steps beat more",
     FindingCode.ACCURACY_GROWS_WITH_EPS: "accuracy grows with eps",
+    FindingCode.NOT_CONFIRMED: "not confirmed by its units",
 }
 # What is said beside the accused cell's own number.
 ACCUSATIONS: dict[FindingCode, str] = {
@@ -71,6 +73,7 @@ ACCUSATIONS: dict[FindingCode, str] = {
     FindingCode.ANOTHER_GRADIENT_BEATS_DECLARED: "another gradient beats it",
     FindingCode.FEWER_STEPS_BEAT_MORE: "fewer steps beat it",
     FindingCode.ACCURACY_GROWS_WITH_EPS: "a smaller eps beats it",
+    FindingCode.NOT_CONFIRMED: "not confirmed by its units",
 }
 
 
@@ -87,6 +90,7 @@ class SignCode(StrEnum):
     NO_GRADIENT = "no_gradient"  # subject: which gradient; value: the share of the images
     FAILED_CELLS = "failed_cells"  # value: how many
     STRONGER_ATTACK = "stronger_attack"  # subject: the attack and where; value: what it leaves
+    NOT_CONFIRMED = "not_confirmed"  # value: how many cells
 
 
 SIGN_TEXTS: dict[SignCode, str] = {
@@ -101,6 +105,7 @@ SIGN_TEXTS: dict[SignCode, str] = {
         "the {subject} gradient vanishes or is undefined on {percent} % of the images"
     ),
     SignCode.FAILED_CELLS: "{cells} failed",
+    SignCode.NOT_CONFIRMED: "{cells} not confirmed by the units",
     SignCode.STRONGER_ATTACK: "a stronger attack: {subject}, leaves {percent} %",
 }
 
@@ -137,6 +142,7 @@ class Finding:
     weaker: Record  # the attack that knows or does less, and yet leaves fewer images right
     stronger: Record  # the attack that should do at least as well: its number is accused
     more: int = 0  # further eps at which the same two attacks show the same
+    detail: str = ""  # of a cell that is not confirmed, which is both of the two
 
 
 def format_flag(flag: Flag, n: int) -> str:
@@ -173,7 +179,7 @@ def _format_growth(finding: Finding) -> str:
 
 def format_accusation(finding: Finding) -> str:
     """Return what is said beside the accused cell's own number."""
-    return f"{ACCUSATIONS[finding.code]}: {_format_weaker(finding)}"
+    return f"{ACCUSATIONS[finding.code]}: {finding.detail or _format_weaker(finding)}"
 
 
 def format_sign(sign: Diagnosis) -> str:
@@ -214,7 +220,7 @@ def encode_training_mark(mark: Diagnosis) -> str:
 
 def encode_finding(finding: Finding) -> str:
     """Return the finding as code=value, as a file of data lists it beside the accused cell."""
-    return f"{finding.code}={_format_weaker(finding)}"
+    return f"{finding.code}={finding.detail or _format_weaker(finding)}"
 
 
 def _format_weaker(finding: Finding) -> str:

@@ -8,6 +8,7 @@ from math import sqrt
 from defend.protocols.evidence import MIN_IMAGES
 from defend.records import Record
 from defend.tasks.registry import DEFAULT, load_task
+from defend.threat_models import gradient_kind
 
 SMOKE_TEST = 200  # images, up to which a run is a smoke test
 
@@ -134,6 +135,10 @@ def _fitted_elsewhere(records: Sequence[Record]) -> Iterator[str]:
             f" {dataset} has no train."
         )
 
+
+def _relaxed(records: Sequence[Record]) -> Iterator[str]:
+    """Yield how the column `relaxed` is read."""
+    if "relaxed" in {gradient_kind(r.gradient) for r in _adaptive(records) if r.gradient}:
         yield (
             "relaxed: adaptive through the relaxation that the purifier declares, image by image"
             " over its temperatures."

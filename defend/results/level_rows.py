@@ -57,7 +57,7 @@ def _make_row(
 def _make_numbers(
     cells: Sequence[Record], accusations: Sequence[Finding], reader: OutcomeReader
 ) -> Iterator[tuple[str, Number]]:
-    yield "clean", clean_number(cells, reader.read_one)
+    yield "clean", clean_number(cells, reader.read_one, accusations)
     for level, of_level in group_by(cells, lambda r: r.knowledge).items():
         yield level, cells_number(of_level, reader, accusations)
     yield "worst", worst_number(cells, reader, accusations)[0]

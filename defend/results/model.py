@@ -242,6 +242,7 @@ class Table:
     measure_pairs: tuple[str, ...]  # defenses compared by it
     queries: tuple[str, ...]  # accuracy along the queries of a search
     findings: tuple[Finding, ...]
+    unconfirmed: tuple[str, ...]  # cells whose units do not give their record again
     training: tuple[str, ...]  # a line for each training mark of a pipeline
     flags: tuple[str, ...]
     failures: tuple[str, ...]

@@ -19,6 +19,7 @@ from defend.results.table_text import (
 MEASURE_PAIRS = (
     "Pairs by what is measured beside it, each with its worst of shared gradients (Holm):"
 )
+UNCONFIRMED = "Not confirmed by the units of the run (marked !); see `defend verify`:"
 Block = tuple[str, Sequence[str]]  # title, lines
 
 
@@ -36,6 +37,7 @@ def make_notes(model: Table) -> list[Block]:
         ("Accuracy after so many queries:", model.queries),
         ("No claim survives:", model.signs),
         ("What comparing cells shows:", [format_finding(f) for f in model.findings]),
+        (UNCONFIRMED, model.unconfirmed),
         ("What the training knew (marked !):", model.training),
         ("Flags (marked !):", model.flags),
         ("Failed:", model.failures),

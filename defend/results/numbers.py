@@ -9,7 +9,7 @@ from defend.protocols.evidence import is_undefended
 from defend.records import Flag, Measured, Record
 from defend.results.candidates import distinct_candidates, worst_outcomes
 from defend.results.comparisons import findings_against
-from defend.results.diagnostics import Finding
+from defend.results.diagnostics import Finding, FindingCode
 from defend.results.model import Number
 from defend.results.outcomes import Bits, OutcomeReader, Outcomes
 from defend.results.significance import strongest
@@ -18,14 +18,23 @@ from defend.tasks.registry import load_task
 from defend.threat_models import GRADIENT_NAMES, gradient_kind
 
 
-def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | None]) -> Number:
-    """Return the clean accuracy, or another clean score, which all these cells share."""
+def clean_number(
+    cells: Sequence[Record],
+    read: Callable[[Record], Outcomes | None],
+    accusations: Iterable[Finding] = (),
+) -> Number:
+    """Return the clean accuracy, or another clean score, which all these cells share.
+
+    Of the accusations it is marked with those alone that the cell's own units make.
+    """
     successful = [r for r in cells if not r.failed]
     if not successful:
         return _failed(cells)
     first = successful[0]
+    of_units = [f for f in accusations if f.code == FindingCode.NOT_CONFIRMED]
+    findings = _findings([first], of_units)
     if first.clean_score is not None:
-        return _number_of(first.clean_score, first)
+        return replace(_number_of(first.clean_score, first), findings=findings)
     outcomes = read(first) if first.stochastic else None
     accuracy = first.clean_accuracy
     assert accuracy is not None, "a cell without an error has its numbers"
@@ -34,7 +43,7 @@ def clean_number(cells: Sequence[Record], read: Callable[[Record], Outcomes | No
     else:
         summary = load_task(first.task).summarise(outcomes.clean_score, first.seed)
         low, high = summary.low, summary.high
-    return Number(value=accuracy, low=low, high=high, n=first.n)
+    return Number(value=accuracy, low=low, high=high, n=first.n, findings=findings)
 
 
 def _number_of(measured: Measured, record: Record) -> Number:

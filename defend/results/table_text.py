@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from defend.results.model import Compared, Number, Row, Worst
+from defend.results.model import Compared, LevelRow, Number, Row, Worst
 from defend.stats import LEVEL
 
 
@@ -56,7 +56,7 @@ def describe_worst(worst: Worst) -> str:
     )
 
 
-def format_defense(row: Row | Worst) -> str:
+def format_defense(row: Row | LevelRow | Worst) -> str:
     """Return the defense, with "!" before it if a training knew of the other half."""
     return f"!{row.defense}" if row.training_marks else row.defense
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from defend.results.build import table
 from defend.results.formats import TEXT_FORMATS
 from defend.results.run_folders import collect_records
+from defend.results.verify import verify_record
 
 
 def format_report(run_dirs: Sequence[Path | str], text_format: str) -> str:
@@ -19,4 +20,5 @@ def format_report(run_dirs: Sequence[Path | str], text_format: str) -> str:
     """
     folders = [Path(d) for d in run_dirs]
     shown, beside = collect_records(folders)
-    return TEXT_FORMATS[text_format](table(shown, folders, beside))
+    problems = [verify_record(record, folders) for record in shown]
+    return TEXT_FORMATS[text_format](table(shown, folders, beside, problems=problems))

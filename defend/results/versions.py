@@ -11,7 +11,7 @@ from pathlib import Path
 
 from defend.hashing import canonical_json
 from defend.records import Record
-from defend.unit_files import read_header
+from defend.results.unit_headers import read_header
 
 HOME = "defend"  # the package whose code an attack shares with other attacks only in part
 Name = tuple[str, ...]

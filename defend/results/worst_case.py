@@ -77,7 +77,7 @@ def _worst_case(
         eps_text=first.eps_text,
         training_marks=find_training_marks(first),
         number=number,
-        clean=clean_number(attacks, reader.read_one),
+        clean=clean_number(attacks, reader.read_one, accusations),
         candidates=_count_candidates(attacks, reader),
         draws=first.draws,
         all_draws=None if draws is None else _share_right_in_all(draws),

@@ -97,6 +97,8 @@ def _make_number(numbers: Mapping[str, Number], column: str, notes: _Notes) -> C
 
 def _remarks(model: Table, section: Section) -> Iterator[str]:
     """Yield the lines below the notes: surrogates, pairs of this section, and how to read it."""
+    if model.unconfirmed:
+        yield f"Not confirmed by the units of the run: {'; '.join(model.unconfirmed)}."
     if model.surrogates:
         yield f"Transfer attacks were made on: {'; '.join(model.surrogates)}."
     pairs = [pair for pair in model.comparisons if pair.title == section.title]

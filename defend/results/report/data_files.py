@@ -103,6 +103,7 @@ def format_json(model: Table) -> str:
         "surrogates": model.surrogates,
         "signs": model.signs,
         "findings": [format_finding(finding) for finding in model.findings],
+        "unconfirmed": model.unconfirmed,
         "training": model.training,
         "reading": model.footnotes,
     }

@@ -47,6 +47,8 @@ from defend.results.table_text import (
     format_value,
 )
 from defend.results.training_knowledge import format_trained_on
+from defend.results.unconfirmed import find_unconfirmed
+from defend.results.verify import verify_record
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
 _FILES = (HTML, CSV, JSON)
@@ -88,8 +90,13 @@ def write_report(
     if place is not None:  # before the work
         choose_folder(folders, place, _FILES, overwrite)
     reader = OutcomeReader(folders)
-    model = table(shown, folders, beside, reader)
-    accusations = find_accusations(shown, compare_images(reader))
+    # Records that are given were made from their units a moment ago.
+    problems = [verify_record(r, folders) for r in shown] if records is None else []
+    model = table(shown, folders, beside, reader, problems)
+    accusations = [
+        *find_accusations(shown, compare_images(reader)),
+        *find_unconfirmed(shown, problems),
+    ]
     texts = {
         HTML: _format_html(model, shown, folders),
         CSV: format_csv(shown, accusations),

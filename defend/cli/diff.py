@@ -1,0 +1,33 @@
+"""defend diff: compare two runs cell by cell over the same images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+CHANGED = 1  # exit code
+
+
+@click.command("diff")
+@click.argument("old", type=click.Path(path_type=Path), metavar="RUN1")
+@click.argument("new", type=click.Path(path_type=Path), metavar="RUN2")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+def diff(old: Path, new: Path, as_json: bool) -> None:
+    """Compare the cells that two runs have in common, paired over the same images.
+
+    What differs in keys, code and weights is named. p-values are by Holm over all cells.
+    Exit code 0: no significant difference. 1: some cell differs significantly, or failed in one
+    run alone. 2: no cell or no image is in both.
+    """
+    from defend.results.diff_text import diff_to_dict, format_diff
+    from defend.results.run_diff import compare_runs
+
+    comparison = compare_runs(old, new)
+    if as_json:
+        click.echo(json.dumps(diff_to_dict(comparison), allow_nan=False))
+    else:
+        click.echo(format_diff(comparison), nl=False)
+    if comparison.significant or comparison.failed_in_one:
+        click.get_current_context().exit(CHANGED)

@@ -1,0 +1,87 @@
+"""The comparison of two runs as text and as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from defend.records import Measured
+from defend.results.run_diff import CellDiff, RunDiff
+from defend.stats import LEVEL
+
+LISTED = 20  # cells of one run alone that are named
+
+
+def format_diff(diff: RunDiff) -> str:
+    """Return the lines of the comparison; the last one is the verdict."""
+    return "\n".join(_lines(diff)) + "\n"
+
+
+def summarise_diff(diff: RunDiff) -> str:
+    """Return the verdict: "no significant difference", or how many cells differ."""
+    if not diff.significant:
+        return "no significant difference"
+    return f"{len(diff.significant)} of {_count(len(diff.cells), 'cell')} differ significantly"
+
+
+def diff_to_dict(diff: RunDiff) -> dict[str, Any]:
+    """Return the comparison as data for JSON."""
+    cells = []
+    for cell in diff.cells:
+        old, new = cell.old.model_dump(), cell.new.model_dump()
+        cells.append(asdict(cell) | {"old": old, "new": new, "significant": cell.significant})
+    return {**asdict(diff), "cells": cells, "verdict": summarise_diff(diff)}
+
+
+def _lines(diff: RunDiff) -> Iterator[str]:
+    if diff.changes:
+        yield "What differs beside the outcomes (old -> new):"
+        yield from (f"  {line}" for line in diff.changes)
+    if diff.same:
+        yield f"{_count(diff.same, 'cell')} of the same units: nothing to compare."
+    if diff.cells:
+        yield (
+            f"{_count(len(diff.cells), 'cell')} compared over the same images (new - old,"
+            f" {100 * LEVEL:.0f} % intervals, p-values by Holm over {len(diff.cells)}):"
+        )
+        changed = [cell for cell in diff.cells if cell.changed]
+        yield from (f"  {_format_cell(cell)}" for cell in changed)
+        if len(changed) < len(diff.cells):
+            unchanged = _count(len(diff.cells) - len(changed), "cell")
+            yield f"  {unchanged}: no image changed (p = 1)"
+    yield from _block("Not compared:", diff.not_compared)
+    yield from _block("In the old run alone:", diff.only_old)
+    yield from _block("In the new run alone:", diff.only_new)
+    yield summarise_diff(diff)
+
+
+def _block(title: str, lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield title
+        yield from (f"  {line}" for line in lines[:LISTED])
+    if len(lines) > LISTED:
+        yield f"  and {len(lines) - LISTED} more"
+
+
+def _format_cell(cell: CellDiff) -> str:
+    """Return: convnet, median, pgd, adaptive BPDA, eps 0.1: 50.0 -> 43.8, -6.2 points (...)."""
+    scale, unit = (100, "points") if cell.unit == "share" else (1, cell.unit)
+    values = (cell.difference, cell.low, cell.high)
+    difference, low, high = (f"{scale * value:+.1f}" for value in values)
+    verdict = f"p = {cell.p:.2g}"
+    if not cell.significant:
+        verdict = f"no significant difference ({verdict})"
+    return (
+        f"{cell.cell}: {_value(cell.old, scale)} -> {_value(cell.new, scale)},"
+        f" {difference} {unit} ({low} to {high}), {verdict}, {cell.test},"
+        f" {cell.changed} of {cell.images} images changed"
+    )
+
+
+def _value(measured: Measured, scale: float) -> str:
+    return f"{scale * measured.value:.1f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
