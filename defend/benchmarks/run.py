@@ -112,8 +112,19 @@ def bench(
     devices = _worker_devices(chosen_device, 1 if has_objects else workers)
     units, errors = _compute(planned, components, settings, devices, bar)
     records = [_record(p, components, settings, units, errors) for p in planned]
-    merge_records(run_dir, records)
+    _keep_records(run_dir, records)
     return records
+
+
+def _keep_records(run_dir: Path, records: Sequence[Record]) -> None:
+    """Write the records into the folder. Raises BadParameter, as for a full disk."""
+    try:
+        merge_records(run_dir, records)
+    except OSError as e:
+        raise BadParameter(
+            f"{run_dir}: the records cannot be written there: {e.strerror}. The units are stored:"
+            " make room, and the same command computes nothing again"
+        ) from None
 
 
 def _merge(
