@@ -88,8 +88,8 @@ def audit(
     if out is not None:  # before anything is printed, since nobody may be there to read it
         try:
             write_page(report, out)
-        except OSError as e:
-            error = BadParameter(f"--out {out}: cannot be written: {e.strerror}")
+        except BadParameter as e:
+            error = e
         else:
             click.echo(f"wrote {out}", err=True)
     if as_json:
