@@ -253,3 +253,12 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, out, message):
     folder, _ = make_run(tmp_path / "run", names=("none",))
     error = run(folder, "--format", "latex", "--out", tmp_path / out, code=2).stderr
     assert message in error and error.count("\n") == 1
+
+
+def test_outcomes_of_each_image_are_a_table(tmp_path):
+    keep(tmp_path, [cell(tmp_path, [1, 0, 1], clean=[1, 1, 0], **IDENTITY)])
+    rows = read_csv(run(tmp_path, "--format", "csv", "--per-image").stdout)
+    outcomes = [(row["image"], float(row["clean"]), float(row["score"])) for row in rows]
+    assert outcomes == [("0", 1.0, 1.0), ("1", 1.0, 0.0), ("2", 0.0, 1.0)]
+    assert {row["gradient"] for row in rows} == {"identity"}
+    assert "add --format csv" in run(tmp_path, "--per-image", code=2).stderr

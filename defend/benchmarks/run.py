@@ -35,6 +35,7 @@ from defend.loading import load, pick_device
 from defend.numerics import NumericSettings, numerics_applied, start_device
 from defend.plain_numbers import whole_number
 from defend.progress import Progress
+from defend.record_list import Records
 from defend.records import Record, merge_records, take_up_records
 from defend.unit_files import Unit, read_unit, unit_path
 
@@ -75,7 +76,7 @@ def bench(
     progress: bool = False,
     trust: bool = False,
     **keys: Any,
-) -> list[Record]:
+) -> Records:
     """Run a suite and return one record for each cell, in the order of the suite.
 
     suite: a dict or a TOML file; keys replace its keys. In place of specs they may hold objects: an
@@ -115,9 +116,20 @@ def bench(
     # Objects are found in this process alone.
     devices = _worker_devices(chosen_device, 1 if has_objects else workers)
     units, errors = _compute(planned, components, settings, devices, bar)
-    records = [_record(p, components, settings, units, errors) for p in planned]
-    merge_records(run_dir, records)
+    records = Records(_record(p, components, settings, units, errors) for p in planned)
+    _keep_records(run_dir, records)
     return records
+
+
+def _keep_records(run_dir: Path, records: Sequence[Record]) -> None:
+    """Write the records into the folder. Raises BadParameter, as for a full disk."""
+    try:
+        merge_records(run_dir, records)
+    except OSError as e:
+        raise BadParameter(
+            f"{run_dir}: the records cannot be written there: {e.strerror}. The units are stored:"
+            " make room, and the same command computes nothing again"
+        ) from None
 
 
 def _merge(

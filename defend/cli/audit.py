@@ -93,13 +93,20 @@ def audit(
     from defend.auditing.page import write_page
 
     report = run_audit(spec, dataset, classifier, progress=True, **options)
+    error = None
+    if out is not None:  # before anything is printed, since nobody may be there to read it
+        try:
+            write_page(report, out)
+        except BadParameter as e:
+            error = e
+        else:
+            click.echo(f"wrote {out}", err=True)
     if as_json:
         click.echo(json.dumps(report.as_dict(), allow_nan=False))
     else:
         print_report(report)
-    if out is not None:
-        write_page(report, out)
-        click.echo(f"wrote {out}", err=True)
+    if error is not None:
+        raise error
     if is_unreliable(report):
         click.get_current_context().exit(UNRELIABLE)
 

@@ -10,6 +10,7 @@ import click
 
 from defend.cli.common import UserPath, data_root_option, device_option, make_console
 from defend.cli.names import check_names
+from defend.errors import DefendError
 
 if TYPE_CHECKING:
     from defend.records import Record
@@ -218,19 +219,21 @@ def _outdated_keys(overrides: dict[str, Any]) -> set[str]:
 
 
 def publish(records: Sequence[Record], out: Path, as_json: bool) -> None:
-    """Print the records as a table or as JSON, write the report, name failed cells on stderr."""
+    """Write the report, print the records as a table or as JSON, name failed cells on stderr.
+
+    Files come first, since nobody may be there to read the table. Raises DefendError if the report
+    could not be written, after the table is printed.
+    """
     from defend.records import read_records
     from defend.results import print_table
-    from defend.results.report import write_report
 
     all_records = read_records(out)
+    error = _write_report(records, out)
     if as_json:
         for record in records:
             click.echo(record.to_json())
     else:
         print_table(records, make_console(), [out], all_records)
-    for path in write_report([out], records=records):
-        click.echo(f"wrote {path}", err=True)
     n_earlier = len(all_records) - len(records)
     if n_earlier:
         click.echo(
@@ -241,6 +244,21 @@ def publish(records: Sequence[Record], out: Path, as_json: bool) -> None:
     for record in records:
         if record.failed:
             click.echo(_describe_failure(record), err=True)
+    if error is not None:
+        raise error
+
+
+def _write_report(records: Sequence[Record], out: Path) -> DefendError | None:
+    """Write the report and name its files; return the error if that could not be done."""
+    from defend.results.report import write_report
+
+    try:
+        paths = write_report([out], records=records)
+    except DefendError as e:
+        return e
+    for path in paths:
+        click.echo(f"wrote {path}", err=True)
+    return None
 
 
 def _describe_failure(record: Record) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import click
 
+from defend.cli.common import UserPath
+
 CHANGED = 1  # exit code
 
 
 @click.command("diff")
-@click.argument("old", type=click.Path(path_type=Path), metavar="RUN1")
-@click.argument("new", type=click.Path(path_type=Path), metavar="RUN2")
+@click.argument("old", type=UserPath(), metavar="RUN1")
+@click.argument("new", type=UserPath(), metavar="RUN2")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def diff(old: Path, new: Path, as_json: bool) -> None:
     """Compare the cells that two runs have in common, paired over the same images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,9 +14,13 @@ from typing import Any, NoReturn
 
 import click
 
+from defend.cli.streams import lossy_streams
 from defend.errors import DefendError, one_line, printable, suggest_names
 from defend.plugin_checks import DEBUG, locate_plugin
 
+LOST_OUTPUT = 1
+# A disk that is full or read-only, wherever a command was writing.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 INTERRUPTED = 130  # 128 + SIGINT, the exit code that shells use
 
 
@@ -68,31 +73,51 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except DefendError as e:
             raise UserError(str(e)) from e
+        except OSError as e:
+            if e.errno not in _DISK_ERRORS:
+                raise _name_plugin(e) from e
+            place = f"{e.filename}: " if e.filename else ""
+            raise UserError(f"{place}cannot be written: {e.strerror}") from e
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as e:  # a plugin, or a file of the user, may raise anything
-            place = locate_plugin(e)
-            if place is None:
-                raise
-            raise UserError(
-                f"{place}: {type(e).__name__}: {one_line(e)}; mend it (--debug before the command"
-                " shows the traceback)"
-            ) from e
+            raise _name_plugin(e) from e
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         """Run a command and exit.
 
-        Exit codes: 0 done, 1 a failed cell or check, 2 an error that the user can correct, 3 an
-        unreliable evaluation, 130 interrupted.
+        Exit codes: 0 done, 1 a failed cell or check, or output that could not be printed, 2 an
+        error that the user can correct, 3 an unreliable evaluation, 130 interrupted.
         """
         extra["standalone_mode"] = False
+        with lossy_streams() as out:
+            code = self._run(*args, **extra)
+            sys.stdout.flush()
+            if out is not None and out.error is not None:
+                click.echo(f"defend: {_describe_loss(out.error)}", err=True)
+                code = code or LOST_OUTPUT
+        sys.exit(code)
+
+    def _run(self, *args: Any, **extra: Any) -> int:
+        """Run a command and return its exit code."""
         try:
             with _sigterm_interrupts():
-                sys.exit(super().main(*args, **extra))
+                return super().main(*args, **extra) or 0
         except click.Abort:
-            _exit_with("interrupted", INTERRUPTED)
+            return _say_error("interrupted", INTERRUPTED)
         except click.ClickException as e:
-            _exit_with(_error_line(e), e.exit_code)
+            return _say_error(_error_line(e), e.exit_code)
+
+
+def _name_plugin(error: Exception) -> UserError:
+    """Return the error of a plugin's code, with file and line. Raise any other error again."""
+    place = locate_plugin(error)
+    if place is None:
+        raise error
+    return UserError(
+        f"{place}: {type(error).__name__}: {one_line(error)}; mend it (--debug before the command"
+        " shows the traceback)"
+    )
 
 
 @contextmanager
@@ -122,6 +147,13 @@ def _error_line(e: click.ClickException) -> str:
     return text
 
 
-def _exit_with(text: str, code: int) -> NoReturn:
+def _say_error(text: str, code: int) -> int:
     click.echo(f"defend: {printable(text)}", err=True)
-    sys.exit(code)
+    return code
+
+
+def _describe_loss(error: OSError) -> str:
+    return (
+        f"stdout: {error.strerror}; not all was printed, and what was to be written into files is"
+        " written"
+    )

@@ -30,23 +30,33 @@ FORMATS = ("html", "csv", "latex", "markdown")
     help="The folder of the page, by default that of a single RUN_DIR, or a new one in the current"
     " directory; the file of a table, by default stdout.",
 )
+@click.option(
+    "--per-image", is_flag=True, help="With --format csv: a line for each image of each cell."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 def report(
-    run_dirs: tuple[Path, ...], chosen_format: str, out: Path | None, overwrite: bool
+    run_dirs: tuple[Path, ...],
+    chosen_format: str,
+    out: Path | None,
+    per_image: bool,
+    overwrite: bool,
 ) -> None:
     """Write the results of all RUN_DIRs as report.html and results.csv, or as one table.
 
     The page of one run goes into its folder and takes the place of its earlier page. That of
     several runs goes into a new folder. Two versions of one component are labelled by run.
     """
+    if per_image and chosen_format != "csv":
+        raise BadParameter("--per-image: expected --format csv beside it; add --format csv")
     if chosen_format == "html":
         _write_page(run_dirs, out, overwrite)
         return
+    from defend.results.formats.image_csv import format_images
     from defend.results.text_report import format_report
 
     if out is not None:
         check_new_file(out, overwrite)
-    text = format_report(run_dirs, chosen_format)
+    text = format_images(run_dirs) if per_image else format_report(run_dirs, chosen_format)
     if out is None:
         click.echo(text, nl=False)
     else:

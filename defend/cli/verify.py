@@ -8,11 +8,13 @@ from pathlib import Path
 
 import click
 
+from defend.cli.common import UserPath
+
 NOT_CONFIRMED = 1  # exit code
 
 
 @click.command("verify")
-@click.argument("run_dir", type=click.Path(path_type=Path), metavar="RUN_DIR")
+@click.argument("run_dir", type=UserPath(), metavar="RUN_DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
 def verify(run_dir: Path, as_json: bool) -> None:
     """Compute every record of a run again from its unit files, and check their checksums.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from defend.files import user_path
 from defend.results.build import table
 from defend.results.formats import TEXT_FORMATS
 from defend.results.run_folders import collect_records
@@ -18,7 +19,7 @@ def format_report(run_dirs: Sequence[Path | str], text_format: str) -> str:
     worst case image by image over the attacks of that level. Raises BadParameter if a folder has no
     records.
     """
-    folders = [Path(d) for d in run_dirs]
+    folders = [user_path(d) for d in run_dirs]
     shown, beside = collect_records(folders)
     problems = [verify_record(record, folders) for record in shown]
     return TEXT_FORMATS[text_format](table(shown, folders, beside, problems=problems))

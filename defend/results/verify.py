@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from defend.files import user_path
 from defend.records import Record
 from defend.results.diagnostics import describe_cell
 from defend.results.recompute import compare_with_keys, compare_with_units
@@ -53,7 +54,7 @@ def verify_run(run_dir: Path | str) -> Verification:
 
     Raises BadParameter if it holds no records.
     """
-    folder = Path(run_dir)
+    folder = user_path(run_dir)
     records, _ = collect_records([folder])
     problems: list[Problem] = []
     confirmed = 0
