@@ -56,9 +56,9 @@ def make_rows(name: str, purifier: Purifier, x: Tensor, steps: int) -> dict[str,
     }
     return {
         f"{name}:\nof the source, {decibels['clean']:.1f} dB": clean,
-        f"attacked, {decibels['in']:.1f} dB": x_adv,
-        f"of the attacked, {decibels['attacked']:.1f} dB\nindex {index:.1f} dB": attacked,
-        f"its shift, x {GAIN}": (0.5 + GAIN * (attacked - clean)).clamp(0, 1),
+        f"{name}:\nattacked, {decibels['in']:.1f} dB": x_adv,
+        f"{name}:\nof the attacked, {decibels['attacked']:.1f} dB\nindex {index:.1f} dB": attacked,
+        f"{name}:\nits shift, x {GAIN}": (0.5 + GAIN * (attacked - clean)).clamp(0, 1),
     }
 
 
