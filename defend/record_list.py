@@ -28,7 +28,7 @@ class Records(list[Record]):
         score, and what a task measures beside it, is a column with `_low` and `_high`. Flags are
         codes joined by "; ". Raises MissingPackage without pandas.
         """
-        pandas: Any = import_extra("pandas", "defend[pandas]")
+        pandas: Any = import_extra("pandas", "defend-purifiers[pandas]")
         columns = {name: _type_of(name) for name in Record.model_fields}
         series = {}
         for name, dtype in columns.items():

@@ -43,7 +43,8 @@ BASES: dict[Kind, str] = {  # the class from which every class of a kind is deri
 }
 OBJECT = "an object"  # the distribution of objects that a caller gave
 LOCAL = "a file"  # the distribution of components in files of the user
-HOME = "defend"  # the distribution whose bare names no other distribution can shadow
+HOME = "defend-purifiers"  # the distribution whose bare names no other can shadow
+PACKAGE = "defend"  # its package, which full names begin with
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Entry:
 
     @property
     def full_name(self) -> str:
-        """The name with its distribution: "defend/jpeg"."""
-        return f"{self.dist}/{self.name}"
+        """The name with its distribution, or with `defend`, as in "defend/jpeg"."""
+        return f"{PACKAGE if self.dist == HOME else self.dist}/{self.name}"
 
     @property
     def component(self) -> str:
@@ -334,7 +335,7 @@ def _kinds_of_class(factory: object) -> list[Kind]:
 
 
 def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == HOME
+    return cls.__module__.partition(".")[0] == PACKAGE
 
 
 def _exports(entry: Entry, cls: type) -> bool:

@@ -23,9 +23,10 @@ DATA_FOLDERS = ("MNIST", "FashionMNIST", "cifar-10-batches-py", "lfw158")
 
 
 def pytest_configure():
-    if not any(p.dist and p.dist.name == "defend" for p in entry_points(group="defend.defenses")):
+    installed = [p.dist.name for p in entry_points(group="defend.defenses") if p.dist]
+    if "defend-purifiers" not in installed:
         pytest.exit(
-            "expected the entry points of defend, got none; run `pip install -e .` first",
+            "expected the entry points of defend-purifiers, got none; run `pip install -e .` first",
             returncode=4,
         )
 

@@ -13,15 +13,16 @@ from defend.classifiers.robustbench import import_zoo
 
 NEEDED = {
     "timm": pytest.mark.skipif(
-        find_spec("timm") is None, reason="needs the extra timm: pip install 'defend[timm]'"
+        find_spec("timm") is None,
+        reason="needs the extra timm: pip install 'defend-purifiers[timm]'",
     ),
     "huggingface": pytest.mark.skipif(
         find_spec("transformers") is None,
-        reason="needs the extra huggingface: pip install 'defend[huggingface]'",
+        reason="needs the extra huggingface: pip install 'defend-purifiers[huggingface]'",
     ),
     "robustbench": pytest.mark.skipif(
         not (find_spec("robustbench") and find_spec("autoattack")),
-        reason="needs the extra robustbench, pip install 'defend[robustbench]', and autoattack",
+        reason="needs the extra robustbench, pip install 'defend-purifiers[robustbench]', and autoattack",
     ),
 }
 SMALLEST_FILE = "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"  # of RobustBench's networks

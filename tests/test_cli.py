@@ -89,7 +89,7 @@ def test_list_names_every_component(kind):
     names = [entry.name for entry in REGISTRY.entries(kind)]
     rows = run_json(f"list {kind}s --json")
     assert [row["name"] for row in rows] == names
-    assert all(row["kind"] == kind and row["package"] == "defend" for row in rows)
+    assert all(row["kind"] == kind and row["package"] == "defend-purifiers" for row in rows)
     assert all(row["version"] for row in rows)
     printed = run(f"list {kind}").stdout.splitlines()[2:-1]
     assert [line.split()[0] for line in printed] == names

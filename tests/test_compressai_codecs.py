@@ -29,7 +29,7 @@ def has_compressai():
 
 
 needs_compressai = pytest.mark.skipif(
-    not has_compressai(), reason="needs the extra codec: pip install 'defend[codec]'"
+    not has_compressai(), reason="needs the extra codec: pip install 'defend-purifiers[codec]'"
 )
 
 
@@ -198,7 +198,7 @@ def test_other_names_of_weights_are_not_theirs(weights):
 @pytest.mark.usefixtures("no_compressai")
 @pytest.mark.parametrize("weights", ["untrained", *(f"{metric}-3" for metric in METRICS)])
 def test_without_the_extra_one_line_says_what_to_type(weights):
-    with pytest.raises(MissingPackage, match=r"pip install 'defend\[codec\]'") as e:
+    with pytest.raises(MissingPackage, match=r"pip install 'defend-purifiers\[codec\]'") as e:
         load(f"robust-codec:model=hyperprior,weights={weights}", "defense")
     assert "\n" not in str(e.value)
 

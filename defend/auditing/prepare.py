@@ -6,12 +6,12 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from defend import __version__
 from defend.auditing.budget import Budget, budget_for
 from defend.auditing.context import NORM, BenchPipeline, Context, FreshPurifier, Surrogate
 from defend.auditing.inputs import ComponentLoader, check_kind, describe, load_rows, parse_eps
@@ -217,7 +217,7 @@ def _describe_subject(
         draws=budget.score_draws,
         trained_on=purifier.trained_on,
         classifier_trained_on=classifier.trained_on,
-        versions={"defend": version("defend"), "torch": str(torch.__version__)},
+        versions={"defend": __version__, "torch": str(torch.__version__)},
     )
 
 

@@ -16,7 +16,7 @@ from defend.errors import BadWeights
 from defend.weights.header import file_sha256
 from defend.weights.third_party import find_in_cache, import_extra, load_pretrained
 
-EXTRA = "defend[huggingface]"
+EXTRA = "defend-purifiers[huggingface]"
 PREPROCESSOR = "preprocessor_config.json"
 
 

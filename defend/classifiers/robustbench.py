@@ -29,7 +29,7 @@ from defend.errors import (
 from defend.weights.header import file_sha256
 from defend.weights.third_party import MAX_ERROR, import_extra, read_state_dict
 
-EXTRA = "defend[robustbench]"
+EXTRA = "defend-purifiers[robustbench]"
 AUTOATTACK = "git+https://github.com/fra31/auto-attack"  # no package index has it
 # data set -> height and width, classes
 SHAPES = {"cifar10": (32, 10), "cifar100": (32, 100), "imagenet": (224, 1000)}

@@ -26,7 +26,7 @@ from defend.hashing import tensor_sha256
 from defend.weights.header import file_sha256
 from defend.weights.third_party import CONFIGURATION, fill_network, import_extra
 
-EXTRA = "defend[timm]"
+EXTRA = "defend-purifiers[timm]"
 HUB = "hf-hub:"  # what timm writes before names on the hub
 # The files of a folder that timm saves, the first one that exists.
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from defend.defenses.small_codec import Rounding, clamp_with_leak, round_straight_through
 from defend.weights.third_party import import_extra
 
-EXTRA = "defend[codec]"
+EXTRA = "defend-purifiers[codec]"
 CLASSES = {
     "factorized": "FactorizedPrior",
     "hyperprior": "ScaleHyperprior",

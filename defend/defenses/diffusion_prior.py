@@ -21,7 +21,7 @@ from defend.files import user_path
 from defend.weights.third_party import find_in_cache, import_extra, load_pretrained
 from defend.weights.zoo import read_zoos
 
-EXTRA = "defend[diffusion]"
+EXTRA = "defend-purifiers[diffusion]"
 HEAD = 8  # channels of a head of attention; each level has a multiple of them
 MAX_GROUPS = 32  # of a group norm
 GREY = 0.5

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from defend.errors import BadParameter
+from defend.files import user_path
 from defend.records import Measured, Record
 from defend.results.diagnostics import describe_cell
 from defend.results.outcomes import Bits, Outcomes, read_outcomes
@@ -76,7 +77,7 @@ def compare_runs(old: Path | str, new: Path | str) -> RunDiff:
     paired permutation test. The clean images of each pipeline are compared as a cell. Raises
     BadParameter if a folder has no records, or if no cell can be compared.
     """
-    folders = (Path(old), Path(new))
+    folders = (user_path(old), user_path(new))
     records = [collect_records([folder])[0] for folder in folders]
     pairs = list(_pair_cells(*records))
     if not pairs:
