@@ -22,7 +22,7 @@ NEEDED = {
     ),
     "robustbench": pytest.mark.skipif(
         not (find_spec("robustbench") and find_spec("autoattack")),
-        reason="needs the extra robustbench, pip install 'defend-purifiers[robustbench]', and autoattack",
+        reason="needs pip install 'defend-purifiers[robustbench]', and autoattack",
     ),
 }
 SMALLEST_FILE = "cifar10/corruptions/Hendrycks2020AugMix_WRN.pt"  # of RobustBench's networks
