@@ -27,6 +27,7 @@ from defend.benchmarks.gradient_probe import (
 from defend.benchmarks.jobs import AttackJob, OnUnitDone, UnitTask
 from defend.benchmarks.purifier_checks import check_finite
 from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
+from defend.benchmarks.saved_images import SavedImages
 from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
 from defend.errors import BadWeights
@@ -64,9 +65,15 @@ class Executor:
     """Executes jobs in this process, and keeps what several of them need."""
 
     def __init__(
-        self, components: Components, run_dir: Path, provenance: dict[str, Any], writer: Writer
+        self,
+        components: Components,
+        run_dir: Path,
+        provenance: dict[str, Any],
+        writer: Writer,
+        save_images: int = 0,
     ) -> None:
         self.components, self.run_dir = components, run_dir
+        self.saved_images = SavedImages(run_dir, save_images)
         self.provenance, self.writer = provenance, writer
         self.clean_cache: CleanCache = {}
         self.calibrations = Calibrations(components)
@@ -249,10 +256,11 @@ class _JobRun:
     def _is_known_from_clean(self, eps: float) -> bool:
         """Return True if the clean scores are those of an attack at this eps, which is 0 then.
 
-        The first range is scored nevertheless, as it keeps images for the report, and so is a task
-        whose details under attack differ from those of clean images.
+        Ranges whose images are kept are scored nevertheless, and so is a task whose details under
+        attack differ from those of clean images.
         """
-        return eps == 0 and self.job.start != 0 and not self.task.measured
+        are_kept = self.job.start < max(1, self.executor.saved_images.count)
+        return eps == 0 and not are_kept and not self.task.measured
 
     def _clean_scores(self, cell: Cell) -> Scores | Exception:
         try:
@@ -328,7 +336,8 @@ class _JobRun:
                 loss_after=losses[1],
                 draws_differ=outcome.draws_differ,
             )
-            self._write(task, self._tensors(result, outcome, clean), images_hash, costs)
+            images = {"clean": self.x, "adversarial": result.x_adv, "purified": outcome.first_draw}
+            self._write(task, self._tensors(result, outcome, clean), images, images_hash, costs)
 
     def _tensors(
         self, result: AttackResult, scores: Scores, clean: CleanScores
@@ -353,9 +362,14 @@ class _JobRun:
         return tensors
 
     def _write(
-        self, task: UnitTask, tensors: dict[str, Tensor], images_hash: _HashOnce, costs: Costs
+        self,
+        task: UnitTask,
+        tensors: dict[str, Tensor],
+        images: dict[str, Tensor],
+        images_hash: _HashOnce,
+        costs: Costs,
     ) -> None:
-        """Let the writer's thread hash the images and write the unit."""
+        """Let the writer's thread hash the images, save those that are kept, and write the unit."""
 
         def write() -> None:
             header = {
@@ -371,6 +385,7 @@ class _JobRun:
                 header["thresholds"] = calibrated.thresholds
                 header["accepted"] = calibrated.accepted
             try:
+                self.executor.saved_images.save(task, self.job.start, images)
                 write_unit(self.executor.run_dir, task.key, tensors, header)
             except Exception as e:  # a full disk; the other units go on
                 self._fail([task], e)

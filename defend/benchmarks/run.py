@@ -25,6 +25,7 @@ from defend.benchmarks.expand import expand
 from defend.benchmarks.jobs import AttackJob, UnitTask
 from defend.benchmarks.live_objects import name_objects
 from defend.benchmarks.make_record import make_record
+from defend.benchmarks.saved_images import SavedImages
 from defend.benchmarks.suite import Suite, load_suite, make_suite
 from defend.benchmarks.units import KeyInputs, shard_size, split_ranges
 from defend.dataset import Dataset
@@ -75,6 +76,7 @@ def bench(
     data_root: str | None = None,
     progress: bool = False,
     trust: bool = False,
+    save_images: int = 0,
     **keys: Any,
 ) -> Records:
     """Run a suite and return one record for each cell, in the order of the suite.
@@ -84,6 +86,8 @@ def bench(
     arrays (x, y) as data; then one worker computes. Without either, the embedded suite.
     Where they do not say n, it is 1,000 or all images of the split, whichever is less.
     trust: the suite file may run the files of code that it names.
+    save_images: keep the clean, adversarial and purified images of the first so many of each cell,
+    in the folder images/ of the run.
     The units lie in `out` (default runs/<suite>); what is there is not computed again.
     Raises DefendError for what the caller can mend. A cell that failed has its reason in `error`.
     """
@@ -93,6 +97,8 @@ def bench(
         validated = validated.model_copy(update={"n": available_images(validated, data_root)})
     if workers is not None and (workers := whole_number(workers, "workers")) < 1:
         raise BadParameter(f"workers {workers}: expected a whole number >= 1")
+    if (save_images := whole_number(save_images, "save_images")) < 0:
+        raise BadParameter(f"save_images {save_images}: expected a whole number >= 0")
     chosen_device = pick_device(device)
     start_device(chosen_device)
     run_dir = user_path(out) if out is not None else Path("runs") / validated.name
@@ -112,6 +118,7 @@ def bench(
         run_dir=run_dir,
         numerics=numerics,
         provenance=provenance_of(chosen_device),
+        save_images=save_images,
     )
     # Objects are found in this process alone.
     devices = _worker_devices(chosen_device, 1 if has_objects else workers)
@@ -234,7 +241,12 @@ def _compute(
     """Return every unit, read or computed, and the reasons of those that could not be."""
     distinct = _distinct_units(planned)
     units = {u.task.key: read_unit(settings.run_dir, u.task.key) for u in distinct}
-    missing = [unit for unit in distinct if units[unit.task.key] is None]
+    saved = SavedImages(settings.run_dir, settings.save_images)
+    missing = [
+        unit
+        for unit in distinct
+        if units[unit.task.key] is None or not saved.is_complete(unit.task, unit.start, unit.stop)
+    ]
     errors: dict[str, str] = {}
 
     def on_unit_done(key: str, images: int, error: str | None) -> None:
@@ -242,7 +254,10 @@ def _compute(
             errors[key] = error
         bar.advance(images)
 
-    damaged = sum(unit_path(settings.run_dir, unit.task.key).exists() for unit in missing)
+    damaged = sum(
+        units[unit.task.key] is None and unit_path(settings.run_dir, unit.task.key).exists()
+        for unit in missing
+    )
     if damaged:
         plural = "s" if damaged > 1 else ""
         bar.say(f"{damaged} damaged unit{plural} in {settings.run_dir}: computed again")

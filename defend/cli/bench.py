@@ -119,6 +119,14 @@ def _add_suite_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--trust", is_flag=True, help="Run the files of code that SUITE.toml names, ./FILE.py:NAME."
 )
 @click.option(
+    "--save-images",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Keep the clean, adversarial and purified images of the first N of each cell, as PNG and"
+    " safetensors in DIR/images.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print one record per line as JSON, and no table."
 )
 def bench(
@@ -128,6 +136,7 @@ def bench(
     data_root: str | None,
     out: Path | None,
     trust: bool,
+    save_images: int,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -149,7 +158,13 @@ def bench(
     out = out or Path("runs") / validated.name
     try:
         records = run_bench(
-            keys, out=out, workers=workers, device=device, data_root=data_root, progress=True
+            keys,
+            out=out,
+            workers=workers,
+            device=device,
+            data_root=data_root,
+            progress=True,
+            save_images=save_images,
         )
     except KeyboardInterrupt:
         click.echo(

@@ -34,6 +34,7 @@ class RunSettings:
     run_dir: Path
     numerics: NumericSettings
     provenance: dict[str, Any]
+    save_images: int = 0  # of each cell, from the first of the split
 
 
 def run_jobs(
@@ -62,7 +63,9 @@ def _run_here(
     on_unit_done: OnUnitDone,
 ) -> None:
     with numerics_applied(settings.numerics), Writer() as writer:
-        executor = Executor(components, settings.run_dir, settings.provenance, writer)
+        executor = Executor(
+            components, settings.run_dir, settings.provenance, writer, settings.save_images
+        )
         for job in jobs:
             executor.execute(job, on_unit_done)
 
@@ -110,6 +113,7 @@ class _Worker:
                 "data_root": settings.data_root,
                 "run_dir": str(settings.run_dir),
                 "provenance": settings.provenance,
+                "save_images": settings.save_images,
                 "device": device,
                 "numerics": asdict(settings.numerics),
             }

@@ -66,7 +66,13 @@ def _serve(lines: SimpleQueue[str], messages: TextIO) -> None:
     )
     key_inputs = KeyInputs(components, numerics)
     with Writer() as writer:
-        executor = Executor(components, Path(settings["run_dir"]), settings["provenance"], writer)
+        executor = Executor(
+            components,
+            Path(settings["run_dir"]),
+            settings["provenance"],
+            writer,
+            settings["save_images"],
+        )
         send(ready=True)
         while line := lines.get():
             job = job_from_json(json.loads(line))
