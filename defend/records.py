@@ -44,9 +44,7 @@ class FlagCode(StrEnum):
     # Value: the impostor attempts of val that the threshold accepts, where they are few.
     FEW_IMPOSTORS_AT_FAR_1 = "few_impostors_at_far_1"  # 1 %
     FEW_IMPOSTORS_AT_FAR_01 = "few_impostors_at_far_01"  # .1 %
-    LABEL_IS_NOT_THE_GOAL = (
-        "label_is_not_the_goal"  # the attack climbs another goal than the task's
-    )
+    LABEL_IS_NOT_THE_GOAL = "label_is_not_the_goal"  # the attack climbs another goal
     NOT_FINITE = "not_finite"  # value: the measured field that is no number
 
 
@@ -326,8 +324,7 @@ def json_schema() -> dict[str, Any]:
 def read_records(run_dir: Path) -> list[Record]:
     """Return the records of a run folder, none if there is no file. Nothing is written there.
 
-    Raises BadParameter for a file that is no JSON, and for a list of something else, as an older
-    version may have written.
+    Raises BadParameter for a file that holds something else, as of an older version.
     """
     file = Path(run_dir) / FILE_NAME
     if not file.exists():

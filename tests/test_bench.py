@@ -281,7 +281,7 @@ def test_jobs_go_on_when_a_worker_dies(tmp_path):
     keys = {"defenses": ["misbehaves:how=dies", "none"], "knowledge": ["bpda"], "eps": "0.1"}
     records = defend.bench(SMALL | keys, out=tmp_path, workers=2)
     errors = {r.defense: r.error for r in records}
-    assert "died" in errors["misbehaves:how=dies"]
+    assert "the worker ended with exit code 3" in errors["misbehaves:how=dies"]
 
 
 def test_one_worker_works_in_this_process(monkeypatch, tmp_path):

@@ -142,7 +142,12 @@ def test_few_photographs_make_a_unit_where_no_older_unit_would_be_lost(size, uni
 
 # Optional libraries.
 
-WITH_EXTRAS = {("defense", "two-stage"): {"diffusers"}, ("defense", "diffpure"): {"diffusers"}}
+WITH_EXTRAS = {
+    ("defense", "two-stage"): {"diffusers"},
+    ("defense", "diffpure"): {"diffusers"},
+    ("classifier", "huggingface"): {"huggingface_hub", "transformers"},
+    ("classifier", "timm"): {"timm"},
+}
 
 
 def test_extras_count_for_the_components_that_import_them_and_for_no_other():

@@ -315,6 +315,6 @@ def test_a_name_that_the_hub_cannot_give_is_one_line(monkeypatch, tmp_path):
 
 def test_without_diffusers_one_line_says_what_to_type(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'defend\[diffusion\]'") as e:
+    with pytest.raises(MissingPackage, match=r"pip install 'defend-purifiers\[diffusion\]'") as e:
         TwoStage(**TINY)
     assert "\n" not in str(e.value)

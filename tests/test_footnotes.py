@@ -247,19 +247,14 @@ def test_the_pipelines_that_transfer_attacks_attacked_stand_below_the_rows(tmp_p
 # Width.
 
 
-@pytest.mark.parametrize(
-    ("levels", "is_wide"),
-    [
-        ((DECLARED, IDENTITY, LEARNED), False),
-        ((DECLARED, IDENTITY, LEARNED, {"knowledge": "transfer"}), True),
-    ],
-)
-def test_a_table_of_many_levels_puts_intervals_below_its_numbers(tmp_path, levels, is_wide):
-    """Beside them, the claim of a whole ladder lay off the page. A long attack breaks behind its
-    fields, not in a word.
+def test_names_have_rows_of_their_own_and_levels_come_before_attacks(tmp_path):
+    """Beside the numbers, names and intervals pushed the levels off the page of a phone. A long
+    attack breaks behind its fields, not in a word.
     """
     attack = "apgd:loss=dlr-targeted,steps=100"
+    levels = (DECLARED, IDENTITY, LEARNED, {"knowledge": "transfer"})
     page, _ = report_of(tmp_path, [record(9, attack=attack, **level) for level in levels])
-    assert ('<table class="wide">' in page) is is_wide
-    breakable = "apgd:<wbr>loss=dlr-targeted,<wbr>steps=100"
-    assert f'<td class="name attack">{breakable}</td>' in page
+    by_level, by_attack = page.split("<summary>Each attack</summary>")
+    assert '<th class="name" colspan="5">' in by_level  # eps, clean, all attacks, two levels
+    assert "apgd" not in by_level.split("<h2>Results</h2>")[1].split("How to read this")[0]
+    assert "apgd:<wbr>loss=dlr-targeted,<wbr>steps=100</th>" in by_attack

@@ -12,7 +12,7 @@ from defend.records import Flag, FlagCode
 
 def test_without_pandas_it_is_one_line_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'defend\[pandas\]'"):
+    with pytest.raises(MissingPackage, match=r"pip install 'defend-purifiers\[pandas\]'"):
         Records([record(100)]).to_pandas()
 
 

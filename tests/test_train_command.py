@@ -152,7 +152,7 @@ def test_the_command_goes_on_from_named_weights(tmp_path):
     header = read_header(second)
     assert header.started_from == file_sha256(first)
     assert header.fields["width"] == 4  # taken from the file
-    assert header.package == f"defend {defend.__version__}"
+    assert header.package == f"defend-purifiers {defend.__version__}"
     assert read_header(first).started_from == ""
     with pytest.raises(BadWeights, match="the file has width=4, the spec has width=8"):
         run("convnet:width=8", *args, "-o", f"start={first}", "--out", tmp_path / "third")

@@ -169,7 +169,7 @@ def test_a_marked_row_is_marked_in_the_report(scored, tmp_path):
     page, results = write_report([], out=tmp_path, records=[scored.record()])
     html = page.read_text().replace("&#34;", '"')
     title = "; ".join(scored.sentences)
-    assert html.count(f'<span class="mark" title="{title}">!</span>') == 2 * bool(title)
+    assert html.count(f'<span class="mark" title="{title}">!</span>') == 3 * bool(title)
     assert all(f"{sentence}.</li>" in html for sentence in scored.sentences)
     (row,) = csv.DictReader(results.read_text().splitlines())
     codes = [code.split("=")[0] for code in row["flags"].split("; ") if code]

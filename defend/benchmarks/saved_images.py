@@ -44,14 +44,16 @@ class SavedImages:
         stop = start + len(next(iter(images.values())))
         if self.is_complete(task, start, stop):
             return
-        kept = min(stop, self.count) - start
-        tensors = {name: batch[:kept].float().cpu().contiguous() for name, batch in images.items()}
+        images_wanted = min(stop, self.count) - start
+        tensors = {
+            name: batch[:images_wanted].float().cpu().contiguous() for name, batch in images.items()
+        }
         file = self._file(task, start, stop)
         file.parent.mkdir(parents=True, exist_ok=True)
         for name, batch in tensors.items():
             for place, image in enumerate(batch, start):
                 _write_picture(file.parent / f"{place:04d}-{name}.png", image)
-        tensors["index"] = torch.arange(start, start + kept)
+        tensors["index"] = torch.arange(start, start + images_wanted)
         write_file(file, save(tensors))
 
     def _file(self, task: UnitTask, start: int, stop: int) -> Path:

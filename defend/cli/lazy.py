@@ -67,8 +67,8 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.params["debug"]:
-            os.environ[DEBUG] = "1"
-            return super().invoke(ctx)
+            with _debugging():
+                return super().invoke(ctx)
         try:
             return super().invoke(ctx)
         except DefendError as e:
@@ -118,6 +118,20 @@ def _name_plugin(error: Exception) -> UserError:
         f"{place}: {type(error).__name__}: {one_line(error)}; mend it (--debug before the command"
         " shows the traceback)"
     )
+
+
+@contextmanager
+def _debugging() -> Iterator[None]:
+    """Let this process and those that it starts print tracebacks while the block runs."""
+    before = os.environ.get(DEBUG)
+    os.environ[DEBUG] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEBUG]
+        else:
+            os.environ[DEBUG] = before
 
 
 @contextmanager

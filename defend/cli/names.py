@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from defend.benchmarks.specs import COMPONENT_KINDS, component_text
+from defend.benchmarks.specs import COMPONENT_KINDS
 from defend.eps import parse_eps
 from defend.registry import REGISTRY, Kind
 from defend.spec import parse
@@ -19,9 +19,9 @@ def check_names(options: Mapping[str, Any]) -> None:
     looked at, since that needs the component. Raises UnknownName, AmbiguousName, BadSpec,
     BadParameter.
     """
-    for key, kind in COMPONENT_KINDS.items():
+    for key in COMPONENT_KINDS:
         for value in _as_list(options.get(key)):
-            for member_kind, name in _members(component_text(value, _singular(key, kind)), key):
+            for member_kind, name in _members(str(value), key):
                 if (member_kind, name) != ("classifier", NO_CLASSIFIER):
                     REGISTRY.entry(member_kind, name)
     if options.get("eps") is not None:
@@ -35,10 +35,6 @@ def _members(text: str, key: str) -> Iterator[tuple[Kind, str]]:
     for spec in chained:
         yield ("defense" if kind == "classifier" else kind), spec.name
     yield kind, last.name
-
-
-def _singular(key: str, kind: Kind) -> str:
-    return "surrogate" if key.startswith("surrogate") else kind
 
 
 def _as_list(value: Any) -> list[Any]:
