@@ -62,7 +62,7 @@ class Classifier(Learned):
 
         precision: "float32" or "bfloat16". layout: "contiguous", "channels_last" or "winograd".
         """
-        device = next(self.net.parameters()).device
+        device = next((p.device for p in self.net.parameters()), torch.device("cpu"))
         self.network.net = fold_batch_norms(self.net, self.example(2).to(device))
         self.network.precision = precision
         set_layout(self.network, layout)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args, overload
 
+from defend.errors import BadParameter
 from defend.files import user_path
 from defend.records import Measured, Record, read_records
 from defend.weights.third_party import import_extra
@@ -18,8 +19,24 @@ class Records(list[Record]):
 
     @classmethod
     def read(cls, run_dir: Path | str) -> Records:
-        """Return the records of a run folder. Raises BadParameter if they cannot be read."""
-        return cls(read_records(user_path(run_dir)))
+        """Return the records of a run folder. Raises BadParameter if there are none."""
+        folder = user_path(run_dir)
+        records = cls(read_records(folder))
+        if not records:
+            raise BadParameter(f"{folder}: expected the folder of a run, got one without records")
+        return records
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Record | Records:
+        """Return one record, or those of a slice as Records again."""
+        if isinstance(index, slice):
+            return Records(super().__getitem__(index))
+        return super().__getitem__(index)
 
     def to_pandas(self) -> Any:
         """Return a DataFrame: a row for each cell, a typed column for each field of one value.

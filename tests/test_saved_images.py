@@ -65,6 +65,13 @@ def test_they_are_the_images_of_the_evaluation(kept):
         assert torch.equal(tensors["purified"], expected)
 
 
+def test_the_folder_of_a_file_of_the_user_is_not_hidden(tmp_path):
+    source = "from defend.defenses.bitdepth import BitDepth\n\n\nclass Mine(BitDepth):\n    pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    run(tmp_path / "run", 1, defenses=[f"{tmp_path / 'mine.py'}:Mine"])
+    assert not [f for f in (tmp_path / "run" / "images").iterdir() if f.name.startswith(".")]
+
+
 def test_pictures_are_the_tensors_rounded(kept):
     out, _ = kept
     for (folder, _), tensors in saved(out).items():

@@ -23,6 +23,8 @@ QUICK_SECONDS = 3.0  # a purifier that takes no longer for all images is checked
 SINGLE_IMAGES = 8  # images that are purified one by one, too
 TOLERANCE = 1e-3  # of logits and pixels: what rounding in another batch may change
 
+RANGE_ERROR = 1e-3  # of a pixel, by rounding in 16 bits
+
 
 def is_quick(images: int, images_per_second: float) -> bool:
     """Return True if so many images are purified soon enough to be checked one and all."""
@@ -63,8 +65,10 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
     """Return logits (b, classes) of purified images, at most max_batch at once.
 
     At a task without a classifier they are the images. Raises BrokenPurifier if they are not
-    finite: the argmax of NaN is class 0, which some images are.
+    finite: the argmax of NaN is class 0, which some images are; and for images outside [0, 1],
+    which no camera and no file gives a classifier.
     """
+    check_range(purifier, images)
     with torch.no_grad():
         parts = images.split(purifier.images_at_once(images))
         logits = torch.cat([network(part) for part in parts])
@@ -101,6 +105,18 @@ def _checked_rate(purifier: Purifier, rates: object, count: int) -> Tensor:
     raise BrokenPurifier(
         f"{type(purifier).__name__}: rate(x) expected finite bits per pixel ({count},), got {got}"
     )
+
+
+def check_range(purifier: Purifier, images: Tensor) -> None:
+    """Raise BrokenPurifier if a purified pixel is outside [0, 1] by more than RANGE_ERROR."""
+    if not len(images):
+        return
+    low, high = images.amin(), images.amax()
+    if low < -RANGE_ERROR or high > 1 + RANGE_ERROR:
+        raise BrokenPurifier(
+            f"{type(purifier).__name__}: expected purified pixels in [0, 1], got {low:.3g} to"
+            f" {high:.3g}; clamp the output"
+        )
 
 
 def check_finite(purifier: Purifier, logits: Tensor, images: Tensor | None = None) -> None:

@@ -72,7 +72,7 @@ def name_folder(task: UnitTask) -> str:
     level = "-".join(filter(None, (cell.knowledge, gradient, cell.surrogate)))
     text = f"{cell.defense}_{cell.bare_attack}_{level}_eps-{cell.eps.text}"
     inputs = {k: v for k, v in task.key_inputs.items() if k not in ("range", "data")}
-    readable = re.sub(r"[^A-Za-z0-9.=_+]+", "-", text)[:NAME_LENGTH]
+    readable = re.sub(r"[^A-Za-z0-9.=_+]+", "-", text).lstrip(".-")[:NAME_LENGTH]
     return f"{readable}_{cache_key(inputs)[:8]}"
 
 

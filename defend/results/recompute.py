@@ -19,6 +19,7 @@ from defend.tasks.registry import DEFAULT, load_task
 from defend.threat_models import NO_CLASSIFIER, NO_DEFENSE, THREAT_MODELS
 from defend.unit_files import Unit
 
+OBJECT_PREFIX = "object/"  # of the names of what a caller gave in place of a spec
 TOLERANCE = 1e-6  # of a number that is computed again, perhaps by another version of numpy
 _IN_KEY = ("eps", "norm", "seed", "draws", "eot", "precision", "layout", "threads")
 _PIPELINES = ("classifier", "defense")
@@ -89,10 +90,16 @@ def _other_components(record: Record, inputs: Mapping[str, Any]) -> Iterator[str
 
 
 def _other_names(kind: str, spec: str, key: Any) -> Iterator[str]:
-    """Yield a line if components that are installed have other names than the spec's."""
+    """Yield a line if components that are installed have other names than the spec's.
+
+    Files and objects of the user have no registered name that a key could hold.
+    """
     members = key if isinstance(key, list) else [key]
     names = [_get(member, "component") for member in members]
-    typed = [member.name for member in parse(spec)]
+    specs = parse(spec)
+    if any(s.file is not None or s.name.startswith(OBJECT_PREFIX) for s in specs):
+        return
+    typed = [member.name for member in specs]
     is_plain = all(isinstance(name, str) and name and not set(".:") & set(name) for name in names)
     is_absent = kind == "classifier" and spec == NO_CLASSIFIER
     if not is_plain or is_absent or "art" in typed:

@@ -21,6 +21,7 @@ from scipy.stats import binomtest
 from defend.classifier import Classifier
 from defend.errors import Mismatch
 from defend.loading import dataset_name
+from defend.own_network import OwnNetwork
 from defend.testing import embedding_checks
 from defend.testing.classifier_setup import (
     Dimmed,
@@ -205,6 +206,8 @@ def check_weights_load_by_hash_and_offline(c: Classifier) -> None:
     """Fail if the settings do not rebuild the classifier without a network, or if unknown and
     damaged weights raise no error that names them.
     """
+    if isinstance(c, OwnNetwork):
+        raise NotApplicable("a network of the user is read from its own file, not by settings")
     with no_network():
         try:
             copied = rebuilt(c)

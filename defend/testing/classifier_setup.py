@@ -60,7 +60,7 @@ def dataset_of_weights(c: Classifier) -> Dataset:
     """
     file = c.file
     if file is None:
-        raise NotApplicable("it is untrained, so that no weights claim anything")
+        raise NotApplicable("no weights of a training by defend say which data set they are for")
     try:
         spec = parse_single(file.header.dataset, "dataset")
         options: dict[str, Any] = {}
