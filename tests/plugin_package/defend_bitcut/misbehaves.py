@@ -42,7 +42,8 @@ class Misbehaves(Purifier):
                 return x if _is_clean(x) else self._noisy(x, noise)
             case "dark":  # it breaks its card for dark images alone
                 is_dark = (x.mean((1, 2, 3)) < DARK)[:, None, None, None]
-                return torch.where(is_dark, x + 0.5 * torch.randn_like(x), x)
+                noisy = (x + 0.5 * torch.randn_like(x)).clamp(0, 1)
+                return torch.where(is_dark, noisy, x)
             case "raises":
                 if not _is_clean(x):
                     raise RuntimeError("adversarial images are not to my taste")
