@@ -17,6 +17,7 @@ from defend.spec import parse, parse_single
 Level = Literal["oblivious", "transfer", "query", "adaptive"]
 NO_DEFENSE = "none"
 NO_CLASSIFIER = "none"  # in the place of a classifier, at a task that needs none
+OBJECT_PREFIX = "object/"  # of the names of what a caller gave in the place of a spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from defend.own_network import hash_code
 from defend.pixel_checks import read_range
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
+from defend.threat_models import OBJECT_PREFIX
 
 _EXPECTED: dict[Kind, tuple[type, str]] = {
     "classifier": (Classifier, "an nn.Module, an ART PyTorchClassifier or a Classifier"),
@@ -126,7 +127,7 @@ def _name_network(value: nn.Module | PyTorchClassifier, data: Dataset | None) ->
     label = type(value).__name__
     state = [tensor for tensor in net.state_dict().values() if isinstance(tensor, Tensor)]
     digest = cache_key({"tensors": tensor_sha256(*state), "code": hash_code(net)})
-    name = f"object/{label}-{digest[:_HASH_DIGITS]}"
+    name = f"{OBJECT_PREFIX}{label}-{digest[:_HASH_DIGITS]}"
 
     def make(**fields: Any) -> Classifier:
         return wrap_network(net, name, data, fields)
@@ -159,6 +160,6 @@ def _of_art(classifier: PyTorchClassifier) -> nn.Module:
 
 def _register(kind: Kind, value: Any, label: str, digest: str) -> str:
     """Let a name stand for copies of an object, and return it."""
-    name = f"object/{label}-{digest[:_HASH_DIGITS]}"
+    name = f"{OBJECT_PREFIX}{label}-{digest[:_HASH_DIGITS]}"
     REGISTRY.add_object(kind, name, lambda **_: copy.deepcopy(value))
     return name

@@ -8,6 +8,7 @@ from typing import Any
 
 from defend.records import Measured
 from defend.results.run_diff import CellDiff, RunDiff
+from defend.results.table_text import format_difference
 from defend.stats import LEVEL
 
 LISTED = 20  # cells of one run alone that are named
@@ -66,15 +67,10 @@ def _block(title: str, lines: Sequence[str]) -> Iterator[str]:
 
 def _format_cell(cell: CellDiff) -> str:
     """Return: convnet, median, pgd, adaptive BPDA, eps 0.1: 50.0 -> 43.8, -6.2 points (...)."""
-    scale, unit = (100, "points") if cell.unit == "share" else (1, cell.unit)
-    values = (cell.difference, cell.low, cell.high)
-    difference, low, high = (f"{scale * value:+.1f}" for value in values)
-    verdict = f"p = {cell.p:.2g}"
-    if not cell.significant:
-        verdict = f"no significant difference ({verdict})"
+    scale = 100 if cell.unit == "share" else 1
     return (
         f"{cell.cell}: {_value(cell.old, scale)} -> {_value(cell.new, scale)},"
-        f" {difference} {unit} ({low} to {high}), {verdict}, {cell.test},"
+        f" {format_difference(cell, cell.p)}, {cell.test},"
         f" {cell.changed} of {cell.images} images changed"
     )
 

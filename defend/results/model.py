@@ -4,7 +4,7 @@ print the same one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -186,18 +186,12 @@ class Section:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the columns that were measured."""
-        measured: set[str] = set()
-        for row in self.rows:
-            measured |= row.numbers.keys()
-        return tuple(column for column in COLUMNS if column in measured)
+        return _measured_columns(self.rows, COLUMNS)
 
     @property
     def level_columns(self) -> tuple[str, ...]:
         """Return the columns of the table by level that were measured."""
-        measured: set[str] = set()
-        for row in self.levels:
-            measured |= row.numbers.keys()
-        return tuple(column for column in LEVEL_COLUMNS if column in measured)
+        return _measured_columns(self.levels, LEVEL_COLUMNS)
 
     @property
     def by_defense(self) -> list[tuple[str, list[Row]]]:
@@ -262,6 +256,12 @@ class Table:
     def letter(self, claim: Claim) -> str:
         """Return the letter of the claim's line below the table: a, b, ..., z, aa."""
         return letter_of(self.claim_lines.index(summarise_claim(claim)))
+
+
+def _measured_columns(rows: Iterable[Row | LevelRow], columns: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the columns that some row has a number in."""
+    measured = {column for row in rows for column in row.numbers}
+    return tuple(column for column in columns if column in measured)
 
 
 def letter_of(index: int) -> str:

@@ -16,10 +16,9 @@ from defend.hashing import cache_key, canonical_json
 from defend.records import Record
 from defend.spec import parse
 from defend.tasks.registry import DEFAULT, load_task
-from defend.threat_models import NO_CLASSIFIER, NO_DEFENSE, THREAT_MODELS
+from defend.threat_models import NO_CLASSIFIER, NO_DEFENSE, OBJECT_PREFIX, THREAT_MODELS
 from defend.unit_files import Unit
 
-OBJECT_PREFIX = "object/"  # of the names of what a caller gave in place of a spec
 TOLERANCE = 1e-6  # of a number that is computed again, perhaps by another version of numpy
 _IN_KEY = ("eps", "norm", "seed", "draws", "eot", "precision", "layout", "threads")
 _PIPELINES = ("classifier", "defense")

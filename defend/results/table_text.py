@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from defend.results.model import Compared, LevelRow, Number, Row, Worst
 from defend.stats import LEVEL
+
+if TYPE_CHECKING:
+    from defend.results.run_diff import CellDiff
 
 
 def format_percent(value: float | None) -> str:
@@ -77,17 +81,22 @@ def format_count(count: float) -> str:
     return f"{count:.3g}"
 
 
+def format_difference(paired: Compared | CellDiff, p: float) -> str:
+    """Return: +3.0 points (+1.2 to +4.8), p = 0.004. p: adjusted by Holm."""
+    scale, unit = (100, "points") if paired.unit == "share" else (1, paired.unit)
+    values = (paired.difference, paired.low, paired.high)
+    difference, low, high = (f"{scale * value:+.1f}" for value in values)
+    verdict = f"p = {p:.2g}"
+    if not paired.significant:
+        verdict = f"no significant difference ({verdict})"
+    return f"{difference} {unit} ({low} to {high}), {verdict}"
+
+
 def format_pair(pair: Compared) -> str:
     """Return: jpeg against median, eps 8/255: +3.0 points (+1.2 to +4.8), p = 0.004, ..."""
-    scale, unit = (100, "points") if pair.unit == "share" else (1, pair.unit)
-    values = (pair.difference, pair.low, pair.high)
-    difference, low, high = (f"{scale * value:+.1f}" for value in values)
-    verdict = f"p = {pair.p_holm:.2g}"
-    if not pair.significant:
-        verdict = f"no significant difference ({verdict})"
     line = (
-        f"{pair.a} against {pair.b}, eps {pair.eps_text}:"
-        f" {difference} {unit} ({low} to {high}), {verdict}, {pair.test}"
+        f"{pair.a} against {pair.b}, eps {pair.eps_text}: {format_difference(pair, pair.p_holm)},"
+        f" {pair.test}"
     )
     return line if pair.same_attacks else f"{line}; not under the same attacks"
 
