@@ -18,7 +18,8 @@ from attack_toys import (
 from torch import nn
 
 from defend.attacks.active_set import likeliest_wrong_classes
-from defend.attacks.apgd import APGD
+from defend.attacks.apgd import APGD, start_at_eps
+from defend.attacks.apgd_ascent import Ascent, checkpoints
 from defend.attacks.pgd import PGD
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter
@@ -96,15 +97,15 @@ def test_a_loss_that_needs_more_classes_than_there_are_is_refused_in_one_line(
 
 
 def test_the_checkpoints_are_the_published_ones():
-    assert list(APGD().checkpoints) == CHECKPOINTS
-    assert list(APGD().checkpoints.values()) == [22, 19, 16, 13, 10, 7, 6, 6]
-    assert list(APGD(steps=1000).checkpoints)[:3] == [220, 410, 570]
+    assert list(checkpoints(100)) == CHECKPOINTS
+    assert list(checkpoints(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
+    assert list(checkpoints(1000))[:3] == [220, 410, 570]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10])
 def test_the_intervals_between_checkpoints_add_up(steps):
-    checkpoints = APGD(steps=steps).checkpoints
-    assert sum(checkpoints.values()) == max(checkpoints) <= steps
+    intervals = checkpoints(steps)
+    assert sum(intervals.values()) == max(intervals) <= steps
 
 
 class Slide(nn.Module):
@@ -122,20 +123,38 @@ class Slide(nn.Module):
         return torch.stack([torch.zeros_like(h), h], 1)
 
 
+def traced(attack, observe):
+    """Return the attack, which calls `observe(states, eps)` at first and after each step."""
+
+    class TracedAscent(Ascent):
+        def _start(self, *args):
+            states = super()._start(*args)
+            observe(states, self.eps)
+            return states
+
+        def _step(self, s, k):
+            super()._step(s, k)
+            observe(s, self.eps)
+
+    class Traced(APGD):
+        def _ascent(self, eps):
+            return TracedAscent(**vars(super()._ascent(eps)))
+
+    return Traced(**attack.settings)
+
+
 def trace(attack, height, eps, v=0.5):
     """Return the step size in units of eps and the iterate, after each step, of a pixel v."""
     step_sizes, iterates = [], []
 
-    class Traced(APGD):
-        def _step(self, s, k, eps):
-            super()._step(s, k, eps)
-            step_sizes.append(float(s.step_size) / eps)
-            iterates.append(float(s.x_adv))
+    def observe(s, eps):
+        step_sizes.append(float(s.step_size) / eps)
+        iterates.append(float(s.x_adv))
 
     x = torch.full((1, 1, 1, 1), v, dtype=torch.float64)
     target = make_target(Slide(height), n=1)
-    Traced(**attack.settings).run(target, x, torch.tensor([0]), eps, start_noise(1))
-    return step_sizes, iterates
+    traced(attack, observe).run(target, x, torch.tensor([0]), eps, start_noise(1))
+    return step_sizes[1:], iterates[1:]
 
 
 def take_heights_from(heights):
@@ -196,16 +215,15 @@ def test_each_image_has_its_own_step_size():
     heights = iter(range(1000))
     step_sizes = []
 
-    class Traced(APGD):
-        def _step(self, s, k, eps):
-            super()._step(s, k, eps)
-            step_sizes.append(s.step_size / eps)
+    def observe(s, eps):
+        step_sizes.append(s.step_size / eps)
 
     def height(v):
         return torch.stack([v[0], 0 * v[1] + next(heights) * 1e-2])
 
     x = torch.full((2, 1, 1, 1), 0.5)
-    Traced().run(make_target(Slide(height), n=2), x, torch.tensor([0, 0]), 0.25, start_noise(2))
+    attack = traced(APGD(), observe)
+    attack.run(make_target(Slide(height), n=2), x, torch.tensor([0, 0]), 0.25, start_noise(2))
     assert step_sizes[-1].tolist() == [2 * 2.0**-8, 2]
 
 
@@ -216,18 +234,12 @@ def test_each_image_has_its_own_step_size():
 def test_it_is_a_plain_loop_of_algorithm_1(norm):
     net, x, eps = curved().double(), INSIDE.double(), {"Linf": 0.05, "L2": 0.5}[norm]
     y = predict(net, x)
-    first_points = []
-
-    class Traced(APGD):
-        def _start(self, *args):
-            states = super()._start(*args)
-            first_points.append(states.x_adv)
-            return states
-
-    x_adv = Traced(norm=norm, steps=40).run(make_target(net), x, y, eps, start_noise())
+    points = []
+    attack = traced(APGD(norm=norm, steps=40), lambda s, _: points.append(s.x_adv))
+    x_adv = attack.run(make_target(net), x, y, eps, start_noise())
     for i in range(len(x)):
         image = slice(i, i + 1)
-        expected = algorithm_1(net, x[image], y[image], eps, norm, 40, first_points[0][image])
+        expected = algorithm_1(net, x[image], y[image], eps, norm, 40, points[0][image])
         assert torch.allclose(x_adv[image], expected, atol=1e-9)
 
 
@@ -281,10 +293,9 @@ def test_targets_side_by_side_give_the_same_as_one_after_another():
     ends = []
     for j in range(9):
         rows, pairs = torch.arange(IMAGES) * 9 + j, torch.stack([y, classes[:, j]], 1)
-        states = attack._start(target.take(rows), x, pairs, y, 0.03, noise.take(rows))
-        for k in range(20):
-            attack._step(states, k, 0.03)
-        ends.append(states.best)
+        x_adv = start_at_eps(x, 0.03, attack.norm, noise.take(rows))
+        ascent = Ascent(loss=dlr_targeted, norm=attack.norm, eps=0.03, steps=20)
+        ends.append(ascent.run(target.take(rows), x, pairs, y, x_adv).best)
     best = torch.stack([margin(net(end), y) for end in ends]).argmin(0)
     assert torch.allclose(together, torch.stack(ends)[best, torch.arange(IMAGES)], atol=1e-5)
     assert len(set(best.tolist())) > 1  # the best target is not always the first

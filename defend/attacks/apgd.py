@@ -6,64 +6,28 @@ parameter-free attacks", arXiv:2003.01690.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from defend.ascent import ascend
 from defend.attack import Attack, AttackCard
-from defend.attacks.active_set import (
-    ImageStates,
-    likeliest_wrong_classes,
-    run_active,
-    select_smallest_margin,
-)
+from defend.attacks.active_set import likeliest_wrong_classes, select_smallest_margin
+from defend.attacks.apgd_ascent import Ascent
 from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted, whole_labels
 from defend.noise import Noise
-from defend.norms import norm_of, per_image, project
+from defend.norms import norm_of, per_image
 from defend.target import Loss, Target
 from defend.tasks.targeted import TARGETED
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "dlr-targeted": dlr_targeted}
-FIRST_CHECKPOINT = 22  # percent of the steps; section 3.1 of the paper
-
-
-@dataclass
-class AscentStates(ImageStates):
-    """Hold the ascent of f for each image.
-
-    In Algorithm 1: x_adv = x(k), previous = x(k-1), best = x_max, step_size = eta.
-    """
-
-    results = ("best",)
-    x: Tensor
-    y: Tensor
-    labels: Tensor  # the labels that f takes: y, or (b, 2) of y and the target class
-    x_adv: Tensor
-    previous: Tensor
-    gradient: Tensor  # of f at x_adv
-    loss: Tensor  # (b,): f at x_adv
-    best: Tensor  # if the target may drop images: of a broken image the iterate that broke it
-    best_gradient: Tensor
-    best_loss: Tensor
-    step_size: Tensor  # (b,)
-    rises: Tensor  # (b,): steps since the last checkpoint that raised f
-    checkpoint_loss: Tensor  # (b,): best_loss at the last checkpoint
-    was_halved: Tensor  # (b,): True if the step size was halved at the last checkpoint
 
 
 class APGD(Attack):
     """Attack by gradient ascent with momentum, and a step size that is halved where f stops rising.
 
-    z = P(x(k) + eta d(g)),  x(k+1) = P(x(k) + 3/4 (z - x(k)) + 1/4 (x(k) - x(k-1)))  (Algorithm 1).
-
-    P projects onto ball and box together, d is the steepest direction of norm 1, and eta is 2 eps
-    at first. At each checkpoint, an image for which too few steps have raised f, or whose best loss
-    has not improved at the present eta, halves eta and goes on from x_max. Restarts, and the
-    targets of loss=dlr-targeted, climb side by side.
+    The ascent is `apgd_ascent.Ascent` (Algorithm 1), from a random point of norm eps. Restarts, and
+    the targets of loss=dlr-targeted, climb side by side.
 
     Returns x_max; of several restarts and targets, the one of the smallest mean margin, measured
     afresh. Where the target may drop images, an image that is wrong at an iterate is returned as
@@ -105,18 +69,20 @@ class APGD(Attack):
         n = labels.shape[1]
         target, noise = target.copies(n), noise.copies(n)
         x, y = x.repeat_interleave(n, 0), y.repeat_interleave(n, 0)
-        states = self._start(target, x, labels.flatten(0, 1), y, eps, noise)
-        states = run_active(states, partial(self._step, eps=eps), range(self.steps), n)
+        x_adv = start_at_eps(x, eps, self.norm, noise)
+        states = self._ascent(eps).run(target, x, labels.flatten(0, 1), y, x_adv, n)
         return select_smallest_margin(target, states.best, y, n, self.targeted)
 
-    @property
-    def _loss(self) -> Loss:
-        """What it climbs: its loss, or the loss of a targeted attack."""
-        return TARGETED.loss if self.targeted else LOSSES[self.loss]
-
-    def _is_reached(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return which images (b,) are wrong, or classified as their targets y."""
-        return (logits.argmax(1) == y) == self.targeted
+    def _ascent(self, eps: float) -> Ascent:
+        """Return the ascent of its loss, or of the loss of a targeted attack."""
+        return Ascent(
+            loss=TARGETED.loss if self.targeted else LOSSES[self.loss],
+            norm=self.norm,
+            eps=eps,
+            steps=self.steps,
+            rho=self.rho,
+            targeted=self.targeted,
+        )
 
     def _labels(self, target: Target, x: Tensor, y: Tensor) -> Tensor:
         """Return the labels of each image's n copies: (b, n), or (b, n, 2) with target classes."""
@@ -125,93 +91,9 @@ class APGD(Attack):
         classes = likeliest_wrong_classes(target, x, y, self.targets).repeat(1, self.restarts)
         return torch.stack([y[:, None].expand_as(classes), classes], 2)
 
-    def _start(
-        self, target: Target, x: Tensor, labels: Tensor, y: Tensor, eps: float, noise: Noise
-    ) -> AscentStates:
-        """Return the states at a random point of norm eps, where the published code starts too."""
-        direction = 2 * noise.uniform(x) - 1 if self.norm == "Linf" else noise.normal(x)
-        length = per_image(norm_of(direction, self.norm), x)
-        x_adv = (x + eps * direction / length).clamp(0, 1)
-        gradient, loss, logits = target.gradient(x_adv, labels, self._loss)
-        return AscentStates(
-            target=target,
-            broken=self._is_reached(logits, y),
-            x=x,
-            y=y,
-            labels=labels,
-            x_adv=x_adv,
-            previous=x_adv,
-            gradient=gradient,
-            loss=loss,
-            best=x_adv,
-            best_gradient=gradient,
-            best_loss=loss,
-            step_size=torch.full_like(loss, 2 * eps),
-            rises=torch.zeros_like(y),
-            checkpoint_loss=loss,
-            was_halved=torch.zeros_like(y, dtype=torch.bool),
-        )
 
-    def _step(self, s: AscentStates, k: int, eps: float) -> None:
-        """Update the states in place by step k = 0, 1, ..."""
-        moved = self._move(s, eps, weight=0.75 if k else 1.0)
-        s.x_adv, s.previous = moved, s.x_adv
-        loss_before = s.loss
-        s.gradient, s.loss, logits = s.target.gradient(s.x_adv, s.labels, self._loss)
-        s.rises = s.rises + (s.loss > loss_before)
-        is_wrong = self._is_reached(logits, s.y)
-        is_better = (s.loss > s.best_loss) | (is_wrong & s.target.may_drop)
-        self._update_best(s, is_better & ~s.is_final())
-        s.broken = s.broken | is_wrong
-        interval = self.checkpoints.get(k + 1)
-        if interval:
-            self._adapt_step_size(s, interval)
-
-    def _move(self, s: AscentStates, eps: float, weight: float) -> Tensor:
-        """Return x(k+1). weight: that of the step to z; the last move gets the rest."""
-        z = ascend(s.x_adv, s.gradient, s.step_size, s.x, eps, self.norm)
-        last_move = s.x_adv - s.previous
-        mixed = s.x_adv + weight * (z - s.x_adv) + (1 - weight) * last_move
-        return project(mixed, s.x, eps, self.norm)
-
-    def _update_best(self, s: AscentStates, mask: Tensor) -> None:
-        """Set the best iterate of the images in `mask` (b,) to the present one."""
-        s.best = torch.where(per_image(mask, s.x), s.x_adv, s.best)
-        s.best_gradient = torch.where(per_image(mask, s.x), s.gradient, s.best_gradient)
-        s.best_loss = torch.where(mask, s.loss, s.best_loss)
-
-    def _restart_from_best(self, s: AscentStates, mask: Tensor) -> None:
-        """Set the present iterate of the images in `mask` (b,) to their best one."""
-        s.x_adv = torch.where(per_image(mask, s.x), s.best, s.x_adv)
-        s.gradient = torch.where(per_image(mask, s.x), s.best_gradient, s.gradient)
-        s.loss = torch.where(mask, s.best_loss, s.loss)
-
-    def _adapt_step_size(self, s: AscentStates, interval: int) -> None:
-        """Halve the step size where condition 1 or 2 of section 3.1 holds.
-
-        interval: the number of steps since the last checkpoint.
-        """
-        has_few_rises = s.rises < self.rho * interval
-        has_no_gain = ~s.was_halved & (s.best_loss <= s.checkpoint_loss)
-        is_halved = has_few_rises | has_no_gain
-        s.step_size = torch.where(is_halved, s.step_size / 2, s.step_size)
-        self._restart_from_best(s, is_halved)
-        s.rises = torch.zeros_like(s.rises)
-        s.checkpoint_loss, s.was_halved = s.best_loss, is_halved
-
-    @property
-    def checkpoints(self) -> dict[int, int]:
-        """Return the checkpoints w_j = ceil(p_j steps), with the number of steps since the last.
-
-        p_0 = 0, p_1 = .22, p_(j+1) = p_j + max(p_j - p_(j-1) - .03, .06)  (section 3.1). p is held
-        in percent, because .22 + .19 is not .41 in floating point.
-        """
-        intervals: dict[int, int] = {}
-        last_checkpoint, previous, p = 0, 0, FIRST_CHECKPOINT
-        while p <= 100:
-            checkpoint = -(-p * self.steps // 100)  # rounded up
-            if checkpoint > last_checkpoint:
-                intervals[checkpoint] = checkpoint - last_checkpoint
-                last_checkpoint = checkpoint
-            previous, p = p, p + max(p - previous - 3, 6)
-        return intervals
+def start_at_eps(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
+    """Return random points of norm eps around x, where the published code starts too."""
+    direction = 2 * noise.uniform(x) - 1 if norm == "Linf" else noise.normal(x)
+    length = per_image(norm_of(direction, norm), x)
+    return (x + eps * direction / length).clamp(0, 1)
