@@ -124,6 +124,10 @@ class Target:
         """Return the same pipeline for some of the images, which continue with their draws."""
         return replace(self, noise=self.noise.take(rows), _rows=self._rows[rows])
 
+    def through(self, backward: Backward | None) -> Target:
+        """Return the same pipeline with another gradient of its purifier; None: the declared one."""
+        return replace(self, backward=backward)
+
     def copies(self, n: int) -> Target:
         """Return n independent pipelines for each image, such as one for each restart.
 

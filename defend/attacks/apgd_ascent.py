@@ -74,8 +74,11 @@ class Ascent:
         states = self._start(target, x, labels, y, x_adv)
         return run_active(states, self._step, range(self.steps), copies)
 
-    def gradient(self, s: AscentStates) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the direction of the ascent (b, c, h, w), f (b,) and logits at s.x_adv."""
+    def gradient(self, s: AscentStates, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the direction of the ascent (b, c, h, w), f (b,) and logits at s.x_adv.
+
+        k: the number of the step, for ascents that draw.
+        """
         return s.target.gradient(s.x_adv, s.labels, self.loss)
 
     def _is_reached(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ class Ascent:
         moved = self._move(s, weight=0.75 if k else 1.0)
         s.x_adv, s.previous = moved, s.x_adv
         loss_before = s.loss
-        s.gradient, s.loss, logits = self.gradient(s)
+        s.gradient, s.loss, logits = self.gradient(s, k)
         s.rises = s.rises + (s.loss > loss_before)
         is_wrong = self._is_reached(logits, s.y)
         is_better = (s.loss > s.best_loss) | (is_wrong & s.target.may_drop)

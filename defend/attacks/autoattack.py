@@ -5,42 +5,24 @@ Source: Croce, Hein, arXiv:2003.01690.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from defend.attack import Attack, AttackCard
-from defend.attacks.active_set import mean_margin
+from defend.attacks.worst_points import WorstPoints, judge
 from defend.errors import BadParameter
 from defend.learned import InBfloat16
 from defend.losses import MIN_CLASSES, margin, whole_labels
 from defend.noise import Noise
-from defend.norms import per_image
 from defend.registry import REGISTRY
 from defend.target import Target
 
 # A margin below this share of the largest logit counts as nearly broken in a bfloat16 search. It is
 # about ten roundings of bfloat16, within which another batch may get another answer.
 NEARLY_BROKEN = 0.05
-
-
-@dataclass
-class WorstPoints:
-    """Hold the worst point of each image so far."""
-
-    x_adv: Tensor  # (b, c, h, w)
-    margin: Tensor  # (b,): the smallest margin
-    is_wrong: Tensor  # (b,) bool: True if some attack broke the image
-
-    def update(self, rows: Tensor, x_adv: Tensor, margin: Tensor, is_wrong: Tensor) -> None:
-        """Replace the points of these rows where x_adv is wrong or has a smaller margin."""
-        is_worse = is_wrong | (margin < self.margin[rows])
-        worse = torch.where(per_image(is_worse, x_adv), x_adv, self.x_adv[rows])
-        self.x_adv = self.x_adv.index_copy(0, rows, worse)
-        self.margin = self.margin.index_copy(0, rows, torch.minimum(margin, self.margin[rows]))
-        self.is_wrong = self.is_wrong.index_copy(0, rows, self.is_wrong[rows] | is_wrong)
 
 
 class AutoAttack(Attack):
@@ -104,7 +86,7 @@ class AutoAttack(Attack):
                 break
             part = target.take(rows)
             x_adv = self._search(attack, part, x[rows], y[rows], eps, noise.take(rows).fork(name))
-            worst.update(rows, x_adv, *_judge(target.take(rows), x_adv, y[rows]))
+            worst.update(rows, x_adv, *judge(target.take(rows), x_adv, y[rows]))
         # Square notes its queries for the images that it attacked, which may be fewer than all.
         target.notes.pop("wrong_after", None)
         return worst.x_adv
@@ -121,7 +103,7 @@ class AutoAttack(Attack):
             return x_adv
         logits = fast_target.logits(x_adv)
         is_nearly_broken = margin(logits, y) < NEARLY_BROKEN * logits.abs().amax(1)
-        _, is_wrong = _judge(target, x_adv, y)
+        _, is_wrong = judge(target, x_adv, y)
         retry = (is_nearly_broken & ~is_wrong).nonzero()[:, 0]
         if not len(retry):
             return x_adv
@@ -151,15 +133,3 @@ class AutoAttack(Attack):
     def _create(self, name: str, **fields: object) -> Attack:
         attack: Attack = REGISTRY.create("attack", name, norm=self.norm, **fields)
         return attack
-
-
-def _judge(target: Target, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean margins, and which images are wrong as the score counts it, each (b,).
-
-    Of equal highest logits, the first one is the prediction. Where no image may be dropped, the
-    smallest margin alone decides, and no image counts as wrong.
-    """
-    if not target.may_drop:
-        return mean_margin(target, x_adv, y), torch.zeros_like(y, dtype=torch.bool)
-    logits = target.logits(x_adv)
-    return margin(logits, y), logits.argmax(1) != y

@@ -92,10 +92,15 @@ class Square(Attack):
         self.require(0 < self.p_init <= 1, "p_init", "above 0 and at most 1, a share of the pixels")
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
+        start = start_with_stripes if self.norm == "Linf" else start_with_bumps
+        return self.search(target, x, y, eps, noise, start(x, eps, noise))
+
+    def search(
+        self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise, first: Tensor
+    ) -> Tensor:
+        """Return what `run` returns, from the first points (b, c, h, w), which lie in the ball."""
         y = whole_labels(y)
         target = target.toward_targets() if self.targeted else target
-        start = start_with_stripes if self.norm == "Linf" else start_with_bumps
-        first = start(x, eps, noise)
         first_margin = mean_margin(target, first, y, self.targeted)
         states = SearchStates(
             target=target,

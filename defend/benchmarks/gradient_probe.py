@@ -24,7 +24,7 @@ from defend.benchmarks.purifier_checks import (
 from defend.benchmarks.stopwatch import Stopwatch
 from defend.losses import cross_entropy
 from defend.noise import Noise
-from defend.purifier import Relaxed
+from defend.purifier import Backward, Relaxed
 from defend.target import Loss, Target
 from defend.tasks.classification import CLASSIFICATION
 
@@ -74,6 +74,10 @@ class ObservedTarget(Target):
     def _is_task_loss(self, loss: Loss) -> bool:
         """Return True for the loss of the task, which in classification is the cross entropy."""
         return loss == self.loss or (loss is cross_entropy and self.task is CLASSIFICATION)
+
+    def through(self, backward: Backward | None) -> Target:
+        """Return what Target.through returns; another gradient is not recorded."""
+        return replace(self, backward=backward, first_gradient=None)
 
     def copies(self, n: int) -> Target:
         """Return what Target.copies returns; several restarts are not recorded."""

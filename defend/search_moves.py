@@ -1,0 +1,45 @@
+"""The names of what a persistent search tries: how it is differentiated, what it climbs, and where
+it starts.
+
+A search notes for each image the numbers of these names, which a unit file can hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from defend.threat_models import RELAXED_GRADIENTS
+
+DECLARED = "declared"
+IDENTITY = "identity"
+# Through which the purifier is differentiated. Append only: unit files hold the positions.
+GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, "autograd", "none")
+# What is climbed; the last is a random search, which needs no gradient.
+LOSSES = ("margin", "cross entropy", "dlr", "targets", "averaged margin", "square")
+STARTS = ("random", "best", "oblivious")  # a random point, the best point so far, or of a level
+NEVER = -1  # instead of a round: the image was not broken
+
+
+@dataclass(frozen=True)
+class Move:
+    """One way to attack, as three names."""
+
+    gradient: str
+    loss: str
+    start: str
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Return the positions of its names."""
+        return (
+            GRADIENTS.index(self.gradient),
+            LOSSES.index(self.loss),
+            STARTS.index(self.start),
+        )
+
+    @classmethod
+    def of_numbers(cls, gradient: int, loss: int, start: int) -> Move:
+        """Return the move whose names have these positions."""
+        return cls(GRADIENTS[gradient], LOSSES[loss], STARTS[start])
+
+    def __str__(self) -> str:
+        return f"{self.loss} through {self.gradient} from {self.start}"
