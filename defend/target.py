@@ -125,7 +125,7 @@ class Target:
         return replace(self, noise=self.noise.take(rows), _rows=self._rows[rows])
 
     def through(self, backward: Backward | None) -> Target:
-        """Return the same pipeline with another gradient of its purifier; None: the declared one."""
+        """Return the same pipeline with this gradient of its purifier; None: the declared one."""
         return replace(self, backward=backward)
 
     def copies(self, n: int) -> Target:
