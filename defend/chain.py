@@ -115,6 +115,13 @@ class Chain(Purifier):
         return x
 
 
+def declares_autograd(purifier: Purifier) -> bool:
+    """Return True if the declared gradient, of a chain that of each member, is plain autograd."""
+    if isinstance(purifier, Chain):
+        return all(declares_autograd(member) for member in purifier.members)
+    return purifier.card.gradient in ("exact", "approximate")
+
+
 def members_of(purifier: Purifier) -> tuple[Purifier, ...]:
     """Return the members of a chain; another purifier is its own only member."""
     return purifier.members if isinstance(purifier, Chain) else (purifier,)

@@ -36,10 +36,24 @@ class Relaxed:
             )
 
 
-# A differentiable stand-in for a purifier, or the relaxation that the purifier declares itself.
-Backward = Callable[[Tensor], Tensor] | Relaxed
+@dataclass(frozen=True)
+class PlainAutograd:
+    """The gradient that autograd gives through `purify` itself, whatever the card declares.
+
+    It holds for the members of a chain too, and for purifiers that a purifier calls.
+    past_replacements: differentiate the values that `straight_through` and `relax` return, where
+    they can be differentiated, and not what stands for their gradient.
+    """
+
+    past_replacements: bool = False
+
+
+# A differentiable stand-in for a purifier, the relaxation that the purifier declares itself, or
+# plain autograd through it.
+Backward = Callable[[Tensor], Tensor] | Relaxed | PlainAutograd
 
 _shows_relaxation = ContextVar("shows_relaxation", default=False)
+_plain_autograd = ContextVar[PlainAutograd | None]("plain_autograd", default=None)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -62,6 +76,8 @@ def straight_through(carrier: Tensor, value: Tensor) -> Tensor:
     """Return `value` with the gradient of `carrier`, for one step of a purifier:
     straight_through(z, z.round()).
     """
+    if value.requires_grad and _skips_replacements():
+        return value
     output: Tensor = _StraightThrough.apply(carrier, value)  # type: ignore[no-untyped-call]
     return output
 
@@ -69,6 +85,39 @@ def straight_through(carrier: Tensor, value: Tensor) -> Tensor:
 def identity(x: Tensor) -> Tensor:
     """Return x: the stand-in that sends a gradient straight past a purifier."""
     return x
+
+
+@contextmanager
+def differentiated_by(backward: Backward | None) -> Iterator[None]:
+    """Let purifiers that are called within be differentiated by plain autograd if `backward` is."""
+    if not isinstance(backward, PlainAutograd):
+        yield
+        return
+    token = _plain_autograd.set(backward)
+    try:
+        yield
+    finally:
+        _plain_autograd.reset(token)
+
+
+def inherited(backward: Backward | None) -> Backward | None:
+    """Return what differentiates a purifier: plain autograd where its caller is differentiated so.
+
+    A gradient that the caller names stays, unless replacements are passed.
+    """
+    plain = _plain_autograd.get()
+    if plain is None or (backward is not None and not plain.past_replacements):
+        return backward
+    return plain
+
+
+def _skips_replacements() -> bool:
+    plain = _plain_autograd.get()
+    return plain is not None and plain.past_replacements
+
+
+# The gradients that are the same for every purifier, by their names on the command line.
+FIXED_GRADIENTS: dict[str, Backward] = {"identity": identity, "autograd": PlainAutograd()}
 
 
 def relax(soft: Tensor, value: Tensor) -> Tensor:

@@ -20,7 +20,9 @@ from defend.art_params import ArtParams
 from defend.batch_sizes import images_at_once
 from defend.errors import BadParameter, BrokenPurifier
 from defend.gradients import Backward as Backward
+from defend.gradients import PlainAutograd as PlainAutograd
 from defend.gradients import Relaxed as Relaxed
+from defend.gradients import differentiated_by, inherited
 from defend.gradients import identity as identity
 from defend.gradients import straight_through as straight_through
 from defend.layouts import choose_layout
@@ -188,8 +190,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         Without `noise` it runs as deployed.
 
         Gradients are the declared ones, or those of `backward`: `identity`, a network fitted to
-        imitate this purifier, or `Relaxed(temperature)`. Raise BadParameter, Mismatch for an input
-        that it cannot take, BrokenPurifier if `purify` breaks its contract.
+        imitate this purifier, `Relaxed(temperature)`, or `PlainAutograd()`. Raise BadParameter,
+        Mismatch for an input that it cannot take, BrokenPurifier if `purify` breaks its contract.
         """
         self._check_input(x)
         if len(x) == 0:
@@ -198,7 +200,9 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         noise = self._deployed(len(x), x.device) if noise is None else noise
         size = self.images_at_once(x)
         cuts = list(zip(x.split(size), noise.split(size), strict=True))
-        if len(cuts) == 1 or not (torch.is_grad_enabled() and x.requires_grad):
+        differentiated = torch.is_grad_enabled() and x.requires_grad
+        backward = inherited(backward) if differentiated else backward
+        if len(cuts) == 1 or not differentiated:
             return torch.cat([self._one_cut(*cut, backward) for cut in cuts])
         # Compute again in the backward pass, so that one cut's graph is in memory at a time.
         outputs = [
@@ -227,7 +231,8 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
         """Purify at most max_batch images. This is the only place that makes gradients."""
         differentiated = torch.is_grad_enabled() and x.requires_grad
         is_declared = backward is None and self.card.gradient in ("exact", "approximate")
-        use_autograd = differentiated and (is_declared or isinstance(backward, Relaxed))
+        goes_through = is_declared or isinstance(backward, Relaxed | PlainAutograd)
+        use_autograd = differentiated and goes_through
         # Without autograd, `purify` gets the detached input that it gets when it is scored.
         source = x if use_autograd else x.detach()
         version = None if x.is_inference() else x._version
@@ -235,11 +240,12 @@ class Purifier(ArtParams, Configured, PreprocessorPyTorch):
             if use_autograd and isinstance(backward, Relaxed):
                 value = self.relaxed(source, noise, backward.temperature)
             else:
-                value = self.purify(source, noise)
+                with differentiated_by(backward):
+                    value = self.purify(source, noise)
         self._check_output(value, x, version)
         value = keep_undefined(value, x)
         value = value if self._precision == "float32" else value.to(x.dtype)
-        if not differentiated or is_declared or isinstance(backward, Relaxed):
+        if not differentiated or is_declared or isinstance(backward, Relaxed | PlainAutograd):
             return value
         if backward is None and self.card.gradient == "surrogate":
             return straight_through(self.surrogate(x, noise.again()), value)

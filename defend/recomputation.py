@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from defend.gradients import differentiated_by, inherited
 from defend.noise import Noise
 
 Step = Callable[[Tensor, Noise], Tensor]
@@ -26,11 +27,12 @@ def recomputed(step: Step, x: Tensor, noise: Noise) -> Tensor:
     """
     if not torch.is_grad_enabled():
         return step(x, noise)
-    start = noise.from_here()
+    start, gradient = noise.from_here(), inherited(None)
 
     def evaluate(x: Tensor) -> Tensor:
         drawn = start.again()
-        y = step(x, drawn)
+        with differentiated_by(gradient):  # the backward pass comes after the caller has ended
+            y = step(x, drawn)
         noise.skip_to(drawn)
         return y
 

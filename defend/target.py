@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 
 from defend.errors import BadParameter, BrokenAttack, Mismatch
 from defend.noise import Noise
-from defend.purifier import Backward, Purifier, Relaxed, straight_through
+from defend.purifier import Backward, PlainAutograd, Purifier, Relaxed, straight_through
 from defend.purifier_module import dtype_of
 from defend.tasks.classification import CLASSIFICATION, Classification
 from defend.tasks.targeted import TARGETED
@@ -253,7 +253,7 @@ class Target:
         """
         if not torch.is_grad_enabled():
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise)
-        if self.backward is None or isinstance(self.backward, Relaxed):
+        if self.backward is None or isinstance(self.backward, Relaxed | PlainAutograd):
             return self.purifier.purified(x.repeat_interleave(copies, 0), noise, self.backward)
         value = self.purifier.purified(x.detach().repeat_interleave(copies, 0), noise)
         return straight_through(self.backward(x).repeat_interleave(copies, 0), value)

@@ -92,6 +92,7 @@ GRADIENT_NAMES: dict[str, str] = {
     "identity": "BPDA",
     "learned": "learned",
     "relaxed": "relaxed",
+    "autograd": "autograd",
 }
 GRADIENTS: tuple[str, ...] = tuple(GRADIENT_NAMES)
 # The temperatures of "relaxed" where none is named, a factor of three apart: nearly the step

@@ -31,10 +31,11 @@ from defend.benchmarks.saved_images import SavedImages
 from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
 from defend.errors import BadWeights
+from defend.gradients import FIXED_GRADIENTS
 from defend.hashing import tensor_sha256
 from defend.noise import Noise
 from defend.plugin_checks import describe_crash
-from defend.purifier import Backward, Relaxed, identity
+from defend.purifier import Backward, Relaxed
 from defend.tasks.targeted import next_class
 from defend.threat_models import Pipeline, gradient_kind, temperature_of
 from defend.unit_files import CLEAN_DETAIL, DETAIL, TARGET_REACHED, write_unit
@@ -179,8 +180,8 @@ class _JobRun:
 
     def _backward(self, attacked: Pipeline) -> Backward | None:
         """Return what replaces the declared gradient; None for the declared one."""
-        if attacked.gradient == "identity":
-            return identity
+        if attacked.gradient in FIXED_GRADIENTS:
+            return FIXED_GRADIENTS[attacked.gradient]
         if attacked.gradient and gradient_kind(attacked.gradient) == "relaxed":
             return Relaxed(temperature_of(attacked.gradient))
         if attacked.gradient != "learned":

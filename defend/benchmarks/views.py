@@ -10,6 +10,7 @@ from defend.benchmarks.component_keys import is_undefended
 from defend.benchmarks.components import Components
 from defend.benchmarks.suite import Suite
 from defend.benchmarks.surrogates import Surrogates
+from defend.chain import declares_autograd
 from defend.purifier import Purifier
 from defend.tasks.registry import load_task
 from defend.tasks.task import Task
@@ -185,4 +186,6 @@ def _reason_for_no_gradient(kind: str, row: DefenseRow) -> str:
         return "there is no purifier to imitate, its gradient is the identity"
     if kind == "relaxed" and not purifier.has_relaxation:
         return "it declares no relaxation; use declared, identity or learned"
+    if kind == "autograd" and declares_autograd(purifier):
+        return "its declared gradient is that of autograd; use declared"
     return ""

@@ -60,8 +60,8 @@ _SUITE_OPTIONS: list[Callable[[Any], Any]] = [
         "gradients",
         multiple=True,
         metavar="G",
-        help="The purifier's gradient in adaptive attacks: declared, identity, learned, or relaxed"
-        " (:temperature=0.3; without it 0.1, 0.3 and 1).",
+        help="The purifier's gradient in adaptive attacks: declared, identity, learned,"
+        " autograd, or relaxed (:temperature=0.3; without it 0.1, 0.3 and 1).",
     ),
     click.option(
         "--surrogate",

@@ -71,18 +71,25 @@ def _attacks(cells: Iterable[Record]) -> set[_Attack]:
 def _have_same_attacks(a: _Side, b: _Side) -> bool:
     """Return True if both were attacked alike, as far as both have the gradients.
 
-    Without a purifier no gradient is learned, and without a step to relax none is relaxed.
+    Without a purifier no gradient is learned, without a step to relax none is relaxed, and where
+    the declared gradient is that of autograd, autograd does not attack again.
     """
     attacks_a, attacks_b = a.attacks, b.attacks
     if any(is_undefended(side.worst.cells[0].defense) for side in (a, b)):
         attacks_a, attacks_b = _without("learned", attacks_a), _without("learned", attacks_b)
     if not all(_has_step_to_relax(side) for side in (a, b)):
         attacks_a, attacks_b = _without("relaxed", attacks_a), _without("relaxed", attacks_b)
+    if any(_declares_autograd(side) for side in (a, b)):
+        attacks_a, attacks_b = _without("autograd", attacks_a), _without("autograd", attacks_b)
     return attacks_a == attacks_b
 
 
 def _has_step_to_relax(side: _Side) -> bool:
     return any(r.relaxation is not None for r in side.worst.cells)
+
+
+def _declares_autograd(side: _Side) -> bool:
+    return any(r.declared_gradient in ("exact", "approximate") for r in side.worst.cells)
 
 
 def _without(kind: str, attacks: set[_Attack]) -> set[_Attack]:

@@ -123,9 +123,14 @@ def check_eps_1(evaluation: Evaluation) -> Diagnosis | None:
 def check_gradients(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a gradient is zero or undefined on too many images.
 
-    A relaxed one is no part of it: at a small temperature it fades as the step itself does.
+    A relaxed one is no part of it: at a small temperature it fades as the step itself does. Nor is
+    that of autograd, where another one is declared because it fades.
     """
-    records = [r for r in evaluation.white_box if gradient_kind(r.gradient or "") != "relaxed"]
+    records = [
+        r
+        for r in evaluation.white_box
+        if gradient_kind(r.gradient or "") not in ("relaxed", "autograd")
+    ]
     if not records:
         return None
     record = max(records, key=share_without_gradient)

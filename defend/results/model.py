@@ -26,12 +26,13 @@ COLUMNS = {
     "declared": GRADIENT_NAMES["declared"],
     "learned": GRADIENT_NAMES["learned"],
     "relaxed": GRADIENT_NAMES["relaxed"],
+    "autograd": GRADIENT_NAMES["autograd"],
     "worst": "worst",
     "query": THREAT_MODELS["query"].heading,
     "transfer": THREAT_MODELS["transfer"].heading,
 }
 # The columns below the heading `adaptive`.
-ADAPTIVE = ("identity", "declared", "learned", "relaxed", "worst")
+ADAPTIVE = ("identity", "declared", "learned", "relaxed", "autograd", "worst")
 # The columns of a table by level, and their headings.
 LEVEL_COLUMNS = {
     "clean": "clean",

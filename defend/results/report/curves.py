@@ -20,7 +20,7 @@ from defend.results.report.inline_svg import INK, inline_svg
 # Okabe, Ito: told apart by the colour-blind, on light and on dark.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#8C8C8C"
-_WINE = "#882255"  # of Paul Tol's muted colours
+_WINE, _OLIVE = "#882255", "#999933"  # of Paul Tol's muted colours
 LEGEND_WIDTH = 5  # entries in a row of a legend
 MAX_TICKS = 9
 _DASHES = {"worst": "-", "oblivious": "--", "query": ":", "transfer": "-."}
@@ -34,9 +34,10 @@ _MARKERS = {
     "query": "P",
     "transfer": "X",
     "relaxed": "*",
+    "autograd": "h",
 }
 # Colours of a dot chart; the clean accuracy is in ink.
-_COLOURS = dict(zip(list(_MARKERS)[1:], (*PALETTE, _GREY, _WINE), strict=True))
+_COLOURS = dict(zip(list(_MARKERS)[1:], (*PALETTE, _GREY, _WINE, _OLIVE), strict=True))
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "defend",
