@@ -12,8 +12,9 @@ from defend.threat_models import RELAXED_GRADIENTS
 
 DECLARED = "declared"
 IDENTITY = "identity"
+AUTOGRAD = "autograd"
 # Through which the purifier is differentiated. Append only: unit files hold the positions.
-GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, "autograd", "none")
+GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, AUTOGRAD, "none")
 # What is climbed; the last is a random search, which needs no gradient.
 LOSSES = ("margin", "cross entropy", "dlr", "targets", "averaged margin", "square")
 STARTS = ("random", "best", "oblivious")  # a random point, the best point so far, or of a level

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from defend.attacks.apgd_ascent import Ascent, AscentStates
-from defend.gradients import Relaxed, identity
-from defend.search_moves import DECLARED, IDENTITY
+from defend.chain import declares_autograd
+from defend.gradients import PlainAutograd, Relaxed, identity
+from defend.losses import cross_entropy
+from defend.search_moves import AUTOGRAD, DECLARED, IDENTITY
 from defend.target import Target
 from defend.threat_models import TEMPERATURES, relaxed_gradient
+
+PROBED = 8  # images on which a gradient that nobody declared is tried
 
 
 def gradient_paths(target: Target) -> dict[str, Target]:
@@ -28,7 +32,32 @@ def gradient_paths(target: Target) -> dict[str, Target]:
             paths[relaxed_gradient(temperature)] = target.through(Relaxed(temperature))
     if purifier.card.gradient != IDENTITY:
         paths[IDENTITY] = target.through(identity)
+    if not declares_autograd(purifier):
+        paths[AUTOGRAD] = target.through(PlainAutograd())
     return paths
+
+
+def usable_paths(target: Target, x: Tensor, y: Tensor) -> dict[str, Target]:
+    """Return the paths of `gradient_paths` that can be followed at x, the declared one always.
+
+    Plain autograd, which nobody declared, may raise anything, be zero, or be what is declared.
+    """
+    paths = gradient_paths(target)
+    if AUTOGRAD in paths and not _leads_elsewhere(paths[AUTOGRAD], target, x, y):
+        del paths[AUTOGRAD]
+    return paths
+
+
+def _leads_elsewhere(path: Target, declared: Target, x: Tensor, y: Tensor) -> bool:
+    """Return True if the gradient of the path is not zero, nor the declared one, somewhere."""
+    x, y = x[:PROBED], y[:PROBED]
+    rows = torch.arange(len(x), device=x.device)
+    try:
+        gradient = path.take(rows).gradient(x, y, cross_entropy)[0]
+    except Exception:  # `purify` may use anything that autograd refuses
+        return False
+    usual = declared.take(rows).through(None).gradient(x, y, cross_entropy)[0]
+    return bool(gradient.any()) and not torch.equal(gradient, usual)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import likeliest_wrong_classes, select_smallest_margin
 from defend.attacks.apgd import start_at_eps
 from defend.attacks.apgd_ascent import Ascent
-from defend.attacks.gradient_paths import AveragedAscent, gradient_paths
+from defend.attacks.gradient_paths import AveragedAscent, usable_paths
 from defend.attacks.square import Square
 from defend.attacks.worst_points import WorstPoints, judge
 from defend.losses import (
@@ -44,12 +44,12 @@ SURE_DRAWS = 20  # all of them wrong: an image behind noise counts as broken
 class Persist(Attack):
     """Attack in rounds, each with other means, those images that still stand, until nothing falls.
 
-    A round, through each gradient of `gradient_paths` (declared, relaxed at several temperatures,
-    identity): an ascent (`apgd_ascent`) on the margin, the cross entropy or the DLR loss, whose
-    turn it is, from a random point, from the best point so far, or from a point that breaks the
-    bare classifier. Then, for each image, through the two gradients that have brought its margin
-    lowest: ascents on z_t - z_y towards its likeliest wrong classes t. Then through its best
-    gradient, averaged over random points nearby. Then Square from its best point.
+    A round, through each gradient of `usable_paths` (declared, relaxed at several temperatures,
+    identity, plain autograd): an ascent (`apgd_ascent`) on the margin, the cross entropy or the DLR
+    loss, whose turn it is, from a random point, from the best point so far, or from a point that
+    breaks the bare classifier. Then, for each image, through the two gradients that have brought
+    its margin lowest: ascents on z_t - z_y towards its likeliest wrong classes t. Then through its
+    best gradient, averaged over random points nearby. Then Square from its best point.
 
     The best point of an image is that of the smallest margin on the target itself, whatever
     gradient led there. The search ends after `idle_rounds` successive rounds that each break less
@@ -115,7 +115,7 @@ class _Search:
     ) -> _Search:
         """Return the search before its first round."""
         logits = target.logits(x)
-        paths = gradient_paths(target)
+        paths = usable_paths(target, x, y)
         is_wrong = (logits.argmax(1) != y) & target.deterministic
         infinite = torch.full((len(x), len(paths)), torch.inf, dtype=x.dtype, device=x.device)
         return cls(

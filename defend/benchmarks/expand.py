@@ -18,7 +18,7 @@ from defend.dataset import Dataset
 from defend.eps import Eps, take_eps
 from defend.errors import BadParameter, Mismatch
 from defend.protocols import PROTOCOLS
-from defend.protocols.ladder_1 import EOT, GRADIENTS, TARGETED_DLR
+from defend.protocols.ladder_1 import EOT, TARGETED_DLR
 from defend.purifier import LearnedPurifier, Purifier
 from defend.tasks.registry import load_task
 from defend.tasks.task import Task
@@ -101,7 +101,7 @@ def _protocol_cells(row: DefenseRow, skipped: list[str]) -> list[Cell]:
         for step in protocol.attacks_on(stochastic, data.classes, unbounded=norm == first_norm):
             spec = step.spec(norm)
             attack = row.components.attack(spec)
-            views = views_at(row, attack, spec, step.level, GRADIENTS)
+            views = views_at(row, attack, spec, step.level, step.gradients)
             skipped += views.notes
             eps = step.eps or Eps.of(claim_eps)
             for view in views.views:

@@ -73,7 +73,8 @@ _SUITE_OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--protocol",
         metavar="NAME",
-        help="ladder-1: everything that a claim needs; --attack adds attacks to it.",
+        help="ladder-2: everything that a claim needs, or the weaker ladder-1; --attack adds"
+        " attacks to it.",
     ),
     click.option(
         "--eps",

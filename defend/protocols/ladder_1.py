@@ -26,6 +26,8 @@ from defend.records import Record
 from defend.tasks.registry import load_task
 
 NAME = "ladder-1"
+STRONGER = ("ladder-2",)  # protocols that ask for all that this one asks for
+RUN_AS_PROTOCOL = "run_as_protocol"
 NO_PROTOCOL = "task"  # what is missing at a task other than classification
 GRADIENTS = ("declared", "identity", "learned")  # through which it attacks
 EOT = 20  # copies over which the gradient of a stochastic pipeline is averaged
@@ -44,6 +46,7 @@ class ProtocolAttack:
     accepts: Mapping[str, int] | None = None  # at least so much; None: the amounts
     stochastic: bool | None = None  # run on stochastic or deterministic pipelines alone; None: all
     classes: int = 2  # run where there are at least so many classes
+    gradients: tuple[str, ...] = GRADIENTS  # at the level adaptive
     eot: int = 1  # copies that a claim needs
     eps: Eps | None = None  # None: the claim eps
     norm: str | None = None  # None: the norm of the claim
@@ -76,11 +79,13 @@ class ProtocolAttack:
         return least
 
     def was_run(self, records: Sequence[Record], eot: int | None = None) -> bool:
-        """Return True if a record is of this attack; at `adaptive` one through each gradient."""
+        """Return True if a record is of this attack; at `adaptive` one through each of its
+        gradients.
+        """
         run = [r for r in records if self.accepts_record(r, eot)]
         if self.level != "adaptive":
             return bool(run)
-        required = set(GRADIENTS)
+        required = set(self.gradients)
         if all(is_undefended(r.defense) for r in records):
             required.discard("learned")  # there is no purifier to fit a network to
         return required <= {r.gradient for r in run}
@@ -151,6 +156,17 @@ def _transferred(observed: Observed) -> bool:
 
 def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]:
     return lambda observed: all(map(is_met, observed.evidence))
+
+
+def run_as(*names: str) -> Requirement:
+    """Return the requirement that every record was asked for by the first of these protocols, or by
+    another one, which asks for more.
+    """
+    return Requirement(
+        code=RUN_AS_PROTOCOL,
+        title=f"run as protocol {names[0]}",
+        is_met=lambda o: bool(o.evidence) and all(r.protocol in names for r in o.evidence),
+    )
 
 
 REQUIREMENTS = (
@@ -231,11 +247,7 @@ REQUIREMENTS = (
         title=f"n >= {MIN_IMAGES:,}",
         is_met=_all_records(lambda r: r.n >= MIN_IMAGES),
     ),
-    Requirement(
-        code="run_as_protocol",
-        title=f"run as protocol {NAME}",
-        is_met=lambda o: bool(o.evidence) and all(r.protocol == NAME for r in o.evidence),
-    ),
+    run_as(NAME, *STRONGER),
 )
 
 

@@ -1,0 +1,269 @@
+"""`persist`: it goes where another gradient leads, counts honestly, and ends when it should."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attack_toys import EDGE, IMAGES, INSIDE, Y, curved, make_target, predict, start_noise, uphill
+from masked import FalselyExact, make_card
+from torch import nn
+
+from defend import Purifier
+from defend.attacks.apgd import APGD
+from defend.attacks.apgd_ascent import Ascent
+from defend.attacks.gradient_paths import AveragedAscent, usable_paths
+from defend.attacks.persist import Persist
+from defend.attacks.worst_points import judge
+from defend.defenses.gaussian import GaussianNoise
+from defend.defenses.vq import Codebook
+from defend.errors import BadParameter
+from defend.gradients import PlainAutograd, Relaxed, identity
+from defend.losses import cross_entropy, negative_margin
+from defend.search_moves import GRADIENTS, LOSSES, NEVER, STARTS, Move
+
+SHORT = {"steps": 20, "queries": 20, "targets": 3}
+CODES = 6  # few, so that a nearest code stays the nearest over a long way
+EPS = 0.02
+
+
+class NearestPatch(Purifier):
+    """Replace each patch of 2x2 pixels by the nearest of a few codes, straight through."""
+
+    card = make_card("approximate")
+
+    def purify(self, x, noise):
+        return F.pixel_shuffle(self.codebook(F.pixel_unshuffle(x, 2)), 2)
+
+    def relaxed(self, x, noise, temperature):
+        patches = F.pixel_unshuffle(x, 2)
+        return F.pixel_shuffle(self.codebook.relaxed(patches, len(x), temperature), 2)
+
+    @property
+    def codebook(self):
+        book = Codebook(CODES, 12)
+        book.codes = torch.rand(CODES, 12, generator=torch.Generator().manual_seed(5))
+        return book
+
+
+class Constant(nn.Module):
+    """Say class 0 with the same logits, whatever the image."""
+
+    def forward(self, x):
+        return torch.tensor([3.0, 1.0, 0.0, -1.0]).expand(len(x), 4) + 0 * x.mean()
+
+
+class Sealed(Purifier):
+    """Blur, and declare a gradient that points nowhere. Plain autograd knows better."""
+
+    card = make_card("surrogate")
+
+    def purify(self, x, noise):
+        return F.avg_pool2d(x, 3, 1, 1)
+
+    def surrogate(self, x, noise):
+        return 0 * x
+
+
+class Rippled(Purifier):
+    """Add ripples whose slope hides that of the image at every point, but not on average."""
+
+    card = make_card("exact")
+
+    def purify(self, x, noise):
+        return (x + 0.02 * torch.sin(500 * x)).clamp(0, 1)
+
+
+def wrong(target, y, x_adv):
+    """Return which images the pipeline gets wrong."""
+    return target.logits(x_adv).argmax(1) != y
+
+
+def attack(target, y, eps=EPS, x=INSIDE, **fields):
+    """Return the adversarial images of a short search, with its notes."""
+    x_adv = Persist(**{**SHORT, **fields}).run(target, x, y, eps, start_noise(len(x)))
+    return x_adv, dict(target.notes)
+
+
+def labels_of(target, x=INSIDE):
+    """Return the classes that the pipeline gives to clean images."""
+    return target.again().logits(x).argmax(1)
+
+
+# Where it leads
+
+
+def test_it_breaks_what_a_bad_straight_through_gradient_leaves():
+    target = make_target(curved(), NearestPatch(), scored=True)
+    y = labels_of(target)
+    declared = APGD(restarts=3).run(target, INSIDE, y, EPS, start_noise())
+    x_adv, notes = attack(target, y)
+    assert (~wrong(target, y, declared)).sum() >= 4
+    assert (~wrong(target, y, x_adv)).sum() <= 1
+    gradients = {
+        Move.of_numbers(*numbers).gradient
+        for numbers in notes["broken_by"].tolist()
+        if NEVER not in numbers
+    }
+    assert any(gradient.startswith("relaxed") for gradient in gradients)
+
+
+def test_it_breaks_behind_a_surrogate_that_leads_nowhere():
+    target = make_target(curved(), Sealed(), scored=True)
+    y = labels_of(target)
+    declared = APGD().run(target, INSIDE, y, 0.06, start_noise())
+    x_adv, _ = attack(target, y, 0.06, queries=0)
+    assert wrong(target, y, x_adv).sum() >= wrong(target, y, declared).sum() + 3
+
+
+def test_the_optimum_of_a_linear_model_is_reached():
+    x_adv, _ = attack(make_target(), Y, 0.1)
+    assert torch.allclose(x_adv, (INSIDE + 0.1 * uphill(Y).sign()).clamp(0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "purifier", [NearestPatch(), Sealed(), FalselyExact(), GaussianNoise()], ids=str
+)
+@pytest.mark.parametrize("scored", [False, True])
+def test_it_stays_in_ball_and_box(purifier, scored):
+    target = make_target(curved(), purifier, scored=scored, eot=2)
+    x_adv, _ = attack(target, labels_of(target, EDGE), 0.03, EDGE, rounds=2, steps=3, queries=3)
+    assert (x_adv - EDGE).abs().max() <= 0.03 + 1e-6
+    assert x_adv.min() >= 0 and x_adv.max() <= 1
+
+
+# Which gradients
+
+
+@pytest.mark.parametrize(
+    ("purifier", "names"),
+    [
+        (None, ["declared"]),
+        (NearestPatch(), ["declared", *GRADIENTS[1:4], "identity"]),
+        (Sealed(), ["declared", "identity", "autograd"]),
+        (FalselyExact(), ["declared", "identity"]),
+    ],
+)
+def test_each_gradient_that_a_purifier_has_is_followed(purifier, names):
+    target = make_target(curved(), purifier)
+    assert list(usable_paths(target, INSIDE, Y)) == names
+
+
+@pytest.mark.parametrize("backward", [identity, Relaxed(0.3), PlainAutograd()], ids=str)
+def test_a_gradient_that_the_caller_chose_is_the_only_one(backward):
+    target = make_target(curved(), NearestPatch(), backward=backward)
+    assert list(usable_paths(target, INSIDE, Y)) == ["declared"]
+
+
+class Refuses(Sealed):
+    """Leave autograd, which then has nothing to differentiate, or raises."""
+
+    raises: bool = False
+
+    def purify(self, x, noise):
+        array = x if self.raises else x.detach()
+        return torch.from_numpy(array.numpy().copy())
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_plain_autograd_that_leads_nowhere_is_not_followed(raises):
+    target = make_target(curved(), Refuses(raises=raises))
+    assert "autograd" not in usable_paths(target, INSIDE, Y)
+
+
+# Averages
+
+
+def ascend(ascent_type, target, y, **fields):
+    ascent = ascent_type(loss=cross_entropy, norm="Linf", eps=0.05, steps=15, **fields)
+    return ascent.run(target, INSIDE, y, y, INSIDE)
+
+
+def test_averages_change_nothing_for_a_linear_loss():
+    def f(logits, y):
+        return negative_margin(logits, y)
+
+    for ascent_type in (Ascent, AveragedAscent):
+        ascent = ascent_type(loss=f, norm="Linf", eps=0.05, steps=5)
+        best = ascent.run(make_target(), INSIDE, Y, Y, INSIDE).best
+        assert torch.allclose(best, INSIDE + 0.05 * uphill(Y).sign(), atol=1e-6)
+
+
+def test_averages_without_a_radius_are_the_plain_ascent():
+    y = predict(curved(), INSIDE)
+    plain, averaged = (
+        ascend(Ascent, make_target(curved()), y),
+        ascend(AveragedAscent, make_target(curved()), y, radius=0.0),
+    )
+    assert torch.allclose(plain.best, averaged.best, atol=1e-6)
+    assert torch.allclose(plain.best_loss, averaged.best_loss, atol=1e-5)
+
+
+def test_averages_see_through_ripples():
+    target = make_target(curved(), Rippled())
+    y = labels_of(target)
+    plain, averaged = ascend(Ascent, target, y), ascend(AveragedAscent, target, y)
+    assert averaged.best_loss.mean() > 1.3 * plain.best_loss.mean()
+
+
+# When it ends
+
+
+@pytest.mark.parametrize(("idle_rounds", "rounds", "made"), [(2, 20, 2), (3, 20, 3), (3, 1, 1)])
+def test_it_ends_after_rounds_in_which_nothing_breaks(idle_rounds, rounds, made):
+    target, y = make_target(Constant(), scored=True), torch.zeros(IMAGES, dtype=torch.int64)
+    _, notes = attack(target, y, idle_rounds=idle_rounds, rounds=rounds, steps=2)
+    assert notes["rounds"].tolist() == [made] * IMAGES
+    assert notes["broken_in_round"].tolist() == [NEVER] * IMAGES
+
+
+def test_it_ends_at_once_where_nothing_stands():
+    target, y = make_target(Constant(), scored=True), torch.ones(IMAGES, dtype=torch.int64)
+    _, notes = attack(target, y)
+    assert notes["rounds"].tolist() == [0] * IMAGES == notes["broken_in_round"].tolist()
+
+
+def test_the_notes_agree_with_the_images():
+    target = make_target(curved(), NearestPatch(), scored=True)
+    y = labels_of(target)
+    x_adv, notes = attack(target, y, 0.01)
+    is_broken = notes["broken_in_round"] > 0
+    assert 0 < is_broken.sum() < IMAGES
+    assert torch.equal(wrong(target, y, x_adv), is_broken)
+    assert torch.equal((notes["broken_by"] != NEVER).all(1), is_broken)
+    for numbers in notes["broken_by"][is_broken].tolist():
+        move = Move.of_numbers(*numbers)
+        assert move.numbers() == tuple(numbers)
+        assert move.loss in LOSSES and move.start in STARTS
+
+
+def test_noise_breaks_an_image_only_if_every_draw_is_wrong():
+    """Behind strong noise half of the draws of a clean image are wrong: nothing is broken."""
+    target = make_target(purifier=GaussianNoise(sigma=5.0), scored=True, eot=2)
+    _, notes = attack(target, Y, 1e-3, steps=2, queries=2)
+    assert notes["broken_in_round"].tolist() == [NEVER] * IMAGES
+
+
+def test_best_points_are_judged_by_the_pipeline_and_not_by_a_gradient():
+    target = make_target(curved(), NearestPatch())
+    y = labels_of(target)
+    x_adv, _ = attack(target, y, 0.01)
+    first, _ = attack(target.again(), y, 0.01, rounds=1)
+    later_margin, _ = judge(target, x_adv, y)
+    first_margin, _ = judge(target, first, y)
+    assert (later_margin <= first_margin).all()
+    assert (later_margin < first_margin).any()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("targets", 0),
+        ("queries", -1),
+        ("rounds", 0),
+        ("idle_rounds", 0),
+        ("gain", 2.0),
+    ],
+)
+def test_a_value_out_of_range_is_refused(field, value):
+    with pytest.raises(BadParameter, match=field):
+        Persist(**{field: value})
