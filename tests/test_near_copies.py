@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest
 
 import defend
 from defend.benchmarks.describe_images import ImageDescriber, judge_classes
 from defend.benchmarks.near_copies import NEAR, CopyFinder, list_runs
+from defend.dataset import Dataset
 from defend.protocols.images import LEAST_P
 from defend.record_parts import ImageSample
 from defend.stats import compare, interval, per_cluster, wilson
@@ -150,6 +152,23 @@ def test_any_copies_come_back_from_their_runs():
 def test_copies_of_no_earlier_image_are_refused(run):
     with pytest.raises(ValueError, match="images that show what earlier ones show"):
         ImageSample(distinct=1, copies=[run])
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_labels_are_counted_alike_with_and_without_their_images(tmp_path, split):
+    """The default reads images in ranges; arrays and folders know their labels."""
+    for i in range(6):
+        for name in ("cat", "dog")[: 1 + (i < 4)]:
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    for spec in ("digits", f"image-folder:path={tmp_path},size=8"):
+        data = defend.load(spec, "dataset")
+        if split not in data.splits:
+            continue
+        counts = data.count_labels(split)
+        assert counts == Dataset.count_labels(data, split)
+        assert sum(counts) == data.count(split) and len(counts) == data.classes
 
 
 # Intervals and tests.

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d
 # are as near (9.8 and 16.1 levels), and of Fashion-MNIST one pair is (1.5).
 NEAR = 8 / 255
 SIDE = 32  # pixels, to which larger images are averaged before they are compared
-ROWS = 1024  # images that are compared with all others at once
+ROWS = 1024  # images that are compared with all earlier ones at once
 
 
 class CopyFinder:
@@ -67,7 +67,8 @@ def _near_pairs(ranges: Sequence[Tensor]) -> Iterator[NDArray[np.int64]]:
         images = torch.cat([ranges[i] for i in members])
         places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in members])
         for first in range(0, len(images), ROWS):
-            rows, others = _find_near(images[first : first + ROWS], images)
+            stop = first + ROWS
+            rows, others = _find_near(images[first:stop], images[:stop])
             yield np.stack([places[first + rows], places[others]], 1)
 
 
