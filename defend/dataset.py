@@ -7,6 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal, cast, dataclass_transform
 
@@ -21,6 +22,7 @@ from defend.spec import Configured
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+LABELS_AT_ONCE = 256  # images that are read for their labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +130,17 @@ class Dataset(Configured):
         self._check_classes(y)
         return x, y
 
+    def count_labels(self, split: Split) -> tuple[int, ...]:
+        """Return the number of images of each class. Raise MissingData.
+
+        By default the images are read; override it if labels are at hand without them.
+        """
+        counts = torch.zeros(self.classes, dtype=torch.int64)
+        ends = sorted({*range(0, self.count(split), LABELS_AT_ONCE), *self.size_changes(split)})
+        for start, stop in pairwise([*ends, self.count(split)]):
+            counts += self.rows(split, start, stop)[1].bincount(minlength=self.classes)
+        return tuple(counts.tolist())
+
     def _check_classes(self, y: Tensor) -> None:
         """Raise BadParameter for labels that are none of the names."""
         low, high = (int(label) for label in y.aminmax()) if len(y) else (0, 0)
@@ -164,6 +177,10 @@ class ArrayDataset(Dataset):
             name = f"{type(self).__name__}, split {split}"
             cache[split] = check_images(x, name), check_labels(y, len(x), self.classes, name)
         return cast(tuple[Tensor, Tensor], cache[split])
+
+    def count_labels(self, split: Split) -> tuple[int, ...]:
+        """Return the number of images of each class. Raise MissingData."""
+        return tuple(self._cached(split)[1].bincount(minlength=self.classes).tolist())
 
     def count(self, split: Split) -> int:
         """Return the number of images. Raise MissingData."""

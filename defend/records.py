@@ -12,12 +12,21 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PrivateAttr, ValidationError
+from numpy.typing import NDArray
+from pydantic import BaseModel, PlainSerializer, PrivateAttr, ValidationError
 
 from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
+from defend.record_parts import (
+    ImageSample,
+    PipelineHash,
+    RecordPart,
+    ScoredWeights,
+    Settings,
+)
 from defend.spec import parse_single
 from defend.tasks.registry import DEFAULT
 from defend.trained_on import TrainedOn
@@ -52,49 +61,14 @@ class FlagCode(StrEnum):
 WrittenTrainedOn = Annotated[TrainedOn, PlainSerializer(TrainedOn.to_json)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Flag(_Model):
+class Flag(RecordPart):
     """A code with its value; FlagCode says what the value is."""
 
     code: FlagCode
     value: float | str | None = None
 
 
-class AttackedSettings(_Model):
-    """Settings in force of the pipeline that was attacked."""
-
-    classifier: Mapping[str, Any] = {}
-    defense: Mapping[str, Any] = {}
-
-
-class Settings(_Model):
-    """All settings in force, defaults included, of every component of the cell."""
-
-    classifier: Mapping[str, Any] = {}
-    defense: Mapping[str, Any] = {}
-    attack: Mapping[str, Any] = {}
-    dataset: Mapping[str, Any] = {}
-    attacked: AttackedSettings = AttackedSettings()
-
-
-class PipelineHash(_Model):
-    """Short hashes of the settings and weights of what was scored, however it was spelled."""
-
-    classifier: str = ""
-    defense: str = ""
-
-
-class ScoredWeights(_Model):
-    """The weights files of what was scored: name -> sha256."""
-
-    classifier: Mapping[str, str] = {}
-    defense: Mapping[str, str] = {}
-
-
-class Measured(_Model):
+class Measured(RecordPart):
     """A number over all images with its 95 % interval, in the unit of its task."""
 
     value: float
@@ -102,7 +76,7 @@ class Measured(_Model):
     high: float
 
 
-class Record(_Model):
+class Record(RecordPart):
     """One cell: what was evaluated, what was measured, and how to find its units.
 
     Accuracies are shares in [0, 1] over all n images. A failed cell has `error` and None for
@@ -143,7 +117,8 @@ class Record(_Model):
     images: int  # in the whole split
     classes: int
     claim_eps: float | None  # of the data set in this norm
-    distinct_images: int  # at most so many of the n: a data set may show the same thing again
+    distinct_images: int  # so many things the n images show: some may show the same thing again
+    sample: ImageSample | None = None  # None in records of older versions
     # The share of the n images that have the most frequent label; None of images without labels.
     largest_class: float | None = None
     settings: Settings
@@ -230,6 +205,14 @@ class Record(_Model):
         return Measured(value=self.robust_accuracy, low=self.ci_low, high=self.ci_high)
 
     @property
+    def clusters(self) -> NDArray[np.int64] | None:
+        """Return for each image the first that shows the same thing (n,).
+
+        None if none repeats, and for records of older versions, which do not say it.
+        """
+        return self.sample.clusters(self.n) if self.sample else None
+
+    @property
     def clean_value(self) -> float | None:
         """Return the score of clean images; None if the cell failed."""
         return self.clean_accuracy if self.clean_score is None else self.clean_score.value
@@ -281,7 +264,7 @@ def _plain(value: Any) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-class Diagnosis(_Model):
+class Diagnosis(RecordPart):
     """A code with what it is about; the sentences are those of defend/results/diagnostics.py."""
 
     code: str
@@ -289,7 +272,7 @@ class Diagnosis(_Model):
     value: float | str | None = None
 
 
-class Claim(_Model):
+class Claim(RecordPart):
     """What may be claimed of one pipeline in one norm under a protocol."""
 
     protocol: str
@@ -304,8 +287,9 @@ class Claim(_Model):
     eps: float | None = None
     eps_text: str = ""
     norm: str = ""
+    standard_eps: bool = True  # False: it is not the eps at which the field claims on these images
     n: int = 0
-    distinct_images: int = 0  # among the n
+    distinct_images: int = 0  # things that the n images show
     images: int | None = None  # in the whole test split
     remarks: tuple[Diagnosis, ...] = ()  # that stand beside a claim and do not take it away
     told_apart_by: Mapping[str, str] = {}  # fields, from other claims of the same names
@@ -314,6 +298,11 @@ class Claim(_Model):
     def stands(self) -> bool:
         """Return True if nothing is missing and nothing speaks against it."""
         return not self.missing and not self.signs
+
+    @property
+    def ranks(self) -> bool:
+        """Return True if it may be printed in bold and stand among others: it is at their eps."""
+        return self.stands and self.standard_eps
 
 
 def json_schema() -> dict[str, Any]:

@@ -62,12 +62,33 @@ def bootstrap(
 def interval(outcomes: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """Return the interval of the accuracy over outcomes (n, K) of 0 and 1.
 
-    It is Wilson's for one draw of each image, and the bootstrap over images for several draws.
+    It is Wilson's for one draw of each image, and the bootstrap over images for several draws. The
+    outcomes may be means over clusters (`per_cluster`): one draw of each is then a share.
     """
     scores = np.asarray(outcomes, np.float64)
     if scores.shape[1] == 1:
         return wilson(float(scores.sum()), len(scores))
     return bootstrap(scores.mean(1), seed)
+
+
+def per_cluster(values: ArrayLike, clusters: ArrayLike | None) -> Floats:
+    """Return the mean (c, ...) of values (n, ...) over the images of each of c clusters.
+
+    clusters (n,): a whole number for each image, the same for images that show the same thing;
+    None: each image stands alone, and the values are returned as they are. Observations of one
+    cluster are not independent, so that the mean over each is one observation (Cochran, "Sampling
+    Techniques", 3rd ed. (1977), chapter 9): k images that all come m times give what k images
+    give. Raise ValueError unless there is one number for each image.
+    """
+    numbers = np.asarray(values, np.float64)
+    if clusters is None:
+        return numbers
+    _, rows, counts = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    if len(rows) != len(numbers):
+        raise ValueError(f"expected one cluster for each of {len(numbers)} images, got {len(rows)}")
+    sums = np.zeros((len(counts), *numbers.shape[1:]))
+    np.add.at(sums, rows, numbers)
+    return np.asarray(sums / counts.reshape(-1, *[1] * (numbers.ndim - 1)), np.float64)
 
 
 def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
@@ -168,14 +189,15 @@ class Comparison:
 def compare(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
     """Compare outcomes (n, K) of two defenses, whose numbers of draws K may differ.
 
-    The test is McNemar's if both are deterministic, else the paired permutation test. The latter is
-    never surer than the interval: signs may be flipped where both outcomes are distributed alike,
-    but not where one is 0 or 1 and the other is always a twentieth.
+    The test is McNemar's if both have one draw of 0 or 1 for each image, else the paired
+    permutation test. The latter is never surer than the interval: signs may be flipped where both
+    outcomes are distributed alike, but not where one is 0 or 1 and the other is always a twentieth.
     """
     outcomes_a, outcomes_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     first, second = _as_pair(outcomes_a.mean(1), outcomes_b.mean(1))
     limits = _difference_limits(first, second, seed)
-    if outcomes_a.shape[1] == outcomes_b.shape[1] == 1:
+    has_one_draw = outcomes_a.shape[1] == outcomes_b.shape[1] == 1
+    if has_one_draw and _is_binary(first, second):
         test, p = "McNemar, exact", mcnemar(first, second)
     else:
         test = "paired permutation"

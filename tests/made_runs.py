@@ -8,10 +8,11 @@ from rich.console import Console
 
 from defend.hashing import cache_key
 from defend.protocols import LADDER_1
+from defend.record_parts import ClassShares, ImageSample
 from defend.records import FILE_NAME, Record
 from defend.results import print_table, table
 from defend.results.claim_text import format_claim
-from defend.stats import interval
+from defend.stats import interval, per_cluster, wilson
 from defend.unit_files import write_unit
 
 # What the cards of data sets say: (data set, norm) -> eps, (data set, split) -> images.
@@ -23,6 +24,7 @@ CLAIM_EPS = {
     ("cifar10", "L2"): 0.5,
 }
 DISTINCT_IMAGES = {("digits-m", "test"): 575}
+EVEN = ClassShares(present=10, label=0, share=0.1, expected=0.1, against="train", p=1.0)
 
 PLAIN = Record(
     dataset="digits-m",
@@ -89,14 +91,27 @@ def change(original, **changes):
     distinct = DISTINCT_IMAGES.get((fields["dataset"], fields["split"]), fields["n"])
     fields["claim_eps"] = CLAIM_EPS.get((fields["dataset"], fields["norm"]))
     fields["distinct_images"] = min(fields["n"], distinct)
+    fields["sample"] = sample_of(fields["n"], distinct)
     if fields["gradient"] == "learned" and fields["error"] is None:
         fields["gradient_error"] = 0.5
     return Record.model_validate(fields | changes)
 
 
+def sample_of(n, distinct, classes=EVEN):
+    """Return what is said of n images that show so many things in turn."""
+    if distinct >= n:
+        return ImageSample(distinct=n, classes=classes)
+    return ImageSample(distinct=n, copies=[(distinct, n, 0)], classes=classes)
+
+
 def record(right, n=200, clean=None, **changes):
-    """Return a record of which `right` of n images are right; it has no units."""
-    low, high = interval(np.repeat([[1], [0]], [right, n - right], axis=0))
+    """Return a record of which `right` of n images are right; it has no units.
+
+    The interval is over the things that the images show.
+    """
+    described = change(PLAIN, n=n, **changes)
+    things = described.distinct_images if described.sample else n
+    low, high = wilson(right / n * things, things)
     numbers = {
         "clean_accuracy": (n if clean is None else clean) / n,
         "robust_accuracy": right / n,
@@ -139,7 +154,7 @@ def cell(
         stop = min(start + shard, len(score))
         part = {name: values[start:stop] for name, values in tensors.items()}
         keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples, inputs))
-    numbers = measure(score, tensors["clean_score"])
+    numbers = measure(score, tensors["clean_score"], described.clusters)
     return change(described, units=keys, **changes | numbers)
 
 
@@ -157,8 +172,9 @@ def make_tensors(score, clean, select, clean_select):
     return tensors
 
 
-def measure(score, clean):
+def measure(score, clean, clusters=None):
     """Return what a record says of these outcomes (n, K)."""
+    score, clean = per_cluster(score, clusters), per_cluster(clean, clusters)
     low, high = interval(score)
     means = score.mean(1)
     return {

@@ -23,7 +23,7 @@ from defend.records import Flag, FlagCode
 from defend.results import table
 from defend.results.claim_text import format_claim
 from defend.results.diagnostics import RemarkCode, SignCode
-from defend.stats import wilson
+from defend.stats import per_cluster, wilson
 
 FALLS = {"flags": [Flag(code=FlagCode.UNCONVERGED, value=0.1)]}
 FORTY = {"robust_accuracy": 0.4, "ci_low": 0.37, "ci_high": 0.43}
@@ -164,28 +164,34 @@ def ladder_on_disk(folder, wrong):
 
 
 def test_the_value_of_an_attack_that_still_falls_is_a_bound(tmp_path):
-    """It is a bound with the units at hand, and without."""
+    """It is a bound with the units at hand, and without.
+
+    The ten images that are right show digits that earlier images show, which are wrong.
+    """
     records = ladder_on_disk(tmp_path, wrong=lambda _: 990)
     records = change_where(records, is_at_eps_1, robust_accuracy=0.0)
     falling = change_where(records, lambda r: r.knowledge == "query", **FALLS)
     line = claim_line(records, [tmp_path])
-    assert line.startswith("claim: ladder-1, 1.0 % right (0.5 to 1.8)")
+    assert line.startswith("claim: ladder-1, 0.9 % right (0.4 to 2.0)")
     for line in (claim_line(falling, [tmp_path]), claim_line(falling)):
-        assert line.startswith("claim: ladder-1, <= 1.0 % right (unconverged) (0.5 to 1.8)")
+        assert line.startswith("claim: ladder-1, <= 0.9 % right (unconverged) (0.4 to 2.0)")
     text = printed(falling, [tmp_path])
-    assert "median: <= 1.0 (0.5-1.8, unconverged) of 100.0 clean" in text
+    assert "median: <= 0.9 (0.4-2.0, unconverged) of 100.0 clean" in text
     assert "unconverged)" not in printed(records, [tmp_path])
 
 
 def test_the_value_of_a_claim_is_the_worst_case_image_by_image(tmp_path):
     records = ladder_on_disk(tmp_path, wrong=lambda k: k)
     right = 1000 - max(k for k, r in enumerate(records) if r.eps < 1)
-    low, high = wilson(right, 1000)
+    outcomes = np.repeat([0.0, 1.0], [1000 - right, right])
+    of_things = per_cluster(outcomes, records[0].clusters)
+    low, high = wilson(of_things.sum(), 575)
     assert claim_line(records, [tmp_path]).startswith("no claim")  # eps 1 leaves 99 %
     records = change_where(records, is_at_eps_1, robust_accuracy=0.0)
     expected = (
-        f"claim: ladder-1, {right / 10:.1f} % right ({100 * low:.1f} to {100 * high:.1f})"
-        " in the worst case at Linf eps 16/255, of 575"
+        f"claim: ladder-1, {100 * of_things.mean():.1f} % right"
+        f" ({100 * low:.1f} to {100 * high:.1f})"
+        " in the worst case at Linf eps 16/255, over 575"
     )
     assert claim_line(records, [tmp_path]).startswith(expected)
 
@@ -195,7 +201,7 @@ def test_a_claim_holds_its_value_and_its_interval():
     assert claim.stands and claim.missing == () and claim.signs == ()
     assert (claim.protocol, claim.norm, claim.eps_text) == ("ladder-1", "Linf", "16/255")
     assert (claim.accuracy, claim.eps, claim.n) == (0.01, 16 / 255, 1000)
-    assert (claim.low, claim.high) == wilson(10, 1000)
+    assert (claim.low, claim.high) == wilson(5.75, 575)
     assert claim.bound and not claim.unconverged
 
 

@@ -71,11 +71,12 @@ PAIRED = {
 @pytest.mark.parametrize("name", PAIRED)
 def test_a_black_box_is_compared_image_by_image_where_the_units_are_at_hand(tmp_path, name):
     white, black, is_beaten = PAIRED[name]
+    fields = {"dataset": "mnist"} | DECLARED  # no image repeats
     cells = [
-        cell(tmp_path, score, attack=f"pgd:steps={20 + i}", x_adv=str(i), shard=1000, **DECLARED)
+        cell(tmp_path, score, attack=f"pgd:steps={20 + i}", x_adv=str(i), shard=1000, **fields)
         for i, score in enumerate(white)
     ]
-    query = {"attack": "square", "knowledge": "query"}
+    query = {"dataset": "mnist", "attack": "square", "knowledge": "query"}
     cells.append(cell(tmp_path, black, x_adv="q", shard=1000, **query))
     model = table(cells, [tmp_path])
     assert (BLACK_BOX in {f.code for f in model.findings}) == is_beaten

@@ -175,16 +175,28 @@ def test_only_the_size_of_the_test_split_counts():
 # Images that are not independent.
 
 
+@pytest.mark.parametrize("n", [1150, 1000, 600, 575, 200])
+def test_images_that_repeat_are_told(tmp_path, n):
+    page, summary = report_of(tmp_path, [record(n // 2, n=n)])
+    line = (
+        f"The first {n:,} test images of digits-m show 575 things, some again: each thing counts"
+        " once, in accuracies and in their intervals and p-values."
+    )
+    for text in (words([record(n // 2, n=n)]), page, " ".join(summary["reading"])):
+        assert (line in text) is (n > 575)
+        assert "not independent" not in text
+
+
 @pytest.mark.parametrize(
     ("n", "factor"), [(1150, 1.41), (1000, 1.36), (600, 1.04), (575, None), (200, None)]
 )
-def test_images_that_repeat_are_told(tmp_path, n, factor):
-    records = [record(n // 2, n=n)]
+def test_older_records_take_images_that_repeat_for_new_ones(tmp_path, n, factor):
+    records = [record(n // 2, n=n, sample=None)]
     page, summary = report_of(tmp_path, records)
     line = (
         f"The first {n:,} test images of digits-m show 575 things, some again: they are not"
-        " independent, and intervals and p-values, which take them for it, are too narrow by up to"
-        f" {factor} times."
+        " independent, and intervals and p-values of these older records, which take them for it,"
+        f" are too narrow by up to {factor} times."
     )
     for text in (words(records), page, " ".join(summary["reading"])):
         assert (line in text) is (factor is not None)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from made_runs import missing_codes
+from made_runs import missing_codes, sample_of
 
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
+from defend.benchmarks.describe_images import DescribedImages
 from defend.benchmarks.expand import expand
 from defend.benchmarks.make_record import make_record
 from defend.benchmarks.suite import make_suite
@@ -14,6 +15,7 @@ from defend.numerics import NumericSettings
 BASE = {"dataset": "digits", "classifiers": ["convnet"], "n": 8, "protocol": "ladder-1"}
 AGAIN = "convnet:weights=convnet-digits-again"
 NUMERICS = NumericSettings(precision="float32", layout="contiguous", threads=1, device="cpu")
+THOUSAND = DescribedImages(clusters=1000, largest_class=0.1, sample=sample_of(1000, 1000))
 PROVENANCE = {"versions": {}, "commit": None, "device": "cpu"}
 
 
@@ -27,7 +29,8 @@ def expand_ladder(components, **keys):
     cells, _ = expand(make_suite(BASE | keys), components)
     records = []
     for cell in cells:
-        record = make_record(cell, components, NUMERICS, (), (), PROVENANCE, "nothing was run")
+        nothing = (NUMERICS, (), (), PROVENANCE, "nothing was run", THOUSAND)
+        record = make_record(cell, components, *nothing)
         records.append(record.replace(n=1000, images=1000, error=None))
     return cells, records
 

@@ -36,9 +36,9 @@ def test_the_ladder_is_bold_where_it_may_be_claimed_and_says_that_images_repeat(
     assert (levels["oblivious"], levels["query"], levels["adaptive"]) == ("<= 1.0", "1.0", "<= 1.0")
     assert (row.worst, row.clean) == ("<= 1.0", "100.0")
     text = "\n".join(page.format_page([row]))
-    assert "n = 1,000 (575 distinct" in text
-    assert "**<= 1.0** (0.5 to 1.8)" in text
-    assert text.rstrip().endswith("| claim: ladder-1 |")
+    assert "n = 1,000 (575 distinct: each counts once)" in text
+    assert "**<= 1.0** (0.5 to 2.2)" in text
+    assert text.rstrip().endswith("| claim: ladder-1, Linf 16/255 |")
     assert set(row.to_columns()) == set(page.COLUMNS)
 
 

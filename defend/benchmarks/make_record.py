@@ -9,23 +9,17 @@ from typing import Any
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
 from defend.benchmarks.controls import is_control
+from defend.benchmarks.describe_images import DescribedImages
 from defend.cell_numbers.flags import FlaggedCell, make_flags
-from defend.cell_numbers.from_units import make_curve, measure_units
+from defend.cell_numbers.from_units import Clusters, make_curve, measure_units
 from defend.chain import members_of
 from defend.hashing import cache_key
 from defend.learned import Learned
 from defend.numerics import NumericSettings
 from defend.pairing import find_other_data
 from defend.purifier import Purifier
-from defend.records import (
-    AttackedSettings,
-    Flag,
-    FlagCode,
-    PipelineHash,
-    Record,
-    ScoredWeights,
-    Settings,
-)
+from defend.record_parts import AttackedSettings, PipelineHash, ScoredWeights, Settings
+from defend.records import Flag, FlagCode, Record
 from defend.spec import parse
 from defend.unit_files import Unit
 from defend.weights.third_party import merge_hashes
@@ -39,20 +33,23 @@ def make_record(
     units: Sequence[Unit | None],
     provenance: dict[str, Any],
     error: str | None,
-    largest_class: float | None = None,
+    images: DescribedImages,
 ) -> Record:
     """Return the record of a cell; a failed cell has an error and no measured values.
 
-    largest_class: the share of the images that have the most frequent label.
+    images: what all cells of the run are measured on.
     """
     present = [unit for unit in units if unit is not None]
     if error is None and len(present) < len(units):
         error = "a unit is missing"
     source = present[0].header["provenance"] if present else provenance
-    measured = {} if error else _with_finite_numbers(_measure(cell, components, present))
+    clusters = images.sample.clusters(cell.n)
+    measured = {} if error else _measure(cell, components, present, clusters)
     return Record(
         **_describe(cell, components),
-        largest_class=largest_class if components.data.labelled else None,
+        distinct_images=images.clusters,
+        sample=images.sample,
+        largest_class=images.largest_class,
         precision=numerics.precision,
         layout=numerics.layout,
         threads=numerics.threads,
@@ -61,7 +58,7 @@ def make_record(
         device=source["device"],
         units=tuple(keys),
         error=error,
-        **measured,
+        **_with_finite_numbers(measured),
     )
 
 
@@ -74,7 +71,6 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
     attacked_defense = components.defense(cell.attacked.defense)
     used = (classifier, defense, attacked_classifier, attacked_defense)
     data = components.data
-    distinct = data.card.distinct.get(cell.split, cell.n)
     return {
         "task": cell.task_spec,
         "dataset": cell.dataset,
@@ -102,7 +98,6 @@ def _describe(cell: Cell, components: Components) -> dict[str, Any]:
         "images": data.count(cell.split),
         "classes": data.classes,
         "claim_eps": data.card.claim.get(cell.norm),
-        "distinct_images": min(cell.n, distinct),
         "settings": Settings(
             classifier=classifier.settings,
             defense=defense.settings,
@@ -159,13 +154,15 @@ def _short_hash(key: Any) -> str:
     return cache_key({"component": key})[:12]
 
 
-def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[str, Any]:
+def _measure(
+    cell: Cell, components: Components, units: Sequence[Unit], clusters: Clusters
+) -> dict[str, Any]:
     """Return the measured fields of a cell whose units are all present."""
     is_stochastic = components.defense(cell.defense).card.stochastic
     attack = components.attack(cell.bare_attack)
     may_drop = cell.threat_model.may_drop and not is_stochastic
     is_search = may_drop and not attack.is_targeted
-    curve = make_curve(cell.task, is_search, attack.settings.get("queries"), units)
+    curve = make_curve(cell.task, is_search, attack.settings.get("queries"), units, clusters)
     flagged = FlaggedCell(
         task=cell.task,
         n=cell.n,
@@ -178,7 +175,7 @@ def _measure(cell: Cell, components: Components, units: Sequence[Unit]) -> dict[
         objective=attack.card.objective,
     )
     return {
-        **measure_units(cell.task, cell.seed, units, curve),
+        **measure_units(cell.task, cell.seed, units, curve, clusters),
         "gradient_error": _gradient_error(cell, components),
         "fitting_split": components.bpda.fitting_split if _is_learned(cell) else None,
         "flags": make_flags(flagged, units, curve.accuracy_lost_late() if curve else 0.0),
@@ -200,7 +197,7 @@ def _gradient_error(cell: Cell, components: Components) -> float | None:
 
 def _with_finite_numbers(measured: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: such a field becomes None, and a flag says so."""
-    flags = list(measured["flags"])
+    flags = list(measured.get("flags", ()))
     fields = dict(measured)
     for name, value in measured.items():
         if isinstance(value, float) and not math.isfinite(value):

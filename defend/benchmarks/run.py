@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import defend
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.choose_numerics import choose_numerics, keep_numerics
 from defend.benchmarks.components import Components
+from defend.benchmarks.describe_images import DescribedImages, ImageDescriber
 from defend.benchmarks.engines.local import RunSettings, run_jobs
 from defend.benchmarks.expand import expand
 from defend.benchmarks.jobs import AttackJob, UnitTask
@@ -38,6 +38,7 @@ from defend.plain_numbers import whole_number
 from defend.progress import Progress
 from defend.record_list import Records
 from defend.records import Record, merge_records, take_up_records
+from defend.tasks.registry import load_task
 from defend.unit_files import Unit, read_unit, unit_path
 
 ABANDONED_AFTER = 3600.0  # seconds; a unit file is written in milliseconds
@@ -63,7 +64,7 @@ class PlannedCell:
 
     cell: Cell
     units: tuple[PlannedUnit, ...]
-    largest_class: float  # the share of the images that have the most frequent label
+    described: DescribedImages  # on which it is measured
 
 
 @torch.inference_mode(False)
@@ -193,12 +194,13 @@ def _plan(
 ) -> list[PlannedCell]:
     """Return the units of each cell with their keys."""
     ranges = _ranges(suite, components)
-    data_hashes, labels = {}, []
+    data_hashes, describer = {}, ImageDescriber()
     for start, stop in ranges:
         x, y = components.data.rows(suite.split, start, stop)
         data_hashes[start] = tensor_sha256(x, y)
-        labels.append(y)
-    largest_class = _largest_share(torch.cat(labels))
+        describer.add(x, y)
+    has_claims = load_task(suite.task).has_claims
+    described = describer.describe(components.data, suite.split, has_claims)
     key_inputs = KeyInputs(components, numerics)
     planned = []
     for cell in cells:
@@ -208,13 +210,8 @@ def _plan(
             inputs = {"data": data_hashes[start], "range": [start, stop], **shared}
             task = UnitTask(key=cache_key(inputs), key_inputs=inputs, cell=cell)
             units.append(PlannedUnit(start=start, stop=stop, task=task))
-        planned.append(PlannedCell(cell=cell, units=tuple(units), largest_class=largest_class))
+        planned.append(PlannedCell(cell=cell, units=tuple(units), described=described))
     return planned
-
-
-def _largest_share(y: Tensor) -> float:
-    """Return the share of the labels (n,) that equal the most frequent one."""
-    return int(y.bincount().max()) / len(y)
 
 
 def _ranges(suite: Suite, components: Components) -> list[tuple[int, int]]:
@@ -311,7 +308,7 @@ def _record(
         [units[key] for key in keys],
         settings.provenance,
         error,
-        planned.largest_class,
+        planned.described,
     )
 
 

@@ -12,29 +12,41 @@ from torch import Tensor
 
 from defend.cell_numbers.query_curve import QueryCurve
 from defend.records import Measured
+from defend.stats import per_cluster
 from defend.tasks.task import Summary, Task
 from defend.unit_files import CLEAN_DETAIL, DETAIL, TARGET_REACHED, Unit
 
+Clusters = NDArray[np.int64] | None
+
 
 def measure_units(
-    task: Task, seed: int, units: Sequence[Unit], curve: QueryCurve | None
+    task: Task,
+    seed: int,
+    units: Sequence[Unit],
+    curve: QueryCurve | None,
+    clusters: Clusters = None,
 ) -> dict[str, Any]:
     """Return the fields of a record that its units decide, in the order of their ranges.
 
-    curve: of a search by queries, None for other attacks.
+    curve: of a search by queries, None for other attacks. clusters (n,): which images show the same
+    thing. Each thing counts once in the scores; what a task measures beside is over all images.
     """
     score, clean = (_join(units, name).double() for name in ("score", "clean_score"))
-    is_share = task.unit == "share"
+    describe = _shares if task.unit == "share" else _values
     return {
-        **(_shares(task, seed, score, clean) if is_share else _values(task, seed, score, clean)),
-        **_measure_details(task, seed, units),
+        **describe(task, seed, score, clean, clusters),
+        **_measure_details(task, seed, units, clusters),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
         **_sum_costs(units, len(score)),
     }
 
 
 def make_curve(
-    task: Task, is_search: bool, queries: int | None, units: Sequence[Unit]
+    task: Task,
+    is_search: bool,
+    queries: int | None,
+    units: Sequence[Unit],
+    clusters: Clusters = None,
 ) -> QueryCurve | None:
     """Return the curve of a search of the scored pipeline itself, if that is deterministic.
 
@@ -42,39 +54,52 @@ def make_curve(
     targeted search says when a target was reached instead. is_search: the attacked pipeline is the
     scored one, it is deterministic, and the attack is not targeted.
     """
-    return QueryCurve.of_units(units, queries) if is_search and task.may_drop else None
+    if not (is_search and task.may_drop):
+        return None
+    return QueryCurve.of_units(units, queries, clusters)
 
 
 def _join(units: Sequence[Unit], name: str) -> Tensor:
     return torch.cat([unit.tensors[name] for unit in units])
 
 
-def _shares(task: Task, seed: int, score: Tensor, clean: Tensor) -> dict[str, Any]:
+def _shares(
+    task: Task, seed: int, score: Tensor, clean: Tensor, clusters: Clusters
+) -> dict[str, Any]:
     """Return what is said of scores (n, draws) of 0 and 1."""
-    summary = task.summarise(score.numpy(), seed)
+    summary = task.summarise(score.numpy(), seed, clusters)
+
+    def share(right: Tensor) -> float:
+        """Return the mean of one value (n,) for each image."""
+        return torch.from_numpy(per_cluster(right.numpy(), clusters)).mean().item()
+
     return {
-        "clean_accuracy": clean.mean(1).mean().item(),
+        "clean_accuracy": share(clean.mean(1)),
         "robust_accuracy": summary.value,
         "ci_low": summary.low,
         "ci_high": summary.high,
-        "all_draws_correct": (score.min(1).values == 1).double().mean().item(),
-        "majority": (score.mean(1) > 0.5).double().mean().item(),
+        "all_draws_correct": share(score.min(1).values == 1),
+        "majority": share(score.mean(1) > 0.5),
     }
 
 
-def _values(task: Task, seed: int, score: Tensor, clean: Tensor) -> dict[str, Any]:
+def _values(
+    task: Task, seed: int, score: Tensor, clean: Tensor, clusters: Clusters
+) -> dict[str, Any]:
     """Return what is said of scores (n, draws) in another unit."""
     return {
-        name: _measured(task.summarise(values.numpy(), seed))
+        name: _measured(task.summarise(values.numpy(), seed, clusters))
         for name, values in (("score", score), ("clean_score", clean))
     }
 
 
-def _measure_details(task: Task, seed: int, units: Sequence[Unit]) -> dict[str, Any]:
+def _measure_details(
+    task: Task, seed: int, units: Sequence[Unit], clusters: Clusters
+) -> dict[str, Any]:
     """Return what the task measures beside its score, with its thresholds and its curve."""
     attacked, clean = (_details(units, prefix) for prefix in (DETAIL, CLEAN_DETAIL))
     if not attacked:
-        return {"measures": _targets_reached(task, seed, units)}
+        return {"measures": _targets_reached(task, seed, units, clusters)}
     measures = task.measure(attacked, clean, seed)
     return {
         "measures": {name: _measured(summary) for name, summary in measures.items()},
@@ -83,12 +108,14 @@ def _measure_details(task: Task, seed: int, units: Sequence[Unit]) -> dict[str, 
     }
 
 
-def _targets_reached(task: Task, seed: int, units: Sequence[Unit]) -> dict[str, Measured]:
+def _targets_reached(
+    task: Task, seed: int, units: Sequence[Unit], clusters: Clusters
+) -> dict[str, Measured]:
     """Return the share of images that a targeted attack brought to their targets, if it is one."""
     if not all(TARGET_REACHED in unit.tensors for unit in units):
         return {}
     reached = _join(units, TARGET_REACHED)[:, None].float()
-    return {"target_reached": _measured(task.summarise(reached.numpy(), seed))}
+    return {"target_reached": _measured(task.summarise(reached.numpy(), seed, clusters))}
 
 
 def _measured(summary: Summary) -> Measured:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from defend.stats import per_cluster
 from defend.unit_files import Unit
 
 NOTE = "note_wrong_after"  # int64 (b,): queries until the image was first wrong, -1 for never
@@ -23,9 +26,15 @@ class QueryCurve:
     clean: Tensor  # (n,): the share of right clean draws
     wrong_after: Tensor  # (n,): queries, -1 for never
     queries: int | None  # that the attack makes
+    clusters: NDArray[np.int64] | None = None  # (n,): which images show the same thing
 
     @classmethod
-    def of_units(cls, units: Sequence[Unit], queries: int | None) -> QueryCurve | None:
+    def of_units(
+        cls,
+        units: Sequence[Unit],
+        queries: int | None,
+        clusters: NDArray[np.int64] | None = None,
+    ) -> QueryCurve | None:
         """Return the curve of a cell; None where the attack says nothing of its queries."""
         if not units:
             return None
@@ -34,12 +43,12 @@ class QueryCurve:
                 return None
         clean = torch.cat([unit.tensors["clean_score"] for unit in units])
         wrong_after = torch.cat([unit.tensors[NOTE] for unit in units])
-        return cls(clean.double().mean(1), wrong_after, queries)
+        return cls(clean.double().mean(1), wrong_after, queries, clusters)
 
     def accuracy(self, queries: int) -> float:
         """Return the accuracy after so many queries."""
         is_right = (self.wrong_after < 0) | (self.wrong_after > queries)
-        return float((self.clean * is_right).mean())
+        return float(per_cluster(self.clean * is_right, self.clusters).mean())
 
     def accuracy_at_marks(self) -> dict[str, float | None]:
         """Return accuracies as {"100": ..., "1000": ..., "5000": ...}; None beyond the budget."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +134,11 @@ class FolderDataset(Dataset):
     def read(self, file: Path) -> np.ndarray:
         """Return uint8 (c, size, size) of one image. Raise MissingData if the file is no image."""
         return read_pixels(file, self.size, self.channels)
+
+    def count_labels(self, split: Split) -> tuple[int, ...]:
+        """Return the number of images of each class; none is read. Raise MissingData."""
+        counts = Counter(label for _, label in self._files(split))
+        return tuple(counts[label] for label in range(self.classes))
 
     def _files(self, split: Split) -> list[LabelledFile]:
         """Return the paths with their labels; the folder is read once."""

@@ -22,6 +22,15 @@ from defend.protocols.evidence import (
     is_undefended,
     unbounded_pgd,
 )
+from defend.protocols.images import (
+    LEAST_CLASSES,
+    MIN_CLUSTERS,
+    has_classes_as_in_training,
+    has_distinct_images,
+    shows_enough_things,
+    shows_several_classes,
+    tells_of_its_images,
+)
 from defend.records import Record
 from defend.tasks.registry import load_task
 
@@ -246,6 +255,31 @@ REQUIREMENTS = (
         code="images",
         title=f"n >= {MIN_IMAGES:,}",
         is_met=_all_records(lambda r: r.n >= MIN_IMAGES),
+    ),
+    Requirement(
+        code="sample",
+        title="a count of its distinct images (older records lack it: run the bench again)",
+        is_met=_all_records(tells_of_its_images),
+    ),
+    Requirement(
+        code="distinct_images",
+        title=f"{MIN_IMAGES:,} distinct images",
+        is_met=_all_records(has_distinct_images),
+    ),
+    Requirement(
+        code="clusters",
+        title=f"{MIN_CLUSTERS} images that are no near copies of each other",
+        is_met=_all_records(shows_enough_things),
+    ),
+    Requirement(
+        code="classes",
+        title=f"images of at least {LEAST_CLASSES} classes",
+        is_met=_all_records(shows_several_classes),
+    ),
+    Requirement(
+        code="class_shares",
+        title="no class above its share in training by more than chance",
+        is_met=_all_records(has_classes_as_in_training),
     ),
     run_as(NAME, *STRONGER),
 )

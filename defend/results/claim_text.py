@@ -9,22 +9,29 @@ from defend.protocols.evidence import MIN_IMAGES
 from defend.protocols.ladder_1 import NO_PROTOCOL
 from defend.records import Claim
 from defend.results.diagnostics import format_remark, format_sign
-from defend.results.footnotes import widening
 from defend.spec import parse_single
 
 
 def format_claim(claim: Claim) -> str:
     """Return the line of a claim, or of what is missing for one.
 
-    "claim: ladder-1, 93.1 % right (91.4 to 94.5) in the worst case at Linf eps 0.3"; "no claim
+    "claim: ladder-1, 93.1 % right (91.4 to 94.5) in the worst case at Linf eps 0.3"; "claim at a
+    non-standard eps: ..." where the field has another eps, or none, on these images; "no claim
     (missing: oblivious APGD-CE, test split; 1 cell failed)".
     """
     if claim.stands:
-        line = f"claim: {claim.protocol}, {_format_value(claim)}"
+        line = f"{name_claim(claim)}: {claim.protocol}, {_format_value(claim)}"
         line += "".join(f"; {format_remark(remark)}" for remark in claim.remarks)
     else:
         line = f"no claim ({'; '.join(_reasons(claim))})"
     return line + format_told_apart(claim)
+
+
+def name_claim(claim: Claim) -> str:
+    """Return "claim", "claim at a non-standard eps" or "no claim"."""
+    if not claim.stands:
+        return "no claim"
+    return "claim" if claim.standard_eps else "claim at a non-standard eps"
 
 
 def summarise_claim(claim: Claim) -> str:
@@ -88,8 +95,4 @@ def _format_value(claim: Claim) -> str:
 def _format_repeated_images(claim: Claim) -> str:
     if claim.distinct_images >= claim.n:
         return ""
-    factor = widening(claim.n, claim.distinct_images)
-    return (
-        f", of {claim.distinct_images:,} distinct images,"
-        f" so that the interval is too narrow by up to {factor:.2f} times"
-    )
+    return f", over {claim.distinct_images:,} things that {claim.n:,} images show"

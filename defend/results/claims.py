@@ -9,6 +9,7 @@ from defend.eps import SAME_EPS
 from defend.protocols import LADDER_1
 from defend.protocols.evidence import at_claim, evidence
 from defend.protocols.ladder_1 import NO_PROTOCOL
+from defend.protocols.standard_eps import is_standard_eps
 from defend.records import Claim, Diagnosis, Record
 from defend.results.claim_text import format_signs, format_told_apart
 from defend.results.diagnostics import RemarkCode, SignCode, describe_attack
@@ -91,6 +92,7 @@ class _ClaimedCells:
             eps=first.eps,
             eps_text=first.eps_text,
             norm=first.norm,
+            standard_eps=is_standard_eps(first.dataset, first.norm, first.eps),
             n=first.n,
             distinct_images=first.distinct_images,
             images=_split_size(evidence(self.cells)),

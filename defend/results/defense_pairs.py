@@ -10,7 +10,7 @@ from defend.protocols.evidence import is_undefended
 from defend.records import Record
 from defend.results.model import Compared, Section, Worst
 from defend.results.numbers import worst_number
-from defend.results.outcomes import Bits, OutcomeReader
+from defend.results.outcomes import Bits, OutcomeReader, clusters_of
 from defend.stats import holm
 from defend.threat_models import gradient_kind
 
@@ -47,7 +47,8 @@ def _compare_section(section: Section, reader: OutcomeReader) -> Iterator[Compar
 
 
 def _compare(section: Section, a: _Side, b: _Side) -> Compared:
-    comparison = section.task.compare(a.score, b.score, section.key.seed)
+    clusters = clusters_of([*a.worst.cells, *b.worst.cells])
+    comparison = section.task.compare(a.score, b.score, section.key.seed, clusters)
     return Compared(
         title=section.title,
         a=a.worst.defense,

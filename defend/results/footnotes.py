@@ -179,15 +179,26 @@ def _few_images(records: Sequence[Record]) -> Iterator[str]:
 
 
 def _repeated_images(records: Sequence[Record]) -> Iterator[str]:
-    """Yield which images show the same thing again, which the intervals take for new images."""
-    samples = dict.fromkeys((r.dataset, r.split, r.n, r.distinct_images) for r in records)
-    for dataset, split, n, distinct in samples:
+    """Yield which images show the same thing again, and whether the numbers allow for it."""
+    samples = dict.fromkeys(
+        (r.dataset, r.split, r.n, r.distinct_images, r.sample is not None) for r in records
+    )
+    for dataset, split, n, distinct, is_counted in samples:
         if distinct < n:
             yield (
                 f"The first {n:,} {split} images of {dataset} show {distinct:,} things, some again:"
-                " they are not independent, and intervals and p-values, which take them for it,"
-                f" are too narrow by up to {widening(n, distinct):.2f} times."
+                f" {_allow_for_copies(n, distinct, is_counted)}."
             )
+
+
+def _allow_for_copies(n: int, distinct: int, is_counted: bool) -> str:
+    """Return what the numbers make of images that show the same thing."""
+    if is_counted:
+        return "each thing counts once, in accuracies and in their intervals and p-values"
+    return (
+        "they are not independent, and intervals and p-values of these older records, which take"
+        f" them for it, are too narrow by up to {widening(n, distinct):.2f} times"
+    )
 
 
 def widening(n: int, distinct: int) -> float:

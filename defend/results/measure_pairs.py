@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from defend.records import Record
 from defend.results.diagnostics import describe_attack, format_measured
 from defend.results.grouping import group_by, section_key, series_key
-from defend.results.outcomes import OutcomeReader
-from defend.stats import Comparison, compare_means, holm
+from defend.results.outcomes import OutcomeReader, clusters_of
+from defend.stats import Comparison, compare_means, holm, per_cluster
 from defend.tasks.registry import load_task
 
 
@@ -64,7 +64,13 @@ def _list_pairs(name: str, group: Sequence[Record], reader: OutcomeReader) -> It
             sides += [worst] if worst else []
         if len(sides) == 2:
             a, b = sides
-            yield _Pair(name, a, b, compare_means(a.values, b.values, a.record.seed))
+            yield _Pair(name, a, b, _compare(a, b))
+
+
+def _compare(a: _Side, b: _Side) -> Comparison:
+    clusters = clusters_of([a.record, b.record])
+    of_a, of_b = per_cluster(a.values, clusters), per_cluster(b.values, clusters)
+    return compare_means(of_a, of_b, a.record.seed)
 
 
 def _worst_side(name: str, cells: Sequence[Record], reader: OutcomeReader) -> _Side | None:

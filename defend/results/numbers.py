@@ -11,7 +11,7 @@ from defend.results.candidates import distinct_candidates, worst_outcomes
 from defend.results.comparisons import findings_against
 from defend.results.diagnostics import Finding, FindingCode
 from defend.results.model import Number
-from defend.results.outcomes import Bits, OutcomeReader, Outcomes
+from defend.results.outcomes import Bits, OutcomeReader, Outcomes, clusters_of
 from defend.results.significance import strongest
 from defend.stats import wilson
 from defend.tasks.registry import load_task
@@ -39,9 +39,10 @@ def clean_number(
     accuracy = first.clean_accuracy
     assert accuracy is not None, "a cell without an error has its numbers"
     if outcomes is None:
-        low, high = wilson(accuracy * first.n, first.n)
+        things = first.distinct_images if first.sample else first.n
+        low, high = wilson(min(accuracy, 1.0) * things, things)
     else:
-        summary = load_task(first.task).summarise(outcomes.clean_score, first.seed)
+        summary = load_task(first.task).summarise(outcomes.clean_score, first.seed, first.clusters)
         low, high = summary.low, summary.high
     return Number(value=accuracy, low=low, high=high, n=first.n, findings=findings)
 
@@ -104,7 +105,7 @@ def _number_of_outcomes(
     score: Bits, cells: Sequence[Record], findings: tuple[Finding, ...]
 ) -> Number:
     task = load_task(cells[0].task)
-    summary = task.summarise(score, cells[0].seed)
+    summary = task.summarise(score, cells[0].seed, clusters_of(cells))
     return Number(
         unit=task.unit,
         value=summary.value,

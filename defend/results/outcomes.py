@@ -69,6 +69,14 @@ def _join(units: Iterable[Unit]) -> Outcomes:
     )
 
 
+def clusters_of(records: Iterable[Record]) -> NDArray[np.int64] | None:
+    """Return which of their n images show the same thing (n,), for records of the same images.
+
+    None if none repeats, and where all records are of older versions, which do not say it.
+    """
+    return next((r.clusters for r in records if r.sample is not None), None)
+
+
 class OutcomeReader:
     """Read outcomes, each cell once: one table needs the same cell many times."""
 

@@ -31,7 +31,8 @@ def compare_with_units(record: Record, units: Sequence[Unit]) -> Iterator[str]:
     """
     curve = _curve_of(record, units)
     try:
-        measured = measure_units(load_task(record.task), record.seed, units, curve)
+        task, clusters = load_task(record.task), record.clusters
+        measured = measure_units(task, record.seed, units, curve, clusters)
         flags = make_flags(_flagged(record), units, curve.accuracy_lost_late() if curve else 0.0)
     except (KeyError, ValueError, RuntimeError) as e:  # tensors or costs of another kind of cell
         yield f"its units are not those of such a cell: {type(e).__name__}: {e}"
@@ -134,7 +135,7 @@ def _curve_of(record: Record, units: Sequence[Unit]) -> QueryCurve | None:
     may_drop = THREAT_MODELS[record.knowledge].may_drop and not record.stochastic
     is_search = may_drop and not record.settings.attack.get("targeted", False)
     queries = record.settings.attack.get("queries")
-    return make_curve(load_task(record.task), is_search, queries, units)
+    return make_curve(load_task(record.task), is_search, queries, units, record.clusters)
 
 
 def _flagged(record: Record) -> FlaggedCell:

@@ -14,7 +14,7 @@ from defend.errors import BadParameter
 from defend.files import user_path
 from defend.records import Measured, Record
 from defend.results.diagnostics import describe_cell
-from defend.results.outcomes import Bits, Outcomes, read_outcomes
+from defend.results.outcomes import Bits, Outcomes, clusters_of, read_outcomes
 from defend.results.run_changes import Header, Pair, list_changes
 from defend.results.run_folders import collect_records
 from defend.results.unit_headers import read_header
@@ -196,14 +196,16 @@ class _Comparison:
         task, seed = load_task(self.pair[0].task), self.pair[0].seed
         images = min(len(old), len(new))
         old, new = old[:images], new[:images]
-        comparison = task.compare(new, old, seed)
+        clusters = clusters_of(reversed(self.pair))
+        clusters = None if clusters is None else clusters[:images]
+        comparison = task.compare(new, old, seed, clusters)
         return CellDiff(
             cell=name,
             unit=task.unit,
             images=images,
             changed=int((abs(new.mean(1) - old.mean(1)) > 1e-9).sum()),
-            old=_measured(task.summarise(old, seed)),
-            new=_measured(task.summarise(new, seed)),
+            old=_measured(task.summarise(old, seed, clusters)),
+            new=_measured(task.summarise(new, seed, clusters)),
             difference=comparison.difference,
             low=comparison.low,
             high=comparison.high,

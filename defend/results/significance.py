@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from defend.records import Measured, Record
 from defend.results.candidates import worst_outcomes
-from defend.results.outcomes import OutcomeReader
+from defend.results.outcomes import OutcomeReader, clusters_of
+from defend.stats import per_cluster
 from defend.tasks.registry import load_task
 
 MAX_P = 0.001  # of the paired test: a table compares many cells, and most show nothing
@@ -58,7 +59,10 @@ def compare_images(reader: OutcomeReader) -> IsStronger:
         if outcomes is None:
             return stronger_by_intervals(cell, other_cells)
         task = load_task(cell.task)
-        of_cell, of_others = worst_outcomes(outcomes[:1]), worst_outcomes(outcomes[1:])
+        clusters = clusters_of([cell, *other_cells])
+        of_cell, of_others = (
+            per_cluster(worst_outcomes(side), clusters) for side in (outcomes[:1], outcomes[1:])
+        )
         if of_others.mean() - of_cell.mean() < task.least_gap - 1e-9:
             return False
         return task.compare(of_others, of_cell).p < MAX_P

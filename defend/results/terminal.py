@@ -61,7 +61,10 @@ def _list_grids(model: Table, section: Section) -> list[tuple[str, GridTable]]:
 
 
 def _format_stands(model: Table, claim: Claim) -> str:
-    return f"{'yes' if claim.stands else 'no'} [{model.letter(claim)}]"
+    stands = "yes" if claim.stands else "no"
+    if claim.stands and not claim.ranks:
+        stands = "at a non-standard eps"
+    return f"{stands} [{model.letter(claim)}]"
 
 
 def _choose_layout(grid: GridTable, section: Section, console: Console) -> RenderableType:

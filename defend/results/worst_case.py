@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
+import numpy as np
+from numpy.typing import NDArray
+
 from defend.eps import same_eps
 from defend.records import Record
 from defend.results.candidates import distinct_candidates
@@ -13,8 +16,9 @@ from defend.results.diagnostics import Finding
 from defend.results.grouping import claim_key, group_by, series_key
 from defend.results.model import Worst
 from defend.results.numbers import clean_number, worst_number
-from defend.results.outcomes import Bits, OutcomeReader
+from defend.results.outcomes import OutcomeReader
 from defend.results.training_knowledge import find_training_marks
+from defend.stats import per_cluster
 from defend.tasks.registry import load_task
 
 
@@ -80,8 +84,8 @@ def _worst_case(
         clean=clean_number(attacks, reader.read_one, accusations),
         candidates=_count_candidates(attacks, reader),
         draws=first.draws,
-        all_draws=None if draws is None else _share_right_in_all(draws),
-        majority=None if draws is None else _share_right_in_most(draws),
+        all_draws=None if draws is None else _share(draws.min(1) == 1, first),
+        majority=None if draws is None else _share(draws.mean(1) > 0.5, first),
         control=worst_number(controls, reader)[0] if controls else None,
         controls=len(controls),
         passes=(
@@ -101,12 +105,9 @@ def _count_candidates(attacks: Sequence[Record], reader: OutcomeReader) -> int:
     return len(successful) if outcomes is None else len(distinct_candidates(outcomes))
 
 
-def _share_right_in_all(score: Bits) -> float:
-    return float((score.min(1) == 1).mean())
-
-
-def _share_right_in_most(score: Bits) -> float:
-    return float((score.mean(1) > 0.5).mean())
+def _share(is_right: NDArray[np.bool_], record: Record) -> float:
+    """Return the share of images (n,); those that show the same thing count once."""
+    return float(per_cluster(is_right, record.clusters).mean())
 
 
 def _purify_ms(cells: Sequence[Record]) -> float | None:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from defend.distortion import MIN_SIDE, SMALLEST_MSE, ms_ssim, mse, psnr
-from defend.stats import Comparison, compare_means, mean_interval
+from defend.stats import Comparison, compare_means, mean_interval, per_cluster
 from defend.tasks.task import Arrays, Deployed, Measure, Objective, Summary, Task
 
 SAME = 1e-3  # of a pixel: what rounding in another batch may change
@@ -161,15 +161,19 @@ class Reconstruction(Task):
             return _ratio(after, before)
         return None
 
-    def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:
+    def summarise(
+        self, scores: ArrayLike, seed: int = 0, clusters: ArrayLike | None = None
+    ) -> Summary:
         """Return the mean over scores (n, draws) with its bootstrap interval over images."""
-        per_image = np.asarray(scores, np.float64).mean(1)
+        per_image = per_cluster(scores, clusters).mean(1)
         low, high = mean_interval(per_image, seed)
         return Summary(float(per_image.mean()), low, high)
 
-    def compare(self, a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
+    def compare(
+        self, a: ArrayLike, b: ArrayLike, seed: int = 0, clusters: ArrayLike | None = None
+    ) -> Comparison:
         """Compare scores (n, draws) of two pipelines on the same images, in dB."""
-        return compare_means(a, b, seed)
+        return compare_means(per_cluster(a, clusters), per_cluster(b, clusters), seed)
 
 
 def _as_errors(values: ArrayLike) -> NDArray[np.float64]:

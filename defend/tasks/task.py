@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from defend.spec import Configured
-from defend.stats import Comparison, compare, interval
+from defend.stats import Comparison, compare, interval, per_cluster
 
 # What an attack climbs, as its card says. "task": the loss of the task. "label": losses that make
 # a classifier lose the label y. "distortion": what makes a reconstruction wrong.
@@ -162,19 +162,24 @@ class Task(Configured):
         """Return how many wrong claims of `val` each threshold accepts: it rests on them."""
         return {}
 
-    def summarise(self, scores: ArrayLike, seed: int = 0) -> Summary:
+    def summarise(
+        self, scores: ArrayLike, seed: int = 0, clusters: ArrayLike | None = None
+    ) -> Summary:
         """Return the mean over scores (n, draws) with its interval over images.
 
-        seed: of the bootstrap. A share of one draw has Wilson's interval.
+        seed: of the bootstrap. A share of one draw has Wilson's interval. clusters (n,): which
+        images show the same thing; each thing then counts once.
         """
-        scores = np.asarray(scores, np.float64)
+        scores = per_cluster(scores, clusters)
         low, high = interval(scores, seed)
         value = torch.from_numpy(scores).mean(1).mean().item()
         return Summary(value=value, low=low, high=high)
 
-    def compare(self, a: ArrayLike, b: ArrayLike, seed: int = 0) -> Comparison:
-        """Compare scores (n, draws) of two pipelines on the same images."""
-        return compare(a, b, seed)
+    def compare(
+        self, a: ArrayLike, b: ArrayLike, seed: int = 0, clusters: ArrayLike | None = None
+    ) -> Comparison:
+        """Compare scores (n, draws) of two pipelines on the same images, or on their clusters."""
+        return compare(per_cluster(a, clusters), per_cluster(b, clusters), seed)
 
     def reason_against(self, objective: Objective) -> str:
         """Return why an attack with this objective is not run at this task, "" if it is."""

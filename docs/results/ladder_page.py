@@ -20,7 +20,7 @@ from defend.eps import Eps
 from defend.protocols.ladder_1 import GRADIENTS
 from defend.records import Claim, Record, read_records
 from defend.results.build import table
-from defend.results.claim_text import format_claim
+from defend.results.claim_text import format_claim, name_claim
 from defend.results.footnotes import widening
 from defend.results.model import Compared, Worst
 from defend.results.numbers import worst_number
@@ -49,6 +49,7 @@ class LadderRow:
     eps: str
     n: int
     distinct_images: int
+    counts_once: bool  # of images that show the same thing; False in older records
     defense: str
     trained_on: str
     clean: str
@@ -70,6 +71,8 @@ class LadderRow:
         text = f"{self.dataset}, {self.classifier}, {self.norm} {self.eps}, n = {self.n:,}"
         if self.distinct_images >= self.n:
             return text
+        if self.counts_once:
+            return f"{text} ({self.distinct_images:,} distinct: each counts once)"
         factor = widening(self.n, self.distinct_images)
         return (
             f"{text} ({self.distinct_images:,} distinct:"
@@ -152,6 +155,7 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
         eps=Eps.of(worst.eps).text,
         n=first.n,
         distinct_images=first.distinct_images,
+        counts_once=first.sample is not None,
         defense=first.defense,
         trained_on=format_trained_on(first.trained_on),
         clean=format_percent(worst.clean.value),
@@ -187,12 +191,17 @@ def format_page(rows: Sequence[LadderRow]) -> Iterator[str]:
 
 
 def format_row(row: LadderRow) -> str:
-    """Return the line of a row. A number is bold if it may be claimed, and nowhere else."""
+    """Return the line of a row.
+
+    A number is bold if it may be claimed at the eps that the field claims at, and nowhere else.
+    """
     numbers = " | ".join([row.clean, *row.by_level.values()])
     worst, claim = row.worst, format_claim(row.claim)
-    if row.claim.stands:
+    if row.claim.ranks:
         worst = f"**{worst}**"
-        claim = f"claim: {row.claim.protocol}"  # its value stands in the row
+    if row.claim.stands:
+        eps = f"{row.claim.norm} {row.claim.eps_text}"
+        claim = f"{name_claim(row.claim)}: {row.claim.protocol}, {eps}"  # its value is in the row
     cells = [
         f"`{row.defense}`",
         numbers,

@@ -14,8 +14,9 @@ from markupsafe import Markup
 
 from defend.errors import BadParameter
 from defend.files import user_path, write_file
-from defend.records import Claim, Record
+from defend.records import Record
 from defend.results.build import table
+from defend.results.claim_text import name_claim
 from defend.results.comparisons import find_accusations
 from defend.results.diagnostics import format_finding, format_training_mark
 from defend.results.html import make_environment
@@ -150,17 +151,13 @@ def _make_environment() -> Environment:
     environment.filters["breakable"] = _make_breakable
     environment.filters["groupby_in_order"] = _group_in_order
     environment.filters["letter_of"] = letter_of
-    environment.tests["standing"] = _stands
+    environment.filters["name_claim"] = name_claim
     return environment
 
 
 def _group_in_order(rows: Iterable[Any], name: str) -> list[tuple[Any, list[Any]]]:
     """Return neighbours of one value together, in their order; Jinja's own filter sorts."""
     return [(value, list(group)) for value, group in groupby(rows, attrgetter(name))]
-
-
-def _stands(claim: Claim) -> bool:
-    return claim.stands
 
 
 def _make_breakable(spec: str) -> Markup:
