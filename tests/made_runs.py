@@ -297,6 +297,14 @@ def complete():
     return records
 
 
+def persist(right=10, **changes):
+    """Return the persistent search, as ladder-2 runs it."""
+    amounts = {"steps": 100, "targets": 9, "queries": 500, "rounds": 20}
+    settings = {"attack": {**amounts, "idle_rounds": 2, "gain": 0.005}}
+    fixed = {"attack": "persist", "settings": settings, "protocol": "ladder-2"}
+    return record(right, **DECLARED | COMPLETE | fixed | changes)
+
+
 def eot_attacks():
     """Return what ladder-1 adds for a stochastic purifier."""
     records = [pgd("adaptive", 200, gradient=gradient, eot=20) for gradient in EVERY_GRADIENT]
@@ -318,9 +326,9 @@ def change_where(records, condition, **changes):
     return changed
 
 
-def missing_codes(records, relatives=()):
+def missing_codes(records, relatives=(), protocol=LADDER_1):
     """Return what keeps the records of one pipeline in one norm from a claim."""
-    return [requirement.code for requirement in LADDER_1.missing(records, relatives)]
+    return [requirement.code for requirement in protocol.missing(records, relatives)]
 
 
 def claim_line(records, run_dirs=()):

@@ -37,11 +37,12 @@ def test_nothing_is_missing_from_the_whole_ladder():
     assert (
         format_claim(table(mnist).rows[0].claim)
         == "claim: ladder-1, <= 1.0 % right (0.5 to 1.8) in the worst case at Linf eps 0.3"
+        "; ladder-2 attacks further"
     )
     assert (
         format_claim(table(complete()).rows[0].claim)
         == "claim: ladder-1, <= 1.0 % right (0.5 to 2.2) in the worst case at Linf eps 16/255,"
-        " over 575 things that 1,000 images show"
+        " over 575 things that 1,000 images show; ladder-2 attacks further"
     )
 
 

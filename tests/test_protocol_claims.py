@@ -1,4 +1,4 @@
-"""What `--protocol ladder-1` runs is what a claim needs, no less and no more."""
+"""What `--protocol` runs is what a claim needs, no less and no more."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from defend.benchmarks.expand import expand
 from defend.benchmarks.make_record import make_record
 from defend.benchmarks.suite import make_suite
 from defend.numerics import NumericSettings
+from defend.protocols import PROTOCOLS
 
 BASE = {"dataset": "digits", "classifiers": ["convnet"], "n": 8, "protocol": "ladder-1"}
 AGAIN = "convnet:weights=convnet-digits-again"
@@ -38,13 +39,14 @@ def expand_ladder(components, **keys):
 @pytest.mark.parametrize(
     "defense", ["none", "median", "gaussian", "median+bitdepth", "gaussian+median"]
 )
-def test_what_the_protocol_runs_is_what_a_claim_needs(components, defense):
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_what_the_protocol_runs_is_what_a_claim_needs(components, defense, protocol):
     """Nothing is missing; and without any of the attacks something is."""
-    cells, records = expand_ladder(components, defenses=[defense])
-    assert missing_codes(records) == []
+    cells, records = expand_ladder(components, defenses=[defense], protocol=protocol.name)
+    assert missing_codes(records, protocol=protocol) == []
     for attack in {cell.bare_attack for cell in cells if not is_control(cell.attack)}:
         without = [r for c, r in zip(cells, records, strict=True) if c.bare_attack != attack]
-        assert missing_codes(without), attack
+        assert missing_codes(without, protocol=protocol), attack
 
 
 def test_another_strength_of_a_purifier_is_no_pipeline_to_transfer_from(components):

@@ -98,8 +98,8 @@ REFUSED = {
         "expected a temperature > 0; write relaxed:temperature=0.3",
     ),
     "protocol": (
-        {"protocol": "ladder-2"},
-        "protocol 'ladder-2': expected ladder-1. Did you mean ladder-1?",
+        {"protocol": "ladder-3"},
+        "protocol 'ladder-3': expected ladder-1 or ladder-2. Did you mean ladder-2, ladder-1?",
     ),
     "eps of a protocol": (
         {"protocol": "ladder-1", "attack": None, "eps": "0.1"},

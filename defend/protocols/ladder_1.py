@@ -35,7 +35,7 @@ from defend.records import Record
 from defend.tasks.registry import load_task
 
 NAME = "ladder-1"
-STRONGER = ("ladder-2",)  # protocols that ask for all that this one asks for
+STRONGER = ("ladder-2",)  # they ask for all that this protocol asks for
 RUN_AS_PROTOCOL = "run_as_protocol"
 NO_PROTOCOL = "task"  # what is missing at a task other than classification
 GRADIENTS = ("declared", "identity", "learned")  # through which it attacks
@@ -168,8 +168,8 @@ def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]
 
 
 def run_as(*names: str) -> Requirement:
-    """Return the requirement that every record was asked for by the first of these protocols, or by
-    another one, which asks for more.
+    """Return the requirement that every record was asked for by one of these protocols, the first
+    of which is the claim's own.
     """
     return Requirement(
         code=RUN_AS_PROTOCOL,

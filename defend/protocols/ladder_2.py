@@ -51,7 +51,7 @@ LADDER_2 = Protocol(
             is_met=lambda o: PERSIST_EOT.was_run(o.evidence),
             stochastic=True,
         ),
-        run_as(NAME),
+        run_as(NAME, LADDER_1.name),  # what ladder-1 asked for counts here, too
     ),
     eot=EOT,
     min_draws=LADDER_1.min_draws,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from defend.protocols import PROTOCOLS
+from defend.protocols import PROTOCOLS, STRONGEST
 from defend.protocols.evidence import MIN_IMAGES
 from defend.protocols.ladder_1 import NO_PROTOCOL
 from defend.records import Claim
@@ -22,9 +22,15 @@ def format_claim(claim: Claim) -> str:
     if claim.stands:
         line = f"{name_claim(claim)}: {claim.protocol}, {_format_value(claim)}"
         line += "".join(f"; {format_remark(remark)}" for remark in claim.remarks)
+        line += _format_weakness(claim)
     else:
         line = f"no claim ({'; '.join(_reasons(claim))})"
     return line + format_told_apart(claim)
+
+
+def _format_weakness(claim: Claim) -> str:
+    """Return that a stronger protocol exists than the one of the claim, if it does."""
+    return "" if claim.protocol == STRONGEST.name else f"; {STRONGEST.name} attacks further"
 
 
 def name_claim(claim: Claim) -> str:
@@ -37,7 +43,7 @@ def name_claim(claim: Claim) -> str:
 def summarise_claim(claim: Claim) -> str:
     """Return the line of a claim, and a short one where nobody asked for a protocol.
 
-    "no claim: it needs --protocol ladder-1 -n 1000". `format_claim` lists what is missing.
+    "no claim: it needs --protocol ladder-2 -n 1000". `format_claim` lists what is missing.
     """
     is_beside_a_protocol = "run_as_protocol" in claim.missing and NO_PROTOCOL not in claim.missing
     if claim.stands or claim.signs or not is_beside_a_protocol:

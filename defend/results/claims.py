@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from defend.eps import SAME_EPS
-from defend.protocols import LADDER_1
+from defend.protocols import PROTOCOLS, STRONGEST, Protocol
 from defend.protocols.evidence import at_claim, evidence
 from defend.protocols.ladder_1 import NO_PROTOCOL
 from defend.protocols.standard_eps import is_standard_eps
@@ -77,10 +77,11 @@ class _ClaimedCells:
         number = worst_number(attacks, self.reader)[0] if attacks else Number(value=None)
         signs = find_signs(self.cells, self.relatives, is_stronger)
         signs += self._stronger_attacks(attacks, number)
-        missing = LADDER_1.missing(self.cells, self.relatives)
+        protocol = self._protocol()
+        missing = protocol.missing(self.cells, self.relatives)
         first = nearest[0] if nearest else self.cells[0]
         return Claim(
-            protocol=LADDER_1.name,
+            protocol=protocol.name,
             dataset=first.dataset,
             missing=tuple(requirement.code for requirement in missing),
             signs=tuple(signs),
@@ -100,11 +101,24 @@ class _ClaimedCells:
             told_apart_by=told_apart_by,
         )
 
+    def _protocol(self) -> Protocol:
+        """Return the strongest protocol of which nothing is missing.
+
+        Where something is missing of each, return the one by which the cells were run, or the
+        strongest one.
+        """
+        strongest_first = list(reversed(PROTOCOLS.values()))
+        run_as = {record.protocol for record in evidence(self.cells)}
+        for protocol in strongest_first:
+            if not protocol.missing(self.cells, self.relatives):
+                return protocol
+        return next((p for p in strongest_first if p.name in run_as), STRONGEST)
+
     def _claim_nothing(self, nearest: Sequence[Record], told_apart_by: Mapping[str, str]) -> Claim:
         """Return the claim of a task of which no protocol says what a claim needs."""
         first = nearest[0] if nearest else self.cells[0]
         return Claim(
-            protocol=LADDER_1.name,
+            protocol=STRONGEST.name,
             dataset=first.dataset,
             missing=(NO_PROTOCOL,),
             eps=first.eps,

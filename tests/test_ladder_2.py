@@ -1,0 +1,59 @@
+"""ladder-2 asks for all that ladder-1 asks for, and for the search that goes on."""
+
+import pytest
+from made_runs import complete, persist, table
+
+from defend.protocols import LADDER_1, LADDER_2, PROTOCOLS, STRONGEST
+from defend.protocols.ladder_1 import RUN_AS_PROTOCOL
+from defend.results.claim_text import format_claim
+
+
+def claim_of(records):
+    return table(records).rows[0].claim
+
+
+def test_it_runs_and_requires_all_of_ladder_1():
+    assert LADDER_2.attacks[: len(LADDER_1.attacks)] == LADDER_1.attacks
+    codes = [{r.code for r in ladder.requirements} for ladder in (LADDER_1, LADDER_2)]
+    assert codes[0] < codes[1]
+    assert list(PROTOCOLS) == ["ladder-1", "ladder-2"] and STRONGEST is LADDER_2
+
+
+def test_with_the_search_the_claim_is_of_ladder_2():
+    claim = claim_of([*complete(), persist(8)])
+    assert (claim.protocol, claim.stands, claim.accuracy) == ("ladder-2", True, 0.008)
+    assert "attacks further" not in format_claim(claim)
+
+
+WEAKER = {
+    "fewer steps": {"steps": 99},
+    "fewer targets": {"targets": 8},
+    "fewer queries": {"queries": 499},
+    "fewer rounds": {"rounds": 19},
+    "one idle round": {"idle_rounds": 1},
+    "a larger gain": {"gain": 0.01},
+}
+
+
+@pytest.mark.parametrize("fields", WEAKER.values(), ids=WEAKER)
+def test_a_weaker_search_leaves_the_claim_at_ladder_1(fields):
+    search = persist()
+    attack = {**search.settings.attack, **fields}
+    weaker = persist(settings={"attack": attack})
+    claim = claim_of([*complete(), weaker])
+    assert (claim.protocol, claim.stands) == ("ladder-1", True)
+    assert format_claim(claim).endswith("; ladder-2 attacks further")
+
+
+def test_what_is_missing_is_said_of_the_protocol_that_was_run():
+    records = [r for r in complete() if r.attack_name != "square"]
+    assert claim_of(records).missing == ("square",)
+    claim = claim_of([*records, persist()])
+    assert (claim.protocol, claim.missing) == ("ladder-2", ("square",))
+
+
+def test_what_nobody_asked_for_lacks_the_strongest_protocol():
+    records = [r.replace(protocol=None) for r in complete()]
+    claim = claim_of(records)
+    assert claim.protocol == "ladder-2"
+    assert {"persist", RUN_AS_PROTOCOL} <= set(claim.missing)
