@@ -47,6 +47,13 @@ class ScoredWeights(RecordPart):
     defense: Mapping[str, str] = {}
 
 
+class SearchRounds(RecordPart):
+    """How far a search in rounds came."""
+
+    standing: tuple[float, ...]  # the share of images not broken: at first, after round 1, 2, ...
+    broken_by: Mapping[str, int]  # how it attacked -> how many images that broke
+
+
 class ClassShares(RecordPart):
     """How many classes the images show, and the class that is most above what it should be.
 

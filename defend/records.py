@@ -25,6 +25,7 @@ from defend.record_parts import (
     PipelineHash,
     RecordPart,
     ScoredWeights,
+    SearchRounds,
     Settings,
 )
 from defend.spec import parse_single
@@ -145,6 +146,7 @@ class Record(RecordPart):
     all_draws_correct: float | None = None
     majority: float | None = None  # the share of images right in more than half of the draws
     accuracy_after: Mapping[str, float | None] | None = None  # queries -> accuracy
+    rounds: SearchRounds | None = None  # of an attack that searches in rounds
     gradient_error: float | None = None  # of the BPDA network, relative to the identity's
     fitting_split: str | None = None  # on whose images the BPDA network was fitted
     # Under attack and clean, if the task's score is no share.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defend.cell_numbers.query_curve import QueryCurve
+from defend.cell_numbers.search_rounds import read_rounds
 from defend.records import Measured
 from defend.stats import per_cluster
 from defend.tasks.task import Summary, Task
@@ -37,6 +38,7 @@ def measure_units(
         **describe(task, seed, score, clean, clusters),
         **_measure_details(task, seed, units, clusters),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
+        "rounds": read_rounds(units),
         **_sum_costs(units, len(score)),
     }
 

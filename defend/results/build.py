@@ -8,7 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from defend.records import Claim, Record
-from defend.results.cell_notes import list_failures, list_flags, list_measures, list_queries
+from defend.results.cell_notes import (
+    list_failures,
+    list_flags,
+    list_measures,
+    list_queries,
+    list_rounds,
+)
 from defend.results.claim_text import format_claim
 from defend.results.claims import Claims, list_signs, make_claims, refute_claims
 from defend.results.comparisons import compare_cells, find_accusations
@@ -74,6 +80,7 @@ def table(
         measures=list_measures(shown),
         measure_pairs=list_measure_pairs(shown, reader),
         queries=list_queries(shown),
+        rounds=list_rounds(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
         unconfirmed=list_unconfirmed(unconfirmed),
         training=list_training_marks(shown),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from defend.record_parts import SearchRounds
 from defend.records import Record
 from defend.results.diagnostics import describe_cell, format_flag, format_measured
 from defend.tasks.registry import load_task
 from defend.tasks.task import Measure
 
 MAX_LISTED = 4  # values of eps in a line
+LISTED_MOVES = 4  # of a search: those that broke the most images
 
 
 def list_flags(records: Iterable[Record]) -> tuple[str, ...]:
@@ -93,3 +95,16 @@ def _format_queries(record: Record) -> str:
     accuracies = [f"{100 * value:.1f} % after {int(count):,}" for count, value in reached.items()]
     cell = f"{describe_cell(record)}, eps {record.eps_text}"
     return f"{cell}: {', '.join(accuracies) or 'fewer than those that are listed'}"
+
+
+def list_rounds(records: Sequence[Record]) -> tuple[str, ...]:
+    """Return how far each search in rounds came, and by what it broke images."""
+    return tuple(dict.fromkeys(_format_rounds(r, r.rounds) for r in records if r.rounds))
+
+
+def _format_rounds(record: Record, rounds: SearchRounds) -> str:
+    shares = ", ".join(f"{100 * share:.1f}" for share in rounds.standing)
+    moves = [f"{move} ({count})" for move, count in rounds.broken_by.items()]
+    broken_by = f"most were broken by {', '.join(moves[:LISTED_MOVES])}" if moves else "none broke"
+    cell = f"{describe_cell(record)}, eps {record.eps_text}"
+    return f"{cell}: {shares} % of the images; {broken_by}"

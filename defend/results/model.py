@@ -236,6 +236,7 @@ class Table:
     measures: tuple[str, ...]  # what tasks measure beside their score
     measure_pairs: tuple[str, ...]  # defenses compared by it
     queries: tuple[str, ...]  # accuracy along the queries of a search
+    rounds: tuple[str, ...]  # images that stand along the rounds of a search
     findings: tuple[Finding, ...]
     unconfirmed: tuple[str, ...]  # cells whose units do not give their record again
     training: tuple[str, ...]  # a line for each training mark of a pipeline
