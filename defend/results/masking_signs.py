@@ -59,9 +59,13 @@ def find_signs(
 
 
 def check_declared_alone(evaluation: Evaluation) -> Diagnosis | None:
-    """Return a sign if a purifier was attacked through its declared gradient alone."""
+    """Return a sign if a purifier was attacked through its declared gradient alone.
+
+    A search in rounds tries the other gradients by itself.
+    """
     gradients = {r.gradient for r in evaluation.white_box}
-    if gradients != {"declared"} or is_undefended(evaluation.records[0].defense):
+    has_search = any(r.rounds for r in evaluation.white_box)
+    if gradients != {"declared"} or has_search or is_undefended(evaluation.records[0].defense):
         return None
     return Diagnosis(code=SignCode.DECLARED_GRADIENT_ALONE)
 

@@ -156,4 +156,7 @@ def name_single_gradient(cells: Sequence[Record]) -> str:
     names = [name for gradient, name in GRADIENT_NAMES.items() if gradient in gradients]
     if not names or cells[0].eps == 0 or is_undefended(cells[0].defense):
         return ""
-    return " = ".join(names) if len(names) > 1 else f"{names[0]} only"
+    has_search = any(r.rounds for r in cells)  # which tries other gradients by itself
+    if len(names) == 1:
+        return "" if has_search else f"{names[0]} only"
+    return " = ".join(names)
