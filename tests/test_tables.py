@@ -275,7 +275,7 @@ def test_every_row_says_no_claim_and_nothing_is_bold():
     print_table(suite(), Console(file=out, width=200, force_terminal=True, color_system="standard"))
     text = out.getvalue()
     assert text.count("no claim") == 1
-    assert "[a] no claim: it needs --protocol ladder-1 -n 1000\n" in text
+    assert "[a] no claim: it needs --protocol ladder-2 -n 1000\n" in text
     (section,) = table(suite()).sections
     assert all(format_claim(row.claim).startswith("no claim (missing: ") for row in section.rows)
     assert text.count("no [a]") == len(section.levels)
