@@ -18,8 +18,8 @@ from attack_toys import (
 from torch import nn
 
 from defend.attacks.active_set import likeliest_wrong_classes
-from defend.attacks.apgd import APGD, start_at_eps
-from defend.attacks.apgd_ascent import Ascent, checkpoints
+from defend.attacks.apgd import APGD
+from defend.attacks.apgd_ascent import Ascent, checkpoints, start_at_eps
 from defend.attacks.pgd import PGD
 from defend.defenses.gaussian import GaussianNoise
 from defend.errors import BadParameter

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import likeliest_wrong_classes, select_smallest_margin
-from defend.attacks.apgd_ascent import Ascent
+from defend.attacks.apgd_ascent import Ascent, start_at_eps
 from defend.losses import MIN_CLASSES, cross_entropy, dlr, dlr_targeted, whole_labels
 from defend.noise import Noise
-from defend.norms import norm_of, per_image
 from defend.target import Loss, Target
 from defend.tasks.targeted import TARGETED
 
@@ -90,10 +89,3 @@ class APGD(Attack):
             return y[:, None].expand(-1, self.restarts)
         classes = likeliest_wrong_classes(target, x, y, self.targets).repeat(1, self.restarts)
         return torch.stack([y[:, None].expand_as(classes), classes], 2)
-
-
-def start_at_eps(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
-    """Return random points of norm eps around x, where the published code starts too."""
-    direction = 2 * noise.uniform(x) - 1 if norm == "Linf" else noise.normal(x)
-    length = per_image(norm_of(direction, norm), x)
-    return (x + eps * direction / length).clamp(0, 1)

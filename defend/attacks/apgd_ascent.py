@@ -14,7 +14,8 @@ from torch import Tensor
 
 from defend.ascent import ascend
 from defend.attacks.active_set import ImageStates, run_active
-from defend.norms import per_image, project
+from defend.noise import Noise
+from defend.norms import norm_of, per_image, project
 from defend.target import Loss, Target
 
 FIRST_CHECKPOINT = 22  # percent of the steps; section 3.1 of the paper
@@ -176,3 +177,10 @@ def checkpoints(steps: int) -> dict[int, int]:
             last_checkpoint = checkpoint
         previous, p = p, p + max(p - previous - 3, 6)
     return intervals
+
+
+def start_at_eps(x: Tensor, eps: float, norm: str, noise: Noise) -> Tensor:
+    """Return random points of norm eps around x, where the published code starts too."""
+    direction = 2 * noise.uniform(x) - 1 if norm == "Linf" else noise.normal(x)
+    length = per_image(norm_of(direction, norm), x)
+    return (x + eps * direction / length).clamp(0, 1)

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from defend.attack import Attack, AttackCard
 from defend.attacks.active_set import likeliest_wrong_classes, select_smallest_margin
-from defend.attacks.apgd import start_at_eps
-from defend.attacks.apgd_ascent import Ascent
+from defend.attacks.apgd_ascent import Ascent, start_at_eps
 from defend.attacks.gradient_paths import AveragedAscent, usable_paths
-from defend.attacks.square import Square
 from defend.attacks.worst_points import WorstPoints, judge
 from defend.losses import (
     MIN_CLASSES,
@@ -189,7 +187,8 @@ class _Search:
         rows = self.standing()
         if not len(rows) or not self.attack.queries:
             return
-        square = Square(norm=self.attack.norm, queries=self.attack.queries, p_init=SQUARE_SHARE)
+        fields = {"queries": self.attack.queries, "p_init": SQUARE_SHARE}
+        square = REGISTRY.create("attack", "square", norm=self.attack.norm, **fields)
         move, first = Move("none", "square", "best"), self.worst.x_adv[rows]
         noise = self._noise(move, rows)
         target = self.target.take(rows)
