@@ -54,6 +54,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.net = net.requires_grad_(False)
         self.precision = "float32"
+        self.label = ""  # how messages name the component that holds the network
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:

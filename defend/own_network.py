@@ -169,6 +169,14 @@ class OwnNetwork(Classifier):
             raise BadParameter(f"{self.label}: {field}={value!r}: expected {wanted}")
         return tuple(numbers) if len(numbers) > 1 else tuple(numbers * self.channels)
 
+    @property
+    def component(self) -> str:
+        """The name by which the user knows the network: of a file or of an object."""
+        return self.label
+
+    def _advise(self, dataset: str) -> str:
+        return "return one logit for each class, or choose another data set"
+
     def _build(self) -> Frozen:
         """Return the frozen network, and name in records what it was loaded from."""
         frozen = super()._build()

@@ -19,7 +19,6 @@ from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
 from defend.errors import MissingData
 from defend.files import user_path
-from defend.registry import REGISTRY
 
 # The range of hash positions of each split, if one folder holds all images.
 RANGES: dict[Split, tuple[float, float]] = {"test": (0, 0.2), "val": (0.2, 0.3), "train": (0.3, 1)}
@@ -176,7 +175,7 @@ class PathFolder(FolderDataset):
         for candidate in candidates:
             if candidate.is_dir():
                 return candidate
-        name = REGISTRY.component("dataset", type(self))
+        name = self.component
         places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
         raise MissingData(
             f"{name}:path={self.path}: there is no folder {places}; write"
