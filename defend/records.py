@@ -10,17 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
+from defend.record_fields import SpecText, WrittenTrainedOn
 from defend.spec import parse_single
 from defend.tasks.registry import DEFAULT
-from defend.trained_on import TrainedOn
 
 SCHEMA_VERSION = 4
 READABLE = (3, 4)  # 3 is of before there were tasks, and is read as classification
@@ -46,10 +46,6 @@ class FlagCode(StrEnum):
     FEW_IMPOSTORS_AT_FAR_01 = "few_impostors_at_far_01"  # .1 %
     LABEL_IS_NOT_THE_GOAL = "label_is_not_the_goal"  # the attack climbs another goal
     NOT_FINITE = "not_finite"  # value: the measured field that is no number
-
-
-# Written as the fields that differ from their defaults.
-WrittenTrainedOn = Annotated[TrainedOn, PlainSerializer(TrainedOn.to_json)]
 
 
 class _Model(BaseModel):
@@ -112,15 +108,15 @@ class Record(_Model):
 
     schema_version: int = SCHEMA_VERSION
 
-    # What was evaluated. Specs are as typed.
+    # What was evaluated. Specs are as typed, with their fields sorted by name.
     task: str = DEFAULT
-    dataset: str
-    classifier: str
-    defense: str
-    attack: str
+    dataset: SpecText
+    classifier: SpecText
+    defense: SpecText
+    attack: SpecText
     knowledge: str
     gradient: str | None
-    surrogate: str | None
+    surrogate: SpecText | None
     norm: str
     eps: float
     eps_text: str

@@ -54,6 +54,9 @@ def _lines(diff: RunDiff) -> Iterator[str]:
     yield from _block("Not compared:", diff.not_compared)
     yield from _block("In the old run alone:", diff.only_old)
     yield from _block("In the new run alone:", diff.only_new)
+    yield from _block(
+        "Not confirmed by the units of the run; see `defend verify`:", diff.unconfirmed
+    )
     yield summarise_diff(diff)
 
 

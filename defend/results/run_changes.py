@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from defend.records import Record
+from defend.results.cell_pairs import Pair
 
-Pair = tuple[Record, Record]
 Header = Mapping[str, Any]
+_NAMES = ("dataset", "classifier", "defense", "attack", "surrogate")
 _FIELDS = ("n", "seed", "draws", "eot", "threads", "commit", "device")
 _DIGITS = 12  # of a hash that are printed
 _IMAGES = ("data", "range")  # of a key: which images, which `run_diff` compares by itself
@@ -49,7 +50,7 @@ def _changes(records: Pair, headers: Sequence[Header | None]) -> Iterator[tuple[
 
 def _facts_of(record: Record) -> dict[str, Any]:
     """Return what a record says of how its cell was computed, by words."""
-    facts: dict[str, Any] = {name: getattr(record, name) for name in _FIELDS}
+    facts: dict[str, Any] = {name: getattr(record, name) for name in (*_NAMES, *_FIELDS)}
     facts |= {
         "classifier, settings and weights": record.pipeline.classifier,
         "defense, settings and weights": record.pipeline.defense,

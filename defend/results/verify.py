@@ -30,6 +30,9 @@ class ProblemCode(StrEnum):
     ADDED = "added"
 
 
+LOST = (ProblemCode.MISSING, ProblemCode.DAMAGED)  # of units, which say nothing then
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that keeps a cell from being confirmed, or a file that no run wrote."""
