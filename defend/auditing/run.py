@@ -28,11 +28,13 @@ from defend.auditing.estimate import Estimate, describe_duration, describe_rest,
 from defend.auditing.prepare import AuditRequest, SurrogateInput, prepare
 from defend.auditing.session import Session, result_or_error
 from defend.auditing.verdict import (
+    COULD_NOT_RUN,
     Accuracies,
     AuditReport,
     Check,
     CheckResult,
     CheckRow,
+    NotApplicable,
     apply_holm,
     decide_verdict,
     make_row,
@@ -139,16 +141,22 @@ def run_checks(
             outcome: CheckResult | Exception = initial_error
         else:
             outcome = result_or_error(partial(check.run, session))
+        say(f"{check.name}: {_describe(outcome, list(session.outcomes.values()))}")
         session.outcomes[check.name] = outcome
-        say(f"{check.name}: {_describe(outcome)}")
         if check is checks[0] and estimated and isinstance(outcome, CheckResult):
             say(describe_rest(context, estimated, session.declared.best.accuracy))
     rows = apply_holm([make_row(check, session.outcomes[check.name]) for check in checks])
     return rows, _collect_accuracies(session)
 
 
-def _describe(outcome: CheckResult | Exception) -> str:
-    return outcome.measured if isinstance(outcome, CheckResult) else one_line(outcome)
+def _describe(outcome: CheckResult | Exception, earlier: Sequence[CheckResult | Exception]) -> str:
+    """Return what a check measured, or its error; an error that stood above is not repeated."""
+    if isinstance(outcome, CheckResult):
+        return outcome.measured
+    texts = [str(other) for other in earlier if type(other) is type(outcome)]
+    if not isinstance(outcome, NotApplicable) and str(outcome) in texts:
+        return f"{COULD_NOT_RUN}: see above"
+    return one_line(outcome)
 
 
 def all_checks(context: Context) -> list[Check]:
