@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.errors import BadParameter, BadWeights, Mismatch, one_line
+from defend.errors import BadParameter, BadWeights, Mismatch, count_of, one_line
 from defend.files import user_path
 from defend.hashing import hash_source, tensor_sha256
 from defend.learned import Frozen
@@ -45,7 +45,7 @@ class Logits(nn.Module):
         if scores.ndim != 2 or len(scores) != len(x):
             raise Mismatch(
                 f"{type(self.net).__name__}: expected logits of shape ({len(x)}, classes) for"
-                f" {len(x)} images, got {tuple(scores.shape)}; return logits"
+                f" {count_of(len(x), 'image')}, got {tuple(scores.shape)}; return logits"
             )
         if self.gives_probabilities:
             scores = scores.clamp(min=SMALLEST_PROBABILITY).log()

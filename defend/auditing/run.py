@@ -42,7 +42,7 @@ from defend.auditing.verdict import (
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.eps import Eps
-from defend.errors import one_line
+from defend.errors import count_of, one_line
 from defend.loading import pick_device
 from defend.numerics import numerics_applied
 from defend.plain_numbers import whole_number
@@ -109,7 +109,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
     start = time.perf_counter()
     context, subject = prepare(request)
     say(
-        f"{subject.defense} before {subject.classifier}: {subject.n} images of"
+        f"{subject.defense} before {subject.classifier}: {count_of(subject.n, 'image')} of"
         f" {subject.dataset} {subject.split}, eps {Eps.of(context.eps).text}"
     )
     estimated = estimate(context)

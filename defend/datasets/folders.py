@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from defend.dataset import SPLITS, Dataset, Split, data_root
 from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
-from defend.errors import MissingData
+from defend.errors import MissingData, count_of
 from defend.files import user_path
 
 # The range of hash positions of each split, if one folder holds all images.
@@ -187,7 +187,8 @@ def _describe_unreadable(reasons: list[str], count: int) -> str:
     """Return the error for the files of a range that cannot be read."""
     listed = "; ".join(reasons[:MAX_LISTED])
     rest = f"; and {len(reasons) - MAX_LISTED} more" if len(reasons) > MAX_LISTED else ""
-    return f"{len(reasons)} of {count} images cannot be read: {listed}{rest}; remove or mend them"
+    subject = f"{len(reasons)} of {count_of(count, 'image')}"
+    return f"{subject} cannot be read: {listed}{rest}; remove or mend them"
 
 
 def list_classes(folder: Path) -> list[str]:

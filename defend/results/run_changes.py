@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from defend.errors import count_of
 from defend.records import Record
 from defend.results.cell_pairs import Pair
 
@@ -30,7 +31,7 @@ def list_changes(pairs: Iterable[tuple[Pair, Sequence[Header | None]]]) -> tuple
 
 def _format_change(name: str, changes: Sequence[str]) -> str:
     """Return the values before and after, if all cells of this change have the same."""
-    cells = "1 cell" if len(changes) == 1 else f"{len(changes)} cells"
+    cells = count_of(len(changes), "cell")
     if len(set(changes)) == 1:
         return f"{name}: {changes[0]} ({cells})"
     return f"{name}: {len(set(changes))} changes ({cells})"
