@@ -47,6 +47,7 @@ class Classifier(Learned):
         self.require(self.classes >= 2, "classes", ">= 2")
         self.validate()
         self.network: Frozen = self._build()
+        self.network.label = self.component
 
     @property
     def net(self) -> nn.Module:
@@ -77,10 +78,18 @@ class Classifier(Learned):
         if (self.channels, self.size, self.classes) == (channels, size, classes):
             return
         raise Mismatch(
-            f"classifier {type(self).__name__} takes {self.channels}x{self.size}x{self.size} "
-            f"images of {self.classes} classes, data set {dataset} has "
-            f"{channels}x{size}x{size} of {classes}. Choose other weights, or train some: "
-            f"`defend train classifier ... --dataset {dataset}`."
+            f"classifier {self.component} takes {self.channels}x{self.size}x{self.size} images of"
+            f" {self.classes} classes, data set {dataset} has {channels}x{size}x{size} of"
+            f" {classes}; {self._advise(dataset)}"
+        )
+
+    def _advise(self, dataset: str) -> str:
+        """Return what to do about a data set of another shape."""
+        if self.recipe is None:
+            return "choose another data set, or a network for these images and classes"
+        return (
+            "choose other weights, or train some: `defend train classifier ... --dataset"
+            f" {dataset}`"
         )
 
 

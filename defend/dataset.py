@@ -18,6 +18,7 @@ from torch import Tensor
 from defend.errors import BadParameter
 from defend.files import cache_folder, user_path
 from defend.noise import Noise
+from defend.registry import REGISTRY
 from defend.spec import Configured
 
 Split = Literal["train", "val", "test"]
@@ -61,6 +62,11 @@ class Dataset(Configured):
 
     def __post_init__(self) -> None:
         self.validate()
+
+    @property
+    def component(self) -> str:
+        """The name under which the class is registered, FILE.py:NAME if it is none."""
+        return REGISTRY.component("dataset", type(self))
 
     @property
     @abstractmethod
@@ -117,12 +123,12 @@ class Dataset(Configured):
         count = self.count(split)
         if not 0 <= start <= stop <= count:
             raise BadParameter(
-                f"{type(self).__name__}: wanted images {start} to {stop} of the {split} split, "
+                f"{self.component}: wanted images {start} to {stop} of the {split} split, "
                 f"which has {count}; give --n {count} or fewer"
             )
         if any(start < change < stop for change in self.size_changes(split)):
             raise BadParameter(
-                f"{type(self).__name__}: images {start} to {stop} of the {split} split have several"
+                f"{self.component}: images {start} to {stop} of the {split} split have several"
                 f" sizes, from {', '.join(map(str, self.size_changes(split)))} on; ask for images"
                 " of one size, or for squares by size=SIDE"
             )
@@ -146,7 +152,7 @@ class Dataset(Configured):
         low, high = (int(label) for label in y.aminmax()) if len(y) else (0, 0)
         if self.labelled and (low < 0 or high >= self.classes):
             raise BadParameter(
-                f"{type(self).__name__}: expected labels from 0 to {self.classes - 1}, as it names"
+                f"{self.component}: expected labels from 0 to {self.classes - 1}, as it names"
                 f" {self.classes} classes, got {low} to {high}; name every class"
             )
 
@@ -174,7 +180,7 @@ class ArrayDataset(Dataset):
         cache = self.__dict__.setdefault("_arrays", {})
         if split not in cache:
             x, y = self.arrays(split)
-            name = f"{type(self).__name__}, split {split}"
+            name = f"{self.component}, split {split}"
             cache[split] = check_images(x, name), check_labels(y, len(x), self.classes, name)
         return cast(tuple[Tensor, Tensor], cache[split])
 

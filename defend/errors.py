@@ -83,6 +83,11 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return "1 cell", "2 cells" or "1,000 cells"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def printable(text: object) -> str:
     """Return the text with \\xff in place of bytes that are no UTF-8, as file names may hold."""
     return os.fsencode(str(text)).decode("utf-8", "backslashreplace")

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Protocol, dataclass_transform
 import torch
 from torch import nn
 
-from defend.errors import BadParameter, BadWeights, one_line, suggest_names
+from defend.errors import BadParameter, BadWeights, suggest_names
 from defend.registry import REGISTRY, Kind
 from defend.spec import Configured
 from defend.trained_on import TrainedOn
 from defend.weights.header import WeightsFile, load_tensors
-from defend.weights.third_party import loaded_weights, merge_hashes
+from defend.weights.third_party import compare_states, loaded_weights, merge_hashes
 from defend.weights.zoo import Wanted, decided_fields, find_weights, is_same_component
 from defend.winograd import use_winograd
 
@@ -54,6 +54,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.net = net.requires_grad_(False)
         self.precision = "float32"
+        self.label = ""  # how messages name the component that holds the network
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
@@ -277,12 +278,13 @@ class Learned(Configured):
         )
         self._loaded = loaded_weights(net)
         if self.file is not None:
+            state = load_tensors(self.file.path)
             try:
-                net.load_state_dict(load_tensors(self.file.path))
+                net.load_state_dict(state)
             except RuntimeError as e:
                 raise BadWeights(
-                    f"{self.file.name}: does not fit {type(self).__name__}({self.settings}): "
-                    f"{one_line(e)[:200]}"
+                    f"{self.file.name}: does not fit {type(self).__name__}({self.settings}):"
+                    f" {compare_states(state, net.state_dict(), e)}"
                 ) from None
         return Frozen(net)
 

@@ -39,6 +39,11 @@ class OwnArrays(Dataset):
         self.require(largest < self.class_count, "class_count", f"more than the label {largest}")
 
     @property
+    def component(self) -> str:
+        """How messages name arrays of the caller."""
+        return NAME
+
+    @property
     def channels(self) -> int:
         """The number of channels, 1 or 3."""
         return int(self.x.shape[1])
@@ -57,7 +62,7 @@ class OwnArrays(Dataset):
         """Return the number of images. Raise MissingData for another split than test."""
         if split != "test":
             raise MissingData(
-                f"data (x, y): expected no split but test, got {split}; give a Dataset for"
+                f"{NAME}: expected no split but test, got {split}; give a Dataset for"
                 " what is fitted on other images"
             )
         return len(self.x)

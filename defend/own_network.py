@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defend.classifier import Classifier, ClassifierCard, Normalise
-from defend.errors import BadParameter, BadWeights, Mismatch, one_line
+from defend.errors import BadParameter, BadWeights, Mismatch, count_of, one_line
 from defend.files import user_path
 from defend.hashing import hash_source, tensor_sha256
 from defend.learned import Frozen
@@ -45,7 +45,7 @@ class Logits(nn.Module):
         if scores.ndim != 2 or len(scores) != len(x):
             raise Mismatch(
                 f"{type(self.net).__name__}: expected logits of shape ({len(x)}, classes) for"
-                f" {len(x)} images, got {tuple(scores.shape)}; return logits"
+                f" {count_of(len(x), 'image')}, got {tuple(scores.shape)}; return logits"
             )
         if self.gives_probabilities:
             scores = scores.clamp(min=SMALLEST_PROBABILITY).log()
@@ -168,6 +168,14 @@ class OwnNetwork(Classifier):
             wanted = f"one number, or {self.channels} joined by commas in quotes"
             raise BadParameter(f"{self.label}: {field}={value!r}: expected {wanted}")
         return tuple(numbers) if len(numbers) > 1 else tuple(numbers * self.channels)
+
+    @property
+    def component(self) -> str:
+        """The name by which the user knows the network: of a file or of an object."""
+        return self.label
+
+    def _advise(self, dataset: str) -> str:
+        return "return one logit for each class, or choose another data set"
 
     def _build(self) -> Frozen:
         """Return the frozen network, and name in records what it was loaded from."""

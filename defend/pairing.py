@@ -17,7 +17,7 @@ NO_DATASETS = ("", "unknown")  # what the header of weights says whose training 
 
 def check_pair(classifier: Classifier, data: Dataset) -> None:
     """Raise Mismatch unless the classifier fits the data set, and its weights are for it."""
-    name = REGISTRY.component("dataset", type(data))
+    name = data.component
     if "labels" in data.fields() and 0 < data.classes < classifier.classes:
         raise Mismatch(
             f"classifier {classifier.component} has {classifier.classes} classes, the folder of"

@@ -10,16 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from pydantic import BaseModel, PlainSerializer, PrivateAttr, ValidationError
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from defend.eps import take_eps
 from defend.errors import BadParameter
 from defend.files import write_file
+from defend.record_fields import SpecText, WrittenTrainedOn
 from defend.record_parts import (
     ImageSample,
     PipelineHash,
@@ -30,7 +31,6 @@ from defend.record_parts import (
 )
 from defend.spec import parse_single
 from defend.tasks.registry import DEFAULT
-from defend.trained_on import TrainedOn
 
 SCHEMA_VERSION = 4
 READABLE = (3, 4)  # 3 is of before there were tasks, and is read as classification
@@ -58,10 +58,6 @@ class FlagCode(StrEnum):
     NOT_FINITE = "not_finite"  # value: the measured field that is no number
 
 
-# Written as the fields that differ from their defaults.
-WrittenTrainedOn = Annotated[TrainedOn, PlainSerializer(TrainedOn.to_json)]
-
-
 class Flag(RecordPart):
     """A code with its value; FlagCode says what the value is."""
 
@@ -87,15 +83,15 @@ class Record(RecordPart):
 
     schema_version: int = SCHEMA_VERSION
 
-    # What was evaluated. Specs are as typed.
+    # What was evaluated. Specs are as typed, with their fields sorted by name.
     task: str = DEFAULT
-    dataset: str
-    classifier: str
-    defense: str
-    attack: str
+    dataset: SpecText
+    classifier: SpecText
+    defense: SpecText
+    attack: SpecText
     knowledge: str
     gradient: str | None
-    surrogate: str | None
+    surrogate: SpecText | None
     norm: str
     eps: float
     eps_text: str

@@ -9,7 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import defend
+from defend.auditing.page import write_page
 from defend.cli import main
+from defend.cli.audit import print_report
 from defend.errors import BadParameter, BrokenPurifier, UnknownName
 from defend.stats import holm
 
@@ -189,8 +191,13 @@ class Raises(masked.Blur):
         return super().purify(x, noise)
 
 
-def test_a_check_that_raises_is_a_row():
-    report = audit(Raises())
+def test_a_check_that_raises_is_a_row(capsys, tmp_path):
+    report = audit(Raises(), progress=True)
+    assert capsys.readouterr().err.count("pictures only") == 1
+    print_report(report)
+    assert capsys.readouterr().out.count("pictures only") == 1
+    write_page(report, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("pictures only") == 1
     assert report.verdict == "unreliable"
     assert report.about["declared_accuracy"] is None
     assert any(c.measured == "could not run: RuntimeError: pictures only" for c in report.checks)

@@ -252,7 +252,7 @@ def test_one_exception_in_many_checks_is_one_reason_without_their_advice():
     )
     assert decide_verdict(rows) == (
         "unreliable",
-        ["0, 1, 2: could not run: RuntimeError: not now"],
+        ["3 checks (0, 1, 2): could not run: RuntimeError: not now"],
     )
 
 

@@ -205,3 +205,56 @@ def test_nothing_is_written(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     run(old, old)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_record_that_its_units_contradict_is_named(tmp_path):
+    old = make_run(tmp_path / "old", [(20, IDENTITY)])
+    new = make_run(tmp_path / "new", [(20, IDENTITY)])
+    records = new / "records.json"
+    text = records.read_text()
+    records.write_text(text.replace('"robust_accuracy": 0.5', '"robust_accuracy": 0.93'))
+    assert "Not confirmed" not in run(old, old).stdout
+    printed = run(old, new, code=1).stdout
+    assert "Not confirmed by the units of the run" in printed
+    assert "new run: convnet, median, pgd, adaptive BPDA, eps 16/255: robust_accuracy" in printed
+    assert "0.93 in the record, 0.5 from its units" in printed
+
+
+RENAMED = {"classifier": "./net_v2.py:build"} | NEW_CODE
+
+
+def test_a_component_of_another_name_is_paired_by_the_names_that_are_given(tmp_path):
+    old = make_run(tmp_path / "old", [(20, IDENTITY | {"classifier": "./net.py:build"})])
+    new = make_run(tmp_path / "new", [(5, IDENTITY | RENAMED)])
+    refused = run(old, new, code=2).stderr
+    assert "classifier ./net.py:build / ./net_v2.py:build; --pair OF_RUN1 OF_RUN2" in refused
+    printed = run(old, new, "--pair", "./net.py:build", "./net_v2.py:build", code=1).stdout
+    assert "classifier: ./net.py:build -> ./net_v2.py:build (1 cell)" in printed
+    assert "./net.py:build, median, pgd, adaptive BPDA, eps 16/255: 50.0 -> 12.5" in printed
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (("convnett", "convnet"), "--pair convnett: the first run has no such classifier"),
+        (("convnet", "lenet"), "--pair lenet: the second run has no such classifier"),
+    ],
+)
+def test_a_pair_that_no_run_has_is_one_line(tmp_path, specs, message):
+    folder = make_run(tmp_path / "old", [(20, IDENTITY)])
+    error = run(folder, folder, "--pair", *specs, code=2).stderr
+    assert message in error and error.count("\n") == 1
+    assert "Did you mean convnet?" in error or "lenet" in error
+
+
+SPELLINGS = [
+    ("attack", "pgd:targeted=true,steps=2", "pgd:steps=2,targeted=true"),
+    ("defense", "jpeg:quality=60,subsampling=true", "jpeg:subsampling=true, quality=60"),
+    ("classifier", "./n.py:build,weights=a.pt,classes=3", "./n.py:build,classes=3,weights=a.pt"),
+]
+
+
+@pytest.mark.parametrize(("field", "one", "other"), SPELLINGS)
+def test_two_spellings_of_a_spec_are_one_cell(compare, field, one, other):
+    diff, _ = compare([(20, IDENTITY | {field: one})], [(20, IDENTITY | {field: other})])
+    assert (diff.same, diff.only_old, diff.only_new) == (1, (), ())

@@ -271,7 +271,7 @@ def test_infinite_logits_are_those_of_the_classifier():
         def forward(self, x):
             return NET(x).masked_fill(torch.eye(10)[:1].bool(), -float("inf"))
 
-    with pytest.raises(Mismatch, match="the classifier gives logits that are not finite"):
+    with pytest.raises(Mismatch, match="classifier Infinite: expected finite logits"):
         logits_after_purify(defend.load("none"), Infinite(), X)
     with pytest.raises(BrokenPurifier, match="logits behind it"):
         logits_after_purify(defend.load("none"), NET, X * float("nan"))

@@ -127,6 +127,12 @@ def test_a_filled_network_remembers_its_file(state, tmp_path):
     assert loaded_weights(network) == {str(path): sha256(path)}
     with pytest.raises(BadWeights, match=r"does not fit Linear: the network wants weight, bias"):
         fill_network(nn.Linear(2, 2), path)
+    wide = {name: torch.zeros(9, *t.shape) for name, t in Unit().state_dict().items()}
+    save_file(wide, path)
+    with pytest.raises(BadWeights) as raised:
+        fill_network(Unit(), path)
+    assert "layer.bias (" in str(raised.value) and "the file (9, " in str(raised.value)
+    assert str(raised.value).endswith("; give weights of this network")
 
 
 # Folders.

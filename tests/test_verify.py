@@ -174,7 +174,7 @@ def test_sound_units_that_no_record_names_are_no_problem(folder):
     rows = json.loads((folder / "records.json").read_text())
     (folder / "records.json").write_text(json.dumps(rows[:1]))
     text = run(folder)
-    assert text.startswith("1 cells confirmed; ")
+    assert text.startswith("1 cell confirmed; ")
     assert "units of earlier commands, on which no record rests; no problem" in text
 
 

@@ -17,6 +17,29 @@ P = np.random.default_rng(1).uniform(0.3, 0.9, (300, 1))
 NULL = {"knowledge": "query", "access": "labels"}
 
 
+@pytest.mark.parametrize(
+    ("defense", "speeds", "cost"),
+    [
+        ("median", (4000.0, 4000.0), 0.25),
+        ("median", (1000.0, 2000.0), 0.75),  # 1 ms and 0.5 ms
+        ("median", (1000.0, 9000.0), None),  # 1 ms and 0.11 ms: they differ by more than either
+        ("none", (4000.0, 4000.0), None),
+        ("none+none", (4000.0, 4000.0), None),
+    ],
+)
+def test_a_cost_below_the_spread_of_its_measurements_is_not_printed(
+    tmp_path, defense, speeds, cost
+):
+    attacks = zip(("pgd", "fgsm"), speeds, strict=True)
+    records = [
+        cell(tmp_path, [1, 1, 1, 0], attack=a, defense=defense, purify_images_per_second=speed)
+        for a, speed in attacks
+    ]
+    (worst,) = table(records, [tmp_path]).sections[0].worst
+    assert worst.purify_ms == cost
+    assert ("purifying costs" in printed(records, [tmp_path])) is (cost is not None)
+
+
 def test_the_worst_case_is_over_every_attack_and_level(tmp_path):
     records = [
         cell(tmp_path, [1, 1, 1, 0], knowledge="oblivious"),

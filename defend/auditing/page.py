@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from defend.auditing.verdict import WEIGHT_MEANINGS, AuditReport
+from defend.auditing.verdict import COULD_NOT_RUN, WEIGHT_MEANINGS, AuditReport, CheckRow
 from defend.errors import BadParameter
 from defend.files import write_file
 from defend.results.html import make_environment
@@ -33,6 +34,19 @@ def _format_accuracies(report: AuditReport) -> str:
     )
 
 
+def rows_to_print(report: AuditReport) -> list[CheckRow]:
+    """Return the checks, with each error once: one fault of a plugin stops many of them."""
+    printed: set[str] = set()
+    for reason in report.reasons:
+        printed.update(row.measured for row in report.checks if reason.endswith(row.measured))
+    rows = []
+    for row in report.checks:
+        is_repeated = row.measured.startswith(COULD_NOT_RUN) and row.measured in printed
+        printed.add(row.measured)
+        rows.append(replace(row, measured=f"{COULD_NOT_RUN}: see above") if is_repeated else row)
+    return rows
+
+
 def _describe(report: AuditReport) -> dict[str, Any]:
     """Return what was audited, with what each training knew in words."""
     subject = report.subject
@@ -48,6 +62,7 @@ def write_page(report: AuditReport, path: Path) -> None:
     template = make_environment().get_template("audit.html")
     text = template.render(
         report=report,
+        rows=rows_to_print(report),
         about=_describe(report),
         summary=summarise(report),
         weight_meanings=WEIGHT_MEANINGS,

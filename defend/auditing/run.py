@@ -28,11 +28,13 @@ from defend.auditing.estimate import Estimate, describe_duration, describe_rest,
 from defend.auditing.prepare import AuditRequest, SurrogateInput, prepare
 from defend.auditing.session import Session, result_or_error
 from defend.auditing.verdict import (
+    COULD_NOT_RUN,
     Accuracies,
     AuditReport,
     Check,
     CheckResult,
     CheckRow,
+    NotApplicable,
     apply_holm,
     decide_verdict,
     make_row,
@@ -40,7 +42,7 @@ from defend.auditing.verdict import (
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.eps import Eps
-from defend.errors import one_line
+from defend.errors import count_of, one_line
 from defend.loading import pick_device
 from defend.numerics import numerics_applied
 from defend.plain_numbers import whole_number
@@ -107,7 +109,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
     start = time.perf_counter()
     context, subject = prepare(request)
     say(
-        f"{subject.defense} before {subject.classifier}: {subject.n} images of"
+        f"{subject.defense} before {subject.classifier}: {count_of(subject.n, 'image')} of"
         f" {subject.dataset} {subject.split}, eps {Eps.of(context.eps).text}"
     )
     estimated = estimate(context)
@@ -139,16 +141,22 @@ def run_checks(
             outcome: CheckResult | Exception = initial_error
         else:
             outcome = result_or_error(partial(check.run, session))
+        say(f"{check.name}: {_describe(outcome, list(session.outcomes.values()))}")
         session.outcomes[check.name] = outcome
-        say(f"{check.name}: {_describe(outcome)}")
         if check is checks[0] and estimated and isinstance(outcome, CheckResult):
             say(describe_rest(context, estimated, session.declared.best.accuracy))
     rows = apply_holm([make_row(check, session.outcomes[check.name]) for check in checks])
     return rows, _collect_accuracies(session)
 
 
-def _describe(outcome: CheckResult | Exception) -> str:
-    return outcome.measured if isinstance(outcome, CheckResult) else one_line(outcome)
+def _describe(outcome: CheckResult | Exception, earlier: Sequence[CheckResult | Exception]) -> str:
+    """Return what a check measured, or its error; an error that stood above is not repeated."""
+    if isinstance(outcome, CheckResult):
+        return outcome.measured
+    texts = [str(other) for other in earlier if type(other) is type(outcome)]
+    if not isinstance(outcome, NotApplicable) and str(outcome) in texts:
+        return f"{COULD_NOT_RUN}: see above"
+    return one_line(outcome)
 
 
 def all_checks(context: Context) -> list[Check]:

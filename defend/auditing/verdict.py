@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from defend.auditing.session import Session
 
 SOUND, UNRELIABLE = "no sign of masking", "unreliable"
+COULD_NOT_RUN = "could not run"  # before the error of a check that raised one
 MAX_REASON = 300  # characters of an exception's text in the report
 ROUNDING_ERROR = 1e-9  # of differences of accuracies, in percentage points
 
@@ -196,7 +197,9 @@ def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
         return _row_without_result(check, str(outcome), untried=isinstance(outcome, NotTried))
     if isinstance(outcome, Exception):
         reason = f"{type(outcome).__name__}: {one_line(outcome)}"[:MAX_REASON]
-        return _row_without_result(check, f"could not run: {reason}", turns=check.weight != "sign")
+        return _row_without_result(
+            check, f"{COULD_NOT_RUN}: {reason}", turns=check.weight != "sign"
+        )
     failed = not outcome.passed and check.weight != "attack"
     return CheckRow(
         name=check.name,
@@ -277,5 +280,8 @@ def decide_verdict(rows: Sequence[CheckRow]) -> tuple[str, list[str]]:
     for row in decisive:
         if row.verdict == "not run":
             names_by_error.setdefault(row.measured, []).append(row.name)
-    reasons += [f"{', '.join(names)}: {error}" for error, names in names_by_error.items()]
+    for error, names in names_by_error.items():
+        listed = ", ".join(names)
+        subject = listed if len(names) == 1 else f"{len(names)} checks ({listed})"
+        reasons.append(f"{subject}: {error}")
     return (UNRELIABLE if reasons else SOUND), reasons

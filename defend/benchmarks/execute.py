@@ -21,11 +21,11 @@ from defend.benchmarks.gradient_probe import (
     GradientCounts,
     ObservedTarget,
     check_attacked_pipeline,
+    check_finite_logits,
     count_unusable,
     separate_target,
 )
 from defend.benchmarks.jobs import AttackJob, OnUnitDone, UnitTask
-from defend.benchmarks.purifier_checks import check_finite
 from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
 from defend.benchmarks.saved_images import SavedImages
 from defend.benchmarks.scoring import Scores
@@ -282,7 +282,7 @@ class _JobRun:
     def _loss(self, x: Tensor) -> float:
         """Return the attacked pipeline's loss, summed over images. Raises BrokenPurifier."""
         logits = separate_target(self.target).logits(x.clone())
-        check_finite(self.target.purifier, logits)
+        check_finite_logits(self.target, x, logits)
         return float(self.task.loss(logits, self.reference).double().sum())
 
     @cached_property

@@ -16,7 +16,7 @@ from defend.benchmarks.views import DefenseRow, View, default_views, views_at
 from defend.chain import members_of
 from defend.dataset import Dataset
 from defend.eps import Eps, take_eps
-from defend.errors import BadParameter, Mismatch
+from defend.errors import BadParameter, Mismatch, count_of
 from defend.protocols import PROTOCOLS
 from defend.protocols.ladder_1 import EOT, TARGETED_DLR
 from defend.purifier import LearnedPurifier, Purifier
@@ -128,8 +128,8 @@ def _check_split(suite: Suite, components: Components) -> None:
     images = components.data.count(suite.split)
     if suite.n > images:
         raise BadParameter(
-            f"n = {suite.n}: the {suite.split} split of {suite.dataset} has {images} images;"
-            f" give --n {images} or fewer"
+            f"n = {suite.n}: the {suite.split} split of {suite.dataset} has"
+            f" {count_of(images, 'image')}; give --n {images} or fewer"
         )
 
 

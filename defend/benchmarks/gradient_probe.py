@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from defend.benchmarks.network_checks import blame_network_first
 from defend.benchmarks.purifier_checks import (
     check_declared_deterministic,
     check_finite,
@@ -19,6 +20,7 @@ from defend.benchmarks.purifier_checks import (
     few_of,
     is_quick,
     logits_agree,
+    purify_once,
     spread_rows,
 )
 from defend.benchmarks.stopwatch import Stopwatch
@@ -132,7 +134,8 @@ def count_unusable(target: Target, first: FirstGradient, y: Tensor) -> GradientC
 
 
 def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient: bool) -> None:
-    """Raise BrokenPurifier if the logits of clean images are not what the card says.
+    """Raise BrokenPurifier, or Mismatch if it is the classifier, for logits of clean images that
+    are not what the card says.
 
     They must be finite, equal on two draws where declared deterministic, and predictions must
     agree with and without gradients. Where nothing differs on a few images of a slow purifier, no
@@ -144,7 +147,22 @@ def check_attacked_pipeline(target: Target, x: Tensor, y: Tensor, needs_gradient
     stopwatch = Stopwatch(x.device)
     agree = _few_agree(probe, x, y, needs_gradient, stopwatch)
     if not agree or is_quick(len(x), stopwatch.images_per_second):
-        _check_all_images(probe, x, y, needs_gradient)
+        with blame_network_first(probe.classifier, lambda: _purify_first(probe, x)):
+            _check_all_images(probe, x, y, needs_gradient)
+
+
+def check_finite_logits(target: Target, x: Tensor, logits: Tensor) -> None:
+    """Raise BrokenPurifier, or Mismatch if it is the classifier, for logits that are not finite.
+
+    logits: (b, classes) of images x (b, c, h, w) behind the pipeline.
+    """
+    with blame_network_first(target.classifier, lambda: _purify_first(target, x)):
+        check_finite(target.purifier, logits)
+
+
+def _purify_first(target: Target, x: Tensor) -> Tensor:
+    """Return the first draw of the purified images."""
+    return purify_once(target.purifier, x, target.noise)
 
 
 def _few_agree(

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from defend.errors import BrokenPurifier, Mismatch
+from defend.benchmarks.network_checks import blame_network_first
+from defend.errors import BrokenPurifier
 from defend.noise import Noise
 from defend.purifier import Purifier, Relaxed
 from defend.tasks.classification import CLASSIFICATION
@@ -66,13 +67,14 @@ def logits_after_purify(purifier: Purifier, network: nn.Module, images: Tensor) 
 
     At a task without a classifier they are the images. Raises BrokenPurifier if they are not
     finite: the argmax of NaN is class 0, which some images are; and for images outside [0, 1],
-    which no camera and no file gives a classifier.
+    which no camera and no file gives a classifier. Raises Mismatch if the network is the cause.
     """
     check_range(purifier, images)
     with torch.no_grad():
         parts = images.split(purifier.images_at_once(images))
         logits = torch.cat([network(part) for part in parts])
-    check_finite(purifier, logits, images)
+    with blame_network_first(network, lambda: images):
+        check_finite(purifier, logits)
     return logits
 
 
@@ -119,16 +121,10 @@ def check_range(purifier: Purifier, images: Tensor) -> None:
         )
 
 
-def check_finite(purifier: Purifier, logits: Tensor, images: Tensor | None = None) -> None:
-    """Raise BrokenPurifier if some logits are not finite.
-
-    images: purified images, by which it is known whether the classifier made them so.
-    """
-    if logits.isfinite().all():
-        return
-    if images is not None and images.isfinite().all():
-        raise Mismatch("the classifier gives logits that are not finite for finite images")
-    raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
+def check_finite(purifier: Purifier, logits: Tensor) -> None:
+    """Raise BrokenPurifier if some logits are not finite."""
+    if not logits.isfinite().all():
+        raise BrokenPurifier(f"{type(purifier).__name__}: logits behind it are not finite")
 
 
 def logits_agree(first: Tensor, second: Tensor) -> bool:

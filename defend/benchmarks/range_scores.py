@@ -15,6 +15,7 @@ from torch import Tensor
 from defend.benchmarks.calibration import Calibrations
 from defend.benchmarks.cell import Cell
 from defend.benchmarks.components import Components
+from defend.benchmarks.network_checks import blame_network_first, check_classified_alone
 from defend.benchmarks.purifier_checks import (
     check_batch_independence,
     check_declared_deterministic,
@@ -124,6 +125,8 @@ class RangeScores:
             if self._start == 0:
                 quick = is_quick(n, stopwatch.images_per_second)
                 self._check_deterministic(scorer, self._x, scores, quick)
+                if self._components.precision == "float32":  # bfloat16 rounds otherwise in batches
+                    check_classified_alone(scorer.network, scores.first_draw)
             self._clean_cache[key] = CleanScores(
                 outcomes=scores.outcomes,
                 details=scores.details,
@@ -150,7 +153,8 @@ class RangeScores:
         try:
             quick = is_quick(len(x_adv), self.clean(cell).images_per_second)
             if quick or not self._fresh_copy_agrees(cell, scorer, x_adv, scores):
-                self._check_all_images(cell, scorer, x_adv, scores)
+                with blame_network_first(scorer.network, lambda: scores.first_draw):
+                    self._check_all_images(cell, scorer, x_adv, scores)
         except Exception as e:
             return e
         return None
@@ -184,7 +188,8 @@ class RangeScores:
         noise = scorer.draw_noise("score", 0).fork("flags")
         if quick or not self._few_agree(scorer, x, scores, noise):
             logits = scorer.logits(scorer.purifier, x, noise)
-            check_declared_deterministic(scorer.purifier, scores.first_logits, logits)
+            with blame_network_first(scorer.network, lambda: scores.first_draw):
+                check_declared_deterministic(scorer.purifier, scores.first_logits, logits)
 
     @staticmethod
     def _few_agree(scorer: Scorer, x: Tensor, scores: Scores, noise: Noise) -> bool:

@@ -23,11 +23,10 @@ from defend.errors import (
     BadWeights,
     MissingData,
     MissingPackage,
-    one_line,
     suggest_names,
 )
 from defend.weights.header import file_sha256
-from defend.weights.third_party import MAX_ERROR, import_extra, read_state_dict
+from defend.weights.third_party import compare_states, import_extra, read_state_dict
 
 EXTRA = "defend-purifiers[robustbench]"
 AUTOATTACK = "git+https://github.com/fra31/auto-attack"  # no package index has it
@@ -154,8 +153,8 @@ def fill_normalised(net: nn.Module, state: Mapping[str, Tensor], name: str) -> N
         net.load_state_dict(tensors)
     except RuntimeError as e:
         raise BadWeights(
-            f"{name}: does not fit {type(net).__name__}: {one_line(e)[:MAX_ERROR]}; give the"
-            " checkpoint of this very model"
+            f"{name}: does not fit {type(net).__name__}: {compare_states(tensors, wanted, e)};"
+            " give the checkpoint of this very model"
         ) from None
 
 

@@ -149,14 +149,17 @@ def _make_table(report: AuditReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from defend.auditing.page import rows_to_print
+
     width = min(_TABLE_WIDTH, make_console().width)
     table = Table(box=None, pad_edge=False, header_style="dim", width=width)
     table.add_column("")
     for column in ("check", "measured", "passes if"):
         table.add_column(column, overflow="fold")
+    rows = rows_to_print(report)
     for weight, heading in _HEADINGS.items():
         table.add_row("", Text(heading, style="dim"))
-        for check in report.checks:
+        for check in rows:
             if check.weight == weight:
                 style = "bold red" if check.turns else _STYLES[check.verdict]
                 verdict = Text(check.verdict, style=style)

@@ -10,7 +10,7 @@ import click
 
 from defend.cli.common import UserPath, data_root_option, device_option, make_console
 from defend.cli.names import check_names
-from defend.errors import DefendError
+from defend.errors import DefendError, count_of
 
 if TYPE_CHECKING:
     from defend.records import Record
@@ -253,8 +253,8 @@ def publish(records: Sequence[Record], out: Path, as_json: bool) -> None:
     n_earlier = len(all_records) - len(records)
     if n_earlier:
         click.echo(
-            f"{out} also holds {n_earlier} cells of earlier commands; `defend report {out}` shows"
-            " all",
+            f"{out} also holds {count_of(n_earlier, 'cell')} of earlier commands; `defend report"
+            f" {out}` shows all",
             err=True,
         )
     for record in records:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -30,6 +31,7 @@ class UserPath(click.Path):
 
 
 PLURALS: dict[str, Kind] = {f"{kind}s": kind for kind in GROUPS}
+_TRAILING_BLANKS = re.compile(r"[ ]+(?=\n)")
 LOG_WIDTH = 1000  # columns if the output is no terminal, so that no table is cut in a log
 
 device_option = click.option(
@@ -51,13 +53,30 @@ weights_dataset_option = click.option(
 )
 
 
+class _Trimmed:
+    """Stdout without the blanks that pad the last column of a table."""
+
+    def write(self, text: str) -> int:
+        """Write lines, which the console gives as a whole."""
+        sys.stdout.write(_TRAILING_BLANKS.sub("", text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush stdout."""
+        sys.stdout.flush()
+
+    def isatty(self) -> bool:
+        """Return False: a terminal needs no trimming."""
+        return False
+
+
 def make_console() -> Console:
     """Return a console on stdout without markup, wide enough for any table if it is a log."""
     from rich.console import Console
 
     is_terminal = sys.stdout.isatty()
     return Console(
-        file=sys.stdout,
+        file=sys.stdout if is_terminal else cast("IO[str]", _Trimmed()),
         width=None if is_terminal else LOG_WIDTH,
         highlight=False,
         markup=False,

@@ -29,10 +29,18 @@ def describe_component(entry: Entry, params: dict[str, Any]) -> dict[str, Any]:
         "fields": _describe_fields(component_type, entry, params),
         **_describe_network(component_type, entry),
         "weights": {
-            weights.name: _summarise_weights(weights, entry.component)
-            for weights in read_zoos().values()
-            if (weights.kind, weights.architecture) == (entry.kind, _architecture(entry))
+            name: _summarise_weights(weights, entry.component)
+            for name, weights in _fitting_weights(entry).items()
         },
+    }
+
+
+def _fitting_weights(entry: Entry) -> dict[str, ZooEntry]:
+    """Return the weights of the zoos that a component can load, by name."""
+    wanted = (entry.kind, _architecture(entry))
+    zoo = read_zoos().items()
+    return {
+        name: weights for name, weights in zoo if (weights.kind, weights.architecture) == wanted
     }
 
 
@@ -72,7 +80,10 @@ def _describe_card(component_type: Any) -> dict[str, Any]:
 def _describe_fields(
     component_type: Any, entry: Entry, params: dict[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """Return name -> {"type", "default"}, the default as it is written in a spec."""
+    """Return name -> {"type", "default"}, the default as it is written in a spec.
+
+    A field that weights decide has "weights", too: their name, or "" if the spec names none.
+    """
     if isinstance(component_type, type) and issubclass(component_type, Configured):
         signature = dict(component_type.fields())
     else:
@@ -86,7 +97,22 @@ def _describe_fields(
     for name, value in values.items():
         if name in fields:
             fields[name]["default"] = write_value(value)
+    if "weights" in fields and values.get("weights") != "untrained":
+        _add_decided_values(fields, _fitting_weights(entry), values)
     return fields
+
+
+def _add_decided_values(
+    fields: dict[str, dict[str, str]], zoo: dict[str, ZooEntry], values: dict[str, Any]
+) -> None:
+    """Say of each field that the weights decide what it is; fields of the spec stay as typed."""
+    named = zoo.get(str(values.get("weights")))
+    for weights in [named] if named else zoo.values():
+        for name, value in weights.fields.items():
+            if name in fields and name not in values:
+                fields[name]["weights"] = named.name if named else ""
+                if named:
+                    fields[name]["default"] = write_value(value)
 
 
 def _summarise_weights(entry: ZooEntry, component: str) -> str:

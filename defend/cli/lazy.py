@@ -87,13 +87,14 @@ class LazyGroup(click.Group):
         """Run a command and exit.
 
         Exit codes: 0 done, 1 a failed cell or check, or output that could not be printed, 2 an
-        error that the user can correct, 3 an unreliable evaluation, 130 interrupted.
+        error that the user can correct, 3 an unreliable evaluation, 130 interrupted. A reader that
+        has enough, as `head`, changes none of them.
         """
         extra["standalone_mode"] = False
         with lossy_streams() as out:
             code = self._run(*args, **extra)
             sys.stdout.flush()
-            if out is not None and out.error is not None:
+            if out is not None and out.error is not None and out.error.errno != errno.EPIPE:
                 click.echo(f"defend: {_describe_loss(out.error)}", err=True)
                 code = code or LOST_OUTPUT
         sys.exit(code)

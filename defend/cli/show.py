@@ -57,11 +57,19 @@ def _format_lines(value: Any) -> list[str]:
     return [f"{key}: {_format(item)}" for key, item in value.items()] or ["none"]
 
 
+def _format_field(field: dict[str, str]) -> str:
+    """Return "int = 12 (of NAME)", "int, decided by the weights", or "int (required)"."""
+    if field.get("weights") == "":
+        return f"{field['type']}, decided by the weights; {field['default']} with weights=untrained"
+    if not field["default"]:
+        return f"{field['type']} (required)"
+    origin = f" (of {field['weights']})" if "weights" in field else ""
+    return f"{field['type']} = {field['default']}{origin}"
+
+
 def _format(value: Any) -> str:
-    if isinstance(value, dict) and set(value) == {"type", "default"}:
-        if value["default"]:
-            return f"{value['type']} = {value['default']}"
-        return f"{value['type']} (required)"
+    if isinstance(value, dict) and {"type", "default"} <= set(value):
+        return _format_field(value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):

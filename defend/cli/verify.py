@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from defend.cli.common import UserPath
+from defend.errors import count_of
 
 NOT_CONFIRMED = 1  # exit code
 
@@ -30,11 +31,14 @@ def verify(run_dir: Path, as_json: bool) -> None:
     else:
         for problem in result.problems:
             click.echo(f"{problem.code}: {problem.subject}: {problem.text}")
-        words = [f"{result.confirmed} cells confirmed"]
-        words += [f"{result.failed} failed cells without numbers"] if result.failed else []
+        words = [f"{count_of(result.confirmed, 'cell')} confirmed"]
+        if result.failed:
+            words.append(f"{count_of(result.failed, 'failed cell')} without numbers")
         if result.unused:
-            words.append(f"{result.unused} units of earlier commands, on which no record rests")
-        words.append(f"{len(result.problems)} problems" if result.problems else "no problem")
+            words.append(
+                f"{count_of(result.unused, 'unit')} of earlier commands, on which no record rests"
+            )
+        words.append(count_of(len(result.problems), "problem") if result.problems else "no problem")
         click.echo("; ".join(words))
     if result.problems:
         click.get_current_context().exit(NOT_CONFIRMED)

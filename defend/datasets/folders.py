@@ -18,9 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from defend.dataset import SPLITS, Dataset, Split, data_root
 from defend.datasets.hash_order import hash_position
 from defend.datasets.pixels import read_pixels
-from defend.errors import MissingData
+from defend.errors import MissingData, count_of
 from defend.files import user_path
-from defend.registry import REGISTRY
 
 # The range of hash positions of each split, if one folder holds all images.
 RANGES: dict[Split, tuple[float, float]] = {"test": (0, 0.2), "val": (0.2, 0.3), "train": (0.3, 1)}
@@ -182,7 +181,7 @@ class PathFolder(FolderDataset):
         for candidate in candidates:
             if candidate.is_dir():
                 return candidate
-        name = REGISTRY.component("dataset", type(self))
+        name = self.component
         places = " or ".join(dict.fromkeys(str(c.absolute()) for c in candidates))
         raise MissingData(
             f"{name}:path={self.path}: there is no folder {places}; write"
@@ -194,7 +193,8 @@ def _describe_unreadable(reasons: list[str], count: int) -> str:
     """Return the error for the files of a range that cannot be read."""
     listed = "; ".join(reasons[:MAX_LISTED])
     rest = f"; and {len(reasons) - MAX_LISTED} more" if len(reasons) > MAX_LISTED else ""
-    return f"{len(reasons)} of {count} images cannot be read: {listed}{rest}; remove or mend them"
+    subject = f"{len(reasons)} of {count_of(count, 'image')}"
+    return f"{subject} cannot be read: {listed}{rest}; remove or mend them"
 
 
 def list_classes(folder: Path) -> list[str]:

@@ -43,15 +43,19 @@ def name_claim(claim: Claim) -> str:
 def summarise_claim(claim: Claim) -> str:
     """Return the line of a claim, and a short one where nobody asked for a protocol.
 
-    "no claim: it needs --protocol ladder-2 -n 1000". `format_claim` lists what is missing.
+    "no claim: it needs --protocol ladder-2 -n 1000"; or why none is possible. `format_claim` lists
+    what is missing.
     """
     is_beside_a_protocol = "run_as_protocol" in claim.missing and NO_PROTOCOL not in claim.missing
     if claim.stands or claim.signs or not is_beside_a_protocol:
         return format_claim(claim)
-    needed = f"--protocol {claim.protocol} -n {MIN_IMAGES}"
-    return (
-        f"no claim: it needs {needed}{_why_impossible('images', claim)}{format_told_apart(claim)}"
-    )
+    reason = f"it needs --protocol {claim.protocol} -n {MIN_IMAGES}"
+    if _has_too_few_images(claim):
+        reason = (
+            f"none is possible on {_dataset_name(claim)}, whose test split has {claim.images:,}"
+            f" images; a claim needs {MIN_IMAGES:,}"
+        )
+    return f"no claim: {reason}{format_told_apart(claim)}"
 
 
 def format_told_apart(claim: Claim) -> str:
@@ -73,9 +77,18 @@ def format_missing(claim: Claim) -> list[str]:
 
 def _why_impossible(code: str, claim: Claim) -> str:
     """Return how few images there are, if the whole test split has fewer than a claim needs."""
-    if code != "images" or claim.images is None or claim.images >= MIN_IMAGES:
+    if code != "images" or not _has_too_few_images(claim):
         return ""
-    return f" ({parse_single(claim.dataset, 'dataset').name} has {claim.images:,})"
+    return f" ({_dataset_name(claim)} has {claim.images:,})"
+
+
+def _has_too_few_images(claim: Claim) -> bool:
+    """Return True if the whole test split has fewer images than a claim needs."""
+    return claim.images is not None and claim.images < MIN_IMAGES
+
+
+def _dataset_name(claim: Claim) -> str:
+    return parse_single(claim.dataset, "dataset").name
 
 
 def _reasons(claim: Claim) -> Iterator[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from defend.errors import count_of
 from defend.records import Diagnosis, Flag, FlagCode, Record
 from defend.tasks.registry import load_task
 from defend.tasks.task import Unit
@@ -187,7 +188,7 @@ def format_sign(sign: Diagnosis) -> str:
     text = SIGN_TEXTS[SignCode(sign.code)]
     if not isinstance(sign.value, float | int):
         return text.format(subject=sign.subject)
-    cells = "1 cell" if sign.value == 1 else f"{sign.value:.0f} cells"
+    cells = count_of(int(sign.value), "cell")
     return text.format(subject=sign.subject, percent=f"{100 * sign.value:.1f}", cells=cells)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from defend.errors import count_of
 from defend.records import Measured
 from defend.results.run_diff import CellDiff, RunDiff
 from defend.results.table_text import format_difference
@@ -23,7 +24,7 @@ def summarise_diff(diff: RunDiff) -> str:
     """Return the verdict: "no significant difference", or how many cells differ."""
     if not diff.significant:
         return "no significant difference"
-    return f"{len(diff.significant)} of {_count(len(diff.cells), 'cell')} differ significantly"
+    return f"{len(diff.significant)} of {count_of(len(diff.cells), 'cell')} differ significantly"
 
 
 def diff_to_dict(diff: RunDiff) -> dict[str, Any]:
@@ -40,20 +41,23 @@ def _lines(diff: RunDiff) -> Iterator[str]:
         yield "What differs beside the outcomes (old -> new):"
         yield from (f"  {line}" for line in diff.changes)
     if diff.same:
-        yield f"{_count(diff.same, 'cell')} of the same units: nothing to compare."
+        yield f"{count_of(diff.same, 'cell')} of the same units: nothing to compare."
     if diff.cells:
         yield (
-            f"{_count(len(diff.cells), 'cell')} compared over the same images (new - old,"
+            f"{count_of(len(diff.cells), 'cell')} compared over the same images (new - old,"
             f" {100 * LEVEL:.0f} % intervals, p-values by Holm over {len(diff.cells)}):"
         )
         changed = [cell for cell in diff.cells if cell.changed]
         yield from (f"  {_format_cell(cell)}" for cell in changed)
         if len(changed) < len(diff.cells):
-            unchanged = _count(len(diff.cells) - len(changed), "cell")
+            unchanged = count_of(len(diff.cells) - len(changed), "cell")
             yield f"  {unchanged}: no image changed (p = 1)"
     yield from _block("Not compared:", diff.not_compared)
     yield from _block("In the old run alone:", diff.only_old)
     yield from _block("In the new run alone:", diff.only_new)
+    yield from _block(
+        "Not confirmed by the units of the run; see `defend verify`:", diff.unconfirmed
+    )
     yield summarise_diff(diff)
 
 
@@ -71,13 +75,9 @@ def _format_cell(cell: CellDiff) -> str:
     return (
         f"{cell.cell}: {_value(cell.old, scale)} -> {_value(cell.new, scale)},"
         f" {format_difference(cell, cell.p)}, {cell.test},"
-        f" {cell.changed} of {cell.images} images changed"
+        f" {cell.changed} of {count_of(cell.images, 'image')} changed"
     )
 
 
 def _value(measured: Measured, scale: float) -> str:
     return f"{scale * measured.value:.1f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from defend.errors import count_of
 from defend.results.diagnostics import format_finding
 from defend.results.model import Table, Worst, letter_of
 from defend.results.table_text import (
@@ -56,22 +57,18 @@ def format_worst(model: Table, worst: Worst) -> str:
     ]
     if worst.all_draws is not None:
         parts.append(
-            f"right in all {worst.draws} draws {format_percent(worst.all_draws)},"
+            f"right in all {count_of(worst.draws, 'draw')} {format_percent(worst.all_draws)},"
             f" in most {format_percent(worst.majority)} (a {worst.draws} times dearer defense)"
         )
     if worst.control is not None:
-        null_attacks = _count(worst.controls, "null attack")
+        null_attacks = count_of(worst.controls, "null attack")
         parts.append(
             f"harmless control {format_number(worst.control)}"
             f" ({null_attacks} for {worst.candidates})"
         )
     forward, backward = map(format_count, worst.passes)
-    parts.append(f"{_count(worst.candidates, 'attack')}, {forward}+{backward} passes")
+    parts.append(f"{count_of(worst.candidates, 'attack')}, {forward}+{backward} passes")
     if worst.purify_ms is not None:
         parts.append(f"purifying costs {worst.purify_ms:.2g} ms per image")
     parts.append(f"[{model.letter(worst.claim)}]")
     return "; ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from defend.errors import count_of
 from defend.records import Record
+from defend.results.cell_pairs import Pair
 
-Pair = tuple[Record, Record]
 Header = Mapping[str, Any]
+_NAMES = ("dataset", "classifier", "defense", "attack", "surrogate")
 _FIELDS = ("n", "seed", "draws", "eot", "threads", "commit", "device")
 _DIGITS = 12  # of a hash that are printed
 _IMAGES = ("data", "range")  # of a key: which images, which `run_diff` compares by itself
@@ -29,7 +31,7 @@ def list_changes(pairs: Iterable[tuple[Pair, Sequence[Header | None]]]) -> tuple
 
 def _format_change(name: str, changes: Sequence[str]) -> str:
     """Return the values before and after, if all cells of this change have the same."""
-    cells = "1 cell" if len(changes) == 1 else f"{len(changes)} cells"
+    cells = count_of(len(changes), "cell")
     if len(set(changes)) == 1:
         return f"{name}: {changes[0]} ({cells})"
     return f"{name}: {len(set(changes))} changes ({cells})"
@@ -49,7 +51,7 @@ def _changes(records: Pair, headers: Sequence[Header | None]) -> Iterator[tuple[
 
 def _facts_of(record: Record) -> dict[str, Any]:
     """Return what a record says of how its cell was computed, by words."""
-    facts: dict[str, Any] = {name: getattr(record, name) for name in _FIELDS}
+    facts: dict[str, Any] = {name: getattr(record, name) for name in (*_NAMES, *_FIELDS)}
     facts |= {
         "classifier, settings and weights": record.pipeline.classifier,
         "defense, settings and weights": record.pipeline.defense,

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from defend.errors import BadParameter
 from defend.files import user_path
 from defend.records import Measured, Record
+from defend.results.cell_pairs import PIPELINE, Pair, explain_nothing_common, pair_cells, values_of
 from defend.results.diagnostics import describe_cell
 from defend.results.outcomes import Bits, Outcomes, clusters_of, read_outcomes
-from defend.results.run_changes import Header, Pair, list_changes
+from defend.results.run_changes import Header, list_changes
 from defend.results.run_folders import collect_records
 from defend.results.unit_headers import read_header
+from defend.results.verify import LOST, verify_record
 from defend.stats import holm
 from defend.tasks.registry import load_task
 from defend.tasks.task import Summary, Unit
 
 ALPHA = 0.05  # of the adjusted p-values
-_PIPELINE = ("task", "dataset", "split", "classifier", "defense")
-_CELL = (*_PIPELINE, "attack", "knowledge", "gradient", "surrogate", "norm", "eps")
-# Of several cells of one name in both runs, those that agree in these are paired first.
-_REST = ("seed", "n", "draws", "eot", "precision", "layout", "threads")
-_CLEAN = (*_PIPELINE, "seed", "n", "draws", "precision", "layout", "threads")
+_CLEAN = (*PIPELINE, "seed", "n", "draws", "precision", "layout", "threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +59,8 @@ class RunDiff:
     only_old: tuple[str, ...]
     only_new: tuple[str, ...]
     not_compared: tuple[str, ...]  # cells in both, with the reason
-    failed_in_one: bool = field(default=False)
+    failed_in_one: bool
+    unconfirmed: tuple[str, ...]  # records that their units contradict, with the run
 
     @property
     def significant(self) -> list[CellDiff]:
@@ -70,18 +68,19 @@ class RunDiff:
         return [cell for cell in self.cells if cell.significant]
 
 
-def compare_runs(old: Path | str, new: Path | str) -> RunDiff:
+def compare_runs(old: Path | str, new: Path | str, same: Sequence[tuple[str, str]] = ()) -> RunDiff:
     """Compare the cells that two run folders have in common, paired over the same images.
 
     The test of each cell is that of its task: McNemar's where both are deterministic, else the
-    paired permutation test. The clean images of each pipeline are compared as a cell. Raises
-    BadParameter if a folder has no records, or if no cell can be compared.
+    paired permutation test. The clean images of each pipeline are compared as a cell. same: specs
+    (of the old run, of the new run) that are taken for one component. Raises BadParameter if a
+    folder has no records, if a run has no such spec, or if no cell can be compared.
     """
     folders = (user_path(old), user_path(new))
     records = [collect_records([folder])[0] for folder in folders]
-    pairs = list(_pair_cells(*records))
+    pairs = pair_cells(records[0], records[1], same)
     if not pairs:
-        raise BadParameter(_explain_nothing_common(folders, records))
+        raise BadParameter(explain_nothing_common(folders, records))
     comparisons = [_Comparison(pair, folders) for pair in pairs]
     different = [c for c in comparisons if not c.is_same]
     cells = _adjust([cell for c in different if not c.reason for cell in c.compare()])
@@ -100,32 +99,24 @@ def compare_runs(old: Path | str, new: Path | str) -> RunDiff:
         only_new=only[1],
         not_compared=not_compared,
         failed_in_one=any(a.failed != b.failed for a, b in pairs),
+        unconfirmed=tuple(_list_unconfirmed(pairs, folders)),
     )
+
+
+def _list_unconfirmed(pairs: Sequence[Pair], folders: Sequence[Path]) -> Iterator[str]:
+    """Yield a line for each paired record that its units contradict.
+
+    Units that are missing or damaged are told as the reason why a cell cannot be compared.
+    """
+    for run, folder, records in zip(("old", "new"), folders, zip(*pairs, strict=True), strict=True):
+        for record in records:
+            problems = [p.text for p in verify_record(record, [folder]) if p.code not in LOST]
+            if problems:
+                yield f"{run} run: {_name(record)}: {'; '.join(problems)}"
 
 
 def _name(record: Record) -> str:
     return f"{record.classifier}, {describe_cell(record)}, eps {record.eps_text}"
-
-
-def _values(record: Record, names: Sequence[str]) -> Hashable:
-    return tuple(getattr(record, name) for name in names)
-
-
-def _pair_cells(old: Sequence[Record], new: Sequence[Record]) -> Iterator[Pair]:
-    """Yield each cell of the old run with that of the same name in the new one, each once."""
-    left = list(new)
-    waiting = list(old)
-    for names in ((*_CELL, *_REST, "units"), (*_CELL, *_REST), _CELL):
-        unpaired = []
-        for record in waiting:
-            wanted = _values(record, names)
-            partner = next((r for r in left if _values(r, names) == wanted), None)
-            if partner is None:
-                unpaired.append(record)
-                continue
-            left = [r for r in left if r is not partner]
-            yield record, partner
-        waiting = unpaired
 
 
 class _Comparison:
@@ -187,7 +178,7 @@ class _Comparison:
         old, new = self._outcomes
         assert old is not None and new is not None, "there is no reason against it"
         record = self.pair[0]
-        clean_key = tuple(_values(r, _CLEAN) for r in self.pair)
+        clean_key = tuple(values_of(r, _CLEAN) for r in self.pair)
         clean_name = f"{record.classifier}, {record.defense}, clean"
         yield clean_key, self._compare(clean_name, old.clean_score, new.clean_score)
         yield id(self), self._compare(self.name, old.score, new.score)
@@ -224,18 +215,3 @@ def _adjust(cells: Sequence[tuple[Hashable, CellDiff]]) -> tuple[CellDiff, ...]:
     adjusted = holm([cell.p for cell in distinct])
     by_p = [replace(cell, p=p) for cell, p in zip(distinct, adjusted, strict=True)]
     return tuple(sorted(by_p, key=lambda cell: cell.p))
-
-
-def _explain_nothing_common(folders: Sequence[Path], runs: Sequence[Sequence[Record]]) -> str:
-    """Return the line that says which names no cell of the two runs shares."""
-    differing = []
-    for name in ("task", "dataset", "split", "classifier", "defense", "attack", "norm", "eps_text"):
-        old, new = (_join(getattr(r, name) for r in run) for run in runs)
-        if not set(old.split(", ")) & set(new.split(", ")):
-            differing.append(f"{name.removesuffix('_text')} {old} / {new}")
-    details = "; ".join(differing) or "no two agree in attack, level, gradient and eps at once"
-    return f"{folders[0]} and {folders[1]} have no cell in common: {details}"
-
-
-def _join(values: Iterator[Any]) -> str:
-    return ", ".join(dict.fromkeys(map(str, values)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from defend.errors import count_of
 from defend.files import user_path
 from defend.records import Record
 from defend.results.diagnostics import describe_cell
@@ -28,6 +29,9 @@ class ProblemCode(StrEnum):
     DAMAGED = "damaged"
     EDITED = "edited"
     ADDED = "added"
+
+
+LOST = (ProblemCode.MISSING, ProblemCode.DAMAGED)  # of units, which say nothing then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ def _lost_units(
     for code, keys in ((ProblemCode.MISSING, missing), (ProblemCode.DAMAGED, damaged)):
         if keys:
             what = "no such file" if code == ProblemCode.MISSING else "the checksum does not fit"
-            yield code, f"{len(keys)} of {len(units)} units: {what}: {keys[0]}{SUFFIX}"
+            yield code, f"{len(keys)} of {count_of(len(units), 'unit')}: {what}: {keys[0]}{SUFFIX}"
 
 
 def _verify_files(folder: Path, keys: set[str]) -> tuple[int, list[Problem]]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defend.eps import same_eps
+from defend.protocols.evidence import is_undefended
 from defend.records import Record
 from defend.results.candidates import distinct_candidates
 from defend.results.claims import Claims
@@ -111,5 +112,13 @@ def _share(is_right: NDArray[np.bool_], record: Record) -> float:
 
 
 def _purify_ms(cells: Sequence[Record]) -> float | None:
+    """Return the cost of purifying an image; None if it is below the spread of its measurements.
+
+    None, too, for `none`, which purifies nothing.
+    """
     speeds = [r.purify_images_per_second for r in cells if r.purify_images_per_second]
-    return 1000 / median(speeds) if speeds else None
+    if not speeds or is_undefended(cells[0].defense):
+        return None
+    costs = [1000 / speed for speed in speeds]
+    is_measurable = median(costs) >= max(costs) - min(costs)
+    return median(costs) if is_measurable else None

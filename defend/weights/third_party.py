@@ -97,7 +97,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         is_pickle = isinstance(e, UnpicklingError)
         received = "a pickle of other objects, or a damaged one" if is_pickle else _describe(e)
         raise BadWeights(
-            f"{path}: expected a file of tensors alone, got {received}; give a state dict"
+            f"{path}: expected a file of tensors alone, got {received}; no code in a file is run:"
+            " write it anew by torch.save(network.state_dict(), FILE)"
         ) from None
 
 
@@ -146,27 +147,37 @@ def fill_network(net: nn.Module, path: Path, name: str = "", advice: str = "") -
         net.load_state_dict(state)
     except RuntimeError as e:
         raise BadWeights(
-            f"{name}: does not fit {type(net).__name__}: {_compare(state, wanted, e)}"
+            f"{name}: does not fit {type(net).__name__}: {compare_states(state, wanted, e)}"
             f"; {advice or 'give weights of this network'}"
         ) from None
     _remember(net, {name: file_sha256(path)})
 
 
-def _compare(state: Mapping[str, Any], wanted: Mapping[str, Any], error: RuntimeError) -> str:
-    """Return which names the file has too many and too few, or what torch says of the shapes."""
+def compare_states(state: Mapping[str, Any], wanted: Mapping[str, Any], error: RuntimeError) -> str:
+    """Return which names a file has too many and too few, or else which shapes differ.
+
+    state: name -> tensor of the file. wanted: those of the network. error: what torch said.
+    """
     extra = [name for name in state if name not in wanted]
     missing = [name for name in wanted if name not in state]
-    if not extra and not missing:
-        return one_line(error)[:MAX_ERROR]
-    return f"the network wants {_list(missing)}, the file also has {_list(extra)}"
+    if extra or missing:
+        return f"the network wants {_list(missing)}, the file also has {_list(extra)}"
+    differing = []
+    for name, tensor in wanted.items():
+        shapes = [tuple(t.shape) for t in (tensor, state[name]) if hasattr(t, "shape")]
+        if len(set(shapes)) > 1:
+            differing.append(f"{name} {shapes[0]}, the file {shapes[1]}")
+    if differing:
+        return f"the network wants {_list(differing, '; ')}"
+    return one_line(error)[:MAX_ERROR]
 
 
-def _list(names: Sequence[str]) -> str:
+def _list(names: Sequence[str], separator: str = ", ") -> str:
     """Return the first names, and how many others there are."""
     if not names:
         return "no other tensor"
     others = f" and {len(names) - LISTED} others" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + others
+    return separator.join(names[:LISTED]) + others
 
 
 # Folders and the hub's cache.

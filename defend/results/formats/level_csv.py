@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
-from defend.results.claim_text import format_claim
+from defend.results.claim_text import summarise_claim
 from defend.results.diagnostics import format_training_mark
 from defend.results.model import LEVEL_COLUMNS, LevelRow, Number, Section, Table
 from defend.results.report.marks import format_marks
@@ -45,7 +45,7 @@ def _make_line(section: Section, row: LevelRow, levels: Sequence[str]) -> list[A
         format_trained_on(row.trained_on),
         *values,
         section.task.unit,
-        format_claim(row.claim),
+        summarise_claim(row.claim),
         "; ".join(_list_marks(row)),
     ]
 

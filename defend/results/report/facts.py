@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from defend.errors import count_of
 from defend.records import Record
 from defend.results.diagnostics import format_measured
 from defend.results.training_knowledge import format_classifier, format_trained_on
@@ -96,7 +97,9 @@ def _describe_defense(name: str, cells: Sequence[Record]) -> DefenseFacts:
     return DefenseFacts(
         name=name,
         gradient=first.declared_gradient,
-        draws=f"stochastic, {first.draws} draws" if first.stochastic else "deterministic",
+        draws=f"stochastic, {count_of(first.draws, 'draw')}"
+        if first.stochastic
+        else "deterministic",
         trained_on=format_trained_on(first.trained_on) or "nothing",
         learned=f"{errors[0]:.2f}" if errors else "",
         speed=_format_median(r.purify_images_per_second for r in cells),
