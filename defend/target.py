@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from defend.attack_state import StateFile
 from defend.errors import BadParameter, BrokenAttack, Mismatch
 from defend.noise import Noise
 from defend.purifier import Backward, PlainAutograd, Purifier, Relaxed, straight_through
@@ -85,6 +86,8 @@ class Target:
     counts: dict[str, int] = field(default_factory=_no_counts)
     # values that an attack reports for each image; the harness stores them beside the outcomes
     notes: dict[str, Tensor] = field(default_factory=dict)
+    # For an attack that goes on after an interruption: its file at an eps. None: nothing is stored.
+    state_file: Callable[[float], StateFile] | None = field(default=None, repr=False)
     _drawn: Tensor = field(default=_FIRST_DRAW, repr=False)  # draws per image, shared by all take()
     _rows: Tensor = field(default=_FIRST_DRAW, repr=False)  # the rows of these images in _drawn
 
@@ -119,6 +122,11 @@ class Target:
                 f"targeted=true: expected the task classification, got {self.task}; leave it out"
             )
         return replace(self, task=TARGETED)
+
+    @property
+    def drawn(self) -> Tensor:
+        """How many draws each image of the whole batch has had: (n,), shared by all `take`."""
+        return self._drawn
 
     def take(self, rows: Tensor) -> Target:
         """Return the same pipeline for some of the images, which continue with their draws."""

@@ -8,6 +8,7 @@ from masked import FalselyExact, make_card
 from torch import nn
 
 from defend import Purifier
+from defend.attack_state import StateFile
 from defend.attacks.apgd import APGD
 from defend.attacks.apgd_ascent import Ascent
 from defend.attacks.gradient_paths import AveragedAscent, usable_paths
@@ -147,7 +148,11 @@ def test_each_gradient_that_a_purifier_has_is_followed(purifier, names):
     assert list(usable_paths(target, INSIDE, Y)) == names
 
 
-@pytest.mark.parametrize("backward", [identity, Relaxed(0.3), PlainAutograd()], ids=str)
+@pytest.mark.parametrize(
+    "backward",
+    [identity, Relaxed(0.3), PlainAutograd()],
+    ids=["identity", "relaxed", "autograd"],
+)
 def test_a_gradient_that_the_caller_chose_is_the_only_one(backward):
     target = make_target(curved(), NearestPatch(), backward=backward)
     assert list(usable_paths(target, INSIDE, Y)) == ["declared"]
@@ -267,3 +272,51 @@ def test_best_points_are_judged_by_the_pipeline_and_not_by_a_gradient():
 def test_a_value_out_of_range_is_refused(field, value):
     with pytest.raises(BadParameter, match=field):
         Persist(**{field: value})
+
+
+# Going on after an interruption
+
+
+class Interrupted(Exception):
+    """The process is stopped."""
+
+
+class StopsAfter(StateFile):
+    """Interrupt the attack when the state of this round has been written."""
+
+    last: int = 1
+
+    def write(self, tensors):
+        super().write(tensors)
+        if int(tensors["counts"][0]) == self.last:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("purifier", [NearestPatch(), GaussianNoise(sigma=0.05)], ids=str)
+def test_an_interrupted_search_goes_on_from_its_last_round(purifier, tmp_path):
+    def target_of(state_file):
+        return make_target(curved(), purifier, scored=True, eot=2, state_file=lambda _: state_file)
+
+    y = labels_of(target_of(None))
+    whole = target_of(StateFile(tmp_path / "whole"))
+    expected, expected_notes = attack(whole, y, 0.01, rounds=3)
+    stopped = StopsAfter(tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        attack(target_of(stopped), y, 0.01, rounds=3)
+    rest = target_of(StateFile(stopped.path))
+    x_adv, notes = attack(rest, y, 0.01, rounds=3)
+    assert torch.equal(x_adv, expected)
+    assert all(torch.equal(notes[name], expected_notes[name]) for name in expected_notes)
+    assert rest.counts["backwards"] == whole.counts["backwards"]
+
+
+def test_a_damaged_state_is_begun_anew(tmp_path):
+    state_file = StateFile(tmp_path / "rounds" / "state")
+    assert state_file.read() == {}
+    state_file.write({"counts": torch.tensor([1])})
+    assert state_file.read()["counts"].tolist() == [1]
+    state_file.path.write_bytes(state_file.path.read_bytes()[:-3])
+    assert state_file.read() == {}
+    state_file.remove()
+    state_file.remove()
+    assert not state_file.path.parent.exists()

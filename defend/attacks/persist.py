@@ -79,12 +79,13 @@ class Persist(Attack):
 
     def run(self, target: Target, x: Tensor, y: Tensor, eps: float, noise: Noise) -> Tensor:
         search = _Search.begin(self, target, x, whole_labels(y), eps, noise)
-        idle = 0
-        for number in range(1, self.rounds + 1):
-            if idle == self.idle_rounds or not len(search.standing()):
-                break
-            broken = search.run_round(number)
-            idle = idle + 1 if broken < self.gain * len(x) else 0
+        state_file = target.state_file(eps) if target.state_file else None
+        if state_file:
+            search.go_on_from(state_file.read())
+        while not search.is_over():
+            search.run_round()
+            if state_file:
+                state_file.write(search.state())
         search.write_notes()
         return search.worst.x_adv
 
@@ -105,7 +106,8 @@ class _Search:
     lowest: Tensor  # (b, paths): the smallest margin that each gradient led to
     broken_in: Tensor  # (b,): the round, 0 for images that were wrong at first, NEVER
     broken_by: Tensor  # (b, 3): the numbers of the move
-    rounds: int = 0
+    rounds: int = 0  # that were made
+    idle: int = 0  # how many of the last rounds broke next to nothing
 
     @classmethod
     def begin(
@@ -140,15 +142,51 @@ class _Search:
         rows = torch.arange(len(self.x), device=self.x.device)
         return rows[self.broken_in == NEVER] if self.target.scored else rows
 
-    def run_round(self, number: int) -> int:
-        """Make one round and return how many images it broke."""
-        self.rounds = number
+    def is_over(self) -> bool:
+        """Return True if nothing stands, nothing falls any more, or all rounds were made."""
+        is_idle = self.idle >= self.attack.idle_rounds
+        return is_idle or self.rounds >= self.attack.rounds or not len(self.standing())
+
+    def run_round(self) -> None:
+        """Make the next round."""
+        self.rounds += 1
         self._climb_labels()
         self._climb_targets()
         self._climb_averages()
         self._search_squares()
         self._measure_again()
-        return int((self.broken_in == number).sum())
+        broken = int((self.broken_in == self.rounds).sum())
+        self.idle = self.idle + 1 if broken < self.attack.gain * len(self.x) else 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next round depends on."""
+        counts = [self.rounds, self.idle, *self.target.counts.values()]
+        return {
+            "counts": torch.tensor(counts),
+            "drawn": self.target.drawn.cpu(),
+            **{name: values.cpu() for name, values in self._tensors().items()},
+        }
+
+    def go_on_from(self, state: dict[str, Tensor]) -> None:
+        """Take up a state; one of nothing changes nothing."""
+        if not state:
+            return
+        self.rounds, self.idle, *counts = state["counts"].tolist()
+        self.target.counts.update(zip(self.target.counts, counts, strict=True))
+        self.target.drawn.copy_(state["drawn"])
+        for name, values in self._tensors().items():
+            values.copy_(state[name])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that rounds change, by name."""
+        return {
+            "x_adv": self.worst.x_adv,
+            "margin": self.worst.margin,
+            "is_wrong": self.worst.is_wrong,
+            "lowest": self.lowest,
+            "broken_in": self.broken_in,
+            "broken_by": self.broken_by,
+        }
 
     def write_notes(self) -> None:
         """Say for each image when and by what it was broken."""

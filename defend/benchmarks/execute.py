@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from defend.attack import Attack
+from defend.attack_state import StateFile
 from defend.benchmarks.attacking import AttackFailure, AttackResult, sweep_eps
 from defend.benchmarks.calibration import Calibrations
 from defend.benchmarks.cell import Cell
@@ -25,6 +26,7 @@ from defend.benchmarks.gradient_probe import (
     count_unusable,
     separate_target,
 )
+from defend.benchmarks.hash_once import HashOnce
 from defend.benchmarks.jobs import AttackJob, OnUnitDone, UnitTask
 from defend.benchmarks.range_scores import CleanCache, CleanScores, RangeScores
 from defend.benchmarks.saved_images import SavedImages
@@ -32,7 +34,6 @@ from defend.benchmarks.scoring import Scores
 from defend.benchmarks.writer import Writer
 from defend.errors import BadWeights
 from defend.gradients import FIXED_GRADIENTS
-from defend.hashing import tensor_sha256
 from defend.noise import Noise
 from defend.plugin_checks import describe_crash
 from defend.purifier import Backward, Relaxed
@@ -105,18 +106,6 @@ def describe_error(error: Exception) -> str:
     return describe_crash(error)[:500]
 
 
-class _HashOnce:
-    """The hash of one eps' adversarial images, which the units of all defenses share."""
-
-    def __init__(self, images: Tensor) -> None:
-        self._images = images
-
-    @cached_property
-    def value(self) -> str:
-        """The sha256, computed by the writer's thread when the first unit is written."""
-        return tensor_sha256(self._images)
-
-
 class _JobRun:
     """One job being executed. An error of a component fails its units, with the reason."""
 
@@ -165,7 +154,12 @@ class _JobRun:
             access=self._attack_component.card.access,
             task=self.task,
             first_gradient=self.first_gradient,
+            state_file=self._state_file,
         )
+
+    def _state_file(self, eps: float) -> StateFile:
+        """Return where the attack may keep its state at an eps until the units are written."""
+        return StateFile(self.executor.run_dir / "rounds" / self._tasks_at(eps)[0].key)
 
     @property
     def _attack_component(self) -> Attack:
@@ -314,7 +308,7 @@ class _JobRun:
             self._fail(tasks, e)
             return
         unchanged = int((result.x_adv == self.x).flatten(1).all(1).sum())
-        images_hash = _HashOnce(result.x_adv)
+        images_hash = HashOnce(result.x_adv)
         for task in tasks:
             outcome = scores[task.cell.scored, result.eps]
             if isinstance(outcome, Exception):
@@ -367,7 +361,7 @@ class _JobRun:
         task: UnitTask,
         tensors: dict[str, Tensor],
         images: dict[str, Tensor],
-        images_hash: _HashOnce,
+        images_hash: HashOnce,
         costs: Costs,
     ) -> None:
         """Let the writer's thread hash the images, save those that are kept, and write the unit."""
@@ -388,6 +382,7 @@ class _JobRun:
             try:
                 self.executor.saved_images.save(task, self.job.start, images)
                 write_unit(self.executor.run_dir, task.key, tensors, header)
+                self._state_file(task.cell.eps.value).remove()
             except Exception as e:  # a full disk; the other units go on
                 self._fail([task], e)
             else:
