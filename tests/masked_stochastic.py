@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from masked import FAMILIES, HONEST, Blur, Family, Honest, make_card, nearest_in
-from torch import Tensor
+from torch import Tensor, nn
 
 import defend
 from defend import Noise, Purifier, straight_through
@@ -195,6 +195,13 @@ NEW_FAMILIES = {
     "asked": Family(AskedForAutograd, (0.05, 0.1), 1),
 }
 ALL_FAMILIES = {**FAMILIES, **NEW_FAMILIES}
+
+
+def make(family: str, strength: float, network: nn.Module, memory: Tensor) -> Purifier:
+    """Return a masked purifier, as `masked.make` does."""
+    purifier = ALL_FAMILIES[family].kind(strength=strength)
+    purifier.network, purifier.memory = network, memory
+    return purifier
 
 
 def _from_spec(spec: str) -> Callable[[], Purifier]:
