@@ -63,7 +63,7 @@ def learned_attempts(context: Context, fits_longer: bool) -> Iterator[Attempt]:
 
 def autograd_attempts(context: Context, autograd: AutogradRoutes) -> Iterator[Attempt]:
     """Return attacks through `purify` itself. Raises NotApplicable, NotTried."""
-    if autograd.is_missing and not autograd.routes:
+    if autograd.raises and not autograd.routes:
         raise NotTried(autograd.reason)
     if not autograd.routes:
         raise NotApplicable(autograd.reason)

@@ -30,7 +30,7 @@ class AutogradRoutes:
 
     routes: list[PlainAutograd] = field(default_factory=list)
     reason: str = "the declared gradient is that of autograd"  # why there is none
-    is_missing: bool = False  # another gradient is declared, and autograd cannot replace it
+    raises: bool = False  # another gradient is declared, and purify cannot be differentiated
 
 
 def find_autograd_routes(context: Context) -> AutogradRoutes:
@@ -44,7 +44,7 @@ def find_autograd_routes(context: Context) -> AutogradRoutes:
                 ways.routes.append(route)
                 known.append(gradient)
         if route == ROUTES[0] and not declares_autograd(context.purifier) and not ways.routes:
-            ways.is_missing = True
+            ways.raises = bool(errors)
             ways.reason = errors[0] if errors else "autograd through purify gives no other gradient"
     return ways
 

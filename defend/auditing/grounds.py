@@ -40,7 +40,7 @@ def find_grounds(session: Session) -> Grounds:
         return grounds
     for name, backward in _gradients(session):
         _add_slope(session, grounds, name, backward)
-    for name in ("learned gradient", "Square"):
+    for name in ("autograd", "learned gradient", "Square"):
         _add_outcome(session, grounds, name)
     return grounds
 
@@ -70,6 +70,8 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
 def _add_outcome(session: Session, grounds: Grounds, name: str) -> None:
     """Add an attack whose result says by itself whether it could have told."""
     outcome = session.outcomes.get(name)
+    if isinstance(outcome, CheckResult) and name == "autograd":
+        return  # its slope decides
     if isinstance(outcome, CheckResult):
         reason = outcome.inconclusive or outcome.weakness
         if reason:
