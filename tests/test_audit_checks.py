@@ -13,6 +13,7 @@ from audit_toys import (
     FewCopies,
     Lottery,
     Neighbourly,
+    PastBlur,
     Reticent,
     RightAtFirst,
     Rough,
@@ -30,6 +31,7 @@ from audit_toys import (
     run_check,
     small_context,
 )
+from masked_stochastic import ALL_FAMILIES, ALL_HONEST, PastRestorer
 
 import defend
 from defend.auditing import active, attempts, spsa, state
@@ -44,6 +46,7 @@ DETACHED = hidden("detached", 1.0)  # no gradient at all
 SOFT = partial(masked.Blur, weight=0.5)  # an honest gradient
 ATTACKS = (
     "identity gradient",
+    "autograd",
     "learned gradient",
     "relaxed gradient",
     "finite differences",
@@ -60,6 +63,7 @@ CASES = {  # check: (what it must catch, what it must pass)
     "more steps": (hidden("test-time optimisation", 0.2), honest("none")),
     "more copies": (FewCopies, honest("gaussian:sigma=0.02")),
     "identity gradient": (DETACHED, SOFT),
+    "autograd": (PastRestorer, partial(PastBlur, weight=0.3)),
     "learned gradient": (DETACHED, SOFT),
     "relaxed gradient": (Reticent, honest("bitdepth:bits=4")),
     "finite differences": (DETACHED, SOFT),
@@ -128,8 +132,8 @@ def test_it_passes(name):
 @pytest.mark.parametrize("name", CASES)
 def test_no_case_belongs_to_the_half_that_judges(name):
     """The thresholds were set on these cases, so none of them may judge the thresholds."""
-    judging_kinds = tuple(family.kind for family in masked.FAMILIES.values() if family.half == 1)
-    judging = [entry.make() for entry in masked.HONEST.values() if entry.half == 1]
+    judging_kinds = tuple(family.kind for family in ALL_FAMILIES.values() if family.half == 1)
+    judging = [entry.make() for entry in ALL_HONEST.values() if entry.half == 1]
     caught, passed = (make() for make in CASES[name])
     assert not isinstance(caught, judging_kinds)
     assert not isinstance(passed, judging_kinds)

@@ -70,7 +70,7 @@ def run_audit(kind, eps, beside="nothing"):
         if "more, if no other" in line:
             before_rest.append((line, Counter(evaluations)))
 
-    rows, accuracies = run.run_checks(context, say, estimated)
+    rows, accuracies, _ = run.run_checks(context, say, estimated)
     assert not [row.measured for row in rows if "could not run" in row.measured]
     ((line, before),) = before_rest
     assert line == estimate.describe_rest(context, estimated, accuracies.declared_accuracy)

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from defend.auditing.budget import BUDGETS, budget_for
 from defend.auditing.cost import count_evaluations
+from defend.auditing.grounds import Grounds
 from defend.auditing.page import write_page
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import (
@@ -23,6 +24,7 @@ from defend.auditing.verdict import (
     apply_holm,
     decide_verdict,
     make_row,
+    name_strongest,
 )
 from defend.errors import BadParameter
 from defend.trained_on import TrainedOn
@@ -63,11 +65,9 @@ CASES = {
     "an attack that breaks more": ([("attack", STRONG)], "unreliable"),
     "by less than 2 points": ([("attack", attack(0.019, 1e-6))], "no sign of masking"),
     "by 2 points": ([("attack", attack(0.02, 1e-6))], "unreliable"),
-    "not significantly": ([("attack", attack(0.1, 0.06))], "no sign of masking"),
-    "significantly, but not among so many": (
-        [("attack", attack(0.1, 0.02))] * 3,
-        "no sign of masking",
-    ),
+    "not significantly": ([("attack", attack(0.049, 0.06))], "no sign of masking"),
+    "much, and not significantly": ([("attack", attack(0.05, 0.06))], "not judged"),
+    "significantly, but not among so many": ([("attack", attack(0.1, 0.02))] * 3, "not judged"),
     "a required check that fails": ([("required", FAILED)], "unreliable"),
     "a sign": ([("sign", FAILED)], "no sign of masking"),
     "a required check that could not run": ([("required", RuntimeError("no"))], "unreliable"),
@@ -88,6 +88,43 @@ CASES = {
 def test_the_verdict(case):
     outcomes, expected = CASES[case]
     assert decide_verdict(make_rows(*outcomes))[0] == expected
+
+
+GROUNDS = {
+    "something": (Grounds(["Square"], ["learned gradient: it imitates badly"]), "nothing"),
+    "nothing": (Grounds([], ["Square: 300 queries say little"]), "nothing"),
+    "nothing, and it is masked": (Grounds([], ["Square"]), "an attack that breaks more"),
+}
+
+
+@pytest.mark.parametrize(
+    ("grounds", "verdict", "reasons"),
+    [
+        ("something", "no sign of masking", []),
+        ("nothing", "not judged", ["Square: 300 queries say little"]),
+        ("nothing, and it is masked", "unreliable", None),
+    ],
+)
+def test_a_verdict_needs_an_attack_that_could_have_told(grounds, verdict, reasons):
+    given, case = GROUNDS[grounds]
+    decided = decide_verdict(make_rows(*CASES[case][0]), given)
+    assert decided[0] == verdict
+    assert reasons is None or decided[1] == reasons
+
+
+def test_an_attack_that_could_not_have_told_does_not_pass():
+    outcome = CheckResult(measured="breaks none", gap=0.0, p=1.0, inconclusive="few queries")
+    (row,) = make_rows(("attack", outcome))
+    assert (row.verdict, row.measured) == ("not judged", "breaks none; few queries")
+    assert make_report(rows=[row]).headline == "no sign of masking (not judged: 0)"
+    flagged = CheckResult(measured="breaks", gap=0.1, p=1e-6, inconclusive="few queries")
+    assert make_rows(("attack", flagged))[0].verdict == "flag"
+
+
+def test_the_strongest_attack_is_named():
+    rows = make_rows(("attack", attack(0.1, 1e-6)), ("attack", attack(0.3, 1e-6)))
+    assert name_strongest(rows) == "1, 30.0 points more than the declared gradient's best"
+    assert name_strongest(make_rows(("attack", attack(-0.1, 1.0)))).startswith("the declared")
 
 
 def test_holm_is_over_the_attacks_that_ran():
@@ -171,6 +208,8 @@ def test_the_keys_of_the_json_report_stay():
     assert list(report) == [
         "verdict",
         "reasons",
+        "rests_on",
+        "broke_most",
         "defense",
         "dataset",
         "classifier",
@@ -280,7 +319,7 @@ def test_a_budget_fits_the_images(budget, stochastic):
     larger = count_evaluations(budget_for(budget, stochastic, 32)).total
     assert larger.gradients > cost.gradients > 0
     assert larger.forwards > cost.forwards > 0
-    assert count_evaluations(few, temperatures=3).total.gradients > cost.gradients
+    assert count_evaluations(few, gradients=3).total.gradients > cost.gradients
 
 
 @pytest.mark.parametrize(("budget", "n"), [("standrad", None), ("quick", 3), ("quick", 20.5)])

@@ -159,6 +159,18 @@ def test_misses_and_false_alarms_are_counted_where_there_is_something_to_miss():
     assert "little hidden | judges | 0 | 0 |" in families
 
 
+def test_what_was_not_judged_is_counted_apart():
+    load_script("audit_thresholds")
+    page = import_module("audit_measurements")
+    undecided = [
+        audited("open", 0.5, 0.0, "not judged"),
+        audited("careful", 0.5, 0.5, "not judged", honest=True),
+    ]
+    text = page.format_rates([page.Measurement.from_dict(row) for row in MEASURED + undecided])
+    assert "the half that judges: 1 of 3 (95 %: 6 to 79 %), 1 not judged, misses" in text
+    assert "1 of 2 (95 %: 9 to 91 %), 1 not judged, false alarms" in text
+
+
 @pytest.mark.parametrize("changed", ["classifier", "budget", "n", "robust", "soft_eps"])
 def test_measurements_with_other_options_are_not_read(changed):
     page = load_script("audit_thresholds")

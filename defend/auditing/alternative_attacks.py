@@ -6,6 +6,7 @@ If one of them breaks significantly more, the declared gradient hides something.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from defend.auditing import attempts
@@ -19,8 +20,9 @@ from defend.auditing.comparison import (
 )
 from defend.auditing.context import Context
 from defend.auditing.session import Session
+from defend.auditing.square_search import SquareSearch
 from defend.auditing.thresholds import THRESHOLDS
-from defend.auditing.verdict import ROUNDING_ERROR, Check, CheckResult
+from defend.auditing.verdict import ROUNDING_ERROR, Check, CheckResult, NotApplicable
 
 _THRESHOLD = (
     f"breaks < {THRESHOLDS.gap.value:g} points more, or not significantly at"
@@ -77,6 +79,41 @@ def _check_transfer(session: Session) -> CheckResult:
     )
 
 
+def _check_autograd(session: Session) -> CheckResult:
+    return compare_attempts(
+        session.declared.best,
+        lambda: attempts.autograd_attempts(session.context, session.autograd),
+    )
+
+
+def _check_square(session: Session) -> CheckResult:
+    """Search behind a stochastic purifier until the margin is flat; the last search counts."""
+    search = SquareSearch(session.context)
+    result = compare_attempts(
+        session.declared.best, search.make_attempts, describe_cost=search.describe
+    )
+    return replace(result, inconclusive=search.inconclusive, weakness=search.weakness)
+
+
+def _check_learned(session: Session) -> CheckResult:
+    """Attack through the learned gradient, which says nothing if it imitates the purifier badly."""
+    context = session.context
+    result = compare_attempts(
+        session.declared.best,
+        lambda: attempts.learned_attempts(context, _needs_imitation(session)),
+    )
+    error = context.bpda_network_error
+    if error is None or error <= THRESHOLDS.imitation.value:
+        return result
+    reason = f"the network imitates badly, with a relative error of {error:.2f}"
+    return replace(result, inconclusive=reason)
+
+
+def _needs_imitation(session: Session) -> bool:
+    """Return True if the declared gradient is not the slope, so that the verdict needs another."""
+    return session.lowest_slope(None) < THRESHOLDS.ground.value
+
+
 def _check_8_bit_images(session: Session) -> CheckResult:
     return compare_8_bit(session.context, session.declared.best)
 
@@ -98,6 +135,8 @@ def _check_all_together(session: Session) -> CheckResult:
     If another gradient is better on some images and worse on others, mean accuracies hide it.
     """
     best = session.declared.best
+    if not best.alternatives:
+        raise NotApplicable("no other attack ran")
     lowest = worst_over_alternatives(best)
     gap = float((best.scores - lowest).mean())
     return CheckResult(
@@ -120,6 +159,15 @@ CHECKS = (
         run=_compare(attempts.identity_attempts),
     ),
     Check(
+        name="autograd",
+        question="Does the gradient that autograd gives through purify itself break more?",
+        weight="attack",
+        threshold=_THRESHOLD,
+        source="Athalye et al., arXiv:1802.00420, sections 4.1 and 4.2",
+        advice="Declare the gradient of autograd (exact or approximate): the declared one is worse",
+        run=_check_autograd,
+    ),
+    Check(
         name="learned gradient",
         question="Does the gradient of a network fitted to imitate the purifier break more?",
         weight="attack",
@@ -127,7 +175,7 @@ CHECKS = (
         source="ours, after the differentiable approximations of BPDA, arXiv:1802.00420,"
         " section 4.1",
         advice="Report the learned gradient beside it: the declared one points elsewhere",
-        run=_compare(attempts.learned_attempts),
+        run=_check_learned,
     ),
     Check(
         name="relaxed gradient",
@@ -155,7 +203,7 @@ CHECKS = (
         source=f"Andriushchenko et al., arXiv:1912.00049; {_ATHALYE}",
         advice="A black-box attack beats the white-box one: the accuracy under the declared"
         " gradient is not robust accuracy",
-        run=_compare(attempts.square_attempts, attempts.describe_square),
+        run=_check_square,
     ),
     Check(
         name="oblivious",

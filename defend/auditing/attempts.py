@@ -8,20 +8,22 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from defend.auditing.autograd_routes import MIN_WITH_GRADIENT, AutogradRoutes
 from defend.auditing.comparison import Attempt, pipeline_attempts
 from defend.auditing.context import Context, Surrogate
 from defend.auditing.spsa import spsa
+from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
 from defend.gradients import Backward, Relaxed, identity
 from defend.losses import negative_margin
 from defend.threat_models import TEMPERATURES
-from defend.training.bpda_network import fit_bpda_network
+from defend.training.bpda_network import RECIPE, fit_bpda_network
 from defend.training.perturbations import add_random_signs
 
 # On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
+LONGER = 3  # times the steps of a fit, where the first one imitates badly
 TRANSFER_ATTACKS = ("pgd:steps=40", "apgd:loss=ce,steps=40")
-MIN_WITH_GRADIENT = 0.5  # share of images that need a gradient for a transfer attack to make sense
 
 
 class SquareEffort(NamedTuple):
@@ -45,14 +47,32 @@ def identity_attempts(context: Context) -> Iterator[Attempt]:
     return pipeline_attempts(context, _gradient_attacks(context), identity)
 
 
-def learned_attempts(context: Context) -> Iterator[Attempt]:
-    """Return attacks through the gradient of a fitted network. Raises NotApplicable, NotTried."""
+def learned_attempts(context: Context, fits_longer: bool) -> Iterator[Attempt]:
+    """Return attacks through the gradient of a fitted network. Raises NotApplicable, NotTried.
+
+    fits_longer: fit another network for longer if the first one imitates the purifier badly.
+    """
     if is_undefended(context.purifier):
         raise NotApplicable("there is no purifier to imitate")
     if not context.budget.fit_images:
         raise NotTried("left out of budget=quick")
-    network, context.bpda_network_error = fit_network(context)
+    fit = fit_well if fits_longer else fit_network
+    network, context.bpda_network_error = fit(context)
     return pipeline_attempts(context, _gradient_attacks(context), network)
+
+
+def autograd_attempts(context: Context, autograd: AutogradRoutes) -> Iterator[Attempt]:
+    """Return attacks through `purify` itself. Raises NotApplicable, NotTried."""
+    if autograd.raises and not autograd.routes:
+        raise NotTried(autograd.reason)
+    if not autograd.routes:
+        raise NotApplicable(autograd.reason)
+    return _attack_routes(context, autograd)
+
+
+def _attack_routes(context: Context, autograd: AutogradRoutes) -> Iterator[Attempt]:
+    for route in autograd.routes:
+        yield from pipeline_attempts(context, _gradient_attacks(context), route)
 
 
 def relaxed_attempts(context: Context) -> Iterator[Attempt]:
@@ -74,12 +94,32 @@ def fit_network(context: Context) -> tuple[nn.Module, float]:
     For specs it is the bench's network, so that audit and bench report the same gradient.
     """
     pipeline = context.bench_pipeline
-    if pipeline is not None:
-        fitted = pipeline.components.bpda.get(pipeline.classifier, pipeline.defense)
-        return fitted.backward, fitted.error
+    if pipeline is None:
+        return _fit(context, RECIPE["steps"])
+    fitted = pipeline.components.bpda.get(pipeline.classifier, pipeline.defense)
+    return fitted.backward, fitted.error
+
+
+def fit_well(context: Context) -> tuple[nn.Module, float]:
+    """Return the network of `fit_network`; where its error is large, the better of it and of one
+    that is fitted longer.
+    """
+    first = fit_network(context)
+    if first[1] <= THRESHOLDS.imitation.value:
+        return first
+    return min(first, _fit(context, LONGER * RECIPE["steps"]), key=lambda fitted: fitted[1])
+
+
+def _fit(context: Context, steps: int) -> tuple[nn.Module, float]:
     images, labels = context.training_images(context.budget.fit_images)
     return fit_bpda_network(
-        context.purifier, images, labels, context.network, context.seed, eps=context.eps
+        context.purifier,
+        images,
+        labels,
+        context.network,
+        context.seed,
+        eps=context.eps,
+        steps=steps,
     )
 
 
@@ -111,13 +151,6 @@ def describe_spsa(context: Context) -> str:
     return f", in {steps} steps, {2 * pairs * steps} queries an image"
 
 
-def square_attempts(context: Context) -> Iterator[Attempt]:
-    """Yield Square, the search without gradients."""
-    steps, draws = square_effort(context)
-    spec = f"square:queries={steps}"
-    yield lambda rows: context.attack(spec, context.target(rows, eot=draws), rows)
-
-
 def square_effort(context: Context) -> SquareEffort:
     """Return Square's steps and draws.
 
@@ -128,16 +161,6 @@ def square_effort(context: Context) -> SquareEffort:
     if context.noise_is_negligible:
         return SquareEffort(queries * eot, 1)
     return SquareEffort(queries, eot)
-
-
-def describe_square(context: Context) -> str:
-    """Return the number of steps and queries.
-
-    Behind a stochastic purifier each step measures the incumbent image again, beside the candidate.
-    """
-    steps, draws = square_effort(context)
-    queries_per_step = 2 * draws if context.stochastic else 1
-    return f", in {steps} steps, {steps * queries_per_step} queries an image"
 
 
 def oblivious_attempts(context: Context) -> Iterator[Attempt]:

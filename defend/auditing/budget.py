@@ -27,6 +27,7 @@ class Budget:
     # Alternative attacks
     alternative_steps: int  # of each other gradient
     square_queries: int
+    max_square_queries: int  # of one run behind a stochastic purifier, where more still help
     spsa_steps: int  # SPSA: the attack by finite differences
     spsa_pairs: int
     random_draws: int  # of random signs
@@ -60,6 +61,7 @@ _QUICK = Budget(
     target_steps=20,
     alternative_steps=40,
     square_queries=300,
+    max_square_queries=300,
     spsa_steps=8,
     spsa_pairs=16,
     random_draws=10,
@@ -79,6 +81,7 @@ _STANDARD = Budget(
     target_steps=50,
     alternative_steps=100,
     square_queries=1000,
+    max_square_queries=1000,
     spsa_steps=15,
     spsa_pairs=20,
     random_draws=20,
@@ -98,6 +101,7 @@ _THOROUGH = Budget(
     target_steps=100,
     alternative_steps=200,
     square_queries=5000,
+    max_square_queries=5000,
     spsa_steps=40,
     spsa_pairs=30,
     random_draws=50,
@@ -119,6 +123,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         target_steps=10,
         alternative_steps=20,
         square_queries=30,
+        max_square_queries=120,
         spsa_steps=5,
         eot=5,
         max_eot=10,
@@ -132,6 +137,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         target_steps=20,
         alternative_steps=40,
         square_queries=100,
+        max_square_queries=400,
         spsa_steps=8,
         eot=10,
         max_eot=40,
@@ -144,6 +150,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         targets=3,
         target_steps=40,
         square_queries=1000,
+        max_square_queries=2000,
         eot=20,
         max_eot=80,
         score_draws=20,

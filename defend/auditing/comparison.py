@@ -14,7 +14,7 @@ from torch import Tensor
 
 from defend.auditing.context import Bits, Context, Floats
 from defend.auditing.thresholds import THRESHOLDS
-from defend.auditing.verdict import ROUNDING_ERROR, CheckResult
+from defend.auditing.verdict import ROUNDING_ERROR, CheckResult, NotApplicable
 from defend.benchmarks.scoring import SELECT_DRAWS
 from defend.gradients import Backward
 from defend.norms import check_adversarial
@@ -167,13 +167,13 @@ def compare_attempts(
     be gained. If that is too little to matter, nothing else runs, and p is 1. Otherwise they run on
     the other images, too: some of these may resist them, and a paired test needs both.
 
-    make_attempts is called only if the baseline leaves enough images. describe_cost returns what is
-    said of the attempts where they ran.
+    make_attempts is called only if the baseline leaves enough images; otherwise NotApplicable is
+    raised. describe_cost returns what is said of the attempts where they ran.
     """
     is_correct = baseline.scores > 0
     images = f"the {100 * baseline.accuracy:.1f} % still correct"
     if 100 * baseline.accuracy < MIN_GAP:
-        return _negligible(f"{images} are too few for any attack to matter", 0.0)
+        raise NotApplicable(f"{images} are too few for any attack to matter")
     attempts = list(make_attempts())
     scores = baseline.scores.copy()
     scores[is_correct] = _attack_part(baseline, is_correct, attempts).scores

@@ -12,9 +12,9 @@ from defend.auditing.budget import Budget
 from defend.benchmarks.scoring import SELECT_DRAWS
 
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
-COMPARISONS = 9  # of other attacks with the declared gradient's best; each scores clean images
-DIAGNOSTIC_GRADIENTS = 127  # for each probe image and copy: two traces of 40 and 80, and 7 probes
-DIAGNOSTIC_FORWARDS = 125  # for each probe image: slope 40, indicators 23, state 60, flags 2
+COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
+DIAGNOSTIC_GRADIENTS = 136  # for each probe image and copy: two traces of 40 and 80, and probes
+DIAGNOSTIC_FORWARDS = 257  # for each probe image: slopes 160, indicators 23, state 72, flags 2
 ACTIVE_STEPS = 100
 UNBOUNDED_STEPS = 100
 
@@ -54,15 +54,15 @@ class AuditCost:
         return self.alternatives.times(share).plus(self.diagnostics)
 
 
-def count_evaluations(budget: Budget, surrogates: int = 0, temperatures: int = 0) -> AuditCost:
+def count_evaluations(budget: Budget, surrogates: int = 0, gradients: int = 0) -> AuditCost:
     """Return the most that an audit evaluates.
 
-    surrogates: pipelines to transfer from. temperatures: of the relaxed gradient. The fit of the
-    learned gradient is not included.
+    surrogates: pipelines to transfer from. gradients: through the purifier, beside the declared
+    one. The fit of the learned gradient is not included.
     """
     return AuditCost(
         _count_declared(budget).times(budget.n),
-        _count_alternatives(budget, surrogates, temperatures).times(budget.n),
+        _count_alternatives(budget, surrogates, gradients).times(budget.n),
         _count_diagnostics(budget),
     )
 
@@ -84,7 +84,7 @@ def _count_declared(budget: Budget) -> Cost:
     return Cost(gradients=gradients, forwards=(attempts + clean) * _draws_of_score(budget))
 
 
-def _count_alternatives(budget: Budget, surrogates: int, temperatures: int) -> Cost:
+def _count_alternatives(budget: Budget, surrogates: int, gradients: int) -> Cost:
     """Return the cost for each image that is attacked."""
     draws = _draws_of_score(budget)
     eot = budget.eot
@@ -92,27 +92,32 @@ def _count_alternatives(budget: Budget, surrogates: int, temperatures: int) -> C
     replaced_gradients = 1 + (budget.fit_images > 0)
     return Cost(
         # Relaxed gradients go through the purifier, and so do two attacks of one step.
-        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * temperatures + 2),
+        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * gradients + 2),
         identity_gradients=eot * steps * replaced_gradients,
         bare_gradients=eot * STEPS_OF_TRANSFER * 3,  # oblivious, and twice for 8-bit images
-        forwards=_count_queries(budget) + draws * _count_attempts(budget, surrogates, temperatures),
+        forwards=_count_queries(budget) + draws * _count_attempts(budget, surrogates, gradients),
     )
 
 
 def _count_queries(budget: Budget) -> int:
     """Return the forwards of SPSA and Square for each image."""
     spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1)
-    square = budget.square_queries * (2 * budget.eot if budget.is_stochastic else 1)
+    if not budget.is_stochastic:
+        return spsa + budget.square_queries + 1
+    square, steps = SELECT_DRAWS, budget.square_queries  # the margins of clean images
+    while steps <= budget.max_square_queries:
+        square += steps * 2 * budget.eot + SELECT_DRAWS
+        steps *= 2
     return spsa + square + 1
 
 
-def _count_attempts(budget: Budget, surrogates: int, temperatures: int) -> int:
+def _count_attempts(budget: Budget, surrogates: int, gradients: int) -> int:
     """Return how often each image is scored by an alternative attack."""
-    replaced = 1 + (budget.fit_images > 0) + temperatures
-    gradients = 2 * replaced + 2  # identity, learned, relaxed; one step
+    replaced = 1 + (budget.fit_images > 0) + gradients
+    by_gradient = 2 * replaced + 2  # identity, learned, relaxed, autograd; one step
     others = 2 + 2 + 4 * surrogates + budget.random_draws  # SPSA, Square; oblivious
     rounded = len(budget.curve_steps) + 2 + 1 + 2 + 2  # the declared attacks; oblivious, twice
-    return gradients + others + rounded + COMPARISONS + (temperatures > 0)
+    return by_gradient + others + rounded + COMPARISONS + (gradients > 0)
 
 
 def _count_diagnostics(budget: Budget) -> Cost:

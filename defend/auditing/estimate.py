@@ -13,6 +13,7 @@ from defend.auditing.comparison import MIN_GAP
 from defend.auditing.context import Context
 from defend.auditing.cost import AuditCost, Cost, count_evaluations
 from defend.auditing.session import result_or_error
+from defend.chain import declares_autograd
 from defend.gradients import identity
 from defend.losses import cross_entropy
 from defend.target import Target
@@ -48,8 +49,9 @@ def estimate(context: Context) -> Estimate | None:
 
 def announced_cost(context: Context) -> AuditCost:
     """Return the most that the audit evaluates."""
-    temperatures = len(TEMPERATURES) if context.purifier.has_relaxation else 0
-    return count_evaluations(context.budget, len(context.surrogates), temperatures)
+    gradients = len(TEMPERATURES) if context.purifier.has_relaxation else 0
+    gradients += not declares_autograd(context.purifier)
+    return count_evaluations(context.budget, len(context.surrogates), gradients)
 
 
 def _measure(context: Context) -> Cost:

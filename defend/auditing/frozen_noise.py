@@ -4,69 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from defend.auditing.context import Context, Floats
 from defend.auditing.session import Session
-from defend.auditing.spsa import WIDTH
+from defend.auditing.slopes import FrozenTarget as FrozenTarget
+from defend.auditing.slopes import correlate, declared_changes, frozen_target, measured_changes
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult, NotApplicable
-from defend.losses import negative_margin
-from defend.norms import random_signs
 from defend.stats import permutation
-from defend.target import Target
 
-DIRECTIONS = 20  # of finite differences, for each image
 SMALLEST = 1e-300  # avoids 0 / 0
-
-
-class FrozenTarget(Target):
-    """A target that uses the same draw at every call, as if the attacker knew the noise."""
-
-    def _advance(self, n: int) -> Tensor:
-        return torch.zeros_like(self._rows)
-
-
-def frozen_target(context: Context, rows: Tensor) -> FrozenTarget:
-    """Return the audited pipeline on one draw of these rows."""
-    noise = context.noise.take(rows).fork("frozen")
-    return FrozenTarget(context.network, context.purifier, noise, scored=True)
 
 
 def _check_slope(session: Session) -> CheckResult:
     """Correlate the declared slope with finite differences, over images and directions."""
-    declared, measured = _measure_slopes(session.context)
-    slopes = torch.stack([declared, measured])  # (2, images, directions)
-    scale = slopes.square().mean(2, keepdim=True).sqrt().clamp(min=SMALLEST)
-    slopes = slopes / scale  # so that each image counts the same
-    correlation = float(torch.corrcoef(slopes.flatten(1))[0, 1].nan_to_num(nan=0.0))
+    context, x = session.context, session.context.probe_points
+    correlation = correlate(declared_changes(context, x, None), measured_changes(context, x))
     return CheckResult(
         measured=f"correlation {correlation:.2f}",
         value=correlation,
         passed=correlation >= THRESHOLDS.slope.value,
     )
-
-
-def _measure_slopes(context: Context) -> tuple[Tensor, Tensor]:
-    """Return the declared changes of the loss and the measured ones, each (images, directions).
-
-    Along each direction u: g (x_high - x_low) beside f(x_high) - f(x_low), on the same draw, where
-    x_high and x_low are x + h u and x - h u in the box.
-    """
-    x, y = context.probe_points, context.probe_y
-    h = WIDTH * context.eps
-    target = frozen_target(context, context.probe_rows)
-    noise = context.noise.take(context.probe_rows).fork("directions")
-    gradient, _, _ = target.gradient(x, y, negative_margin)
-    declared, measured = [], []
-    for k in range(DIRECTIONS):
-        u = random_signs(x, noise.fork(str(k)))
-        high, low = (x + h * u).clamp(0, 1), (x - h * u).clamp(0, 1)
-        declared.append((gradient * (high - low)).flatten(1).double().sum(1))
-        loss_high = negative_margin(target.logits(high), y)
-        loss_low = negative_margin(target.logits(low), y)
-        measured.append((loss_high - loss_low).double())
-    return torch.stack(declared, 1), torch.stack(measured, 1)
 
 
 def _check_frozen_noise(session: Session) -> CheckResult:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from defend.ascent import ascend
 from defend.auditing.context import NORM, Context, Floats
-from defend.auditing.frozen_noise import FROZEN_NOISE_CHECK, SLOPE_CHECK, SMALLEST
+from defend.auditing.frozen_noise import FROZEN_NOISE_CHECK, SLOPE_CHECK
 from defend.auditing.session import Session
+from defend.auditing.slopes import SMALLEST
 from defend.auditing.thresholds import THRESHOLDS, Threshold
 from defend.auditing.verdict import Check, CheckResult
 from defend.gradients import Backward, identity

@@ -25,6 +25,7 @@ from defend.auditing.comparison import worst_over_alternatives
 from defend.auditing.context import Context, numeric_settings
 from defend.auditing.declared import DeclaredAttack
 from defend.auditing.estimate import Estimate, describe_duration, describe_rest, estimate
+from defend.auditing.grounds import Grounds, find_grounds
 from defend.auditing.prepare import AuditRequest, SurrogateInput, prepare
 from defend.auditing.session import Session, result_or_error
 from defend.auditing.verdict import (
@@ -38,6 +39,7 @@ from defend.auditing.verdict import (
     apply_holm,
     decide_verdict,
     make_row,
+    name_strongest,
 )
 from defend.classifier import Classifier
 from defend.dataset import Dataset
@@ -114,12 +116,14 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
     )
     estimated = estimate(context)
     say(describe_duration(context, estimated))
-    rows, accuracies = run_checks(context, say, estimated)
-    verdict, reasons = decide_verdict(rows)
+    rows, accuracies, grounds = run_checks(context, say, estimated)
+    verdict, reasons = decide_verdict(rows, grounds)
     return AuditReport(
         verdict=verdict,
         reasons=reasons,
         checks=rows,
+        rests_on=grounds.rests_on,
+        broke_most=name_strongest(rows),
         subject=subject,
         accuracies=accuracies,
         seconds=round(time.perf_counter() - start, 1),
@@ -128,8 +132,8 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
 
 def run_checks(
     context: Context, say: Say, estimated: Estimate | None = None
-) -> tuple[list[CheckRow], Accuracies]:
-    """Run every check; return the rows of the report, and the accuracies.
+) -> tuple[list[CheckRow], Accuracies, Grounds]:
+    """Run every check; return the rows of the report, the accuracies, and the verdict's grounds.
 
     estimated: what the audit costs, which is said again once the declared attacks have ended.
     """
@@ -146,7 +150,12 @@ def run_checks(
         if check is checks[0] and estimated and isinstance(outcome, CheckResult):
             say(describe_rest(context, estimated, session.declared.best.accuracy))
     rows = apply_holm([make_row(check, session.outcomes[check.name]) for check in checks])
-    return rows, _collect_accuracies(session)
+    return rows, _collect_accuracies(session), _grounds_of(session)
+
+
+def _grounds_of(session: Session) -> Grounds:
+    grounds = result_or_error(lambda: find_grounds(session))
+    return Grounds(missing=[str(grounds)]) if isinstance(grounds, Exception) else grounds
 
 
 def _describe(outcome: CheckResult | Exception, earlier: Sequence[CheckResult | Exception]) -> str:

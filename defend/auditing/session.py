@@ -7,10 +7,15 @@ from functools import cached_property
 from traceback import walk_tb
 from typing import TypeVar
 
+from torch import Tensor
+
+from defend.auditing.autograd_routes import AutogradRoutes, find_autograd_routes
 from defend.auditing.context import Context
 from defend.auditing.declared import DeclaredAttack, attack_declared
 from defend.auditing.pgd_trace import TRACE_STEPS, PGDTrace, trace_pgd
+from defend.auditing.slopes import correlate, declared_changes, measured_changes
 from defend.auditing.verdict import CheckResult, NotApplicable
+from defend.gradients import Backward
 from defend.losses import cross_entropy
 
 T = TypeVar("T")
@@ -45,6 +50,29 @@ class Session:
         target = context.target(context.probe_rows, stream="trace")
         return trace_pgd(
             target, context.probe_x, context.probe_y, context.eps, TRACE_STEPS, cross_entropy
+        )
+
+    @cached_property
+    def autograd(self) -> AutogradRoutes:
+        """Return the ways to differentiate `purify` that differ from the declared gradient."""
+        return find_autograd_routes(self.context)
+
+    @cached_property
+    def slope_changes(self) -> list[tuple[Tensor, Tensor]]:
+        """Return places around the probe images, and the changes of the loss that are measured
+        there: at clean images, at random points of the ball, and where the declared attacks ended.
+        """
+        context = self.context
+        attacked = self.declared.best.x_adv[context.probe_rows]
+        places = (context.probe_x, context.probe_points, attacked)
+        return [(x, measured_changes(context, x)) for x in places]
+
+    def lowest_slope(self, backward: Backward | None) -> float:
+        """Return the correlation of a gradient with finite differences where it is the least."""
+        context = self.context
+        return min(
+            correlate(declared_changes(context, x, backward), measured)
+            for x, measured in self.slope_changes
         )
 
     @property

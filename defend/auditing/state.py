@@ -15,10 +15,13 @@ from defend.auditing.context import Context
 from defend.auditing.session import Session
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult
+from defend.gradients import Backward, Relaxed
 from defend.noise import Noise
+from defend.threat_models import TEMPERATURES
 
 FORWARDS = 5
-SINGLE_IMAGES = 16  # purified one by one, too
+SINGLE_IMAGES = 16  # purified one by one, and beside copies, too
+COPIES = 3
 TINY = 1e-6  # a change of each pixel that must change nothing
 # The attack's images are moved by this share of the way back to the clean image. x + eps may lie
 # exactly on a quantiser's boundary (0.3 x 255 = 76.5), rounded up in some pixels, down in others.
@@ -129,7 +132,7 @@ def share_of_labels_changed(context: Context, x: Tensor, change: float) -> float
 
 
 def _check_company(session: Session) -> CheckResult:
-    """Purify images alone and in reversed order, and compare with their batch."""
+    """Purify images alone, in reversed order and beside copies, and compare with their batch."""
     context = session.context
     worst = 0.0
     for x in _probe_batches(context):
@@ -140,7 +143,20 @@ def _check_company(session: Session) -> CheckResult:
         order = _reversed_order(x)
         reordered = context.purify(x[order], noise.again().take(order))
         worst = max(worst, share_changed(batch[order], reordered))
+        worst = max(worst, _share_changed_beside_copies(context, x[:SINGLE_IMAGES]))
     return _judge_share(worst)
+
+
+def _share_changed_beside_copies(context: Context, x: Tensor) -> float:
+    """Return the share of images that differ if they stand beside copies of themselves.
+
+    An attack puts the copies of an image side by side, each with a draw of its own.
+    """
+    noise = context.noise.take(context.probe_rows[: len(x)]).fork("state")
+    draws = torch.arange(COPIES, device=x.device).expand(len(x), COPIES)
+    together = context.purify(x.repeat_interleave(COPIES, 0), noise.nth(draws))
+    alone = [context.purify(x, noise.nth(draws[:, k : k + 1])) for k in range(COPIES)]
+    return share_changed(torch.stack(alone, 1).flatten(0, 1), together)
 
 
 def _purify_one_by_one(context: Context, x: Tensor) -> Tensor:
@@ -157,15 +173,22 @@ def _reversed_order(x: Tensor) -> Tensor:
 
 
 def _check_watched(session: Session) -> CheckResult:
-    """Purify with gradients enabled, and without."""
+    """Purify with gradients enabled, and without: with the declared gradient, and with others that
+    go through the purifier.
+    """
     context = session.context
+    backwards: list[Backward | None] = [None, *session.autograd.routes]
+    if context.purifier.has_relaxation:
+        backwards.append(Relaxed(TEMPERATURES[1]))
     worst = 0.0
     for x in _probe_batches(context):
         noise = _state_noise(context)
-        with torch.enable_grad():
-            leaf = x.clone().requires_grad_()
-            with_gradient = context.purifier.purified(leaf, noise.again()).detach()
-        worst = max(worst, share_changed(context.purify(x, noise), with_gradient))
+        expected = context.purify(x, noise)
+        for backward in backwards:
+            with torch.enable_grad():
+                leaf = x.clone().requires_grad_()
+                purified = context.purifier.purified(leaf, noise.again(), backward).detach()
+            worst = max(worst, share_changed(expected, purified))
     return _judge_share(worst)
 
 

@@ -28,6 +28,9 @@ class Thresholds:
     gap: Threshold = Threshold(
         2.0, "ours: points that another attack must break more than the declared gradient's best"
     )
+    suspicious: Threshold = Threshold(
+        5.0, "ours: points that no verdict passes over, though they are not significant"
+    )
     converged: Threshold = Threshold(0.5, "ours: points that more steps may still break")
     eot: Threshold = Threshold(1.0, "ours: points that twice the copies may still break")
     rounding: Threshold = Threshold(1.0, "ours: points by which 8-bit images may differ")
@@ -55,6 +58,12 @@ class Thresholds:
         "ours: a pixel that frozen noise clips has no gradient, so some images may resist",
     )
     slope: Threshold = Threshold(0.2, _MEASURED)  # correlation
+    ground: Threshold = Threshold(  # correlation, above which a verdict may rest on a gradient
+        0.4, _MEASURED + "; the identity past noise and a restorer has 0.2 to 0.3"
+    )
+    imitation: Threshold = Threshold(  # relative error, below which a verdict may rest on a network
+        0.3, "ours; a network that changes nothing has 1"
+    )
 
     # State and randomness
     moved: Threshold = Threshold(  # pixel values

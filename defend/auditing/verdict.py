@@ -14,14 +14,16 @@ from defend.stats import holm
 from defend.trained_on import TrainedOn
 
 if TYPE_CHECKING:
+    from defend.auditing.grounds import Grounds
     from defend.auditing.session import Session
 
-SOUND, UNRELIABLE = "no sign of masking", "unreliable"
+SOUND, UNRELIABLE, NOT_JUDGED = "no sign of masking", "unreliable", "not judged"
 COULD_NOT_RUN = "could not run"  # before the error of a check that raised one
 MAX_REASON = 300  # characters of an exception's text in the report
+COMBINED = ("all together",)  # checks that add up other attacks
 ROUNDING_ERROR = 1e-9  # of differences of accuracies, in percentage points
 
-Outcome = Literal["pass", "flag", "not run"]
+Outcome = Literal["pass", "flag", "not run", "not judged"]
 Weight = Literal["attack", "required", "sign"]
 
 WEIGHT_MEANINGS: dict[Weight, str] = {
@@ -43,6 +45,8 @@ class CheckResult:
     measured: str
     passed: bool = True  # not used for attacks: Holm over all of them decides
     advisory: bool = False  # of a required check: a failure is reported, the verdict stays
+    inconclusive: str = ""  # of an attack: why it is not judged, if it broke nothing more
+    weakness: str = ""  # of an attack: why no verdict rests on it, though it ran to its end
     value: float | None = None
     gap: float | None = None  # of an attack: share broken beyond the declared gradient's best
     p: float | None = None  # of an attack: paired, two-sided
@@ -138,6 +142,8 @@ class AuditReport:
     verdict: str
     reasons: list[str]
     checks: list[CheckRow]
+    rests_on: list[str] = field(default_factory=list)  # the attacks that could have told
+    broke_most: str = ""
     subject: Subject
     accuracies: Accuracies
     seconds: float
@@ -160,6 +166,8 @@ class AuditReport:
         report = {
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "rests_on": self.rests_on,
+            "broke_most": self.broke_most,
             **self.about,
             "checks": [asdict(row) for row in self.checks],
         }
@@ -169,9 +177,15 @@ class AuditReport:
 
     @property
     def headline(self) -> str:
-        """Return the verdict, and the attacks that were left out of it."""
-        untried = ", ".join(row.name for row in self.checks if row.untried)
-        return f"{self.verdict} (not tried: {untried})" if untried else self.verdict
+        """Return the verdict, and the attacks that were left out of it, or say nothing about it."""
+        notes = []
+        for title, names in (
+            ("not tried", [row.name for row in self.checks if row.untried]),
+            ("not judged", [row.name for row in self.checks if row.verdict == NOT_JUDGED]),
+        ):
+            if names:
+                notes.append(f"{title}: {', '.join(names)}")
+        return f"{self.verdict} ({'; '.join(notes)})" if notes else self.verdict
 
 
 def _replace_not_finite(value: Any, path: str, not_finite: dict[str, str]) -> Any:
@@ -205,8 +219,8 @@ def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
         name=check.name,
         question=check.question,
         weight=check.weight,
-        verdict="flag" if failed else "pass",
-        measured=outcome.measured,
+        verdict=_outcome_of(outcome, failed),
+        measured=_describe(outcome),
         value=outcome.value,
         threshold=check.threshold,
         source=check.source,
@@ -215,6 +229,18 @@ def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
         p=outcome.p,
         turns=failed and check.weight == "required" and not outcome.advisory,
     )
+
+
+def _describe(outcome: CheckResult) -> str:
+    if not outcome.inconclusive:
+        return outcome.measured
+    return f"{outcome.measured}; {outcome.inconclusive}"
+
+
+def _outcome_of(outcome: CheckResult, failed: bool) -> Outcome:
+    if failed:
+        return "flag"
+    return "not judged" if outcome.inconclusive else "pass"
 
 
 def _row_without_result(
@@ -261,17 +287,33 @@ def _decide(row: CheckRow, p_holm: float | None) -> CheckRow:
         measured += f", p = {p_holm:.2g} after Holm"
     if is_large and not breaks_more:
         measured += ": not significant over these images"
+    verdict: Outcome = "flag" if breaks_more else row.verdict
+    if is_suspicious(row) and not breaks_more:
+        verdict = "not judged"
     return replace(
         row,
         p_holm=p_holm,
-        verdict="flag" if breaks_more else "pass",
+        verdict=verdict,
         turns=breaks_more,
         measured=measured,
     )
 
 
-def decide_verdict(rows: Sequence[CheckRow]) -> tuple[str, list[str]]:
-    """Return the verdict, and one sentence for each reason to call the evaluation unreliable."""
+def is_suspicious(row: CheckRow) -> bool:
+    """Return True for an attack that broke so much more that only more images can decide."""
+    limit = THRESHOLDS.suspicious.value - ROUNDING_ERROR
+    return row.weight == "attack" and row.gap is not None and 100 * row.gap >= limit
+
+
+def decide_verdict(
+    rows: Sequence[CheckRow], grounds: Grounds | None = None
+) -> tuple[str, list[str]]:
+    """Return the verdict, and one sentence for each reason to call the evaluation unreliable.
+
+    If nothing makes it unreliable, it is not judged where an attack broke much more on too few
+    images, or where `grounds` holds nothing that the verdict could rest on. The reasons are then
+    those why each attack could not have told.
+    """
     decisive = [row for row in rows if row.turns]
     reasons = [
         f"{row.name}: {row.measured}. {row.advice}" for row in decisive if row.verdict == "flag"
@@ -284,4 +326,20 @@ def decide_verdict(rows: Sequence[CheckRow]) -> tuple[str, list[str]]:
         listed = ", ".join(names)
         subject = listed if len(names) == 1 else f"{len(names)} checks ({listed})"
         reasons.append(f"{subject}: {error}")
-    return (UNRELIABLE if reasons else SOUND), reasons
+    if reasons:
+        return UNRELIABLE, reasons
+    suspicions = [row for row in rows if row.verdict == NOT_JUDGED and is_suspicious(row)]
+    if suspicions:
+        return NOT_JUDGED, [f"{row.name}: {row.measured}; give more, -n" for row in suspicions]
+    if grounds is not None and not grounds.rests_on:
+        return NOT_JUDGED, grounds.missing
+    return SOUND, []
+
+
+def name_strongest(rows: Sequence[CheckRow]) -> str:
+    """Return the attack that broke most, and how much more than the declared gradient's best."""
+    attacks = [row for row in rows if row.weight == "attack" and row.name not in COMBINED]
+    gap, name = max(((row.gap or 0.0, row.name) for row in attacks), default=(0.0, ""))
+    if gap <= 0:
+        return "the declared gradient's attacks"
+    return f"{name}, {100 * gap:.1f} points more than the declared gradient's best"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from defend.auditing import AuditReport
 
-UNRELIABLE = 3  # exit code
+UNRELIABLE, NOT_JUDGED = 3, 4  # exit codes
 # By weight: what stands above its rows.
 _HEADINGS = {
     "attack": "another attack against the declared gradient's best",
@@ -26,7 +26,7 @@ _HEADINGS = {
     "sign": "a sign, which does not decide",
 }
 _TABLE_WIDTH = 118  # also in a log, whose lines are not cut to a terminal
-_STYLES = {"pass": "green", "flag": "yellow", "not run": "dim"}
+_STYLES = {"pass": "green", "flag": "yellow", "not run": "dim", "not judged": "yellow"}
 
 
 @click.command("audit")
@@ -82,7 +82,8 @@ def audit(
 ) -> None:
     """Check whether the robust accuracy under a defense's declared gradient can be trusted.
 
-    Exit code 0: no sign of gradient masking. Exit code 3: the evaluation is unreliable.
+    Exit code 0: no sign of gradient masking. Exit code 3: the evaluation is unreliable. Exit code
+    4: not judged, since no attack that could have found masking ran to its end.
     """
     if out is not None:
         check_page_path(out)
@@ -109,6 +110,8 @@ def audit(
         raise error
     if is_unreliable(report):
         click.get_current_context().exit(UNRELIABLE)
+    if report.reasons:
+        click.get_current_context().exit(NOT_JUDGED)
 
 
 def check_page_path(out: Path) -> None:
@@ -131,15 +134,23 @@ def print_report(report: AuditReport) -> None:
     from defend.auditing.page import summarise
 
     console = make_console()
-    style = "bold red" if is_unreliable(report) else "bold green"
-    console.print(report.headline, style=style)
+    console.print(report.headline, style=_style_of(report))
     console.print(summarise(report))
     for reason in report.reasons:
         console.print(f"- {reason}", soft_wrap=True)
+    console.print(f"broke most: {report.broke_most}", style="dim", soft_wrap=True)
+    if report.rests_on:
+        console.print(f"rests on: {'; '.join(report.rests_on)}", style="dim", soft_wrap=True)
     console.print(_make_table(report))
     for check in report.checks:
         if check.verdict == "flag" and not check.turns:
             console.print(f"{check.name}: {check.advice}.", style="dim", soft_wrap=True)
+
+
+def _style_of(report: AuditReport) -> str:
+    if is_unreliable(report):
+        return "bold red"
+    return "bold yellow" if report.reasons else "bold green"
 
 
 def _make_table(report: AuditReport) -> Table:

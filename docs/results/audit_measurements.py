@@ -72,6 +72,10 @@ class Measurement:
         return self.report.verdict == "unreliable"
 
     @property
+    def is_judged(self) -> bool:
+        return self.report.verdict != "not judged"
+
+    @property
     def should_be_unreliable(self) -> bool | None:
         """Return the right verdict; None if a masked purifier hides little, so that both are right.
 
@@ -84,7 +88,7 @@ class Measurement:
     @property
     def is_wrong(self) -> bool:
         expected = self.should_be_unreliable
-        return expected is not None and self.is_unreliable != expected
+        return expected is not None and self.is_judged and self.is_unreliable != expected
 
     @property
     def decisive_checks(self) -> str:
@@ -151,10 +155,15 @@ def format_rates(rows: Sequence[Measurement]) -> str:
 
 
 def count_wrong(rows: Sequence[Measurement]) -> str:
-    """Return how many verdicts are wrong, with their Wilson interval."""
-    wrong = sum(row.is_wrong for row in rows)
-    low, high = wilson(wrong, len(rows)) if rows else (0.0, 1.0)
-    return f"{wrong} of {len(rows)} (95 %: {100 * low:.0f} to {100 * high:.0f} %)"
+    """Return how many verdicts are wrong of those that were given, with their Wilson interval, and
+    how many were not given.
+    """
+    judged = [row for row in rows if row.is_judged]
+    wrong = sum(row.is_wrong for row in judged)
+    low, high = wilson(wrong, len(judged)) if judged else (0.0, 1.0)
+    rate = f"{wrong} of {len(judged)} (95 %: {100 * low:.0f} to {100 * high:.0f} %)"
+    open_count = len(rows) - len(judged)
+    return f"{rate}, {open_count} not judged," if open_count else rate
 
 
 def format_families(rows: Sequence[Measurement]) -> str:

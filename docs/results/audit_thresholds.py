@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import audit_measurements
 import best_known
 import masked
+import masked_stochastic
 from audit_measurements import Measurement, format_page, format_progress
 
 OPTIONS_OF_KEY = ("classifier", "budget", "n", "robust", "soft_eps")
@@ -106,7 +107,7 @@ def hash_inputs(options: argparse.Namespace) -> str:
     """Return a hash of all that decides a measurement: options, code and purifiers."""
     texts = [str(getattr(options, name)) for name in OPTIONS_OF_KEY]
     package = sorted(Path(defend.__file__).parent.rglob("*.py"))
-    modules = (masked, best_known, audit_measurements)
+    modules = (masked, masked_stochastic, best_known, audit_measurements)
     scripts = [*(Path(module.__file__) for module in modules), Path(__file__)]
     texts += [file.read_text() for file in (*package, *scripts)]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
@@ -149,15 +150,15 @@ def make_cases(options: argparse.Namespace) -> Iterator[Case]:
 def masked_cases(options: argparse.Namespace, data: Any) -> Iterator[Case]:
     network = defend.load(options.classifier, "classifier", dataset=options.dataset).network
     memory = data.rows("train", 0, 500)[0]
-    for name, family in masked.FAMILIES.items():
+    for name, family in masked_stochastic.ALL_FAMILIES.items():
         for strength in family.strengths:
-            make = partial(masked.make, name, strength, network, memory)
+            make = partial(masked_stochastic.make, name, strength, network, memory)
             yield Case(f"{name} {strength:g}", name, family.half, False, make, options.classifier)
 
 
 def honest_cases(options: argparse.Namespace, data: Any) -> Iterator[Case]:
-    for name, entry in masked.HONEST.items():
-        spec = None if isinstance(entry.make(), masked.Blur) else name
+    for name, entry in masked_stochastic.ALL_HONEST.items():
+        spec = None if type(entry.make()).__module__.startswith("masked") else name
         yield from at_both_eps(
             options, Case(name, "honest", entry.half, True, entry.make, options.classifier, spec)
         )

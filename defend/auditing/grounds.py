@@ -1,0 +1,82 @@
+"""What a verdict without a finding rests on: the attacks that could have told, and converged.
+
+An attack that finds nothing says little if its gradient is not the slope of the scored loss, if the
+network that it differentiates imitates the purifier badly, or if its queries ended too early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from defend.auditing.comparison import MIN_GAP
+from defend.auditing.session import Session, result_or_error
+from defend.auditing.thresholds import THRESHOLDS
+from defend.auditing.verdict import CheckResult, NotApplicable
+from defend.benchmarks.component_keys import is_undefended
+from defend.gradients import Backward, Relaxed
+
+RELAXATION = Relaxed(0.3)  # the middle temperature
+
+
+@dataclass
+class Grounds:
+    """Why nothing was found: because nothing is hidden, or because nobody could have found it."""
+
+    rests_on: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # why each other attack could not tell
+
+
+def find_grounds(session: Session) -> Grounds:
+    """Return what the verdict rests on."""
+    grounds = Grounds()
+    accuracy = session.declared.best.accuracy
+    if 100 * accuracy < MIN_GAP:
+        grounds.rests_on.append(
+            f"the declared gradient's attacks, which leave {100 * accuracy:.1f} %"
+        )
+        return grounds
+    if is_undefended(session.context.purifier):
+        grounds.rests_on.append("there is no purifier that could hide anything")
+        return grounds
+    for name, backward in _gradients(session):
+        _add_slope(session, grounds, name, backward)
+    for name in ("autograd", "learned gradient", "Square"):
+        _add_outcome(session, grounds, name)
+    return grounds
+
+
+def _gradients(session: Session) -> list[tuple[str, Backward | None]]:
+    """Return the gradients through the purifier with which attacks ran, by the names of checks."""
+    gradients: list[tuple[str, Backward | None]] = [("declared gradient", None)]
+    if isinstance(session.outcomes.get("autograd"), CheckResult):
+        gradients += [("autograd", route) for route in session.autograd.routes]
+    if isinstance(session.outcomes.get("relaxed gradient"), CheckResult):
+        gradients.append(("relaxed gradient", RELAXATION))
+    return gradients
+
+
+def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward | None) -> None:
+    slope = result_or_error(lambda: session.lowest_slope(backward))
+    if isinstance(slope, Exception):
+        grounds.missing.append(f"{name}: its slope could not be measured")
+        return
+    text = f"{name}: correlation {slope:.2f} with finite differences"
+    if slope >= THRESHOLDS.ground.value:
+        grounds.rests_on.append(text)
+    else:
+        grounds.missing.append(f"{text}, less than {THRESHOLDS.ground.value:g}")
+
+
+def _add_outcome(session: Session, grounds: Grounds, name: str) -> None:
+    """Add an attack whose result says by itself whether it could have told."""
+    outcome = session.outcomes.get(name)
+    if isinstance(outcome, CheckResult) and name == "autograd":
+        return  # its slope decides
+    if isinstance(outcome, CheckResult):
+        reason = outcome.inconclusive or outcome.weakness
+        if reason:
+            grounds.missing.append(f"{name}: {reason}")
+        else:
+            grounds.rests_on.append(name)
+    elif isinstance(outcome, NotApplicable):
+        grounds.missing.append(f"{name}: {outcome}")
