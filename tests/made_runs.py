@@ -300,7 +300,7 @@ def complete():
 def persist(right=10, **changes):
     """Return the persistent search, as ladder-2 runs it."""
     amounts = {"steps": 100, "targets": 9, "queries": 500, "rounds": 20}
-    settings = {"attack": {**amounts, "idle_rounds": 2, "gain": 0.005}}
+    settings = {"attack": {**amounts, "gradients": "every", "idle_rounds": 2, "gain": 0.005}}
     fixed = {"attack": "persist", "settings": settings, "protocol": "ladder-2"}
     return record(right, **DECLARED | COMPLETE | fixed | changes)
 

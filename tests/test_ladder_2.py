@@ -31,6 +31,7 @@ WEAKER = {
     "fewer queries": {"queries": 499},
     "fewer rounds": {"rounds": 19},
     "one idle round": {"idle_rounds": 1},
+    "one gradient": {"gradients": "declared"},
     "a larger gain": {"gain": 0.01},
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from defend.losses import (
 )
 from defend.noise import Noise
 from defend.registry import REGISTRY
-from defend.search_moves import NEVER, Move
+from defend.search_moves import DECLARED, NEVER, Move
 from defend.target import Loss, Target
 
 # The losses that take the labels alone, in the order in which rounds climb them.
@@ -64,6 +65,7 @@ class Persist(Attack):
         norms=("Linf", "L2"),
         per_image=False,
     )
+    gradients: Literal["every", "declared"] = "every"  # through which it differentiates
     steps: int = 100  # of each ascent
     targets: int = 9  # wrong classes of each image, at most
     queries: int = 500  # of Square in each round
@@ -115,7 +117,8 @@ class _Search:
     ) -> _Search:
         """Return the search before its first round."""
         logits = target.logits(x)
-        paths = usable_paths(target, x, y)
+        every = attack.gradients == "every"
+        paths = usable_paths(target, x, y) if every else {DECLARED: target}
         is_wrong = (logits.argmax(1) != y) & target.deterministic
         infinite = torch.full((len(x), len(paths)), torch.inf, dtype=x.dtype, device=x.device)
         return cls(

@@ -19,6 +19,7 @@ from defend.auditing.comparison import (
     worst_over_alternatives,
 )
 from defend.auditing.context import Context
+from defend.auditing.persistent_search import check_persistent_search
 from defend.auditing.session import Session
 from defend.auditing.square_search import SquareSearch
 from defend.auditing.thresholds import THRESHOLDS
@@ -185,6 +186,15 @@ CHECKS = (
         source="Athalye et al., arXiv:1802.00420, section 4.1; the relaxation is the purifier's",
         advice="Report the relaxed gradient beside it: the declared one loses the way at a step",
         run=_compare(attempts.relaxed_attempts),
+    ),
+    Check(
+        name="persistent search",
+        question="Does a search that goes on break more through every gradient than through one?",
+        weight="attack",
+        threshold=_THRESHOLD,
+        source="ours: the attack persist, docs/attacks.md",
+        advice="Report the gradient that broke most beside it: the declared one loses the way",
+        run=check_persistent_search,
     ),
     Check(
         name="finite differences",

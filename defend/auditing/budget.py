@@ -28,6 +28,8 @@ class Budget:
     alternative_steps: int  # of each other gradient
     square_queries: int
     max_square_queries: int  # of one run behind a stochastic purifier, where more still help
+    search_rounds: int  # of the persistent search
+    search_queries: int  # of its random search in each round
     spsa_steps: int  # SPSA: the attack by finite differences
     spsa_pairs: int
     random_draws: int  # of random signs
@@ -62,6 +64,8 @@ _QUICK = Budget(
     alternative_steps=40,
     square_queries=300,
     max_square_queries=300,
+    search_rounds=1,
+    search_queries=30,
     spsa_steps=8,
     spsa_pairs=16,
     random_draws=10,
@@ -82,6 +86,8 @@ _STANDARD = Budget(
     alternative_steps=100,
     square_queries=1000,
     max_square_queries=1000,
+    search_rounds=2,
+    search_queries=100,
     spsa_steps=15,
     spsa_pairs=20,
     random_draws=20,
@@ -102,6 +108,8 @@ _THOROUGH = Budget(
     alternative_steps=200,
     square_queries=5000,
     max_square_queries=5000,
+    search_rounds=6,
+    search_queries=500,
     spsa_steps=40,
     spsa_pairs=30,
     random_draws=50,
@@ -122,6 +130,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         targets=1,
         target_steps=10,
         alternative_steps=20,
+        search_queries=10,
         square_queries=30,
         max_square_queries=120,
         spsa_steps=5,
@@ -136,6 +145,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         targets=1,
         target_steps=20,
         alternative_steps=40,
+        search_queries=20,
         square_queries=100,
         max_square_queries=400,
         spsa_steps=8,
@@ -149,6 +159,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
         curve_steps=(10, 40, 200),
         targets=3,
         target_steps=40,
+        search_queries=100,
         square_queries=1000,
         max_square_queries=2000,
         eot=20,

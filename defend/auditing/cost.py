@@ -11,6 +11,9 @@ from typing import NamedTuple
 from defend.auditing.budget import Budget
 from defend.benchmarks.scoring import SELECT_DRAWS
 
+AVERAGED_POINTS = 5  # of an ascent of the persistent search along averages
+OBLIVIOUS_STARTS_EVERY = 3  # rounds of the persistent search
+SURE_DRAWS = 20  # on which it decides that an image behind noise is broken
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
 COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
 DIAGNOSTIC_GRADIENTS = 136  # for each probe image and copy: two traces of 40 and 80, and probes
@@ -90,12 +93,37 @@ def _count_alternatives(budget: Budget, surrogates: int, gradients: int) -> Cost
     eot = budget.eot
     steps = budget.alternative_steps + 1 + min(40, budget.alternative_steps) + 1
     replaced_gradients = 1 + (budget.fit_images > 0)
+    search = _count_search(budget, gradients)
     return Cost(
         # Relaxed gradients go through the purifier, and so do two attacks of one step.
-        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * gradients + 2),
-        identity_gradients=eot * steps * replaced_gradients,
-        bare_gradients=eot * STEPS_OF_TRANSFER * 3,  # oblivious, and twice for 8-bit images
-        forwards=_count_queries(budget) + draws * _count_attempts(budget, surrogates, gradients),
+        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * gradients + 2)
+        + search.gradients,
+        identity_gradients=eot * steps * replaced_gradients + search.identity_gradients,
+        # Oblivious, twice for 8-bit images, and the starts of the persistent search.
+        bare_gradients=eot * STEPS_OF_TRANSFER * 3 + search.bare_gradients,
+        forwards=search.forwards
+        + _count_queries(budget)
+        + draws * _count_attempts(budget, surrogates, gradients),
+    )
+
+
+def _count_search(budget: Budget, gradients: int) -> Cost:
+    """Return the cost of the persistent search for each image: through the declared gradient alone,
+    and through every one. gradients: beside the declared one and the identity.
+    """
+    per_path, targets = budget.search_rounds * (budget.alternative_steps + 1), budget.targets
+    declared_alone = 1 + targets + AVERAGED_POINTS
+    # Targets are climbed through the two best gradients, of which one may be the identity.
+    every = 1 + gradients + targets * (1 + (gradients > 0)) + AVERAGED_POINTS
+    past_purifier = 1 + targets * (gradients == 0)
+    ascents = declared_alone + every + past_purifier
+    queries = budget.search_queries * (2 * budget.eot if budget.is_stochastic else 1)
+    judged = 2 * ascents * (budget.eot + SURE_DRAWS if budget.is_stochastic else 1)
+    return Cost(
+        gradients=budget.eot * per_path * (declared_alone + every),
+        identity_gradients=budget.eot * per_path * past_purifier,
+        bare_gradients=budget.eot * (per_path // OBLIVIOUS_STARTS_EVERY) * (3 + gradients),
+        forwards=budget.search_rounds * (2 * queries + judged),
     )
 
 

@@ -13,7 +13,7 @@ from defend.protocols.ladder_1 import (
 )
 
 NAME = "ladder-2"
-_UNTIL_IDLE = {"idle_rounds": 2, "gain": 0.005}
+_UNTIL_IDLE = {"gradients": "every", "idle_rounds": 2, "gain": 0.005}
 _OWN_GRADIENTS = ("declared",)  # the search changes the gradient by itself
 
 PERSIST = ProtocolAttack(
