@@ -24,6 +24,7 @@ from defend.auditing import attempts, run, spsa
 from defend.auditing.alternative_attacks import compare_8_bit
 from defend.auditing.context import Surrogate
 from defend.auditing.declared import DeclaredAttack, attack_declared
+from defend.auditing.grounds import Grounds
 from defend.auditing.prepare import prepare
 from defend.auditing.session import Session
 from defend.auditing.verdict import Accuracies, CurvePoint, NotTried, apply_holm, make_row
@@ -167,7 +168,7 @@ def test_an_accuracy_of_zero_is_not_printed_as_an_upper_bound(last, accuracy, te
 def test_the_learned_gradient_is_the_benchs_whatever_the_callers_threads(monkeypatch, tmp_path):
     def fit_only(context, *_):
         attempts.fit_network(context)
-        return [], Accuracies()
+        return [], Accuracies(), Grounds()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(bpda_networks.RECIPE, "steps", 2)

@@ -67,8 +67,8 @@ class SquareSearch:
         self.runs, steps = [], self.steps
         best = self.context.x[rows]
         margin = clean = self._margin(best, rows)
-        is_flat = False
-        while not is_flat and steps <= self.context.budget.max_square_queries:
+        is_flat, longest = False, max(steps, self.context.budget.max_square_queries)
+        while not is_flat and steps <= longest:
             x_adv, _ = self._search(rows, steps)
             self.runs.append(steps)
             candidate = self._margin(x_adv, rows)
