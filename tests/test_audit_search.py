@@ -1,0 +1,53 @@
+"""The persistent search as a rival: it weighs gradients, and says what broke most."""
+
+import pytest
+import torch
+from audit_toys import context_of, run_check
+from masked import make_card
+
+import defend
+from defend import Purifier
+from defend.auditing.persistent_search import PersistentSearch
+
+EPS = 0.2
+
+
+class Aside(Purifier):
+    """Quantise coarsely, and declare the gradient of the image turned around."""
+
+    card = make_card("surrogate")
+
+    def purify(self, x, noise):
+        return torch.round(x * 7) / 7
+
+    def surrogate(self, x, noise):
+        return x.flip(-1, -2)
+
+
+def test_a_gradient_that_leads_aside_is_beaten_by_the_same_search_through_others():
+    row = run_check("persistent search", Aside(), eps=EPS)
+    assert row.gap > 0.3 and row.p_holm < 0.001
+    assert "most by" in row.measured and "through identity" in row.measured
+
+
+@pytest.mark.parametrize("spec", ["jpeg", "bitdepth:bits=3", "median"])
+def test_an_honest_gradient_is_not_beaten(spec):
+    row = run_check("persistent search", defend.load(spec), eps=0.1)
+    assert row.gap < 0.02
+
+
+def test_without_another_gradient_there_is_nothing_to_compare():
+    row = run_check("persistent search", defend.load("none"))
+    assert (row.verdict, row.gap) == ("not run", None)
+    assert "the only one" in row.measured
+
+
+def test_the_search_through_one_gradient_counts_no_moves():
+    context = context_of(Aside(), eps=EPS)
+    search = PersistentSearch(context)
+    search.through_declared(context.all_rows)
+    assert search.describe() == ""
+    search.through_every(context.all_rows)
+    counted = search.moves.total()
+    assert 0 < counted <= len(context.x)
+    assert search.describe().endswith(f" of {counted})")
