@@ -20,9 +20,7 @@ from defend.purifier import Purifier
 from defend.tasks.classification import CLASSIFICATION
 from defend.tasks.task import Deployed, Task
 
-# Draws on which worst cases are chosen: as many as are scored, but two at least, which show a
-# spread, and ten at most. The `score` draws are for reading off.
-SELECT_DRAWS = 10
+SELECT_DRAWS = 10  # on which worst cases are chosen; the `score` draws are for reading off
 COMPARED_DRAWS = 4  # of a stochastic defense, of which at least two should differ
 
 
@@ -65,7 +63,7 @@ class Scorer:
         """
         draws_by_purpose = {"score": self.draws}
         if self.purifier.card.stochastic:
-            draws_by_purpose["select"] = min(SELECT_DRAWS, max(2, self.draws))
+            draws_by_purpose["select"] = SELECT_DRAWS
         joined = _JoinedBatches(self, batches, stopwatch, is_clean)
         for purpose, draws in draws_by_purpose.items():
             for draw in range(draws):
