@@ -26,6 +26,7 @@ SMALL_BUDGET = {
     "active_images": 8,
     "inner_points": 60,
     "fit_images": 128,
+    "search_rounds": 1,
     "max_eot": 6,
 }
 

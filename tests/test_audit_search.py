@@ -1,13 +1,17 @@
 """The persistent search as a rival: it weighs gradients, and says what broke most."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from audit_toys import context_of, run_check
+from audit_toys import context_of, find_check, run_check
 from masked import make_card
 
 import defend
 from defend import Purifier
 from defend.auditing.persistent_search import PersistentSearch
+from defend.auditing.session import Session
+from defend.auditing.verdict import NotTried
 
 EPS = 0.2
 
@@ -44,6 +48,7 @@ def test_without_another_gradient_there_is_nothing_to_compare():
 
 def test_the_search_through_one_gradient_counts_no_moves():
     context = context_of(Aside(), eps=EPS)
+    context.budget = replace(context.budget, search_rounds=1)
     search = PersistentSearch(context)
     search.through_declared(context.all_rows)
     assert search.describe() == ""
@@ -51,3 +56,9 @@ def test_the_search_through_one_gradient_counts_no_moves():
     counted = search.moves.total()
     assert 0 < counted <= len(context.x)
     assert search.describe().endswith(f" of {counted})")
+
+
+def test_a_quick_audit_leaves_it_out():
+    check = find_check("persistent search", context_of(Aside(), eps=EPS))
+    with pytest.raises(NotTried, match="budget=quick"):
+        check.run(Session(context_of(Aside(), eps=EPS)))

@@ -28,7 +28,7 @@ class Budget:
     alternative_steps: int  # of each other gradient
     square_queries: int
     max_square_queries: int  # of one run behind a stochastic purifier, where more still help
-    search_rounds: int  # of the persistent search
+    search_rounds: int  # of the persistent search; 0: left out
     search_queries: int  # of its random search in each round
     spsa_steps: int  # SPSA: the attack by finite differences
     spsa_pairs: int
@@ -64,7 +64,7 @@ _QUICK = Budget(
     alternative_steps=40,
     square_queries=300,
     max_square_queries=300,
-    search_rounds=1,
+    search_rounds=0,
     search_queries=30,
     spsa_steps=8,
     spsa_pairs=16,

@@ -10,7 +10,7 @@ from torch import Tensor
 from defend.auditing.comparison import MIN_GAP, compare_attempts
 from defend.auditing.context import Context
 from defend.auditing.session import Session
-from defend.auditing.verdict import CheckResult, NotApplicable
+from defend.auditing.verdict import CheckResult, NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
 from defend.search_moves import NEVER, Move
 
@@ -57,11 +57,13 @@ def check_persistent_search(session: Session) -> CheckResult:
     """Return whether other gradients help a search that goes on.
 
     The same search through the declared gradient alone counts as one of its attacks, so that what
-    is compared are the gradients. Raises NotApplicable.
+    is compared are the gradients. Raises NotApplicable, NotTried.
     """
     context, declared = session.context, session.declared.best
     if not _has_other_gradients(session):
         raise NotApplicable("the declared gradient is the only one")
+    if not context.budget.search_rounds:
+        raise NotTried("left out of budget=quick")
     search, best = PersistentSearch(context), declared.copy()
     if 100 * best.accuracy >= MIN_GAP:
         best.run(search.through_declared)
