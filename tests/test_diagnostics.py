@@ -171,7 +171,7 @@ def test_few_steps_are_compared_with_more_of_the_same_attack():
     many = run(100, 100, 8.0, loss="ce")  # dropped images cost nothing more
     (line,) = findings(few, many)
     assert line.startswith(
-        "fewer steps beat more: median, apgd:steps=10,loss=ce, adaptive declared leaves 15.0 %"
+        "fewer steps beat more: median, apgd:loss=ce,steps=10, adaptive declared leaves 15.0 %"
     )
 
 

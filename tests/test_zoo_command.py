@@ -365,7 +365,7 @@ def test_a_purifier_is_measured_behind_a_named_classifier(package, file):
             ["prior"],
             "expected a classifier whose accuracy behind prior is measured, got none; give",
         ),
-        (["prior", "--classifier", "lenet:weights=lenet-mnist"], "classifier LeNet takes 1x28x28"),
+        (["prior", "--classifier", "lenet:weights=lenet-mnist"], "classifier lenet takes 1x28x28"),
         (["prior", "--classifier", "convnet", "--n", "0"], "--n 0: expected 1 or more"),
         (["prior", "--classifier", "convnet", "--n", "9999"], "give --n 575 or fewer"),
         (["convnet-digits", "--classifier", "convnet"], "is a classifier itself"),
