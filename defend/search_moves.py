@@ -17,7 +17,8 @@ AUTOGRAD = "autograd"
 GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, AUTOGRAD, "none")
 # What is climbed; the last is a random search, which needs no gradient.
 LOSSES = ("margin", "cross entropy", "dlr", "targets", "averaged margin", "square")
-STARTS = ("random", "best", "oblivious")  # a random point, the best point so far, or of a level
+# A random point, the best point so far, or a point that breaks the bare classifier.
+STARTS = ("random", "best", "oblivious")
 NEVER = -1  # instead of a round: the image was not broken
 
 

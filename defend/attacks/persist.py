@@ -24,7 +24,7 @@ from defend.losses import (
 )
 from defend.noise import Noise
 from defend.registry import REGISTRY
-from defend.search_moves import DECLARED, NEVER, Move
+from defend.search_moves import DECLARED, NEVER, STARTS, Move
 from defend.target import Loss, Target
 
 # The losses that take the labels alone, in the order in which rounds climb them.
@@ -33,7 +33,6 @@ LABEL_LOSSES: dict[str, Loss] = {
     "cross entropy": cross_entropy,
     "dlr": dlr,
 }
-START_CYCLE = ("random", "best", "oblivious")
 BEST_PATHS = 2  # gradients through which an image's targets are climbed: the best of that image
 FIRST_STEP = {"random": 2.0, "best": 0.5, "oblivious": 1.0}  # of an ascent from there, in eps
 SQUARE_SHARE = 0.05  # of the pixels, in the first squares around a best point
@@ -205,7 +204,7 @@ class _Search:
         if self.classes < MIN_CLASSES["dlr"]:
             losses.remove("dlr")
         loss = losses[(self.rounds - 1) % len(losses)]
-        start = START_CYCLE[(self.rounds - 1) % len(START_CYCLE)]
+        start = STARTS[(self.rounds - 1) % len(STARTS)]
         for path in self.paths:
             move, rows = Move(path, loss, start), self.standing()
             if len(rows):
@@ -213,7 +212,7 @@ class _Search:
 
     def _climb_targets(self) -> None:
         """Climb towards wrong classes from best points in odd rounds, from random ones in even."""
-        start = START_CYCLE[self.rounds % 2]
+        start = STARTS[self.rounds % 2]
         for path, rows in self._rows_by_path(BEST_PATHS):
             self._climb_to_classes(Move(path, "targets", start), rows)
 

@@ -149,124 +149,99 @@ def _check_all_together(session: Session) -> CheckResult:
     )
 
 
+_Rival = partial(Check, weight="attack", threshold=_THRESHOLD)
 CHECKS = (
-    Check(
+    _Rival(
         name="identity gradient",
         question="Does the gradient that skips the purifier (BPDA) break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="Athalye et al., arXiv:1802.00420, section 4.1",
         advice="Report BPDA beside it: the declared gradient is worse than none",
         run=_compare(attempts.identity_attempts),
     ),
-    Check(
+    _Rival(
         name="autograd",
         question="Does the gradient that autograd gives through purify itself break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="Athalye et al., arXiv:1802.00420, sections 4.1 and 4.2",
         advice="Declare the gradient of autograd (exact or approximate): the declared one is worse",
         run=_check_autograd,
     ),
-    Check(
+    _Rival(
         name="learned gradient",
         question="Does the gradient of a network fitted to imitate the purifier break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="ours, after the differentiable approximations of BPDA, arXiv:1802.00420,"
         " section 4.1",
         advice="Report the learned gradient beside it: the declared one points elsewhere",
         run=_check_learned,
     ),
-    Check(
+    _Rival(
         name="relaxed gradient",
         question="Does the gradient through the purifier's own relaxation break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="Athalye et al., arXiv:1802.00420, section 4.1; the relaxation is the purifier's",
         advice="Report the relaxed gradient beside it: the declared one loses the way at a step",
         run=_compare(attempts.relaxed_attempts),
     ),
-    Check(
+    _Rival(
         name="persistent search",
         question="Does a search that goes on break more through every gradient than through one?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="ours: the attack persist, docs/attacks.md",
         advice="Report the gradient that broke most beside it: the declared one loses the way",
         run=check_persistent_search,
     ),
-    Check(
+    _Rival(
         name="finite differences",
         question="Does an attack whose gradient is measured by finite differences break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=f"SPSA: Uesato et al., arXiv:1802.05666; {_ATHALYE}",
         advice="The declared gradient is not the slope of the scored loss: repair it",
         run=_compare(attempts.spsa_attempts, attempts.describe_spsa),
     ),
-    Check(
+    _Rival(
         name="Square",
         question="Does a search without any gradient break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=f"Andriushchenko et al., arXiv:1912.00049; {_ATHALYE}",
         advice="A black-box attack beats the white-box one: the accuracy under the declared"
         " gradient is not robust accuracy",
         run=_check_square,
     ),
-    Check(
+    _Rival(
         name="oblivious",
         question="Do images made against the bare classifier break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=_CARLINI,
         advice="An attacker who does not know the purifier breaks more than one who does: repair"
         " the gradient",
         run=_compare(attempts.oblivious_attempts),
     ),
-    Check(
+    _Rival(
         name="transfer",
         question="Do images made against another pipeline break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=_CARLINI,
         advice="Report transfer from this pipeline beside it",
         run=_check_transfer,
     ),
-    Check(
+    _Rival(
         name="one step",
         question="Does a single step break more than many?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=_ATHALYE,
         advice="Iterations go astray: the loss surface is shattered or flat",
         run=_compare(attempts.one_step_attempts),
     ),
-    Check(
+    _Rival(
         name="random noise",
         question="Does random noise break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=_CARLINI,
         advice="Random search beats the gradient: the attack does not climb",
         run=_compare(attempts.random_attempts),
     ),
-    Check(
+    _Rival(
         name="8-bit images",
         question="Do the attacks' images break more once they are rounded to 8 bits?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source="design: a deployed pipeline receives pictures of 256 levels",
         advice="The purifier treats other numbers than the 256 levels of a picture differently:"
         " attack on the grid of 256 levels",
         run=_check_8_bit_images,
     ),
-    Check(
+    _Rival(
         name="all together",
         question="Do all these attacks together, image by image, break more?",
-        weight="attack",
-        threshold=_THRESHOLD,
         source=_CARLINI,
         advice="Some images resist only because the gradient is masked: report the worst case of"
         " each image over all attacks",

@@ -58,9 +58,7 @@ def _try_gradient(
     target = context.target(rows, backward, eot=1, stream="autograd")
     try:
         gradient, _, _ = target.gradient(points, labels, negative_margin)
-    except (
-        Exception
-    ) as e:  # a purifier may raise anything where it is not meant to be differentiated
+    except Exception as e:  # `purify` may use anything that autograd refuses
         text = f"{type(e).__name__}: {one_line(e)}"[:MAX_ERROR]
         errors.append(f"purify cannot be differentiated: {text}")
         return

@@ -110,7 +110,7 @@ def audit(
         raise error
     if is_unreliable(report):
         click.get_current_context().exit(UNRELIABLE)
-    if report.reasons:
+    if is_not_judged(report):
         click.get_current_context().exit(NOT_JUDGED)
 
 
@@ -127,6 +127,13 @@ def check_page_path(out: Path) -> None:
 def is_unreliable(report: AuditReport) -> bool:
     """Return True if any check makes the evaluation unreliable."""
     return any(check.turns for check in report.checks)
+
+
+def is_not_judged(report: AuditReport) -> bool:
+    """Return True if no attack that could have found masking ran to its end."""
+    from defend.auditing import verdict
+
+    return report.verdict == verdict.NOT_JUDGED
 
 
 def print_report(report: AuditReport) -> None:
@@ -150,7 +157,7 @@ def print_report(report: AuditReport) -> None:
 def _style_of(report: AuditReport) -> str:
     if is_unreliable(report):
         return "bold red"
-    return "bold yellow" if report.reasons else "bold green"
+    return "bold yellow" if is_not_judged(report) else "bold green"
 
 
 def _make_table(report: AuditReport) -> Table:

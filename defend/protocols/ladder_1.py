@@ -167,6 +167,22 @@ def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]
     return lambda observed: all(map(is_met, observed.evidence))
 
 
+def was_attacked_by(attack: ProtocolAttack, code: str, title: str) -> Requirement:
+    """Return the requirement that the attack was run on the pipelines that it is for."""
+    return Requirement(
+        code=code,
+        title=title,
+        is_met=lambda o: attack.was_run(o.evidence),
+        stochastic=attack.stochastic,
+        classes=attack.classes,
+    )
+
+
+def holds_of_records(is_met: Callable[[Record], bool], code: str, title: str) -> Requirement:
+    """Return the requirement that something holds of every record."""
+    return Requirement(code=code, title=title, is_met=_all_records(is_met))
+
+
 def run_as(*names: str) -> Requirement:
     """Return the requirement that every record was asked for by one of these protocols, the first
     of which is the claim's own.
@@ -179,38 +195,18 @@ def run_as(*names: str) -> Requirement:
 
 
 REQUIREMENTS = (
-    Requirement(
-        code=NO_PROTOCOL,
-        title="a protocol of this task",
-        is_met=_all_records(lambda r: load_task(r.task).has_claims),
+    holds_of_records(
+        lambda r: load_task(r.task).has_claims, NO_PROTOCOL, "a protocol of this task"
     ),
-    Requirement(
-        code="oblivious_apgd_ce",
-        title="oblivious APGD-CE",
-        is_met=lambda o: OBLIVIOUS_APGD.was_run(o.evidence),
+    was_attacked_by(OBLIVIOUS_APGD, "oblivious_apgd_ce", "oblivious APGD-CE"),
+    was_attacked_by(OBLIVIOUS_PGD, "oblivious_pgd", "oblivious PGD-40"),
+    was_attacked_by(ADAPTIVE_APGD, "adaptive_apgd_ce", "adaptive APGD-CE through every gradient"),
+    was_attacked_by(
+        ADAPTIVE_TARGETED,
+        "adaptive_apgd_dlr_targeted",
+        "adaptive targeted APGD-DLR through every gradient",
     ),
-    Requirement(
-        code="oblivious_pgd",
-        title="oblivious PGD-40",
-        is_met=lambda o: OBLIVIOUS_PGD.was_run(o.evidence),
-    ),
-    Requirement(
-        code="adaptive_apgd_ce",
-        title="adaptive APGD-CE through every gradient",
-        is_met=lambda o: ADAPTIVE_APGD.was_run(o.evidence),
-    ),
-    Requirement(
-        code="adaptive_apgd_dlr_targeted",
-        title="adaptive targeted APGD-DLR through every gradient",
-        is_met=lambda o: ADAPTIVE_TARGETED.was_run(o.evidence),
-        classes=TARGETED_DLR,
-    ),
-    Requirement(
-        code="pgd_eot",
-        title="PGD-EOT (200 steps x 20) through every gradient",
-        is_met=lambda o: PGD_EOT.was_run(o.evidence),
-        stochastic=True,
-    ),
+    was_attacked_by(PGD_EOT, "pgd_eot", "PGD-EOT (200 steps x 20) through every gradient"),
     Requirement(
         code="apgd_eot",
         title="APGD-EOT through every gradient",
@@ -222,18 +218,8 @@ REQUIREMENTS = (
         title="transfer from a pipeline with the same purifier, by APGD-CE and PGD-40",
         is_met=_transferred,
     ),
-    Requirement(
-        code="square",
-        title="Square 5,000",
-        is_met=lambda o: SQUARE.was_run(o.evidence),
-        stochastic=False,
-    ),
-    Requirement(
-        code="square_eot",
-        title="Square 1,000 x 20",
-        is_met=lambda o: SQUARE_EOT.was_run(o.evidence),
-        stochastic=True,
-    ),
+    was_attacked_by(SQUARE, "square", "Square 5,000"),
+    was_attacked_by(SQUARE_EOT, "square_eot", "Square 1,000 x 20"),
     Requirement(
         code="unbounded_pgd",
         title="PGD at eps 1 from the clean image, through every gradient",
@@ -245,41 +231,27 @@ REQUIREMENTS = (
         is_met=_all_records(has_enough_draws),
         stochastic=True,
     ),
-    Requirement(code="claim_eps", title="claim eps", is_met=_all_records(is_at_claim_eps)),
-    Requirement(
-        code="test_split",
-        title="test split",
-        is_met=_all_records(lambda r: r.split == "test"),
+    holds_of_records(is_at_claim_eps, "claim_eps", "claim eps"),
+    holds_of_records(lambda r: r.split == "test", "test_split", "test split"),
+    holds_of_records(lambda r: r.n >= MIN_IMAGES, "images", f"n >= {MIN_IMAGES:,}"),
+    holds_of_records(
+        tells_of_its_images,
+        "sample",
+        "a count of its distinct images (older records lack it: run the bench again)",
     ),
-    Requirement(
-        code="images",
-        title=f"n >= {MIN_IMAGES:,}",
-        is_met=_all_records(lambda r: r.n >= MIN_IMAGES),
+    holds_of_records(has_distinct_images, "distinct_images", f"{MIN_IMAGES:,} distinct images"),
+    holds_of_records(
+        shows_enough_things,
+        "clusters",
+        f"{MIN_CLUSTERS} images that are no near copies of each other",
     ),
-    Requirement(
-        code="sample",
-        title="a count of its distinct images (older records lack it: run the bench again)",
-        is_met=_all_records(tells_of_its_images),
+    holds_of_records(
+        shows_several_classes, "classes", f"images of at least {LEAST_CLASSES} classes"
     ),
-    Requirement(
-        code="distinct_images",
-        title=f"{MIN_IMAGES:,} distinct images",
-        is_met=_all_records(has_distinct_images),
-    ),
-    Requirement(
-        code="clusters",
-        title=f"{MIN_CLUSTERS} images that are no near copies of each other",
-        is_met=_all_records(shows_enough_things),
-    ),
-    Requirement(
-        code="classes",
-        title=f"images of at least {LEAST_CLASSES} classes",
-        is_met=_all_records(shows_several_classes),
-    ),
-    Requirement(
-        code="class_shares",
-        title="no class above its share in training by more than chance",
-        is_met=_all_records(has_classes_as_in_training),
+    holds_of_records(
+        has_classes_as_in_training,
+        "class_shares",
+        "no class above its share in training by more than chance",
     ),
     run_as(NAME, *STRONGER),
 )

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from defend.protocols.ladder_1 import (
     EOT,
     LADDER_1,
     RUN_AS_PROTOCOL,
     Protocol,
     ProtocolAttack,
-    Requirement,
     run_as,
+    was_attacked_by,
 )
 
 NAME = "ladder-2"
-_UNTIL_IDLE = {"gradients": "every", "idle_rounds": 2, "gain": 0.005}
-_OWN_GRADIENTS = ("declared",)  # the search changes the gradient by itself
+_PERSIST: dict[str, Any] = {
+    "name": "persist",
+    "level": "adaptive",
+    "settings": {"gradients": "every", "idle_rounds": 2, "gain": 0.005},
+    "gradients": ("declared",),  # the search changes the gradient by itself
+}
 
 PERSIST = ProtocolAttack(
-    name="persist",
-    level="adaptive",
-    settings=_UNTIL_IDLE,
     amounts={"steps": 100, "targets": 9, "queries": 500, "rounds": 20},
-    gradients=_OWN_GRADIENTS,
     stochastic=False,
+    **_PERSIST,
 )
 PERSIST_EOT = ProtocolAttack(
-    name="persist",
-    level="adaptive",
-    settings=_UNTIL_IDLE,
     amounts={"steps": 50, "targets": 3, "queries": 100, "rounds": 10},
-    gradients=_OWN_GRADIENTS,
     stochastic=True,
     eot=EOT,
+    **_PERSIST,
 )
 
 LADDER_2 = Protocol(
@@ -39,17 +39,9 @@ LADDER_2 = Protocol(
     attacks=(*LADDER_1.attacks, PERSIST, PERSIST_EOT),
     requirements=(
         *(r for r in LADDER_1.requirements if r.code != RUN_AS_PROTOCOL),
-        Requirement(
-            code="persist",
-            title="persist until two rounds break less than .5 %",
-            is_met=lambda o: PERSIST.was_run(o.evidence),
-            stochastic=False,
-        ),
-        Requirement(
-            code="persist_eot",
-            title=f"persist x {EOT} until two rounds break less than .5 %",
-            is_met=lambda o: PERSIST_EOT.was_run(o.evidence),
-            stochastic=True,
+        was_attacked_by(PERSIST, "persist", "persist until two rounds break less than .5 %"),
+        was_attacked_by(
+            PERSIST_EOT, "persist_eot", f"persist x {EOT} until two rounds break less than .5 %"
         ),
         run_as(NAME, LADDER_1.name),  # what ladder-1 asked for counts here, too
     ),

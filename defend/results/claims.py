@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from defend.eps import SAME_EPS
 from defend.protocols import PROTOCOLS, STRONGEST, Protocol
 from defend.protocols.evidence import at_claim, evidence
-from defend.protocols.ladder_1 import NO_PROTOCOL
+from defend.protocols.ladder_1 import NO_PROTOCOL, Requirement
 from defend.protocols.standard_eps import is_standard_eps
 from defend.records import Claim, Diagnosis, Record
 from defend.results.claim_text import format_signs, format_told_apart
@@ -77,8 +77,7 @@ class _ClaimedCells:
         number = worst_number(attacks, self.reader)[0] if attacks else Number(value=None)
         signs = find_signs(self.cells, self.relatives, is_stronger)
         signs += self._stronger_attacks(attacks, number)
-        protocol = self._protocol()
-        missing = protocol.missing(self.cells, self.relatives)
+        protocol, missing = self._judge()
         first = nearest[0] if nearest else self.cells[0]
         return Claim(
             protocol=protocol.name,
@@ -101,18 +100,18 @@ class _ClaimedCells:
             told_apart_by=told_apart_by,
         )
 
-    def _protocol(self) -> Protocol:
+    def _judge(self) -> tuple[Protocol, list[Requirement]]:
         """Return the strongest protocol of which nothing is missing.
 
         Where something is missing of each, return the one by which the cells were run, or the
-        strongest one.
+        strongest one, with what is missing.
         """
-        strongest_first = list(reversed(PROTOCOLS.values()))
+        judged = [(p, p.missing(self.cells, self.relatives)) for p in PROTOCOLS.values()]
+        strongest_first = judged[::-1]
         run_as = {record.protocol for record in evidence(self.cells)}
-        for protocol in strongest_first:
-            if not protocol.missing(self.cells, self.relatives):
-                return protocol
-        return next((p for p in strongest_first if p.name in run_as), STRONGEST)
+        complete = [one for one in strongest_first if not one[1]]
+        asked_for = [one for one in strongest_first if one[0].name in run_as]
+        return [*complete, *asked_for, *strongest_first][0]
 
     def _claim_nothing(self, nearest: Sequence[Record], told_apart_by: Mapping[str, str]) -> Claim:
         """Return the claim of a task of which no protocol says what a claim needs."""
