@@ -1,10 +1,11 @@
 """Write the table of docs/ladder.md, the same numbers as ladder.csv, and all pairs as
-ladder_pairs.csv, from folders of `defend bench --protocol ladder-1`.
+ladder_pairs.csv, from folders of `defend bench --protocol ladder-2` or `--attack persist`.
 
     python docs/results/ladder_page.py runs/ladder-digits-m runs/ladder-mnist ...
 
-For each defense, norm and data set: the worst case image by image at each level, the worst case
-over everything, and what may be claimed.
+For each defense, norm and data set: the worst case image by image at each level, the accuracy under
+the persistent search alone, the worst case over everything, and what may be claimed. A cell whose
+attacks were not run is empty.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ PAGE = HERE.parent / "ladder.md"
 BEGIN = "<!-- ladder: written by docs/results/ladder_page.py -->"
 END = "<!-- /ladder -->"
 PLACE_COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean")
-COLUMNS = (*PLACE_COLUMNS, *LEVELS, *GRADIENTS, "worst", "low", "high", "claim")
+SEARCH = "persist"
+COLUMNS = (*PLACE_COLUMNS, *LEVELS, *GRADIENTS, SEARCH, "worst", "low", "high", "claim")
+HEADINGS = ("purifier", "clean", *LEVELS, SEARCH, "worst of all", "trained on", "claim")
 PAIR_COLUMNS = tuple(field.name for field in fields(Compared))
 
 
@@ -55,6 +58,7 @@ class LadderRow:
     clean: str
     by_level: Mapping[str, str]
     by_gradient: Mapping[str, str]
+    search: str
     worst: str
     low: str
     high: str
@@ -82,7 +86,8 @@ class LadderRow:
     def to_columns(self) -> dict[str, Any]:
         """Return the values of COLUMNS."""
         values = {name: getattr(self, name) for name in (*PLACE_COLUMNS, "worst", "low", "high")}
-        return {**values, **self.by_level, **self.by_gradient, "claim": format_claim(self.claim)}
+        accuracies = {**self.by_level, **self.by_gradient, SEARCH: self.search}
+        return {**values, **accuracies, "claim": format_claim(self.claim)}
 
 
 def main() -> None:
@@ -161,6 +166,7 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
         clean=format_percent(worst.clean.value),
         by_level=by_level,
         by_gradient=by_gradient,
+        search=format_worst([r for r in adaptive if r.attack_name == SEARCH], reader),
         worst=format_bound(number) + format_percent(number.value),
         low=format_percent(number.low),
         high=format_percent(number.high),
@@ -179,11 +185,11 @@ def format_worst(records: Sequence[Record], reader: OutcomeReader) -> str:
 
 
 def format_page(rows: Sequence[LadderRow]) -> Iterator[str]:
-    headings = " | ".join(("purifier", "clean", *LEVELS, "worst of all", "trained on", "claim"))
+    headings = " | ".join(HEADINGS)
     for heading in dict.fromkeys(row.heading for row in rows):
         yield f"### {heading}\n"
         yield f"| {headings} |"
-        yield "| --- " * (len(LEVELS) + 5) + "|"
+        yield "| --- " * len(HEADINGS) + "|"
         for row in rows:
             if row.heading == heading:
                 yield format_row(row)
@@ -195,7 +201,7 @@ def format_row(row: LadderRow) -> str:
 
     A number is bold if it may be claimed at the eps that the field claims at, and nowhere else.
     """
-    numbers = " | ".join([row.clean, *row.by_level.values()])
+    numbers = " | ".join([row.clean, *row.by_level.values(), row.search])
     worst, claim = row.worst, format_claim(row.claim)
     if row.claim.ranks:
         worst = f"**{worst}**"
