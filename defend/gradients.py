@@ -48,6 +48,9 @@ class PlainAutograd:
     past_replacements: bool = False
 
 
+# The ways in which autograd can go through `purify`, for whoever trusts no declared gradient.
+AUTOGRAD_ROUTES = (PlainAutograd(), PlainAutograd(past_replacements=True))
+
 # A differentiable stand-in for a purifier, the relaxation that the purifier declares itself, or
 # plain autograd through it.
 Backward = Callable[[Tensor], Tensor] | Relaxed | PlainAutograd

@@ -13,13 +13,17 @@ from defend.threat_models import RELAXED_GRADIENTS
 DECLARED = "declared"
 IDENTITY = "identity"
 AUTOGRAD = "autograd"
+AUTOGRAD_PAST = "autograd past replacements"
 # Through which the purifier is differentiated. Append only: unit files hold the positions.
-GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, AUTOGRAD, "none")
+GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, AUTOGRAD, "none", AUTOGRAD_PAST)
 # What is climbed; the last is a random search, which needs no gradient.
 LOSSES = ("margin", "cross entropy", "dlr", "targets", "averaged margin", "square")
 # A random point, the best point so far, or a point that breaks the bare classifier.
 STARTS = ("random", "best", "oblivious")
 NEVER = -1  # instead of a round: the image was not broken
+# Why a search ended, the best reason first: every image was broken, so many rounds broke next to
+# nothing, or all rounds were made while images still fell. Unit files hold the positions.
+NOTHING_STANDS, IDLE, ALL_ROUNDS = ENDS = ("nothing stands", "idle", "rounds")
 
 
 @dataclass(frozen=True)

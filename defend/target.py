@@ -143,6 +143,13 @@ class Target:
         """
         return replace(self, noise=self.noise.copies(n), _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
 
+    def fork(self, name: str) -> Target:
+        """Return the same pipeline at the first of draws of its own, as `Noise.fork` names them.
+
+        The same name gives the same draws, so that two points can be compared behind them.
+        """
+        return replace(self, noise=self.noise.fork(name), _drawn=_FIRST_DRAW, _rows=_FIRST_DRAW)
+
     def again(self) -> Target:
         """Return the pipeline at its first draw, with counts of zero and without notes.
 

@@ -84,6 +84,7 @@ def _sweep(
     epsilons: Sequence[float],
     noise: Noise,
 ) -> Iterator[AttackResult]:
+    earlier = {eps: _earlier_seconds(target, eps) for eps in epsilons}
     start = time.perf_counter()
     sweep = attack.sweep(target, x.clone(), y.clone(), list(epsilons), noise)
     for eps, x_adv in zip(epsilons, sweep, strict=False):
@@ -93,10 +94,15 @@ def _sweep(
             x_adv=x_adv.detach().clone(),  # an attack may go on with the same memory
             forwards=target.counts["forwards"],
             backwards=target.counts["backwards"],
-            seconds=time.perf_counter() - start,
+            seconds=earlier[eps] + time.perf_counter() - start,
             notes=_notes(target, len(x), name),
         )
         start = time.perf_counter()
+
+
+def _earlier_seconds(target: Target, eps: float) -> float:
+    """Return how long an attack took before it was interrupted."""
+    return target.state_file(eps).earlier_seconds if target.state_file else 0.0
 
 
 def _notes(target: Target, images: int, name: str) -> dict[str, Tensor]:
