@@ -310,7 +310,7 @@ class PersistentRounds:
         return self._best_points(x, rows.repeat_interleave(copies), noise)
 
     def _best_points(self, x: Tensor, rows: Tensor, noise: Noise) -> Tensor:
-        """Return the best points, moved where an earlier round has found them, and has climbed from there."""
+        """Return the best points, moved where an earlier round has found, and used, them."""
         best = self.worst.x_adv[rows]
         moved = moved_within(best, x, self.settings.eps, self.settings.norm, noise)
         is_old = self.changed_in[rows] < self.rounds
