@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +48,7 @@ LABEL_LOSSES: dict[str, Loss] = {
 }
 BEST_PATHS = 2  # gradients through which an image's targets are climbed: the best of that image
 FIRST_STEP = {"random": 2.0, "best": 0.5, "oblivious": 1.0}  # of an ascent from there, in eps
+AVERAGED_STEPS = 0.5  # of the steps of other ascents: each costs five gradients
 SQUARE_SHARE = 0.05  # of the pixels, in the first squares around a best point
 
 
@@ -291,11 +293,12 @@ class PersistentRounds:
         self._update(move, rows, x_adv)
 
     def _ascent(self, move: Move, loss: Loss, ascent_type: type[Ascent] = Ascent) -> Ascent:
+        share = AVERAGED_STEPS if ascent_type is AveragedAscent else 1
         return ascent_type(
             loss=loss,
             norm=self.settings.norm,
             eps=self.settings.eps,
-            steps=self.settings.steps,
+            steps=math.ceil(share * self.settings.steps),
             first_step=FIRST_STEP[move.start],
         )
 
