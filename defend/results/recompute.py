@@ -124,8 +124,9 @@ def _other_level(record: Record, inputs: Mapping[str, Any]) -> Iterator[str]:
         yield f"knowledge {record.knowledge} in the record, and its units attacked something else"
         return
     gradient = attacked.get("gradient")
-    # Both names are one attack on a purifier that declares the identity.
-    is_identity = record.declared_gradient == gradient == "identity"
+    # Both names are one attack on a purifier that declares the identity, but for a search in
+    # rounds, which goes on from the declared gradient to others.
+    is_identity = record.declared_gradient == gradient == "identity" and record.rounds is None
     is_alias = is_identity and record.gradient == "declared"
     if record.knowledge == "adaptive" and gradient != record.gradient and not is_alias:
         yield f"gradient {record.gradient} in the record, {gradient} in its units"
