@@ -1,14 +1,26 @@
 """What records and pages say of a search in rounds."""
 
+import numpy as np
 import pytest
 import torch
-from made_runs import persist, record, table
+from made_runs import complete, make_costs, persist, record, table
 
-from defend.cell_numbers.search_rounds import COUNT_NOTE, MOVE_NOTE, ROUND_NOTE, read_rounds
+from defend.cell_numbers.flags import FlaggedCell, make_flags
+from defend.cell_numbers.search_rounds import (
+    COUNT_NOTE,
+    END_NOTE,
+    MOVE_NOTE,
+    RIGHT_NOTE,
+    ROUND_NOTE,
+    read_rounds,
+)
 from defend.record_parts import SearchRounds
+from defend.records import Flag, FlagCode
 from defend.results.cell_notes import list_rounds
+from defend.results.claim_text import format_claim
 from defend.results.diagnostics import SignCode
-from defend.search_moves import GRADIENTS, LOSSES, NEVER, STARTS, Move
+from defend.search_moves import ENDS, GRADIENTS, LOSSES, NEVER, STARTS, Move
+from defend.tasks.registry import DEFAULT, load_task
 from defend.unit_files import Unit
 
 FIRST, SECOND = Move("declared", "margin", "random"), Move("none", "square", "best")
@@ -35,6 +47,87 @@ def test_rounds_are_counted_over_all_units():
     rounds = read_rounds(UNITS)
     assert rounds.standing == (7 / 8, 4 / 8, 3 / 8, 3 / 8, 2 / 8)
     assert dict(rounds.broken_by) == {str(FIRST): 3, str(SECOND): 2}
+
+
+def with_notes(one, **notes):
+    """Return the unit with the notes of a search that says how right images are, and its end."""
+    names = {"right": RIGHT_NOTE, "ended": END_NOTE}
+    return Unit(tensors={**one.tensors, **{names[k]: v for k, v in notes.items()}}, header={})
+
+
+def test_images_that_show_the_same_thing_count_once():
+    clusters = np.array([0, 1, 2, 3, 0, 0, 0, 0])
+    assert read_rounds(UNITS, clusters).standing == pytest.approx(
+        [(4 / 5 + 3) / 4, (2 / 5 + 2) / 4, (2 / 5 + 1) / 4, (2 / 5 + 1) / 4, (1 / 5 + 1) / 4]
+    )
+
+
+def test_shares_of_right_draws_stand_and_a_short_search_keeps_its_last():
+    short = with_notes(UNITS[0], right=torch.tensor([[1.0, 0.5, 0.25]]).repeat(4, 1))
+    long = with_notes(UNITS[1], right=torch.tensor([[1.0, 1.0, 0.75, 0.5, 0.25]]).repeat(4, 1))
+    assert read_rounds([short, long]).standing == (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+ENDED = [
+    (["nothing stands", "nothing stands"], "nothing stands"),
+    (["nothing stands", "idle"], "idle"),
+    (["rounds", "idle"], "rounds"),
+    (["rounds", None], None),
+]
+
+
+@pytest.mark.parametrize(("ends", "worst"), ENDED)
+def test_the_worst_end_of_the_units_is_that_of_the_search(ends, worst):
+    units = []
+    for one, end in zip(UNITS, ends, strict=True):
+        notes = {} if end is None else {"ended": torch.full((4,), ENDS.index(end))}
+        units.append(with_notes(one, **notes))
+    assert read_rounds(units).ended == worst
+
+
+FALLS = SearchRounds(standing=(0.9, 0.4, 0.25), broken_by={}, ended="rounds")
+STILL_WINNING = {
+    "it made all its rounds": (FALLS, "adaptive", 0.15),
+    "of a surrogate": (FALLS, "transfer", None),
+    "it ended idle": (FALLS.model_copy(update={"ended": "idle"}), "adaptive", None),
+    "an older record": (FALLS.model_copy(update={"ended": None}), "adaptive", None),
+    "its last round broke nothing": (
+        FALLS.model_copy(update={"standing": (0.9, 0.4, 0.4)}),
+        "adaptive",
+        0.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", STILL_WINNING)
+def test_a_search_that_was_still_winning_is_unconverged(what):
+    rounds, knowledge, lost = STILL_WINNING[what]
+    flagged = FlaggedCell(
+        task=load_task(DEFAULT),
+        n=4,
+        eps=0.1,
+        eot=1,
+        knowledge=knowledge,
+        access="gradient",
+        is_control=False,
+        is_stochastic=False,
+        objective="label",
+    )
+    units = [Unit(tensors={}, header={"costs": make_costs(record(1, n=4), 4)})]
+    values = [
+        flag.value
+        for flag in make_flags(flagged, units, 0.0, rounds)
+        if flag.code == FlagCode.UNCONVERGED
+    ]
+    assert values == ([] if lost is None else [pytest.approx(lost)])
+
+
+def test_the_claim_of_a_search_that_was_still_winning_is_a_bound():
+    for flags, is_bound in (([Flag(code=FlagCode.UNCONVERGED, value=0.15)], True), ([], False)):
+        records = [*complete(), persist(8, rounds=FALLS, flags=flags)]
+        text = format_claim(table(records).rows[0].claim)
+        bound = "claim: ladder-2, <= 0.8 % right (unconverged)"
+        assert text.startswith(bound) is is_bound
 
 
 @pytest.mark.parametrize("note", [ROUND_NOTE, MOVE_NOTE, COUNT_NOTE])

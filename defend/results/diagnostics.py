@@ -28,7 +28,8 @@ FLAG_TEXTS: dict[FlagCode, str] = {
     FlagCode.UNCHANGED_IMAGES: "nothing changed: the attack returned every image as it was",
     FlagCode.LOSS_FELL: "loss fell: the attack lowered the loss that it should raise",
     FlagCode.UNCONVERGED: (
-        "unconverged: accuracy still fell by {points} points in the last fifth of the queries"
+        "unconverged: accuracy still fell by {points} points in the last fifth of the queries,"
+        " or in the last round of a search"
     ),
     FlagCode.NO_DRAW_CHANGES_A_PIXEL: (
         "nothing drawn: the card says stochastic=True, and no draw changed a pixel"

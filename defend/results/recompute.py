@@ -33,7 +33,8 @@ def compare_with_units(record: Record, units: Sequence[Unit]) -> Iterator[str]:
     try:
         task, clusters = load_task(record.task), record.clusters
         measured = measure_units(task, record.seed, units, curve, clusters)
-        flags = make_flags(_flagged(record), units, curve.accuracy_lost_late() if curve else 0.0)
+        lost_late = curve.accuracy_lost_late() if curve else 0.0
+        flags = make_flags(_flagged(record), units, lost_late, measured["rounds"])
     except (KeyError, ValueError, RuntimeError) as e:  # tensors or costs of another kind of cell
         yield f"its units are not those of such a cell: {type(e).__name__}: {e}"
         return
