@@ -19,6 +19,8 @@ from defend.records import Flag, FlagCode
 from defend.results.cell_notes import list_rounds
 from defend.results.claim_text import format_claim
 from defend.results.diagnostics import SignCode
+from defend.results.numbers import name_single_gradient
+from defend.results.searches import searches_every_gradient
 from defend.search_moves import ENDS, GRADIENTS, LOSSES, NEVER, STARTS, Move
 from defend.tasks.registry import DEFAULT, load_task
 from defend.unit_files import Unit
@@ -154,8 +156,36 @@ def test_the_page_says_how_far_the_search_came_and_what_broke_most():
     assert list_rounds([nothing])[0].endswith("none broke")
 
 
-def test_the_search_tries_other_gradients_than_the_one_it_is_run_with():
-    rounds = SearchRounds(standing=(0.9,), broken_by={})
-    for search, is_sign in ((persist(rounds=rounds), False), (persist(), True)):
-        codes = [sign.code for sign in table([search]).rows[0].claim.signs]
-        assert (SignCode.DECLARED_GRADIENT_ALONE in codes) is is_sign
+def test_only_a_search_of_the_scored_pipeline_stands_below_the_table():
+    rounds = SearchRounds(standing=(0.9, 0.2), broken_by={})
+    others = {"oblivious": None, "transfer": "median+resnet20"}
+    for knowledge, surrogate in others.items():
+        assert not list_rounds([persist(rounds=rounds, knowledge=knowledge, surrogate=surrogate)])
+    assert len(list_rounds([persist(rounds=rounds)])) == 1
+
+
+ROUNDS = SearchRounds(standing=(0.9,), broken_by={})
+KEEPS_TO_ONE = {
+    "every gradient": ({"rounds": ROUNDS}, {}, False),
+    "no rounds": ({}, {}, True),
+    "one gradient by its settings": ({"rounds": ROUNDS}, {"gradients": "declared"}, True),
+    "another attack with rounds": ({"rounds": ROUNDS}, {"gradients": None}, True),
+}
+
+
+@pytest.mark.parametrize("what", KEEPS_TO_ONE)
+def test_a_search_that_keeps_to_the_declared_gradient_is_told(what):
+    changes, fields, is_alone = KEEPS_TO_ONE[what]
+    search = persist(**changes)
+    search = persist(**changes, settings={"attack": {**search.settings.attack, **fields}})
+    row = table([search]).rows[0]
+    codes = [sign.code for sign in row.claim.signs]
+    assert (SignCode.DECLARED_GRADIENT_ALONE in codes) is is_alone
+    assert (name_single_gradient([search]) == "declared only") is is_alone
+
+
+@pytest.mark.parametrize("gradient", ["identity", "learned"])
+def test_a_search_through_a_chosen_gradient_tries_no_other(gradient):
+    assert not searches_every_gradient(persist(rounds=ROUNDS, gradient=gradient))
+    cells = [persist(rounds=ROUNDS, gradient=gradient)]
+    assert name_single_gradient(cells).endswith(" only")

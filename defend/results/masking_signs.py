@@ -13,6 +13,7 @@ from defend.protocols.evidence import at_claim, is_undefended, unbounded_pgd
 from defend.records import Diagnosis, FlagCode, Record
 from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
 from defend.results.diagnostics import SignCode, describe_attack
+from defend.results.searches import searches_every_gradient
 from defend.results.significance import IsStronger, stronger_by_intervals, value_of
 from defend.threat_models import gradient_kind
 
@@ -61,10 +62,10 @@ def find_signs(
 def check_declared_alone(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a purifier was attacked through its declared gradient alone.
 
-    A search in rounds tries the other gradients by itself.
+    A search in rounds may try the other gradients by itself.
     """
     gradients = {r.gradient for r in evaluation.white_box}
-    has_search = any(r.rounds for r in evaluation.white_box)
+    has_search = any(map(searches_every_gradient, evaluation.white_box))
     if gradients != {"declared"} or has_search or is_undefended(evaluation.records[0].defense):
         return None
     return Diagnosis(code=SignCode.DECLARED_GRADIENT_ALONE)
