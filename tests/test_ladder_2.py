@@ -5,6 +5,7 @@ from made_runs import complete, persist, table
 
 from defend.protocols import LADDER_1, LADDER_2, PROTOCOLS, STRONGEST
 from defend.protocols.ladder_1 import RUN_AS_PROTOCOL
+from defend.records import Flag, FlagCode
 from defend.results.claim_text import format_claim
 
 
@@ -44,6 +45,19 @@ def test_a_weaker_search_leaves_the_claim_at_ladder_1(fields):
     claim = claim_of([*complete(), weaker])
     assert (claim.protocol, claim.stands) == ("ladder-1", True)
     assert format_claim(claim).endswith("; ladder-2 attacks further")
+
+
+@pytest.mark.parametrize("gradient", ["identity", "learned", "relaxed:temperature=0.3"])
+def test_a_search_through_a_chosen_gradient_leaves_the_claim_at_ladder_1(gradient):
+    claim = claim_of([*complete(), persist(gradient=gradient)])
+    assert (claim.protocol, claim.stands) == ("ladder-1", True)
+
+
+def test_a_search_that_was_still_winning_claims_no_more_than_a_bound():
+    flags = [Flag(code=FlagCode.UNCONVERGED, value=0.02)]
+    claim = claim_of([*complete(), persist(8, flags=flags)])
+    assert (claim.protocol, claim.stands, claim.unconverged) == ("ladder-2", True, True)
+    assert not claim_of([*complete(), persist(8)]).unconverged
 
 
 def test_what_is_missing_is_said_of_the_protocol_that_was_run():
