@@ -31,6 +31,9 @@ class AttackCard:
     # True: an image's result is the same alone, in any batch and order. Attacks of ART draw noise
     # by row and call, so that theirs is not.
     per_image: bool = True
+    # True: through the declared gradient it tries other gradients, too, by itself. Through any
+    # other, which the caller chose, it takes that one alone.
+    chooses_gradients: bool = False
 
     def __post_init__(self) -> None:
         check_choice(self, "access")

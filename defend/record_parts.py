@@ -47,11 +47,24 @@ class ScoredWeights(RecordPart):
     defense: Mapping[str, str] = {}
 
 
+End = Literal["nothing stands", "idle", "rounds"]
+
+
 class SearchRounds(RecordPart):
     """How far a search in rounds came."""
 
     standing: tuple[float, ...]  # the share of images not broken: at first, after round 1, 2, ...
     broken_by: Mapping[str, int]  # how it attacked -> how many images that broke
+    # Why it ended: "rounds" if it made all its rounds and images still fell. The worst reason of
+    # its units; None in records of older versions, which do not say it.
+    ended: End | None = None
+
+    @property
+    def lost_last(self) -> float | None:
+        """Return the share of images that the last round broke, if the search was still winning."""
+        if self.ended != "rounds" or len(self.standing) < 2:
+            return None
+        return max(0.0, self.standing[-2] - self.standing[-1])
 
 
 class ClassShares(RecordPart):

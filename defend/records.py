@@ -47,7 +47,7 @@ class FlagCode(StrEnum):
     UNDEFINED_GRADIENT = "undefined_gradient"
     UNCHANGED_IMAGES = "unchanged_images"  # the attack returned every image as it was
     LOSS_FELL = "loss_fell"  # the attack lowered the loss that it should raise
-    UNCONVERGED = "unconverged"  # value: accuracy lost in the last fifth of the queries
+    UNCONVERGED = "unconverged"  # value: accuracy lost in the last fifth of the queries, or round
     NO_DRAW_CHANGES_A_PIXEL = "no_draw_changes_a_pixel"  # the card says stochastic=True
     GRADIENT_OF_ONE_DRAW = "gradient_of_one_draw"  # a stochastic defense attacked without EOT
     SCORES_OF_ONE_DRAW = "scores_of_one_draw"  # a stochastic defense searched by single draws

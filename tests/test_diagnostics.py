@@ -291,7 +291,8 @@ FLAGS = {
     FlagCode.UNDEFINED_GRADIENT: (150, "undefined gradient: 150 of 200 images"),
     FlagCode.UNCONVERGED: (
         0.015,
-        "unconverged: accuracy still fell by 1.5 points in the last fifth of the queries",
+        "unconverged: accuracy still fell by 1.5 points in the last fifth of the queries,"
+        " or in the last round of a search",
     ),
     FlagCode.NOT_FINITE: ("a {brace}", "a {brace} is not a finite number"),
     FlagCode.FEW_IMPOSTORS_AT_FAR_01: (

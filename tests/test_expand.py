@@ -70,6 +70,14 @@ LEVELS_OF = {
         {"attacks": ["art:name=DeepFool"], "eps": "0.1"},
         [("adaptive", "identity"), ("adaptive", "declared")],
     ),
+    "an attack that tries the other gradients by itself": (
+        {"attacks": ["persist"], "defenses": ["jpeg"]},
+        [("oblivious", "declared"), ("adaptive", "declared")],
+    ),
+    "such an attack through named gradients": (
+        {"attacks": ["persist"], "knowledge": "adaptive", "gradients": ["identity", "declared"]},
+        [("adaptive", "identity"), ("adaptive", "declared")],
+    ),
     "scores": ({"attacks": ["art:name=SquareAttack,access=scores,max_iter=5"]}, [("query", None)]),
 }
 

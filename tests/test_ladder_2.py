@@ -4,7 +4,8 @@ import pytest
 from made_runs import complete, persist, table
 
 from defend.protocols import LADDER_1, LADDER_2, PROTOCOLS, STRONGEST
-from defend.protocols.ladder_1 import RUN_AS_PROTOCOL
+from defend.protocols.protocol import ORDER, RUN_AS_PROTOCOL
+from defend.records import Flag, FlagCode
 from defend.results.claim_text import format_claim
 
 
@@ -16,7 +17,15 @@ def test_it_runs_and_requires_all_of_ladder_1():
     assert LADDER_2.attacks[: len(LADDER_1.attacks)] == LADDER_1.attacks
     codes = [{r.code for r in ladder.requirements} for ladder in (LADDER_1, LADDER_2)]
     assert codes[0] < codes[1]
-    assert list(PROTOCOLS) == ["ladder-1", "ladder-2"] and STRONGEST is LADDER_2
+    assert tuple(PROTOCOLS) == ORDER == ("ladder-1", "ladder-2") and STRONGEST is LADDER_2
+
+
+@pytest.mark.parametrize("name", [*ORDER, "ladder-0", None])
+def test_a_record_counts_whichever_ladder_asked_for_it(name):
+    records = [r.replace(protocol=name) for r in [*complete(), persist()]]
+    for ladder in PROTOCOLS.values():
+        codes = [requirement.code for requirement in ladder.missing(records)]
+        assert codes == ([] if name in ORDER else [RUN_AS_PROTOCOL])
 
 
 def test_with_the_search_the_claim_is_of_ladder_2():
@@ -44,6 +53,19 @@ def test_a_weaker_search_leaves_the_claim_at_ladder_1(fields):
     claim = claim_of([*complete(), weaker])
     assert (claim.protocol, claim.stands) == ("ladder-1", True)
     assert format_claim(claim).endswith("; ladder-2 attacks further")
+
+
+@pytest.mark.parametrize("gradient", ["identity", "learned", "relaxed:temperature=0.3"])
+def test_a_search_through_a_chosen_gradient_leaves_the_claim_at_ladder_1(gradient):
+    claim = claim_of([*complete(), persist(gradient=gradient)])
+    assert (claim.protocol, claim.stands) == ("ladder-1", True)
+
+
+def test_a_search_that_was_still_winning_claims_no_more_than_a_bound():
+    flags = [Flag(code=FlagCode.UNCONVERGED, value=0.02)]
+    claim = claim_of([*complete(), persist(8, flags=flags)])
+    assert (claim.protocol, claim.stands, claim.unconverged) == ("ladder-2", True, True)
+    assert not claim_of([*complete(), persist(8)]).unconverged
 
 
 def test_what_is_missing_is_said_of_the_protocol_that_was_run():

@@ -44,6 +44,7 @@ class Persist(Attack):
         access="gradient",
         norms=("Linf", "L2"),
         per_image=False,
+        chooses_gradients=True,
     )
     gradients: Literal["every", "declared"] = "every"  # through which it differentiates
     steps: int = 100  # of each ascent

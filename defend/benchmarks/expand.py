@@ -18,7 +18,8 @@ from defend.dataset import Dataset
 from defend.eps import Eps, take_eps
 from defend.errors import BadParameter, Mismatch, count_of
 from defend.protocols import PROTOCOLS
-from defend.protocols.ladder_1 import EOT, TARGETED_DLR
+from defend.protocols.ladder_1 import EOT
+from defend.protocols.protocol import TARGETED_DLR
 from defend.purifier import LearnedPurifier, Purifier
 from defend.tasks.registry import load_task
 from defend.tasks.task import Task

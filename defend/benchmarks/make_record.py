@@ -174,11 +174,13 @@ def _measure(
         is_stochastic=is_stochastic,
         objective=attack.card.objective,
     )
+    measured = measure_units(cell.task, cell.seed, units, curve, clusters)
+    lost_late = curve.accuracy_lost_late() if curve else 0.0
     return {
-        **measure_units(cell.task, cell.seed, units, curve, clusters),
+        **measured,
         "gradient_error": _gradient_error(cell, components),
         "fitting_split": components.bpda.fitting_split if _is_learned(cell) else None,
-        "flags": make_flags(flagged, units, curve.accuracy_lost_late() if curve else 0.0),
+        "flags": make_flags(flagged, units, lost_late, measured["rounds"]),
     }
 
 

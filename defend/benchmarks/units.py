@@ -73,7 +73,7 @@ class KeyInputs:
         return {
             "attacked": {
                 **self._pipeline(cell.attacked),
-                **self._gradient(cell.attacked),
+                **self._gradient(cell),
                 "drops": cell.threat_model.may_drop,
             },
             "scored": self._pipeline(cell.scored),
@@ -129,16 +129,19 @@ class KeyInputs:
             "defense": self._components.key("defense", pipeline.defense),
         }
 
-    def _gradient(self, pipeline: Pipeline) -> dict[str, str | None]:
+    def _gradient(self, cell: Cell) -> dict[str, str | None]:
         """A learned gradient is its weights.
 
-        Declared and identity are one for a purifier that declares the identity.
+        Declared and identity are one for a purifier that declares the identity, unless the attack
+        goes on from the declared gradient to others.
         """
+        pipeline = cell.attacked
         if pipeline.gradient == "learned":
             network = self._components.bpda.hash(pipeline.classifier, pipeline.defense)
             return {"gradient": "learned", "learned": network}
         declared = self._components.defense(pipeline.defense).card.gradient
-        if pipeline.gradient == "declared" and declared == "identity":
+        goes_on = self._components.attack(cell.bare_attack).card.chooses_gradients
+        if pipeline.gradient == "declared" and declared == "identity" and not goes_on:
             return {"gradient": "identity"}
         return {"gradient": pipeline.gradient}
 

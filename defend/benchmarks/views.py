@@ -82,15 +82,24 @@ def default_views(row: DefenseRow, attack: Attack, text: str) -> Views:
     """Return the levels at which an attack runs, with a line for each at which it cannot."""
     suite = row.suite
     levels = suite.knowledge or default_levels(attack.card.access, bool(suite.surrogates))
-    gradients = suite.gradients or default_gradients(row.purifier, suite.has_every_level)
+    gradients = suite.gradients or default_gradients(
+        row.purifier, suite.has_every_level, attack.card.chooses_gradients
+    )
     views = Views()
     for level in levels:
         views.add(views_at(row, attack, text, level, gradients))
     return views
 
 
-def default_gradients(purifier: Purifier, every: bool) -> Sequence[str]:
-    """Return the gradients of an adaptive attack where the suite names none."""
+def default_gradients(
+    purifier: Purifier, every: bool, chooses_gradients: bool = False
+) -> Sequence[str]:
+    """Return the gradients of an adaptive attack where the suite names none.
+
+    An attack that chooses its gradients begins at the declared one, and tries the others by itself.
+    """
+    if chooses_gradients:
+        return ("declared",)
     gradients = EVERY_GRADIENT if every else DEFAULT_GRADIENTS
     return (*gradients, *RELAXED_GRADIENTS) if purifier.has_relaxation else gradients
 

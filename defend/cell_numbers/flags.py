@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from defend.record_parts import SearchRounds
 from defend.records import Flag, FlagCode
 from defend.tasks.task import Objective, Task
+from defend.threat_models import THREAT_MODELS
 from defend.unit_files import Unit
 
 FEW_IMPOSTORS = 10  # of fewer, chance moves the FAR of a threshold by a third and more
@@ -36,12 +38,19 @@ class FlaggedCell:
     objective: Objective | None  # of the attack; None where only its card would tell
 
 
-def make_flags(cell: FlaggedCell, units: Sequence[Unit], accuracy_lost_late: float) -> list[Flag]:
+def make_flags(
+    cell: FlaggedCell,
+    units: Sequence[Unit],
+    accuracy_lost_late: float,
+    rounds: SearchRounds | None = None,
+) -> list[Flag]:
     """Return the flags of a cell; without its objective not those that depend on it.
 
     accuracy_lost_late: how far accuracy fell in the last fifth of the queries, in [0, 1].
+    rounds: of a search in rounds.
     """
     flags: list[Flag] = []
+    still_fell = rounds.lost_last if rounds and _attacks_scored(cell) else None
     if not cell.is_control:
         flags += _of_costs(cell, units)
         if cell.objective == "label" and not cell.task.label_is_goal:
@@ -49,11 +58,18 @@ def make_flags(cell: FlaggedCell, units: Sequence[Unit], accuracy_lost_late: flo
     flags += _of_thresholds(units)
     if accuracy_lost_late:
         flags.append(Flag(code=FlagCode.UNCONVERGED, value=accuracy_lost_late))
+    elif still_fell is not None:
+        flags.append(Flag(code=FlagCode.UNCONVERGED, value=still_fell))
     if cell.is_stochastic:
         if not any(unit.header["costs"]["draws_differ"] for unit in units):
             flags.append(Flag(code=FlagCode.NO_DRAW_CHANGES_A_PIXEL))
         flags += _of_eot(cell)
     return flags
+
+
+def _attacks_scored(cell: FlaggedCell) -> bool:
+    """Return True if the attacked pipeline is the scored one."""
+    return THREAT_MODELS[cell.knowledge].attacks == "scored pipeline"
 
 
 def _of_costs(cell: FlaggedCell, units: Sequence[Unit]) -> Iterator[Flag]:

@@ -38,7 +38,7 @@ def measure_units(
         **describe(task, seed, score, clean, clusters),
         **_measure_details(task, seed, units, clusters),
         "accuracy_after": curve.accuracy_at_marks() if curve else None,
-        "rounds": read_rounds(units),
+        "rounds": read_rounds(units, clusters),
         **_sum_costs(units, len(score)),
     }
 

@@ -5,21 +5,16 @@ One object says both what is run and what is required, so that the two cannot di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from defend.eps import Eps
-from defend.losses import MIN_CLASSES
 from defend.protocols.evidence import (
     MIN_DRAWS,
     MIN_IMAGES,
     UNBOUNDED_STEPS,
-    evidence,
     has_enough_draws,
     is_at_claim_eps,
     is_from_same_purifier,
-    is_undefended,
     unbounded_pgd,
 )
 from defend.protocols.images import (
@@ -31,77 +26,23 @@ from defend.protocols.images import (
     shows_several_classes,
     tells_of_its_images,
 )
-from defend.records import Record
+from defend.protocols.protocol import (
+    TARGETED_DLR,
+    Observed,
+    Protocol,
+    ProtocolAttack,
+    Requirement,
+    all_records,
+    holds_of_records,
+    run_as,
+    was_attacked_by,
+)
 from defend.tasks.registry import load_task
 
 NAME = "ladder-1"
-STRONGER = ("ladder-2",)  # they ask for all that this protocol asks for
-RUN_AS_PROTOCOL = "run_as_protocol"
 NO_PROTOCOL = "task"  # what is missing at a task other than classification
-GRADIENTS = ("declared", "identity", "learned")  # through which it attacks
 EOT = 20  # copies over which the gradient of a stochastic pipeline is averaged
-TARGETED_DLR = MIN_CLASSES["dlr-targeted"]  # classes below which the loss has no denominator
 UNBOUNDED = Eps(text="1", value=1.0)  # in L-inf: any image at all
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProtocolAttack:
-    """One attack at one level: how it is run, and the least that a claim accepts."""
-
-    name: str
-    level: str
-    settings: Mapping[str, Any] = field(default_factory=dict)  # as run, and exactly as required
-    amounts: Mapping[str, int] = field(default_factory=dict)  # as run: steps, queries
-    accepts: Mapping[str, int] | None = None  # at least so much; None: the amounts
-    stochastic: bool | None = None  # run on stochastic or deterministic pipelines alone; None: all
-    classes: int = 2  # run where there are at least so many classes
-    gradients: tuple[str, ...] = GRADIENTS  # at the level adaptive
-    eot: int = 1  # copies that a claim needs
-    eps: Eps | None = None  # None: the claim eps
-    norm: str | None = None  # None: the norm of the claim
-
-    def spec(self, norm: str) -> str:
-        """Return the attack's spec in this norm."""
-        fields = {**self.settings, **self.amounts}
-        norm = self.norm or norm
-        if norm != "Linf":
-            fields["norm"] = norm
-        texts = [f"{key}={_format(value)}" for key, value in sorted(fields.items())]
-        return f"{self.name}:{','.join(texts)}"
-
-    def accepts_record(self, record: Record, eot: int | None = None) -> bool:
-        """Return True if the record is of this attack at this level, and strong enough."""
-        used = record.settings.attack
-        return (
-            record.attack_name == self.name
-            and record.knowledge == self.level
-            and record.eot >= (self.eot if eot is None else eot)
-            and all(used.get(key) == value for key, value in self.settings.items())
-            and all(used.get(key, 0) >= least for key, least in self._least(record).items())
-        )
-
-    def _least(self, record: Record) -> dict[str, int]:
-        """Never require more targets than there are wrong classes."""
-        least = dict(self.amounts if self.accepts is None else self.accepts)
-        if "targets" in least:
-            least["targets"] = min(least["targets"], record.classes - 1)
-        return least
-
-    def was_run(self, records: Sequence[Record], eot: int | None = None) -> bool:
-        """Return True if a record is of this attack; at `adaptive` one through each of its
-        gradients.
-        """
-        run = [r for r in records if self.accepts_record(r, eot)]
-        if self.level != "adaptive":
-            return bool(run)
-        required = set(self.gradients)
-        if all(is_undefended(r.defense) for r in records):
-            required.discard("learned")  # there is no purifier to fit a network to
-        return required <= {r.gradient for r in run}
-
-
-def _format(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 _APGD_CE: dict[str, Any] = {"name": "apgd", "settings": {"loss": "ce"}, "amounts": {"steps": 100}}
@@ -138,60 +79,10 @@ UNBOUNDED_PGD = ProtocolAttack(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Observed:
-    """The records that a requirement may look at."""
-
-    evidence: Sequence[Record]  # of one pipeline in one norm, those nearest to a claim
-    defense: Sequence[Record]  # of the same pipeline at every eps and in every norm
-
-
-@dataclass(frozen=True, kw_only=True)
-class Requirement:
-    """Something that a claim needs."""
-
-    code: str
-    title: str
-    is_met: Callable[[Observed], bool]
-    stochastic: bool | None = None  # asked of stochastic or deterministic purifiers alone
-    classes: int = 2  # asked where there are at least so many classes
-
-
 def _transferred(observed: Observed) -> bool:
     """Both transferred attacks count: one says little of what the other does."""
     records = [r for r in observed.evidence if is_from_same_purifier(r)]
     return TRANSFER_APGD.was_run(records) and TRANSFER_PGD.was_run(records)
-
-
-def _all_records(is_met: Callable[[Record], bool]) -> Callable[[Observed], bool]:
-    return lambda observed: all(map(is_met, observed.evidence))
-
-
-def was_attacked_by(attack: ProtocolAttack, code: str, title: str) -> Requirement:
-    """Return the requirement that the attack was run on the pipelines that it is for."""
-    return Requirement(
-        code=code,
-        title=title,
-        is_met=lambda o: attack.was_run(o.evidence),
-        stochastic=attack.stochastic,
-        classes=attack.classes,
-    )
-
-
-def holds_of_records(is_met: Callable[[Record], bool], code: str, title: str) -> Requirement:
-    """Return the requirement that something holds of every record."""
-    return Requirement(code=code, title=title, is_met=_all_records(is_met))
-
-
-def run_as(*names: str) -> Requirement:
-    """Return the requirement that every record was asked for by one of these protocols, the first
-    of which is the claim's own.
-    """
-    return Requirement(
-        code=RUN_AS_PROTOCOL,
-        title=f"run as protocol {names[0]}",
-        is_met=lambda o: bool(o.evidence) and all(r.protocol in names for r in o.evidence),
-    )
 
 
 REQUIREMENTS = (
@@ -228,7 +119,7 @@ REQUIREMENTS = (
     Requirement(
         code="draws",
         title=f"{MIN_DRAWS} draws",
-        is_met=_all_records(has_enough_draws),
+        is_met=all_records(has_enough_draws),
         stochastic=True,
     ),
     holds_of_records(is_at_claim_eps, "claim_eps", "claim eps"),
@@ -253,50 +144,8 @@ REQUIREMENTS = (
         "class_shares",
         "no class above its share in training by more than chance",
     ),
-    run_as(NAME, *STRONGER),
+    run_as(NAME),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """A complete, versioned evaluation."""
-
-    name: str
-    attacks: tuple[ProtocolAttack, ...]  # in the order in which they are run and printed
-    requirements: tuple[Requirement, ...]
-    eot: int
-    min_draws: int
-
-    def attacks_on(
-        self, stochastic: bool, classes: int, unbounded: bool
-    ) -> Iterator[ProtocolAttack]:
-        """Yield the attacks for a pipeline; unbounded: also those at any eps, in one norm only."""
-        for attack in self.attacks:
-            fits = attack.stochastic in (None, stochastic) and classes >= attack.classes
-            if fits and (unbounded or attack.eps is None):
-                yield attack
-
-    def missing(
-        self, records: Sequence[Record], relatives: Sequence[Record] = ()
-    ) -> list[Requirement]:
-        """Return what keeps the records of one pipeline in one norm from a claim.
-
-        relatives: records of the same pipeline in other norms.
-        """
-        observed = Observed(evidence=evidence(records), defense=[*records, *relatives])
-        stochastic = any(r.stochastic for r in records)
-        classes = min((r.classes for r in records), default=TARGETED_DLR)
-        return [
-            requirement
-            for requirement in self.requirements
-            if requirement.stochastic in (None, stochastic)
-            and classes >= requirement.classes
-            and not requirement.is_met(observed)
-        ]
-
-    def title(self, code: str) -> str:
-        """Return what the requirement of this code asks for."""
-        return next(r.title for r in self.requirements if r.code == code)
 
 
 LADDER_1 = Protocol(

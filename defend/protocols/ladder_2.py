@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from defend.protocols.ladder_1 import (
-    EOT,
-    LADDER_1,
+from defend.protocols.ladder_1 import EOT, LADDER_1
+from defend.protocols.protocol import (
     RUN_AS_PROTOCOL,
     Protocol,
     ProtocolAttack,
@@ -15,23 +14,19 @@ from defend.protocols.ladder_1 import (
 )
 
 NAME = "ladder-2"
-_PERSIST: dict[str, Any] = {
-    "name": "persist",
-    "level": "adaptive",
-    "settings": {"gradients": "every", "idle_rounds": 2, "gain": 0.005},
-    "gradients": ("declared",),  # the search changes the gradient by itself
-}
-
 PERSIST = ProtocolAttack(
+    name="persist",
+    level="adaptive",
+    settings={"gradients": "every", "idle_rounds": 2, "gain": 0.005},
     amounts={"steps": 100, "targets": 9, "queries": 500, "rounds": 20},
     stochastic=False,
-    **_PERSIST,
+    gradients=("declared",),  # the search changes the gradient by itself
 )
-PERSIST_EOT = ProtocolAttack(
+PERSIST_EOT = replace(
+    PERSIST,
     amounts={"steps": 50, "targets": 3, "queries": 100, "rounds": 10},
     stochastic=True,
     eot=EOT,
-    **_PERSIST,
 )
 
 LADDER_2 = Protocol(
@@ -43,7 +38,7 @@ LADDER_2 = Protocol(
         was_attacked_by(
             PERSIST_EOT, "persist_eot", f"persist x {EOT} until two rounds break less than .5 %"
         ),
-        run_as(NAME, LADDER_1.name),  # what ladder-1 asked for counts here, too
+        run_as(NAME),
     ),
     eot=EOT,
     min_draws=LADDER_1.min_draws,

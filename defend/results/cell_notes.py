@@ -9,6 +9,7 @@ from defend.records import Record
 from defend.results.diagnostics import describe_cell, format_flag, format_measured
 from defend.tasks.registry import load_task
 from defend.tasks.task import Measure
+from defend.threat_models import THREAT_MODELS
 
 MAX_LISTED = 4  # values of eps in a line
 LISTED_MOVES = 4  # of a search: those that broke the most images
@@ -98,8 +99,15 @@ def _format_queries(record: Record) -> str:
 
 
 def list_rounds(records: Sequence[Record]) -> tuple[str, ...]:
-    """Return how far each search in rounds came, and by what it broke images."""
-    return tuple(dict.fromkeys(_format_rounds(r, r.rounds) for r in records if r.rounds))
+    """Return how far each search in rounds came, and by what it broke images.
+
+    A search on another pipeline than the scored one speaks of that pipeline, and is left out.
+    """
+    lines = []
+    for record in records:
+        if record.rounds and THREAT_MODELS[record.knowledge].attacks == "scored pipeline":
+            lines.append(_format_rounds(record, record.rounds))
+    return tuple(dict.fromkeys(lines))
 
 
 def _format_rounds(record: Record, rounds: SearchRounds) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from defend.eps import SAME_EPS
 from defend.protocols import PROTOCOLS, STRONGEST, Protocol
 from defend.protocols.evidence import at_claim, evidence
-from defend.protocols.ladder_1 import NO_PROTOCOL, Requirement
+from defend.protocols.ladder_1 import NO_PROTOCOL
+from defend.protocols.protocol import Requirement
 from defend.protocols.standard_eps import is_standard_eps
 from defend.records import Claim, Diagnosis, Record
 from defend.results.claim_text import format_signs, format_told_apart

@@ -14,6 +14,7 @@ from typing import Any
 from defend.records import Record
 from defend.results.diagnostics import Finding, FindingCode, describe_cell
 from defend.results.grouping import group_by
+from defend.results.searches import fell_to_random_search
 from defend.results.significance import (
     IsStronger,
     stronger_by_intervals,
@@ -55,9 +56,12 @@ def findings_against(record: Record, findings: Iterable[Finding]) -> list[Findin
 
 
 def compare_black_box(records: Sequence[Record], is_stronger: IsStronger) -> Iterator[Finding]:
-    """Compare query and transfer attacks with the best adaptive cell at the same eps."""
+    """Compare query and transfer attacks with the best adaptive cell at the same eps.
+
+    A search whose images fell to its own random search says nothing of a gradient.
+    """
     for group in _groups(records, (*_IMAGES, "eps")):
-        white_box = gradient_cells(group)
+        white_box = [r for r in gradient_cells(group) if not fell_to_random_search(r)]
         if not white_box:
             continue
         for record in group:

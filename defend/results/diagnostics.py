@@ -28,7 +28,8 @@ FLAG_TEXTS: dict[FlagCode, str] = {
     FlagCode.UNCHANGED_IMAGES: "nothing changed: the attack returned every image as it was",
     FlagCode.LOSS_FELL: "loss fell: the attack lowered the loss that it should raise",
     FlagCode.UNCONVERGED: (
-        "unconverged: accuracy still fell by {points} points in the last fifth of the queries"
+        "unconverged: accuracy still fell by {points} points in the last fifth of the queries,"
+        " or in the last round of a search"
     ),
     FlagCode.NO_DRAW_CHANGES_A_PIXEL: (
         "nothing drawn: the card says stochastic=True, and no draw changed a pixel"
@@ -86,6 +87,8 @@ class SignCode(StrEnum):
     NOTHING_DRAWN = "nothing_drawn"
     NO_DRAW_DECIDES = "no_draw_decides"
     BLACK_BOX_BEATS_WHITE_BOX = "black_box_beats_white_box"  # subject: the black-box attack
+    # subject: the search in rounds; value: the share of the images that its random search broke
+    RANDOM_SEARCH_BREAKS_MOST = "random_search_breaks_most"
     OBLIVIOUS_BEATS_ADAPTIVE = "oblivious_beats_adaptive"  # subject: the oblivious attack
     SURVIVES_EPS_1 = "survives_eps_1"  # value: the accuracy that is left
     NO_GRADIENT = "no_gradient"  # subject: which gradient; value: the share of the images
@@ -100,6 +103,9 @@ SIGN_TEXTS: dict[SignCode, str] = {
     SignCode.NOTHING_DRAWN: "its card says stochastic=True, and nothing was drawn",
     SignCode.NO_DRAW_DECIDES: "its card says stochastic=True, and no draw decides anything",
     SignCode.BLACK_BOX_BEATS_WHITE_BOX: "black box beats white box: {subject}",
+    SignCode.RANDOM_SEARCH_BREAKS_MOST: (
+        "most of what {subject} broke, {percent} % of the images, fell to a random search"
+    ),
     SignCode.OBLIVIOUS_BEATS_ADAPTIVE: "oblivious beats adaptive: {subject}",
     SignCode.SURVIVES_EPS_1: "PGD at eps 1 from the clean image leaves {percent} %",
     SignCode.NO_GRADIENT: (

@@ -13,6 +13,11 @@ from defend.protocols.evidence import at_claim, is_undefended, unbounded_pgd
 from defend.records import Diagnosis, FlagCode, Record
 from defend.results.comparisons import compare_black_box, compare_oblivious, gradient_cells
 from defend.results.diagnostics import SignCode, describe_attack
+from defend.results.searches import (
+    fell_to_random_search,
+    searches_every_gradient,
+    share_broken_at_random,
+)
 from defend.results.significance import IsStronger, stronger_by_intervals, value_of
 from defend.threat_models import gradient_kind
 
@@ -61,10 +66,10 @@ def find_signs(
 def check_declared_alone(evaluation: Evaluation) -> Diagnosis | None:
     """Return a sign if a purifier was attacked through its declared gradient alone.
 
-    A search in rounds tries the other gradients by itself.
+    A search in rounds may try the other gradients by itself.
     """
     gradients = {r.gradient for r in evaluation.white_box}
-    has_search = any(r.rounds for r in evaluation.white_box)
+    has_search = any(map(searches_every_gradient, evaluation.white_box))
     if gradients != {"declared"} or has_search or is_undefended(evaluation.records[0].defense):
         return None
     return Diagnosis(code=SignCode.DECLARED_GRADIENT_ALONE)
@@ -102,6 +107,20 @@ def check_black_box(evaluation: Evaluation) -> Diagnosis | None:
         return None
     subject = describe_attack(finding.weaker)
     return Diagnosis(code=SignCode.BLACK_BOX_BEATS_WHITE_BOX, subject=subject)
+
+
+def check_random_search(evaluation: Evaluation) -> Diagnosis | None:
+    """Return a sign if most of what a search in rounds broke withstood every gradient."""
+    cells = gradient_cells(at_claim(evaluation.records))
+    searches = [r for r in cells if fell_to_random_search(r)]
+    if not searches:
+        return None
+    search = max(searches, key=share_broken_at_random)
+    return Diagnosis(
+        code=SignCode.RANDOM_SEARCH_BREAKS_MOST,
+        subject=describe_attack(search),
+        value=share_broken_at_random(search),
+    )
 
 
 def check_oblivious(evaluation: Evaluation) -> Diagnosis | None:
@@ -164,6 +183,7 @@ CHECKS: tuple[FindSign, ...] = (
     check_eot,
     check_randomness,
     check_black_box,
+    check_random_search,
     check_oblivious,
     check_eps_1,
     check_gradients,

@@ -36,7 +36,7 @@ def make_notes(model: Table) -> list[Block]:
         (MEASURE_PAIRS, model.measure_pairs),
         (format_pairs_heading(model.comparisons), [format_pair(p) for p in model.comparisons]),
         ("Accuracy after so many queries:", model.queries),
-        ("Images that stand at first and after each round of a search:", model.rounds),
+        ("Share of images not broken before the search and after each round:", model.rounds),
         ("No claim survives:", model.signs),
         ("What comparing cells shows:", [format_finding(f) for f in model.findings]),
         (UNCONFIRMED, model.unconfirmed),

@@ -12,6 +12,7 @@ from defend.results.comparisons import findings_against
 from defend.results.diagnostics import Finding, FindingCode
 from defend.results.model import Number
 from defend.results.outcomes import Bits, OutcomeReader, Outcomes, clusters_of
+from defend.results.searches import searches_every_gradient
 from defend.results.significance import strongest
 from defend.stats import wilson
 from defend.tasks.registry import load_task
@@ -156,7 +157,7 @@ def name_single_gradient(cells: Sequence[Record]) -> str:
     names = [name for gradient, name in GRADIENT_NAMES.items() if gradient in gradients]
     if not names or cells[0].eps == 0 or is_undefended(cells[0].defense):
         return ""
-    has_search = any(r.rounds for r in cells)  # which tries other gradients by itself
+    has_search = any(map(searches_every_gradient, cells))
     if len(names) == 1:
         return "" if has_search else f"{names[0]} only"
     return " = ".join(names)

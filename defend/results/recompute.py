@@ -33,7 +33,8 @@ def compare_with_units(record: Record, units: Sequence[Unit]) -> Iterator[str]:
     try:
         task, clusters = load_task(record.task), record.clusters
         measured = measure_units(task, record.seed, units, curve, clusters)
-        flags = make_flags(_flagged(record), units, curve.accuracy_lost_late() if curve else 0.0)
+        lost_late = curve.accuracy_lost_late() if curve else 0.0
+        flags = make_flags(_flagged(record), units, lost_late, measured["rounds"])
     except (KeyError, ValueError, RuntimeError) as e:  # tensors or costs of another kind of cell
         yield f"its units are not those of such a cell: {type(e).__name__}: {e}"
         return
@@ -124,8 +125,9 @@ def _other_level(record: Record, inputs: Mapping[str, Any]) -> Iterator[str]:
         yield f"knowledge {record.knowledge} in the record, and its units attacked something else"
         return
     gradient = attacked.get("gradient")
-    # Both names are one attack on a purifier that declares the identity.
-    is_identity = record.declared_gradient == gradient == "identity"
+    # Both names are one attack on a purifier that declares the identity, but for a search in
+    # rounds, which goes on from the declared gradient to others.
+    is_identity = record.declared_gradient == gradient == "identity" and record.rounds is None
     is_alias = is_identity and record.gradient == "declared"
     if record.knowledge == "adaptive" and gradient != record.gradient and not is_alias:
         yield f"gradient {record.gradient} in the record, {gradient} in its units"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from defend.eps import Eps
-from defend.protocols.ladder_1 import GRADIENTS
+from defend.protocols.protocol import GRADIENTS
 from defend.records import Claim, Record, read_records
 from defend.results.build import table
 from defend.results.claim_text import format_claim, name_claim
