@@ -20,8 +20,6 @@ GRADIENTS = (DECLARED, *RELAXED_GRADIENTS, IDENTITY, AUTOGRAD, "none", AUTOGRAD_
 LOSSES = ("margin", "cross entropy", "dlr", "targets", "averaged margin", "square")
 # A random point, the best point so far, or a point that breaks the bare classifier.
 STARTS = ("random", "best", "oblivious")
-# Why a search ended, from the best to the worst reason. Append only.
-ENDS = ("nothing stands", "idle", "rounds")
 NEVER = -1  # instead of a round: the image was not broken
 # Why a search ended, the best reason first: every image was broken, so many rounds broke next to
 # nothing, or all rounds were made while images still fell. Unit files hold the positions.
