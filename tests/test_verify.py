@@ -68,6 +68,55 @@ EDITS = {
     "all draws": ({"all_draws_correct": 0.9}, "all_draws_correct 0.9 in the record, "),
     "costs": ({"forwards": 10000.0}, "forwards 10000 in the record, "),
     "eps": ({"eps": 0.4, "eps_text": "0.4"}, "eps 0.4 in the record, 0.1 in its units"),
+    "the number of eps": ({"eps": 0.4}, "eps 0.4 in the record, 0.1 in its units"),
+    "the text of eps": ({"eps_text": "99/255"}, "eps_text 99/255 in the record, and its eps is"),
+    "no eps": ({"eps_text": "much"}, "eps 'much': expected a number"),
+    "eps of the attack": ({"attack": "pgd:eps=0.4,steps=3"}, "eps of the attack 0.4 in the record"),
+    "a field of the attack": (
+        {"attack": "pgd:steps=5000"},
+        "attack pgd:steps=5000 in the record, and its settings say steps: 3",
+    ),
+    "a field that it has not": (
+        {"attack": "pgd:queries=5000"},
+        "attack pgd:queries=5000 in the record, and its settings say queries: no such field",
+    ),
+    "a field of the defense": (
+        {"defense": "gaussian:sigma=0.3"},
+        "defense gaussian:sigma=0.3 in the record, and its settings say sigma: 0.1",
+    ),
+    "settings of the defense": (
+        {"settings": lambda s: s | {"defense": {"sigma": 0.3}}, "defense": "gaussian:sigma=0.3"},
+        'defense settings {"sigma":0.3} in the record, [{"sigma":0.1}] in its units',
+    ),
+    "settings of the classifier": (
+        {"settings": lambda s: s | {"classifier": s["classifier"] | {"width": 8}}},
+        "classifier settings {",
+    ),
+    "settings of what was attacked": (
+        {"settings": lambda s: s | {"attacked": s["attacked"] | {"defense": {"sigma": 0.3}}}},
+        "attacked defense settings {",
+    ),
+    "a member more": (
+        {"defense": "gaussian:sigma=0.1+gaussian:sigma=0.1"},
+        "and its settings are of 1 member",
+    ),
+    "weights": ({"weights": {"convnet-digits": "0" * 64}}, "weights are not those in its units"),
+    "scored weights": (
+        {"scored_weights": {"classifier": {"convnet-digits": "0" * 64}, "defense": {}}},
+        "weights of the classifier are not those in its units",
+    ),
+    "noise": ({"stochastic": False}, "stochastic False in the record, True in its units"),
+    "access": ({"access": "scores"}, "access scores in the record, gradient in its units"),
+    "classes": ({"classes": 2}, "classes 2 in the record, 10 in its units"),
+    "things": ({"distinct_images": 24}, "distinct_images 24 in the record, and its copies leave"),
+    "a surrogate": (
+        {"surrogate": "median+convnet"},
+        "surrogate defense median in the record, gaussian in its units",
+    ),
+    "a surrogate of another level": (
+        {"surrogate": "gaussian:sigma=0.1+convnet"},
+        "surrogate gaussian:sigma=0.1+convnet in the record, whose level is adaptive",
+    ),
     "norm": ({"norm": "L2"}, "norm L2 in the record, Linf in its units"),
     "seed": ({"seed": 3}, "seed 3 in the record, 0 in its units"),
     "n": ({"n": 1000}, "n 1000 in the record, and its units hold images 0 to 16, 16 to 32"),
