@@ -206,6 +206,6 @@ def test_the_report_and_the_summary_hold_them(tmp_path):
         "ms/image",
     ):
         assert words in text
-    assert "No claim survives" not in text
+    assert "Why there is no claim" not in text
     alone = [cell(tmp_path, [1, 0, 1], **DECLARED)]
-    assert "No claim survives" in write_report([tmp_path], tmp_path / "x", alone)[0].read_text()
+    assert "Why there is no claim" in write_report([tmp_path], tmp_path / "x", alone)[0].read_text()
