@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import UnionType
-from typing import Any, SupportsIndex, get_args, overload
+from typing import Annotated, Any, SupportsIndex, Union, get_args, get_origin, overload
 
 from defend.errors import BadParameter
 from defend.files import user_path
@@ -68,9 +68,13 @@ class Records(list[Record]):
 def _type_of(name: str) -> str | None:
     """Return pandas' type of a field of one value, None for other fields."""
     annotation: Any = Record.model_fields[name].annotation
-    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    is_union = get_origin(annotation) in (UnionType, Union)  # Annotated | None is a typing.Union
+    kinds = get_args(annotation) if is_union else (annotation,)
     of_values = [kind for kind in kinds if kind is not type(None)]
-    return _TYPES.get(of_values[0]) if len(of_values) == 1 else None
+    if len(of_values) != 1:
+        return None
+    kind = of_values[0]
+    return _TYPES.get(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
 
 
 def _measured_of(record: Record) -> dict[str, Measured]:

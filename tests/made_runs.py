@@ -12,6 +12,7 @@ from defend.record_parts import ClassShares, ImageSample
 from defend.records import FILE_NAME, Record
 from defend.results import print_table, table
 from defend.results.claim_text import format_claim
+from defend.spec import parse
 from defend.stats import interval, per_cluster, wilson
 from defend.unit_files import write_unit
 
@@ -148,6 +149,7 @@ def cell(
     score = tensors["score"]
     if select is not None:
         changes = {"stochastic": True, "draws": score.shape[1]} | changes
+    changes = {"settings": typed_settings(changes.get("attack", "pgd"))} | changes
     described = change(PLAIN, n=len(score), **changes)
     keys = []
     for start in range(0, len(score), shard):
@@ -156,6 +158,12 @@ def cell(
         keys.append(write_part(run_dir, described, start, stop, part, x_adv, samples, inputs))
     numbers = measure(score, tensors["clean_score"], described.clusters)
     return change(described, units=keys, **changes | numbers)
+
+
+def typed_settings(attack):
+    """Return the settings in force of an attack without eps: 20 steps, and the fields typed."""
+    (typed,) = parse(attack)
+    return {"attack": {"steps": 20} | dict(typed.without("eps")[0].params)}
 
 
 def make_tensors(score, clean, select, clean_select):

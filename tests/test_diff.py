@@ -10,8 +10,10 @@ from made_runs import DECLARED, IDENTITY, cell, failed, keep
 
 import defend
 from defend.cli import main
+from defend.records import read_records
 from defend.results.run_diff import compare_runs
 from defend.stats import holm, mcnemar
+from defend.unit_files import unit_path
 
 
 def right(count, n=40):
@@ -114,12 +116,18 @@ def test_the_smaller_number_of_images_is_compared(compare):
     assert "n: 40 -> 60 (1 cell)" in diff.changes
 
 
+def sized(size):
+    """Return a setting of the purifier, in the key of the units and in the record."""
+    key = {"scored": {"defense": [{"settings": {"size": size}}]}}
+    return {"inputs": key, "settings": {"defense": {"members": [{"size": size}]}}}
+
+
 CHANGES = {
     "code": ({"inputs": {"code": {"p": "a" * 64}}}, {"inputs": {"code": {"p": "b" * 64}}}),
     "weights": ({"weights": {"net": "a" * 64}}, {"weights": {"net": "b" * 64} | {}}),
     "a setting": (
-        {"inputs": {"scored": {"defense": [{"settings": {"size": 3}}]}}},
-        {"inputs": {"scored": {"defense": [{"settings": {"size": 5}}]}}},
+        sized(3),
+        sized(5),
     ),
     "a version": ({"versions": {"torch": "2.11.0"}}, {"versions": {"torch": "2.12.0"}}),
     "the device": ({"device": "cpu"}, {"device": "NVIDIA H100"}),
@@ -190,6 +198,21 @@ def test_missing_units_are_one_line(tmp_path):
         unit.unlink()
     error = run(old, new, code=2).stderr
     assert "units of the new run are missing or damaged" in error and error.count("\n") == 1
+
+
+def test_a_cell_whose_units_were_deleted_is_not_taken_for_the_same(tmp_path):
+    """Both records name the same units, one was edited, and nothing is there to contradict it."""
+    cells = [(20, IDENTITY), (20, IDENTITY | {"eps": 0.2, "eps_text": "0.2"})]
+    old, new = (make_run(tmp_path / name, cells) for name in ("old", "new"))
+    rows = read_records(new)
+    keep(new, [rows[0].replace(robust_accuracy=0.99), rows[1]])
+    for key in rows[0].units:
+        unit_path(new, key).unlink()
+    diff = compare_runs(old, new)
+    (line,) = diff.not_compared
+    assert "units of the new run are missing or damaged" in line and diff.same == 1
+    text = run(old, new, code=1).stdout
+    assert text.splitlines()[-1] == "no significant difference; 1 cell not compared"
 
 
 def test_json_holds_the_same(tmp_path):

@@ -270,3 +270,10 @@ def test_names_have_rows_of_their_own_and_levels_come_before_attacks(tmp_path):
     assert '<th class="name" colspan="5">' in by_level  # eps, clean, all attacks, two levels
     assert "apgd" not in by_level.split("<h2>Results</h2>")[1].split("How to read this")[0]
     assert "apgd:<wbr>loss=dlr-targeted,<wbr>steps=100</th>" in by_attack
+
+
+def test_each_number_of_images_has_its_own_clause():
+    text = " ".join(
+        printed([record(50, n=n, defense=d) for n, d in ((100, "jpeg"), (500, "median"))]).split()
+    )
+    assert "n = 100: a smoke test; n = 500: below the 1,000 images of a claim." in text

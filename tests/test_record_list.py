@@ -30,6 +30,15 @@ def test_one_row_is_one_cell_with_typed_columns(tmp_path):
     assert frame["error"].tolist()[2] == "no memory"
 
 
+def test_every_field_of_one_value_is_a_column():
+    """A record that sets every field has text or a number in these, however they are declared."""
+    pytest.importorskip("pandas")
+    described = record(100, surrogate="median+resnet20", gradient="declared", protocol="ladder-1")
+    columns = set(Records([described]).to_pandas().columns)
+    scalars = {k for k, v in described if isinstance(v, str | int | float)}
+    assert "surrogate" in scalars and scalars <= columns
+
+
 def test_scores_in_other_units_have_three_columns():
     pytest.importorskip("pandas")
     score = {"value": 31.4, "low": 30.0, "high": 32.0}

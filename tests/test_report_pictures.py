@@ -62,6 +62,8 @@ def test_over_budget_every_series_shows_its_largest_eps(tmp_path):
     budget = sum(len(picture.png) for picture in every) // 3 + 2000
     chosen, left_out = make_image_examples(records, [folder], budget=budget)
     assert left_out == 18 - len(chosen)
+    with_others = [*records, cell(tmp_path, [1, 0], **DECLARED), failed(**DECLARED)]
+    assert make_image_examples(with_others, [folder], budget=budget)[1] == left_out
     assert [picture.eps_text for picture in chosen[:6]] == ["16/255"] * 6
     assert len({(picture.defense, picture.level) for picture in chosen}) == 6
     assert f"{left_out} more cells" not in read_page(folder)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import defend
 from defend.errors import BadParameter
@@ -47,6 +47,27 @@ def test_each_cell_has_the_first_images_of_all_its_ranges(kept):
     for _, tensors in files.items():
         assert set(tensors) == {"clean", "adversarial", "purified", "index"}
         assert all(len(batch) == len(tensors["index"]) for batch in tensors.values())
+
+
+def clean_images(out):
+    return [tensors["clean"] for tensors in saved(out).values()]
+
+
+def test_images_of_another_split_are_kept_beside(tmp_path):
+    for split in ("test", "val"):
+        run(tmp_path, 4, defenses=["none"], split=split)
+    first, second = clean_images(tmp_path)
+    assert not torch.equal(first, second)
+
+
+def test_images_of_other_data_take_the_place_of_earlier_ones(tmp_path):
+    """As where a folder of images has changed, so that its name is the same."""
+    run(tmp_path, 4, defenses=["none"])
+    (file,) = (tmp_path / "images").rglob("*.safetensors")
+    tensors = load_file(file)
+    save_file(tensors | {"clean": 1 - tensors["clean"]}, file, {"data": "0" * 64})
+    run(tmp_path, 4, defenses=["none"])
+    assert torch.equal(clean_images(tmp_path)[0], tensors["clean"])
 
 
 def test_they_are_the_images_of_the_evaluation(kept):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from defend.cli import main
 from defend.records import Flag, FlagCode, read_records
 from defend.results import table
 from defend.results.report import write_report
+from defend.results.report.data_files import format_csv
 from defend.results.text_report import format_report
 from defend.results.verify import ProblemCode, verify_record, verify_run
 from defend.unit_files import read_unit, unit_path, write_unit
@@ -68,6 +70,55 @@ EDITS = {
     "all draws": ({"all_draws_correct": 0.9}, "all_draws_correct 0.9 in the record, "),
     "costs": ({"forwards": 10000.0}, "forwards 10000 in the record, "),
     "eps": ({"eps": 0.4, "eps_text": "0.4"}, "eps 0.4 in the record, 0.1 in its units"),
+    "the number of eps": ({"eps": 0.4}, "eps 0.4 in the record, 0.1 in its units"),
+    "the text of eps": ({"eps_text": "99/255"}, "eps_text 99/255 in the record, and its eps is"),
+    "no eps": ({"eps_text": "much"}, "eps 'much': expected a number"),
+    "eps of the attack": ({"attack": "pgd:eps=0.4,steps=3"}, "eps of the attack 0.4 in the record"),
+    "a field of the attack": (
+        {"attack": "pgd:steps=5000"},
+        "attack pgd:steps=5000 in the record, and its settings say steps: 3",
+    ),
+    "a field that it has not": (
+        {"attack": "pgd:queries=5000"},
+        "attack pgd:queries=5000 in the record, and its settings say queries: no such field",
+    ),
+    "a field of the defense": (
+        {"defense": "gaussian:sigma=0.3"},
+        "defense gaussian:sigma=0.3 in the record, and its settings say sigma: 0.1",
+    ),
+    "settings of the defense": (
+        {"settings": lambda s: s | {"defense": {"sigma": 0.3}}, "defense": "gaussian:sigma=0.3"},
+        'defense settings {"sigma":0.3} in the record, [{"sigma":0.1}] in its units',
+    ),
+    "settings of the classifier": (
+        {"settings": lambda s: s | {"classifier": s["classifier"] | {"width": 8}}},
+        "classifier settings {",
+    ),
+    "settings of what was attacked": (
+        {"settings": lambda s: s | {"attacked": s["attacked"] | {"defense": {"sigma": 0.3}}}},
+        "attacked defense settings {",
+    ),
+    "a member more": (
+        {"defense": "gaussian:sigma=0.1+gaussian:sigma=0.1"},
+        "and its settings are of 1 member",
+    ),
+    "weights": ({"weights": {"convnet-digits": "0" * 64}}, "weights are not those in its units"),
+    "scored weights": (
+        {"scored_weights": {"classifier": {"convnet-digits": "0" * 64}, "defense": {}}},
+        "weights of the classifier are not those in its units",
+    ),
+    "noise": ({"stochastic": False}, "stochastic False in the record, True in its units"),
+    "access": ({"access": "scores"}, "access scores in the record, gradient in its units"),
+    "classes": ({"classes": 2}, "classes 2 in the record, 10 in its units"),
+    "things": ({"distinct_images": 24}, "distinct_images 24 in the record, and its copies leave"),
+    "a surrogate": (
+        {"surrogate": "median+convnet"},
+        "surrogate defense median in the record, gaussian in its units",
+    ),
+    "a surrogate of another level": (
+        {"surrogate": "gaussian:sigma=0.1+convnet"},
+        "surrogate gaussian:sigma=0.1+convnet in the record, whose level is adaptive",
+    ),
     "norm": ({"norm": "L2"}, "norm L2 in the record, Linf in its units"),
     "seed": ({"seed": 3}, "seed 3 in the record, 0 in its units"),
     "n": ({"n": 1000}, "n 1000 in the record, and its units hold images 0 to 16, 16 to 32"),
@@ -234,6 +285,34 @@ def test_only_the_numbers_of_the_cell_are_marked(tmp_path):
     assert row.claim.signs[-1].code == "not_confirmed"
     backwards = table(records[::-1], [tmp_path], problems=problems[::-1])
     assert backwards.rows[0].numbers["clean"].is_marked
+
+
+def test_a_claim_of_one_norm_rests_on_the_cells_of_every_norm(tmp_path):
+    """An attack of eps 1 in L-inf is evidence for the claim in L2."""
+    unbounded = {"eps": 1.0, "eps_text": "1"} | DECLARED
+    made = [
+        cell(tmp_path, [1, 0, 1], **f) for f in ({"norm": "L2", "eps": 0.5} | DECLARED, unbounded)
+    ]
+    made[0] = made[0].replace(eps_text="0.5")
+    records = [made[0], made[1].replace(robust_accuracy=0.0)]
+    problems = [verify_record(r, [tmp_path]) for r in records]
+    assert [len(p) for p in problems] == [0, 1]
+    for row in table(records, [tmp_path], problems=problems).rows:
+        assert row.claim.signs[-1].code == "not_confirmed"
+
+
+def test_the_csv_has_the_findings_of_the_page_for_two_spellings_of_a_component(tmp_path):
+    """The stronger attack breaks less. It is known as the same attack of the same purifier."""
+    same = {"pipeline": {"classifier": "a" * 12, "defense": "b" * 12}, "shard": 40}
+    weak = {"knowledge": "query", "attack": "square", "access": "scores"}
+    scores = [np.repeat([1, 0], counts) for counts in ((10, 30), (40, 0))]
+    one = cell(tmp_path, scores[0], defense="median", **same | weak)
+    other = cell(tmp_path, scores[1], defense="median:size=3", **same | DECLARED)
+    model = table([one, other], [tmp_path])
+    text = format_csv([one, other], model.accusations)
+    assert any(model.accusations)
+    codes = [finding.code for findings in model.accusations for finding in findings]
+    assert all(code in text for code in codes)
 
 
 def test_records_without_units_are_not_confirmed(tmp_path):

@@ -57,6 +57,14 @@ def test_the_worst_case_is_over_every_attack_and_level(tmp_path):
     ) in printed(records, [tmp_path])
 
 
+def test_passes_of_units_that_two_cells_share_count_once(tmp_path):
+    declared = cell(tmp_path, [1, 1, 1, 0], **DECLARED)
+    alias = declared.replace(gradient="identity")
+    other = cell(tmp_path, [1, 1, 1, 0], attack="fgsm", **DECLARED)
+    (worst,) = table([declared, alias, other], [tmp_path]).sections[0].worst
+    assert worst.passes == (40.0, 40.0)
+
+
 def test_without_units_it_is_a_bound():
     (worst,) = table([record(100), record(50, **DECLARED)]).sections[0].worst
     assert (worst.number.value, worst.number.bound) == (0.25, True)
@@ -198,6 +206,6 @@ def test_the_report_and_the_summary_hold_them(tmp_path):
         "ms/image",
     ):
         assert words in text
-    assert "No claim survives" not in text
+    assert "Why there is no claim" not in text
     alone = [cell(tmp_path, [1, 0, 1], **DECLARED)]
-    assert "No claim survives" in write_report([tmp_path], tmp_path / "x", alone)[0].read_text()
+    assert "Why there is no claim" in write_report([tmp_path], tmp_path / "x", alone)[0].read_text()

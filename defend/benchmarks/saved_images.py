@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -33,8 +34,18 @@ class SavedImages:
     count: int
 
     def is_complete(self, task: UnitTask, start: int, stop: int) -> bool:
-        """Return True if nothing of this unit has to be saved, or if all of it is there."""
-        return start >= self.count or self._file(task, start, stop).exists()
+        """Return True if nothing of this unit has to be saved, or if all of it is there.
+
+        Images of other data, as of a folder that has changed, are not.
+        """
+        if start >= self.count:
+            return True
+        try:
+            with safe_open(self._file(task, start, stop), "pt") as f:
+                metadata = f.metadata() or {}
+        except (OSError, SafetensorError):
+            return False
+        return bool(metadata.get("data") == task.key_inputs["data"])
 
     def save(self, task: UnitTask, start: int, images: Mapping[str, Tensor]) -> None:
         """Write the images of a unit that begins at place `start`, the tensors last.
@@ -54,7 +65,7 @@ class SavedImages:
             for place, image in enumerate(batch, start):
                 _write_picture(file.parent / f"{place:04d}-{name}.png", image)
         tensors["index"] = torch.arange(start, start + images_wanted)
-        write_file(file, save(tensors))
+        write_file(file, save(tensors, {"data": task.key_inputs["data"]}))
 
     def _file(self, task: UnitTask, start: int, stop: int) -> Path:
         last = min(stop, self.count) - 1
@@ -72,6 +83,7 @@ def name_folder(task: UnitTask) -> str:
     level = "-".join(filter(None, (cell.knowledge, gradient, cell.surrogate)))
     text = f"{cell.defense}_{cell.bare_attack}_{level}_eps-{cell.eps.text}"
     inputs = {k: v for k, v in task.key_inputs.items() if k not in ("range", "data")}
+    inputs |= {"dataset": cell.dataset, "split": cell.split}  # ranges differ in the hash of data
     readable = re.sub(r"[^A-Za-z0-9.=_+]+", "-", text).lstrip(".-")[:NAME_LENGTH]
     return f"{readable}_{cache_key(inputs)[:8]}"
 

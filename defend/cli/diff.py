@@ -39,5 +39,5 @@ def diff(old: Path, new: Path, same: tuple[tuple[str, str], ...], as_json: bool)
         click.echo(json.dumps(diff_to_dict(comparison), allow_nan=False))
     else:
         click.echo(format_diff(comparison), nl=False)
-    if comparison.significant or comparison.failed_in_one or comparison.unconfirmed:
+    if not comparison.is_sound:
         click.get_current_context().exit(CHANGED)

@@ -17,7 +17,7 @@ from defend.results.cell_notes import (
 )
 from defend.results.claim_text import format_claim
 from defend.results.claims import Claims, list_signs, make_claims, refute_claims
-from defend.results.comparisons import compare_cells, find_accusations
+from defend.results.comparisons import compare_cells, find_accusations, findings_against
 from defend.results.defense_pairs import compare_defenses
 from defend.results.diagnostics import Finding
 from defend.results.footnotes import list_surrogates, make_footnotes, make_level_footnotes
@@ -82,6 +82,7 @@ def table(
         queries=list_queries(shown),
         rounds=list_rounds(shown),
         findings=tuple(compare_cells(shown, is_stronger)),
+        accusations=tuple(tuple(findings_against(r, accusations)) for r in shown),
         unconfirmed=list_unconfirmed(unconfirmed),
         training=list_training_marks(shown),
         flags=list_flags(shown),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from defend.cell_numbers.query_curve import MARKS
 from defend.record_parts import SearchRounds
 from defend.records import Record
 from defend.results.diagnostics import describe_cell, format_flag, format_measured
@@ -95,7 +96,7 @@ def _format_queries(record: Record) -> str:
     reached = {count: accuracy for count, accuracy in curve.items() if accuracy is not None}
     accuracies = [f"{100 * value:.1f} % after {int(count):,}" for count, value in reached.items()]
     cell = f"{describe_cell(record)}, eps {record.eps_text}"
-    return f"{cell}: {', '.join(accuracies) or 'fewer than those that are listed'}"
+    return f"{cell}: {', '.join(accuracies) or f'the search made fewer than {MARKS[0]} queries'}"
 
 
 def list_rounds(records: Sequence[Record]) -> tuple[str, ...]:

@@ -21,10 +21,17 @@ def format_diff(diff: RunDiff) -> str:
 
 
 def summarise_diff(diff: RunDiff) -> str:
-    """Return the verdict: "no significant difference", or how many cells differ."""
-    if not diff.significant:
-        return "no significant difference"
-    return f"{len(diff.significant)} of {count_of(len(diff.cells), 'cell')} differ significantly"
+    """Return the verdict: "no significant difference", or how many cells differ.
+
+    Cells that could not be compared are part of it.
+    """
+    verdict = "no significant difference"
+    if diff.significant:
+        cells = count_of(len(diff.cells), "cell")
+        verdict = f"{len(diff.significant)} of {cells} differ significantly"
+    if diff.not_compared:
+        verdict += f"; {count_of(len(diff.not_compared), 'cell')} not compared"
+    return verdict
 
 
 def diff_to_dict(diff: RunDiff) -> dict[str, Any]:

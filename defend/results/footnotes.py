@@ -171,11 +171,13 @@ def _draws(records: Sequence[Record]) -> Iterator[str]:
 
 def _few_images(records: Sequence[Record]) -> Iterator[str]:
     few = sorted({r.n for r in records if r.n < MIN_IMAGES})
-    if few:
-        meaning = f"below the {MIN_IMAGES:,} images of a claim"
-        if few[0] <= SMOKE_TEST:
-            meaning = "a smoke test"
-        yield f"n = {', '.join(map(str, few))}: {meaning}."
+    groups = {
+        "a smoke test": [n for n in few if n <= SMOKE_TEST],
+        f"below the {MIN_IMAGES:,} images of a claim": [n for n in few if n > SMOKE_TEST],
+    }
+    clauses = [f"n = {', '.join(map(str, ns))}: {what}" for what, ns in groups.items() if ns]
+    if clauses:
+        yield f"{'; '.join(clauses)}."
 
 
 def _repeated_images(records: Sequence[Record]) -> Iterator[str]:

@@ -238,6 +238,7 @@ class Table:
     queries: tuple[str, ...]  # accuracy along the queries of a search
     rounds: tuple[str, ...]  # images that stand along the rounds of a search
     findings: tuple[Finding, ...]
+    accusations: tuple[tuple[Finding, ...], ...]  # against each record, in their order
     unconfirmed: tuple[str, ...]  # cells whose units do not give their record again
     training: tuple[str, ...]  # a line for each training mark of a pipeline
     flags: tuple[str, ...]

@@ -32,12 +32,12 @@ def make_notes(model: Table) -> list[Block]:
         title = f"Worst case of each image over everything that was run, {section.title}:"
         blocks.append((title, [format_worst(model, worst) for worst in section.worst]))
     blocks += [
-        ("Measured beside it:", model.measures),
+        ("Other measures of these cells:", model.measures),
         (MEASURE_PAIRS, model.measure_pairs),
         (format_pairs_heading(model.comparisons), [format_pair(p) for p in model.comparisons]),
         ("Accuracy after so many queries:", model.queries),
         ("Share of images not broken before the search and after each round:", model.rounds),
-        ("No claim survives:", model.signs),
+        ("Why there is no claim:", model.signs),
         ("What comparing cells shows:", [format_finding(f) for f in model.findings]),
         (UNCONFIRMED, model.unconfirmed),
         ("What the training knew (marked !):", model.training),

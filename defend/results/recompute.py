@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from math import isclose
 from typing import Any
-
-from pydantic import BaseModel
 
 from defend.cell_numbers.flags import FlaggedCell, make_flags
 from defend.cell_numbers.from_units import make_curve, measure_units
 from defend.cell_numbers.query_curve import QueryCurve
-from defend.hashing import cache_key, canonical_json
+from defend.hashing import cache_key
 from defend.records import Record
+from defend.results.compare_specs import compare_specs
+from defend.results.held_values import as_json, format_held, get_path, is_close
 from defend.spec import parse
 from defend.tasks.registry import DEFAULT, load_task
-from defend.threat_models import NO_CLASSIFIER, NO_DEFENSE, OBJECT_PREFIX, THREAT_MODELS
+from defend.threat_models import (
+    NO_CLASSIFIER,
+    NO_DEFENSE,
+    OBJECT_PREFIX,
+    THREAT_MODELS,
+    Pipeline,
+)
 from defend.unit_files import Unit
 
-TOLERANCE = 1e-6  # of a number that is computed again, perhaps by another version of numpy
 _IN_KEY = ("eps", "norm", "seed", "draws", "eot", "precision", "layout", "threads")
 _PIPELINES = ("classifier", "defense")
 
@@ -40,24 +43,26 @@ def compare_with_units(record: Record, units: Sequence[Unit]) -> Iterator[str]:
         return
     for name, value in measured.items():
         written = getattr(record, name)
-        if not _is_close(_plain(written), _plain(value)):
-            yield f"{name} {_format(written)} in the record, {_format(value)} from its units"
+        if not is_close(as_json(written), as_json(value)):
+            in_record, from_units = format_held(written), format_held(value)
+            yield f"{name} {in_record} in the record, {from_units} from its units"
     present = {flag.code: flag.value for flag in record.flags or ()}
     for flag in flags:
-        if flag.code not in present or not _is_close(present[flag.code], flag.value):
+        if flag.code not in present or not is_close(present[flag.code], flag.value):
             yield f"the flag {flag.code} is not in the record, and its units raise it"
 
 
 def compare_with_keys(record: Record, units: Sequence[Unit]) -> Iterator[str]:
     """Yield a line for each fact of the record that the keys of its units contradict.
 
-    What a key does not hold is not compared: names of data sets, and what trainings knew.
+    What a key does not hold is not compared: docs/reports.md lists it.
     """
     stops = [0, *(int(unit.header["stop"]) for unit in units)]
     starts = [*(int(unit.header["start"]) for unit in units), record.n]
     if starts != stops:
         yield f"n {record.n} in the record, and its units hold images {_ranges(units)}"
     yield from dict.fromkeys(t for u in units for t in _contradictions(record, u.header))
+    yield from compare_specs(record, units)
 
 
 def _contradictions(record: Record, header: Mapping[str, Any]) -> Iterator[str]:
@@ -66,13 +71,13 @@ def _contradictions(record: Record, header: Mapping[str, Any]) -> Iterator[str]:
     facts["task"] = (load_task(record.task).name, inputs.get("task", {}).get("name", DEFAULT))
     facts["attack settings"] = (
         record.model_dump(mode="json")["settings"]["attack"],
-        _get(inputs, "attack", "settings"),
+        get_path(inputs, "attack", "settings"),
     )
     for name in ("versions", "commit", "device"):
         facts[name] = (getattr(record, name), header.get("provenance", {}).get(name))
     for name, (written, held) in facts.items():
-        if held is not None and not _is_close(_plain(written), held):
-            yield f"{name} {_format(written)} in the record, {_format(held)} in its units"
+        if held is not None and not is_close(as_json(written), held):
+            yield f"{name} {format_held(written)} in the record, {format_held(held)} in its units"
     yield from _other_components(record, inputs)
     yield from _other_level(record, inputs)
 
@@ -80,7 +85,7 @@ def _contradictions(record: Record, header: Mapping[str, Any]) -> Iterator[str]:
 def _other_components(record: Record, inputs: Mapping[str, Any]) -> Iterator[str]:
     """Yield which component is another one than the units were computed with."""
     for kind in _PIPELINES:
-        key = _get(inputs, "scored", kind)
+        key = get_path(inputs, "scored", kind)
         written = getattr(record.pipeline, kind)
         if isinstance(key, dict | list) and written and "component" in str(key):
             held = cache_key({"component": key})[: len(written)]
@@ -88,6 +93,11 @@ def _other_components(record: Record, inputs: Mapping[str, Any]) -> Iterator[str
                 yield f"settings or weights of the {kind} are {written}, {held} in its units"
         yield from _other_names(kind, getattr(record, kind), key)
     yield from _other_names("attack", record.bare_attack, inputs.get("attack"))
+    if record.surrogate is not None:
+        surrogate = Pipeline.parse(record.surrogate)
+        for kind in _PIPELINES:
+            key = get_path(inputs, "attacked", kind)
+            yield from _other_names(f"surrogate {kind}", getattr(surrogate, kind), key)
 
 
 def _other_names(kind: str, spec: str, key: Any) -> Iterator[str]:
@@ -96,13 +106,13 @@ def _other_names(kind: str, spec: str, key: Any) -> Iterator[str]:
     Files and objects of the user have no registered name that a key could hold.
     """
     members = key if isinstance(key, list) else [key]
-    names = [_get(member, "component") for member in members]
+    names = [get_path(member, "component") for member in members]
     specs = parse(spec)
     if any(s.file is not None or s.name.startswith(OBJECT_PREFIX) for s in specs):
         return
     typed = [member.name for member in specs]
     is_plain = all(isinstance(name, str) and name and not set(".:") & set(name) for name in names)
-    is_absent = kind == "classifier" and spec == NO_CLASSIFIER
+    is_absent = kind.endswith("classifier") and spec == NO_CLASSIFIER
     if not is_plain or is_absent or "art" in typed:
         return
     if [n.rpartition("/")[2] for n in names] != [n.rpartition("/")[2] for n in typed]:
@@ -118,7 +128,7 @@ def _other_level(record: Record, inputs: Mapping[str, Any]) -> Iterator[str]:
     model = THREAT_MODELS[record.knowledge]
     fits = {
         "scored pipeline": is_same,
-        "bare classifier": _get(attacked, "defense", "component") == NO_DEFENSE,
+        "bare classifier": get_path(attacked, "defense", "component") == NO_DEFENSE,
         "surrogate": not attacked.get("drops", False),
     }[model.attacks]
     if not fits or attacked.get("drops", model.may_drop) != model.may_drop:
@@ -152,43 +162,6 @@ def _flagged(record: Record) -> FlaggedCell:
         is_stochastic=record.stochastic,
         objective=None,
     )
-
-
-def _get(mapping: Any, *path: str) -> Any:
-    for name in path:
-        mapping = mapping.get(name) if isinstance(mapping, Mapping) else None
-    return mapping
-
-
-def _plain(value: Any) -> Any:
-    """Return the value as JSON holds it."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _is_close(a: Any, b: Any) -> bool:
-    """Return True if two values of JSON are the same, numbers up to TOLERANCE."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_is_close(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_is_close, a, b))
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-    # A number that is not finite is None in a record.
-    return bool(a == b) or (a is None and isinstance(b, float) and b - b != 0)
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping | list | tuple | BaseModel):
-        return canonical_json(json.loads(json.dumps(_plain(value), default=str)))
-    return str(value)
 
 
 def _ranges(units: Sequence[Unit]) -> str:

@@ -67,6 +67,12 @@ class RunDiff:
         """Return the cells that differ significantly."""
         return [cell for cell in self.cells if cell.significant]
 
+    @property
+    def is_sound(self) -> bool:
+        """Return True if every common cell was compared, is confirmed, and does not differ."""
+        is_whole = not (self.not_compared or self.failed_in_one or self.unconfirmed)
+        return is_whole and not self.significant
+
 
 def compare_runs(old: Path | str, new: Path | str, same: Sequence[tuple[str, str]] = ()) -> RunDiff:
     """Compare the cells that two run folders have in common, paired over the same images.
@@ -128,13 +134,18 @@ class _Comparison:
 
     @cached_property
     def is_same(self) -> bool:
-        """Return True if both records name the same units, as far as at hand with one content."""
+        """Return True if both records name the same units, and both runs hold them alike.
+
+        Of a cell that failed in both the errors are the same.
+        """
         old, new = self.pair
         if old.units != new.units or old.error != new.error or not old.units:
             return False
+        if old.failed:
+            return True
         before, after = self._outcomes
         if before is None or after is None:
-            return True
+            return False
         return np.array_equal(before.score, after.score) and np.array_equal(
             before.clean_score, after.clean_score
         )

@@ -27,13 +27,17 @@ def find_unconfirmed(
 
 
 def refute_unconfirmed(claims: Claims, unconfirmed: Sequence[Finding]) -> Claims:
-    """Return the claims with a sign where a cell is not confirmed."""
-    cells = Counter(claim_key(finding.stronger) for finding in unconfirmed)
-    refuted = {}
-    for key, number in cells.items():
-        sign = Diagnosis(code=SignCode.NOT_CONFIRMED, value=number)
-        refuted[key] = claims[key].model_copy(update={"signs": (*claims[key].signs, sign)})
-    return {**claims, **refuted}
+    """Return the claims with a sign where a cell of the pipeline is not confirmed, in any norm.
+
+    A claim in one norm rests on cells of another, too: on attacks that no ball holds back.
+    """
+    cells = Counter(claim_key(finding.stronger).in_any_norm() for finding in unconfirmed)
+    refuted = dict(claims)
+    for key, claim in claims.items():
+        if number := cells[key.in_any_norm()]:
+            sign = Diagnosis(code=SignCode.NOT_CONFIRMED, value=number)
+            refuted[key] = claim.model_copy(update={"signs": (*claim.signs, sign)})
+    return refuted
 
 
 def list_unconfirmed(unconfirmed: Sequence[Finding]) -> tuple[str, ...]:

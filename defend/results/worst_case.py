@@ -89,14 +89,17 @@ def _worst_case(
         majority=None if draws is None else _share(draws.mean(1) > 0.5, first),
         control=worst_number(controls, reader)[0] if controls else None,
         controls=len(controls),
-        passes=(
-            sum(r.forwards or 0 for r in attacks),
-            sum(r.backwards or 0 for r in attacks),
-        ),
+        passes=_sum_passes(attacks),
         purify_ms=_purify_ms(cells),
         claim=claims[claim_key(first)],
         cells=tuple(attacks),
     )
+
+
+def _sum_passes(attacks: Sequence[Record]) -> tuple[float, float]:
+    """Return forward and backward passes for each image; cells of the same units made them once."""
+    computed = {r.units or r.cell_id: r for r in attacks}.values()
+    return sum(r.forwards or 0 for r in computed), sum(r.backwards or 0 for r in computed)
 
 
 def _count_candidates(attacks: Sequence[Record], reader: OutcomeReader) -> int:

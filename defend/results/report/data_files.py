@@ -11,7 +11,6 @@ from typing import Any
 
 from defend.records import Measured, Record
 from defend.results.claim_text import format_claim
-from defend.results.comparisons import findings_against
 from defend.results.diagnostics import (
     Finding,
     encode_finding,
@@ -29,11 +28,12 @@ _MEASURED = ("score", "clean_score")  # three columns each
 _LAST = "flags"
 
 
-def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str:
+def format_csv(records: Sequence[Record], accusations: Sequence[Sequence[Finding]]) -> str:
     """Return a line for each cell: fields of one value, what trainings knew in words, and marks.
 
     Flags, the findings that accuse the cell and its training marks are code=value, joined by "; ".
     A cell without a value is empty. A column "run" tells two versions of one component apart.
+    accusations: of each record, as a Table holds them.
     """
     columns = ["run"] if any(r.run for r in records) else []
     columns += [name for name in Record.model_fields if _is_column(name, records)]
@@ -41,10 +41,10 @@ def format_csv(records: Sequence[Record], accusations: Sequence[Finding]) -> str
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*columns, *_measured_columns(measures), _LAST])
-    for record in records:
+    for record, findings in zip(records, accusations, strict=True):
         values = [_to_scalar(record, name) for name in columns]  # None is written as nothing
         values += _measured_values(record, measures)
-        writer.writerow([*values, _encode_marks(record, accusations)])
+        writer.writerow([*values, _encode_marks(record, findings)])
     return out.getvalue()
 
 
@@ -82,9 +82,9 @@ def _to_scalar(record: Record, name: str) -> Any:
     return format_trained_on(value) if name in _TRAININGS else value
 
 
-def _encode_marks(record: Record, accusations: Sequence[Finding]) -> str:
+def _encode_marks(record: Record, findings: Sequence[Finding]) -> str:
     codes = [encode_flag(flag) for flag in record.flags or ()]
-    codes += [encode_finding(finding) for finding in findings_against(record, accusations)]
+    codes += map(encode_finding, findings)
     codes += map(encode_training_mark, find_training_marks(record))
     return "; ".join(dict.fromkeys(codes))
 

@@ -53,13 +53,10 @@ def make_image_examples(
     pictures: dict[int, ImageExamples] = {}
     spent = left_out = 0
     for i in _order_of_choice(records):
-        if left_out:
-            left_out += 1
-            continue
         picture = _make_picture(records[i], run_dirs)
         if picture is None:
             continue
-        if spent + len(picture.png) > budget:
+        if left_out or spent + len(picture.png) > budget:
             left_out += 1
             continue
         pictures[i] = picture

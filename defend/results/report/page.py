@@ -17,7 +17,6 @@ from defend.files import user_path, write_file
 from defend.records import Record
 from defend.results.build import table
 from defend.results.claim_text import name_claim
-from defend.results.comparisons import find_accusations
 from defend.results.diagnostics import format_finding, format_training_mark
 from defend.results.html import make_environment
 from defend.results.model import ADAPTIVE, COLUMNS, LEVEL_COLUMNS, Table, letter_of
@@ -36,7 +35,6 @@ from defend.results.report.marks import format_marks
 from defend.results.report.place import choose_folder
 from defend.results.report.roc import make_rocs
 from defend.results.run_folders import collect_records
-from defend.results.significance import compare_images
 from defend.results.table_text import (
     describe_worst,
     format_count,
@@ -48,7 +46,6 @@ from defend.results.table_text import (
     format_value,
 )
 from defend.results.training_knowledge import format_trained_on
-from defend.results.unconfirmed import find_unconfirmed
 from defend.results.verify import verify_record
 
 HTML, CSV, JSON = "report.html", "results.csv", "summary.json"
@@ -94,13 +91,9 @@ def write_report(
     # Records that are given were made from their units a moment ago.
     problems = [verify_record(r, folders) for r in shown] if records is None else []
     model = table(shown, folders, beside, reader, problems)
-    accusations = [
-        *find_accusations(shown, compare_images(reader)),
-        *find_unconfirmed(shown, problems),
-    ]
     texts = {
         HTML: _format_html(model, shown, folders),
-        CSV: format_csv(shown, accusations),
+        CSV: format_csv(shown, model.accusations),
         JSON: format_json(model),
     }
     folder = choose_folder(folders, place, _FILES, overwrite)
