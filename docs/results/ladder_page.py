@@ -1,11 +1,10 @@
 """Write the table of docs/ladder.md, the same numbers as ladder.csv, and all pairs as
-ladder_pairs.csv, from folders of `defend bench --protocol ladder-2` or `--attack persist`.
+ladder_pairs.csv, from folders of `defend bench --protocol ladder-1`.
 
     python docs/results/ladder_page.py runs/ladder-digits-m runs/ladder-mnist ...
 
-For each defense, norm and data set: the worst case image by image at each level, the accuracy under
-the persistent search alone, the worst case over everything, and what may be claimed. A cell whose
-attacks were not run is empty.
+For each defense, norm and data set: the worst case image by image at each level, the worst case
+over everything, and what may be claimed.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ PAGE = HERE.parent / "ladder.md"
 BEGIN = "<!-- ladder: written by docs/results/ladder_page.py -->"
 END = "<!-- /ladder -->"
 PLACE_COLUMNS = ("dataset", "classifier", "norm", "eps", "n", "defense", "trained_on", "clean")
-SEARCH = "persist"
-COLUMNS = (*PLACE_COLUMNS, *LEVELS, *GRADIENTS, SEARCH, "worst", "low", "high", "claim")
-HEADINGS = ("purifier", "clean", *LEVELS, SEARCH, "worst of all", "trained on", "claim")
+COLUMNS = (*PLACE_COLUMNS, *LEVELS, *GRADIENTS, "worst", "low", "high", "claim")
 PAIR_COLUMNS = tuple(field.name for field in fields(Compared))
 
 
@@ -58,7 +55,6 @@ class LadderRow:
     clean: str
     by_level: Mapping[str, str]
     by_gradient: Mapping[str, str]
-    search: str
     worst: str
     low: str
     high: str
@@ -86,8 +82,7 @@ class LadderRow:
     def to_columns(self) -> dict[str, Any]:
         """Return the values of COLUMNS."""
         values = {name: getattr(self, name) for name in (*PLACE_COLUMNS, "worst", "low", "high")}
-        accuracies = {**self.by_level, **self.by_gradient, SEARCH: self.search}
-        return {**values, **accuracies, "claim": format_claim(self.claim)}
+        return {**values, **self.by_level, **self.by_gradient, "claim": format_claim(self.claim)}
 
 
 def main() -> None:
@@ -149,9 +144,9 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
     for level in LEVELS:
         by_level[level] = format_worst([r for r in worst.cells if r.knowledge == level], reader)
     by_gradient = {}
-    for gradient in GRADIENTS:
+    for gradient in GRADIENTS:  # of attacks that stay with one, as a search in rounds does not
         by_gradient[gradient] = format_worst(
-            [r for r in adaptive if r.gradient == gradient], reader
+            [r for r in adaptive if r.gradient == gradient and r.rounds is None], reader
         )
     return LadderRow(
         dataset=first.dataset,
@@ -166,7 +161,6 @@ def make_row(worst: Worst, reader: OutcomeReader) -> LadderRow:
         clean=format_percent(worst.clean.value),
         by_level=by_level,
         by_gradient=by_gradient,
-        search=format_worst([r for r in adaptive if r.attack_name == SEARCH], reader),
         worst=format_bound(number) + format_percent(number.value),
         low=format_percent(number.low),
         high=format_percent(number.high),
@@ -185,11 +179,11 @@ def format_worst(records: Sequence[Record], reader: OutcomeReader) -> str:
 
 
 def format_page(rows: Sequence[LadderRow]) -> Iterator[str]:
-    headings = " | ".join(HEADINGS)
+    headings = " | ".join(("purifier", "clean", *LEVELS, "worst of all", "trained on", "claim"))
     for heading in dict.fromkeys(row.heading for row in rows):
         yield f"### {heading}\n"
         yield f"| {headings} |"
-        yield "| --- " * len(HEADINGS) + "|"
+        yield "| --- " * (len(LEVELS) + 5) + "|"
         for row in rows:
             if row.heading == heading:
                 yield format_row(row)
@@ -201,7 +195,7 @@ def format_row(row: LadderRow) -> str:
 
     A number is bold if it may be claimed at the eps that the field claims at, and nowhere else.
     """
-    numbers = " | ".join([row.clean, *row.by_level.values(), row.search])
+    numbers = " | ".join([row.clean, *row.by_level.values()])
     worst, claim = row.worst, format_claim(row.claim)
     if row.claim.ranks:
         worst = f"**{worst}**"
