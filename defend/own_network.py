@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 from defend.classifier import Classifier, ClassifierCard, Normalise
 from defend.errors import BadParameter, BadWeights, Mismatch, count_of, one_line
 from defend.files import user_path
-from defend.hashing import hash_source, tensor_sha256
+from defend.hashing import tensor_sha256
 from defend.learned import Frozen
+from defend.object_hash import hash_or_unique
 from defend.trained_on import TrainedOn
 from defend.weights.third_party import fill_network
 
@@ -87,10 +86,11 @@ class OwnNetwork(Classifier):
     """
 
     card = ClassifierCard(paper="none: a network of the user", licence="none: the user's own")
-    _runtime = Classifier._runtime | {"module", "label", "code_modules"}
+    _runtime = Classifier._runtime | {"module", "label", "code_modules", "code_hash"}
     module: nn.Module
     label: str
     code_modules: frozenset[str] = frozenset()  # of the user's files that define it
+    code_hash: str = ""  # of the caller's object, "" where it is still to be taken
     weights: str = AS_GIVEN
     classes: int = 0  # 0: as many as the network gives
     mean: str | float = 0.0
@@ -109,6 +109,9 @@ class OwnNetwork(Classifier):
     def _adopt(self) -> None:
         """Fill the network, and count its classes. Raise BadWeights, Mismatch, BadParameter."""
         self.file = None
+        code_hash = self.code_hash
+        if not self.code_modules:
+            code_hash = code_hash or hash_or_unique(self.module, self.label)
         module = copy.deepcopy(self.module).cpu().float().eval()
         if self.weights == AS_GIVEN:
             state = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
@@ -122,7 +125,7 @@ class OwnNetwork(Classifier):
                 )
             fill_network(module, path, path.name)
             loaded = {}
-        self._code = {} if self.code_modules else {f"{self.label} (code)": hash_code(module)}
+        self._code = {} if self.code_modules else {f"{self.label} (code)": code_hash}
         self._as_given = loaded
         logits = Logits(module)
         self._whole = nn.Sequential(Normalise(self._numbers("mean"), self._numbers("std")), logits)
@@ -187,23 +190,3 @@ class OwnNetwork(Classifier):
     def trained_on(self) -> tuple[TrainedOn, ...]:
         """Nobody but the user knows what the training knew."""
         return (TrainedOn(kind="unknown"),)
-
-
-def hash_code(net: nn.Module) -> str:
-    """Return a hash of the structure of a network and of the source of its classes.
-
-    A class without a source, as one typed into a terminal, counts by its name and structure alone.
-    """
-    classes = {type(module) for module in net.modules()}
-    sources = [_source_of(cls) for cls in sorted(classes, key=lambda cls: cls.__qualname__)]
-    return hashlib.sha256("\n".join([repr(net), *sources]).encode()).hexdigest()
-
-
-def _source_of(cls: type) -> str:
-    """Return the source of a class of the user; the name alone for libraries."""
-    if cls.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "transformers"):
-        return cls.__qualname__
-    try:
-        return hash_source(inspect.cleandoc(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):
-        return cls.__qualname__

@@ -9,8 +9,8 @@ from torch import nn
 import defend
 from defend.benchmarks.live_objects import name_objects
 from defend.errors import BadParameter, MissingData
+from defend.object_hash import hash_object
 from defend.own_arrays import OwnArrays
-from defend.own_network import hash_code
 
 
 class Linear(nn.Module):
@@ -101,8 +101,8 @@ def test_names_are_those_of_what_objects_hold():
 
 
 def test_the_code_of_a_network_is_hashed():
-    assert hash_code(Linear()) != hash_code(Squared())
-    assert hash_code(nn.Sequential(nn.ReLU())) != hash_code(nn.Sequential(nn.SiLU()))
+    assert hash_object(Linear()) != hash_object(Squared())
+    assert hash_object(nn.Sequential(nn.ReLU())) != hash_object(nn.Sequential(nn.SiLU()))
 
 
 def test_arrays_have_as_many_classes_as_the_classifier():
