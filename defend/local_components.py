@@ -75,6 +75,7 @@ def _load_network(
         torch.manual_seed(0)
         network = _call(code, lambda: factory(**own))
     if isinstance(network, Classifier):
+        _refuse_fields(code, rest)
         _name_function(network, code, factory, own)
         return network
     if not isinstance(network, nn.Module):
@@ -88,6 +89,16 @@ def _load_network(
     return classifier
 
 
+def _refuse_fields(code: LocalCode, fields: Mapping[str, Any]) -> None:
+    """Raise BadParameter for fields that a function does not take, where it made a Classifier."""
+    unknown = [key for key in fields if key != "dataset"]
+    if unknown:
+        raise BadParameter(
+            f"classifier {code.label}: has no field {unknown[0]!r}, as the function returns a"
+            " Classifier; let the function take it, or leave it out"
+        )
+
+
 def _name_function(
     component: Any, code: LocalCode, factory: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> None:
@@ -98,8 +109,12 @@ def _name_function(
     bound = inspect.signature(factory).bind_partial(**arguments)
     bound.apply_defaults()
     plain = {key: v for key, v in bound.arguments.items() if isinstance(v, Value)}
-    paths = {key: Path(os.path.expanduser(str(value))) for key, value in plain.items()}  # noqa: PTH111
-    files = {key: file_sha256(path) for key, path in paths.items() if os.path.isfile(path)}  # noqa: PTH113
+    paths = {key: os.path.expanduser(str(v)) for key, v in plain.items()}  # noqa: PTH111
+    files = {
+        key: file_sha256(Path(path))
+        for key, path in paths.items()
+        if os.path.isfile(path)  # noqa: PTH113  any text; it need not be a path
+    }
     texts = {key: repr(value) for key, value in plain.items()}
     identity = canonical_json([code.attribute, texts, files])
     for member in members_of(component):

@@ -237,6 +237,23 @@ def test_images_that_the_network_cannot_take_are_one_line():
         defend.load("./model.py:build,depth=3", "classifier", "digits")
 
 
+CLASSIFIER = """
+import defend
+
+
+def ready():
+    return defend.load("convnet:weights=convnet-digits", "classifier")
+"""
+
+
+@pytest.mark.parametrize("field", ["weights=/nowhere.pt", "mean=0.5", "typo=3"])
+def test_fields_that_a_function_of_a_classifier_does_not_take_are_refused(folder, field):
+    (folder / "ready.py").write_text(CLASSIFIER)
+    assert defend.load("./ready.py:ready", "classifier", "digits").classes == 10
+    with pytest.raises(BadParameter, match=f"has no field '{field.partition('=')[0]}'"):
+        defend.load(f"./ready.py:ready,{field}", "classifier", "digits")
+
+
 # The bench.
 
 
