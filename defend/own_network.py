@@ -35,6 +35,7 @@ class Logits(nn.Module):
         super().__init__()
         self.net = net
         self.gives_probabilities = False
+        self.gives_one_number = False  # for each image, as of the last call
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits. Raise Mismatch if there are none."""
@@ -47,8 +48,9 @@ class Logits(nn.Module):
                 f" {count_of(len(x), 'image')}, got {tuple(scores.shape)}; return logits"
             )
         if self.gives_probabilities:
-            scores = scores.clamp(min=SMALLEST_PROBABILITY).log()
-        if scores.shape[1] == 1:
+            scores = _log_odds(scores)
+        self.gives_one_number = scores.shape[1] == 1
+        if self.gives_one_number:
             scores = torch.cat([torch.zeros_like(scores), scores], 1)
         return scores
 
@@ -70,8 +72,33 @@ def _find_scores(output: Any) -> Tensor:
     return scores
 
 
+def _log_odds(probabilities: Tensor) -> Tensor:
+    """Return log p of each class (b, classes); log p - log(1 - p) of one probability (b, 1)."""
+    logarithms = probabilities.clamp(min=SMALLEST_PROBABILITY).log()
+    if probabilities.shape[1] > 1:
+        return logarithms
+    return logarithms - (1 - probabilities).clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def copy_network(module: nn.Module, label: str) -> nn.Module:
+    """Return a copy of a network. Raise Mismatch if it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as e:  # what a network holds may raise anything when it is copied
+        raise Mismatch(
+            f"{label}: expected a network that can be copied, got {type(e).__name__}:"
+            f" {one_line(e)[:200]}; use torch.nn.utils.parametrizations.weight_norm in place of"
+            " weight_norm, or leave out what cannot be copied"
+        ) from None
+
+
 def are_probabilities(scores: Tensor) -> bool:
-    """Return True if all rows of scores (b, classes) are at least 0 and sum to 1."""
+    """Return True if all rows of scores (b, classes) are at least 0 and sum to 1.
+
+    One column (b, 1) is probabilities if it lies in [0, 1].
+    """
+    if scores.shape[1] == 1:
+        return bool(((scores >= 0) & (scores <= 1)).all())
     sums = scores.sum(1)
     return bool((scores >= 0).all() and ((sums - 1).abs() < SUM_TOLERANCE).all())
 
@@ -112,7 +139,7 @@ class OwnNetwork(Classifier):
         code_hash = self.code_hash
         if not self.code_modules:
             code_hash = code_hash or hash_or_unique(self.module, self.label)
-        module = copy.deepcopy(self.module).cpu().float().eval()
+        module = copy_network(self.module, self.label).cpu().float().eval()
         if self.weights == AS_GIVEN:
             state = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
             loaded = {self.label: tensor_sha256(*state.values())}
@@ -130,7 +157,7 @@ class OwnNetwork(Classifier):
         logits = Logits(module)
         self._whole = nn.Sequential(Normalise(self._numbers("mean"), self._numbers("std")), logits)
         scores = self._try_out()
-        if are_probabilities(scores) and scores.shape[1] > 1:
+        if are_probabilities(scores[:, 1:] if logits.gives_one_number else scores):
             logits.gives_probabilities = True
             warnings.warn(
                 f"{self.label}: the network returns probabilities, of which the logarithm is"

@@ -28,6 +28,7 @@ from defend.loading import load
 from defend.local_components import wrap_network
 from defend.object_hash import hash_object, hash_or_unique, set_identity
 from defend.own_arrays import OwnArrays
+from defend.own_network import copy_network
 from defend.pixel_checks import read_range
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
@@ -146,7 +147,7 @@ def _is_what_its_settings_say(component: Any) -> bool:
 
 def _name_network(value: nn.Module | PyTorchClassifier, data: Dataset | None) -> str:
     """Return the name of a network, which is wrapped when it is loaded."""
-    net = _of_art(value) if isinstance(value, PyTorchClassifier) else copy.deepcopy(value)
+    net = _of_art(value) if isinstance(value, PyTorchClassifier) else _copy(value)
     label = type(value).__name__
     digest = hash_or_unique(net, label)
     name = f"{OBJECT_PREFIX}{label}-{digest[:_HASH_DIGITS]}"
@@ -177,7 +178,11 @@ def _of_art(classifier: PyTorchClassifier) -> nn.Module:
     if standard is not None:
         mean, std = (np.atleast_1d(np.squeeze(v)) for v in (standard.mean, standard.std))
         layers.append(Normalise(tuple(map(float, mean)), tuple(map(float, std))))
-    return nn.Sequential(*layers, copy.deepcopy(classifier.model))
+    return nn.Sequential(*layers, _copy(classifier.model))
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    return copy_network(network, f"classifier {type(network).__name__}")
 
 
 def _register(kind: Kind, value: Any, label: str, digest: str) -> str:
