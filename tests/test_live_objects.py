@@ -123,6 +123,8 @@ BAD_DATA = {
     "float labels": (lambda x, y: (x, y.float()), "expected whole labels"),
     "too few labels": (lambda x, y: (x, y[1:]), "one label for each image"),
     "negative": (lambda x, y: (x, y - 1), "labels from 0 on"),
+    "complex": (lambda x, y: (x + 0j, y), "expected numbers, got"),
+    "bits": (lambda x, y: (x.to(torch.float8_e5m2), y), "expected numbers, got"),
     "lists": (lambda x, y: (x.tolist(), y), "expected an array or a tensor, got list"),
     "three": (lambda x, y: (x, y, 3), r"two arrays \(x, y\), got 3"),
 }
@@ -148,6 +150,12 @@ def test_whole_labels_of_any_type_and_bytes_as_images(dtype):
     torch.testing.assert_close(data.rows("test", 0, 5)[0], rows - 1)
     with pytest.raises(MissingData, match="expected no split but test"):
         data.rows("train", 0, 1)
+
+
+def test_images_in_bfloat16_are_taken():
+    x, y = images(5)
+    rows, _ = OwnArrays(x=x.bfloat16(), y=y).rows("test", 0, 5)
+    assert torch.equal(rows, x.bfloat16().float())
 
 
 BAD_OBJECTS = {
