@@ -17,7 +17,7 @@ from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import BadParameter, BrokenPlugin, DefendError, one_line
 from defend.hashing import canonical_json
-from defend.local_files import LocalCode, locate
+from defend.local_files import LocalCode, locate, siblings_first
 from defend.object_hash import set_identity
 from defend.own_network import OwnNetwork
 from defend.purifier import Purifier
@@ -157,7 +157,8 @@ def _is_class(factory: object, base: type) -> bool:
 def _call(code: LocalCode, make: Callable[[], Any]) -> Any:
     """Return what the user's code makes. Raise BrokenPlugin with its line for what it raises."""
     try:
-        return make()
+        with siblings_first(code.path):  # a function may import when it is called
+            return make()
     except DefendError:
         raise
     except Exception as e:  # the user's code may raise anything
