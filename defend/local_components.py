@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from defend.attack import Attack
+from defend.chain import members_of
 from defend.classifier import Classifier
 from defend.dataset import Dataset
 from defend.errors import BadParameter, BrokenPlugin, DefendError, one_line
-from defend.local_files import LocalCode, locate
+from defend.hashing import canonical_json
+from defend.local_files import LocalCode, locate, siblings_first
+from defend.object_hash import set_identity
 from defend.own_network import OwnNetwork
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
-from defend.spec import Spec
+from defend.spec import Spec, Value
+from defend.weights.header import file_sha256
 
 _TYPES: dict[Kind, type] = {
     "defense": Purifier,
@@ -50,6 +56,8 @@ def load_local(
             f"{kind} {spec.name}: expected a {expected.__name__}, got {type(component).__name__};"
             f" name a subclass of defend.{expected.__name__}, or a function that returns one"
         )
+    if not isinstance(factory, type):
+        _name_function(component, code, factory, params)
     return component
 
 
@@ -67,13 +75,50 @@ def _load_network(
         torch.manual_seed(0)
         network = _call(code, lambda: factory(**own))
     if isinstance(network, Classifier):
+        _refuse_fields(code, rest)
+        _name_function(network, code, factory, own)
         return network
     if not isinstance(network, nn.Module):
         raise BadParameter(
             f"classifier {code.label}: expected an nn.Module, got {type(network).__name__}; name a"
             " class of networks, or a function that returns a network"
         )
-    return wrap_network(network, code.label, dataset, rest, frozenset({code.module_name}))
+    modules = frozenset({code.module_name})
+    classifier = wrap_network(network, code.label, dataset, rest, code_modules=modules)
+    _name_function(classifier, code, factory, own)
+    return classifier
+
+
+def _refuse_fields(code: LocalCode, fields: Mapping[str, Any]) -> None:
+    """Raise BadParameter for fields that a function does not take, where it made a Classifier."""
+    unknown = [key for key in fields if key != "dataset"]
+    if unknown:
+        raise BadParameter(
+            f"classifier {code.label}: has no field {unknown[0]!r}, as the function returns a"
+            " Classifier; let the function take it, or leave it out"
+        )
+
+
+def _name_function(
+    component: Any, code: LocalCode, factory: Callable[..., Any], arguments: Mapping[str, Any]
+) -> None:
+    """Let a component be known by the function that made it: no setting holds its arguments.
+
+    Defaults count as if they were typed, and files by their contents too.
+    """
+    bound = inspect.signature(factory).bind_partial(**arguments)
+    bound.apply_defaults()
+    plain = {key: v for key, v in bound.arguments.items() if isinstance(v, Value)}
+    paths = {key: os.path.expanduser(str(v)) for key, v in plain.items()}  # noqa: PTH111
+    files = {
+        key: file_sha256(Path(path))
+        for key, path in paths.items()
+        if os.path.isfile(path)  # noqa: PTH113  any text; it need not be a path
+    }
+    texts = {key: repr(value) for key, value in plain.items()}
+    identity = canonical_json([code.attribute, texts, files])
+    for member in members_of(component):
+        set_identity(member, identity)
 
 
 def wrap_network(
@@ -81,9 +126,12 @@ def wrap_network(
     label: str,
     dataset: str | Dataset | None,
     fields: Mapping[str, Any],
-    code_modules: frozenset[str] = frozenset(),
+    **code: Any,
 ) -> OwnNetwork:
-    """Return a network as a classifier for the images of a data set. Raise DefendError."""
+    """Return a network as a classifier for the images of a data set. Raise DefendError.
+
+    code: what `OwnNetwork` is told of the code, code_modules or code_hash.
+    """
     unknown = [key for key in fields if key not in OwnNetwork.fields() and key != "dataset"]
     if unknown:
         raise BadParameter(
@@ -93,8 +141,8 @@ def wrap_network(
     shape = {}
     if isinstance(dataset, Dataset):
         shape = {"channels": dataset.channels, "size": dataset.size}
-    settings = {**shape, **fields, "module": module, "label": label, "code_modules": code_modules}
-    return OwnNetwork(**settings)
+    settings = {**shape, **fields, "module": module, "label": label}
+    return OwnNetwork(**settings, **code)
 
 
 def _accepted(factory: Callable[..., Any]) -> Collection[str]:
@@ -109,7 +157,8 @@ def _is_class(factory: object, base: type) -> bool:
 def _call(code: LocalCode, make: Callable[[], Any]) -> Any:
     """Return what the user's code makes. Raise BrokenPlugin with its line for what it raises."""
     try:
-        return make()
+        with siblings_first(code.path):  # a function may import when it is called
+            return make()
     except DefendError:
         raise
     except Exception as e:  # the user's code may raise anything

@@ -8,10 +8,13 @@ beside the file can be imported, and count as parts of it.
 from __future__ import annotations
 
 import ast
+import hashlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import invalidate_caches
 from importlib.metadata import EntryPoint
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -24,6 +27,7 @@ from defend.hashing import hash_source
 
 PREFIX = "local_"  # of the names of their modules
 _HASH_DIGITS = 12
+_folders: list[str] = []  # of the files that were imported, the last one at the end
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,18 @@ class LocalCode:
     @property
     def module_name(self) -> str:
         """The name of the file's module. Raise BadParameter if the file cannot be read."""
-        digest = hash_source(self._source())[:_HASH_DIGITS]
+        digest = self._digest()[:_HASH_DIGITS]
         stem = "".join(c if c.isalnum() else "_" for c in self.path.stem)
         return f"{PREFIX}{stem}_{digest}"
+
+    def _digest(self) -> str:
+        """Return the hash of the file, and of the modules beside it that it imports."""
+        source = self._source()
+        beside = imported_siblings(self.path, source)
+        if not beside:
+            return hash_source(source)
+        texts = [f"{path.name} {_hash_file(path)}" for path in beside]
+        return hashlib.sha256("".join([hash_source(source), *texts]).encode()).hexdigest()
 
     def _source(self) -> str:
         """Return the text of the file, which is Python. Raise BadParameter."""
@@ -99,15 +112,13 @@ class LocalCode:
         name = self.module_name
         if name in sys.modules:
             return sys.modules[name]
-        folder = str(self.path.parent.resolve())
-        if folder not in sys.path:
-            sys.path.append(folder)  # the last: a file beside it hides no installed package
         spec = spec_from_file_location(name, self.path.resolve())
         assert spec is not None and spec.loader is not None
         module = module_from_spec(spec)
         sys.modules[name] = module
         try:
-            spec.loader.exec_module(module)
+            with siblings_first(self.path):
+                spec.loader.exec_module(module)
         except (Exception, SystemExit) as e:  # the user's code may raise anything
             del sys.modules[name]
             raise self._describe(e) from e
@@ -126,6 +137,89 @@ class LocalCode:
             f"{place}: {type(error).__name__}: {one_line(error)}; mend the file (--debug before the"
             " command shows the traceback)"
         )
+
+
+@contextmanager
+def siblings_first(path: Path) -> Iterator[None]:
+    """Let the code of a file import the modules beside it, not those of another file's folder.
+
+    The folder stays the last of `sys.path`: a file beside it hides no installed package.
+    """
+    folder = str(path.parent.resolve())
+    others = {other for other in _folders if other != folder}
+    _folders[:] = [*(other for other in _folders if other != folder), folder]
+    _forget_siblings(folder, others)
+    before = list(sys.path)
+    sys.path[:] = [place for place in before if str(Path(place).resolve()) not in others]
+    sys.path[:] = sys.path if folder in sys.path else [*sys.path, folder]
+    invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before if folder in before else [*before, folder]
+
+
+def _forget_siblings(folder: str, others: set[str]) -> None:
+    """Take modules of other folders out of `sys.modules` whose names are those of this folder's."""
+    names = _names_beside(Path(folder))
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        file = getattr(sys.modules.get(top, module), "__file__", None)
+        if (
+            top in names
+            and file
+            and {str(p) for p in list(Path(file).resolve().parents)[:2]} & others
+        ):
+            del sys.modules[name]
+
+
+def _names_beside(folder: Path) -> set[str]:
+    modules = {path.stem for path in folder.glob("*.py")}
+    return modules | {path.parent.name for path in folder.glob("*/__init__.py")}
+
+
+def imported_siblings(path: Path, source: str) -> list[Path]:
+    """Return the files of the modules beside a file that it imports, however deep, sorted.
+
+    Of a package all files count.
+    """
+    todo, reached = [source], set[Path]()
+    while todo:
+        for name in _imported_names(todo.pop()):
+            file, package = path.parent / f"{name}.py", path.parent / name
+            files = [file] if file.is_file() else []
+            if (package / "__init__.py").is_file():
+                files = list(package.rglob("*.py"))
+            new = [item for item in files if item not in reached and item != path]
+            reached.update(new)
+            todo += map(_read, new)
+    return sorted(reached)
+
+
+def _hash_file(path: Path) -> str:
+    try:
+        return hash_source(_read(path))
+    except (SyntaxError, ValueError):  # importing it says where
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def _imported_names(source: str) -> set[str]:
+    """Return the top-level modules that Python code imports, inside functions too."""
+    names: set[str] = set()
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # importing it says where
+        return names
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
 
 
 def locate(error: BaseException, path: Path) -> str:
@@ -149,9 +243,7 @@ def sibling_modules(module: str) -> set[str]:
     file = getattr(sys.modules.get(module), "__file__", None)
     if not module.startswith(PREFIX) or file is None:
         return set()
-    folder = Path(file).parent
-    modules = {path.stem for path in folder.glob("*.py")}
-    return modules | {path.parent.name for path in folder.glob("*/__init__.py")}
+    return _names_beside(Path(file).parent)
 
 
 def _is_defined_in(value: Any, module: ModuleType) -> bool:

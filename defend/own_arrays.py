@@ -92,9 +92,18 @@ def to_labels(y: Any, n: int) -> Tensor:
     return check_labels(array, n, 0, NAME)
 
 
+def _as_array(value: Tensor, name: str) -> np.ndarray:
+    """Return the array of a tensor; numpy has no bfloat16. Raise BadParameter for what it lacks."""
+    try:
+        values = value.float() if value.dtype == torch.bfloat16 else value
+        return values.detach().cpu().resolve_conj().numpy()
+    except (TypeError, RuntimeError):
+        raise BadParameter(f"data {name}: expected numbers, got {value.dtype}") from None
+
+
 def _to_array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        value = _as_array(value, name)
     if not isinstance(value, np.ndarray):
         raise BadParameter(
             f"data {name}: expected an array or a tensor, got {type(value).__name__}"

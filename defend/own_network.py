@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +13,9 @@ from torch import Tensor, nn
 from defend.classifier import Classifier, ClassifierCard, Normalise
 from defend.errors import BadParameter, BadWeights, Mismatch, count_of, one_line
 from defend.files import user_path
-from defend.hashing import hash_source, tensor_sha256
+from defend.hashing import tensor_sha256
 from defend.learned import Frozen
+from defend.object_hash import hash_or_unique
 from defend.trained_on import TrainedOn
 from defend.weights.third_party import fill_network
 
@@ -36,6 +35,7 @@ class Logits(nn.Module):
         super().__init__()
         self.net = net
         self.gives_probabilities = False
+        self.gives_one_number = False  # for each image, as of the last call
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits. Raise Mismatch if there are none."""
@@ -48,8 +48,9 @@ class Logits(nn.Module):
                 f" {count_of(len(x), 'image')}, got {tuple(scores.shape)}; return logits"
             )
         if self.gives_probabilities:
-            scores = scores.clamp(min=SMALLEST_PROBABILITY).log()
-        if scores.shape[1] == 1:
+            scores = _log_odds(scores)
+        self.gives_one_number = scores.shape[1] == 1
+        if self.gives_one_number:
             scores = torch.cat([torch.zeros_like(scores), scores], 1)
         return scores
 
@@ -71,8 +72,33 @@ def _find_scores(output: Any) -> Tensor:
     return scores
 
 
+def _log_odds(probabilities: Tensor) -> Tensor:
+    """Return log p of each class (b, classes); log p - log(1 - p) of one probability (b, 1)."""
+    logarithms = probabilities.clamp(min=SMALLEST_PROBABILITY).log()
+    if probabilities.shape[1] > 1:
+        return logarithms
+    return logarithms - (1 - probabilities).clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def copy_network(module: nn.Module, label: str) -> nn.Module:
+    """Return a copy of a network. Raise Mismatch if it cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as e:  # what a network holds may raise anything when it is copied
+        raise Mismatch(
+            f"{label}: expected a network that can be copied, got {type(e).__name__}:"
+            f" {one_line(e)[:200]}; use torch.nn.utils.parametrizations.weight_norm in place of"
+            " weight_norm, or leave out what cannot be copied"
+        ) from None
+
+
 def are_probabilities(scores: Tensor) -> bool:
-    """Return True if all rows of scores (b, classes) are at least 0 and sum to 1."""
+    """Return True if all rows of scores (b, classes) are at least 0 and sum to 1.
+
+    One column (b, 1) is probabilities if it lies in [0, 1].
+    """
+    if scores.shape[1] == 1:
+        return bool(((scores >= 0) & (scores <= 1)).all())
     sums = scores.sum(1)
     return bool((scores >= 0).all() and ((sums - 1).abs() < SUM_TOLERANCE).all())
 
@@ -87,10 +113,11 @@ class OwnNetwork(Classifier):
     """
 
     card = ClassifierCard(paper="none: a network of the user", licence="none: the user's own")
-    _runtime = Classifier._runtime | {"module", "label", "code_modules"}
+    _runtime = Classifier._runtime | {"module", "label", "code_modules", "code_hash"}
     module: nn.Module
     label: str
     code_modules: frozenset[str] = frozenset()  # of the user's files that define it
+    code_hash: str = ""  # of the caller's object, "" where it is still to be taken
     weights: str = AS_GIVEN
     classes: int = 0  # 0: as many as the network gives
     mean: str | float = 0.0
@@ -109,7 +136,10 @@ class OwnNetwork(Classifier):
     def _adopt(self) -> None:
         """Fill the network, and count its classes. Raise BadWeights, Mismatch, BadParameter."""
         self.file = None
-        module = copy.deepcopy(self.module).cpu().float().eval()
+        code_hash = self.code_hash
+        if not self.code_modules:
+            code_hash = code_hash or hash_or_unique(self.module, self.label)
+        module = copy_network(self.module, self.label).cpu().float().eval()
         if self.weights == AS_GIVEN:
             state = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
             loaded = {self.label: tensor_sha256(*state.values())}
@@ -122,12 +152,12 @@ class OwnNetwork(Classifier):
                 )
             fill_network(module, path, path.name)
             loaded = {}
-        self._code = {} if self.code_modules else {f"{self.label} (code)": hash_code(module)}
+        self._code = {} if self.code_modules else {f"{self.label} (code)": code_hash}
         self._as_given = loaded
         logits = Logits(module)
         self._whole = nn.Sequential(Normalise(self._numbers("mean"), self._numbers("std")), logits)
         scores = self._try_out()
-        if are_probabilities(scores) and scores.shape[1] > 1:
+        if are_probabilities(scores[:, 1:] if logits.gives_one_number else scores):
             logits.gives_probabilities = True
             warnings.warn(
                 f"{self.label}: the network returns probabilities, of which the logarithm is"
@@ -187,23 +217,3 @@ class OwnNetwork(Classifier):
     def trained_on(self) -> tuple[TrainedOn, ...]:
         """Nobody but the user knows what the training knew."""
         return (TrainedOn(kind="unknown"),)
-
-
-def hash_code(net: nn.Module) -> str:
-    """Return a hash of the structure of a network and of the source of its classes.
-
-    A class without a source, as one typed into a terminal, counts by its name and structure alone.
-    """
-    classes = {type(module) for module in net.modules()}
-    sources = [_source_of(cls) for cls in sorted(classes, key=lambda cls: cls.__qualname__)]
-    return hashlib.sha256("\n".join([repr(net), *sources]).encode()).hexdigest()
-
-
-def _source_of(cls: type) -> str:
-    """Return the source of a class of the user; the name alone for libraries."""
-    if cls.__module__.partition(".")[0] in ("torch", "torchvision", "timm", "transformers"):
-        return cls.__qualname__
-    try:
-        return hash_source(inspect.cleandoc(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):
-        return cls.__qualname__

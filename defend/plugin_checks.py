@@ -40,7 +40,7 @@ _LIBRARIES = frozenset(
     }
 )
 # What the base class of each kind sets at the end of its own initialisation.
-_MARKS = {"defense": "_device", "attack": "norm", "classifier": "frozen"}
+_MARKS = {"defense": "_device", "attack": "norm", "classifier": "network"}
 _CALLS = {  # the method that an author writes, and what it is called with
     "defense": ("purify", ("x", "noise")),
     "attack": ("run", ("target", "x", "y", "eps", "noise")),

@@ -68,6 +68,32 @@ def test_an_init_that_passes_its_fields_on_is_left_alone(tmp_path):
     assert made(np.zeros((1, 1, 8, 8), np.float32))[0].shape == (1, 1, 8, 8)
 
 
+CLASSIFIER = """
+from torch import nn
+from defend import Classifier, ClassifierCard
+
+
+class Mine(Classifier):
+    card = ClassifierCard(paper="none: test", licence="none")
+    channels: int = 1
+    size: int = 8
+
+    def {head}:
+        super().{call}
+        self.own = 1
+
+    def build(self):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+INITS = {"__init__(self, **f)": "__init__(**f)", "__post_init__(self)": "__post_init__()"}
+
+
+@pytest.mark.parametrize("head", INITS)
+def test_a_classifier_that_calls_super_is_taken(tmp_path, head):
+    (tmp_path / "mine.py").write_text(CLASSIFIER.format(head=head, call=INITS[head]))
+    assert defend.load(f"{tmp_path}/mine.py:Mine,weights=untrained", "classifier").own == 1
+
+
 @pytest.mark.parametrize("value", ["None", "(x, x)", "x.numpy()", "x.tolist()"])
 def test_purify_returns_one_tensor(tmp_path, value):
     (tmp_path / "mine.py").write_text(purifier(f"def purify(self, x, noise):\n    return {value}"))

@@ -9,8 +9,8 @@ from torch import nn
 import defend
 from defend.benchmarks.live_objects import name_objects
 from defend.errors import BadParameter, MissingData
+from defend.object_hash import hash_object
 from defend.own_arrays import OwnArrays
-from defend.own_network import hash_code
 
 
 class Linear(nn.Module):
@@ -101,8 +101,8 @@ def test_names_are_those_of_what_objects_hold():
 
 
 def test_the_code_of_a_network_is_hashed():
-    assert hash_code(Linear()) != hash_code(Squared())
-    assert hash_code(nn.Sequential(nn.ReLU())) != hash_code(nn.Sequential(nn.SiLU()))
+    assert hash_object(Linear()) != hash_object(Squared())
+    assert hash_object(nn.Sequential(nn.ReLU())) != hash_object(nn.Sequential(nn.SiLU()))
 
 
 def test_arrays_have_as_many_classes_as_the_classifier():
@@ -123,6 +123,8 @@ BAD_DATA = {
     "float labels": (lambda x, y: (x, y.float()), "expected whole labels"),
     "too few labels": (lambda x, y: (x, y[1:]), "one label for each image"),
     "negative": (lambda x, y: (x, y - 1), "labels from 0 on"),
+    "complex": (lambda x, y: (x + 0j, y), "expected numbers, got"),
+    "bits": (lambda x, y: (x.to(torch.float8_e5m2), y), "expected numbers, got"),
     "lists": (lambda x, y: (x.tolist(), y), "expected an array or a tensor, got list"),
     "three": (lambda x, y: (x, y, 3), r"two arrays \(x, y\), got 3"),
 }
@@ -148,6 +150,12 @@ def test_whole_labels_of_any_type_and_bytes_as_images(dtype):
     torch.testing.assert_close(data.rows("test", 0, 5)[0], rows - 1)
     with pytest.raises(MissingData, match="expected no split but test"):
         data.rows("train", 0, 1)
+
+
+def test_images_in_bfloat16_are_taken():
+    x, y = images(5)
+    rows, _ = OwnArrays(x=x.bfloat16(), y=y).rows("test", 0, 5)
+    assert torch.equal(rows, x.bfloat16().float())
 
 
 BAD_OBJECTS = {

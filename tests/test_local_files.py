@@ -154,6 +154,23 @@ def test_a_module_beside_the_file_is_part_of_its_code(folder):
     assert "beside_mine" in hashes and "unused_beside" not in hashes
 
 
+@pytest.mark.parametrize("import_first", [True, False], ids=["at the top", "in the function"])
+def test_each_folder_has_the_modules_beside_its_own_file(folder, import_first):
+    text = "{}\nfrom torch import nn\ndef build():\n    {}\n"
+    text += "    return nn.Sequential(nn.Flatten(), nn.Linear(64, own_net.CLASSES))\n"
+    lines = ("import own_net", "pass") if import_first else ("", "import own_net")
+    for name, classes in (("v1", 10), ("v2", 7)):
+        (folder / name).mkdir()
+        (folder / name / "model.py").write_text(text.format(*lines))
+        (folder / name / "own_net.py").write_text(f"CLASSES = {classes}\n")
+    loaded = [defend.load(f"./{name}/model.py:build", "classifier", "digits") for name in VERSIONS]
+    assert [classifier.classes for classifier in loaded] == [10, 7, 10]
+    modules = [classifier.code_modules for classifier in loaded]
+    assert modules[0] == modules[2] != modules[1]
+
+
+VERSIONS = ("v1", "v2", "v1")
+
 # Networks.
 
 
@@ -235,6 +252,23 @@ def test_images_that_the_network_cannot_take_are_one_line():
         defend.load("./model.py:build", "classifier")
     with pytest.raises(BadParameter, match="has no field 'depth'"):
         defend.load("./model.py:build,depth=3", "classifier", "digits")
+
+
+CLASSIFIER = """
+import defend
+
+
+def ready():
+    return defend.load("convnet:weights=convnet-digits", "classifier")
+"""
+
+
+@pytest.mark.parametrize("field", ["weights=/nowhere.pt", "mean=0.5", "typo=3"])
+def test_fields_that_a_function_of_a_classifier_does_not_take_are_refused(folder, field):
+    (folder / "ready.py").write_text(CLASSIFIER)
+    assert defend.load("./ready.py:ready", "classifier", "digits").classes == 10
+    with pytest.raises(BadParameter, match=f"has no field '{field.partition('=')[0]}'"):
+        defend.load(f"./ready.py:ready,{field}", "classifier", "digits")
 
 
 # The bench.

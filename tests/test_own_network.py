@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from defend.benchmarks.live_objects import name_objects
 from defend.errors import Mismatch
 from defend.own_network import OwnNetwork
 
@@ -52,6 +53,24 @@ def test_one_logit_is_that_of_the_second_of_two_classes(keep):
     expected = torch.stack([1 - logit.sigmoid(), logit.sigmoid()], 1)
     torch.testing.assert_close(classifier.network(x).softmax(1), expected)
     assert classifier.classes == 2
+
+
+@pytest.mark.parametrize("keep", [slice(0, 1), 0], ids=["(b, 1)", "(b,)"])
+def test_one_probability_is_that_of_the_second_of_two_classes(keep):
+    network, x = Headed(lambda z: z[:, keep].sigmoid()), torch.rand(5, 1, 8, 8)
+    with pytest.warns(UserWarning, match="the network returns probabilities"):
+        classifier = OwnNetwork(module=network, label="net", channels=1, size=8)
+    p = network.layer(x.flatten(1)).detach()[:, 0].sigmoid()
+    torch.testing.assert_close(classifier.network(x).softmax(1), torch.stack([1 - p, p], 1))
+
+
+def test_a_network_that_cannot_be_copied_is_one_line():
+    network = Headed(lambda z: z)
+    network.held = network.layer.weight * 2
+    with pytest.raises(Mismatch, match=r"net: expected a network that can be copied.*weight_norm"):
+        OwnNetwork(module=network, label="net", channels=1, size=8)
+    with pytest.raises(Mismatch, match="classifier Headed: expected a network that can be copied"):
+        name_objects({"classifiers": [network], "dataset": "digits"})
 
 
 REFUSED = {

@@ -25,6 +25,7 @@ from defend.benchmarks.code_hash import optional_libraries
 from defend.chain import Chain, members_of
 from defend.hashing import tensor_sha256
 from defend.learned import Learned, find_networks
+from defend.object_hash import identity_of
 from defend.registry import GROUPS, HOME, REGISTRY, Kind
 from defend.weights.header import file_sha256
 
@@ -42,11 +43,13 @@ def component_key(component: Any, kind: Kind) -> Any:
     if isinstance(component, Learned):
         settings.pop("weights", None)
     weights = getattr(component, "weights_sha256", {})
+    identity = identity_of(component)  # only of what a function or the caller made
     return {
         "component": REGISTRY.component(kind, type(component)),
         "settings": settings,
         "weights": [digest for _, digest in sorted(weights.items())],  # by their roles
         "content": content_hash(component),
+        **({"identity": identity} if identity else {}),
     }
 
 

@@ -7,25 +7,28 @@ Each gets a name of its class and of a hash of what it holds, by which this proc
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import nn
 
 from defend.attack import Attack
 from defend.benchmarks.component_keys import component_key
 from defend.benchmarks.specs import COMPONENT_KINDS, component_text
+from defend.chain import members_of
 from defend.classifier import Classifier, Normalise
 from defend.dataset import Dataset
 from defend.errors import BadParameter
 from defend.hashing import cache_key, tensor_sha256
 from defend.loading import load
 from defend.local_components import wrap_network
+from defend.object_hash import hash_object, hash_or_unique, set_identity
 from defend.own_arrays import OwnArrays
-from defend.own_network import hash_code
+from defend.own_network import copy_network
 from defend.pixel_checks import read_range
 from defend.purifier import Purifier
 from defend.registry import REGISTRY, Kind
@@ -95,7 +98,7 @@ def _name_dataset(data: Dataset, classes: int) -> str:
         data = OwnArrays(x=data.x, y=data.y, class_count=max(classes, data.class_count))
         digest = tensor_sha256(data.x, data.y)
     else:
-        digest = cache_key({"settings": data.settings})
+        digest = hash_or_unique(data, "dataset")
     return _register("dataset", data, type(data).__name__, digest)
 
 
@@ -118,19 +121,39 @@ def _name(value: Any, kind: Kind, data: Callable[[], Dataset | None]) -> str:
             f"{kind} {type(value).__name__}: expected no seed, as a bench gives each image noise of"
             " its own; leave seed out"
         )
-    return _register(kind, value, type(value).__name__, cache_key(component_key(value, kind)))
+    held: Any = copy.deepcopy(value)
+    label = type(value).__name__
+    object_hash = hash_or_unique(held, f"{kind} {label}")
+    for member in members_of(held):
+        if not _is_what_its_settings_say(member):
+            set_identity(member, object_hash)
+    key = component_key(held, kind)
+    return _register(kind, held, label, cache_key({"key": key, "object": object_hash}))
+
+
+def _is_what_its_settings_say(component: Any) -> bool:
+    """Return True if the settings make the same object again, so that a spec may share its results.
+
+    A class that its module does not have under its name is in no hash of code.
+    """
+    cls = type(component)
+    if getattr(sys.modules.get(cls.__module__), cls.__qualname__, None) is not cls:
+        return False
+    try:
+        return hash_object(cls(**component.settings)) == hash_object(component)
+    except Exception:  # the caller's class may raise anything
+        return False
 
 
 def _name_network(value: nn.Module | PyTorchClassifier, data: Dataset | None) -> str:
     """Return the name of a network, which is wrapped when it is loaded."""
-    net = _of_art(value) if isinstance(value, PyTorchClassifier) else copy.deepcopy(value)
+    net = _of_art(value) if isinstance(value, PyTorchClassifier) else _copy(value)
     label = type(value).__name__
-    state = [tensor for tensor in net.state_dict().values() if isinstance(tensor, Tensor)]
-    digest = cache_key({"tensors": tensor_sha256(*state), "code": hash_code(net)})
+    digest = hash_or_unique(net, label)
     name = f"{OBJECT_PREFIX}{label}-{digest[:_HASH_DIGITS]}"
 
     def make(**fields: Any) -> Classifier:
-        return wrap_network(net, name, data, fields)
+        return wrap_network(net, name, data, fields, code_hash=digest)
 
     REGISTRY.add_object("classifier", name, make)
     return name
@@ -155,7 +178,11 @@ def _of_art(classifier: PyTorchClassifier) -> nn.Module:
     if standard is not None:
         mean, std = (np.atleast_1d(np.squeeze(v)) for v in (standard.mean, standard.std))
         layers.append(Normalise(tuple(map(float, mean)), tuple(map(float, std))))
-    return nn.Sequential(*layers, copy.deepcopy(classifier.model))
+    return nn.Sequential(*layers, _copy(classifier.model))
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    return copy_network(network, f"classifier {type(network).__name__}")
 
 
 def _register(kind: Kind, value: Any, label: str, digest: str) -> str:
