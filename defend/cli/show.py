@@ -9,6 +9,7 @@ import click
 
 from defend.cli.common import make_console, resolve_component
 from defend.cli.facts import describe_component, describe_weights
+from defend.errors import BadParameter
 from defend.registry import REGISTRY
 from defend.spec import parse, parse_single
 
@@ -26,6 +27,10 @@ def show(words: tuple[str, ...], as_json: bool) -> None:
         facts = describe_weights(words[1])
     else:
         kind, spec = resolve_component(words, "defend show [KIND] NAME")
+        if (length := len(parse(spec))) > 1:
+            raise BadParameter(
+                f"defend show takes one component, got a chain of {length}; name one of them"
+            )
         entry = REGISTRY.entry(kind, parse(spec)[0].name)
         facts = describe_component(entry, dict(parse_single(spec, kind).params))
     if as_json:

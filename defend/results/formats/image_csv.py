@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
+from defend.files import user_path
 from defend.records import Record
 from defend.results.outcomes import read_outcomes
 from defend.results.run_folders import collect_records
@@ -22,7 +23,7 @@ def format_images(run_dirs: Sequence[Path | str]) -> str:
 
     "image" is its place in the split, from 0. Raises BadParameter if a folder has no records.
     """
-    folders = [Path(d) for d in run_dirs]
+    folders = [user_path(folder) for folder in run_dirs]
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*_CELL, "image", "clean", "score"])
