@@ -9,6 +9,7 @@ from torch import Tensor
 
 from defend.auditing.comparison import MIN_GAP, compare_attempts
 from defend.auditing.context import Context
+from defend.auditing.declared import DeclaredAttack
 from defend.auditing.session import Session
 from defend.auditing.verdict import CheckResult, NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
@@ -57,21 +58,32 @@ def check_persistent_search(session: Session) -> CheckResult:
     """Return whether other gradients help a search that goes on.
 
     The same search through the declared gradient alone counts as one of its attacks, so that what
-    is compared are the gradients. Raises NotApplicable, NotTried.
+    is compared are the gradients. What it leaves is kept. Raises NotApplicable, NotTried.
     """
-    context, declared = session.context, session.declared.best
+    context, declared = session.context, session.declared
     if not _has_other_gradients(session):
         raise NotApplicable("the declared gradient is the only one")
     if not context.budget.search_rounds:
         raise NotTried("left out of budget=quick")
-    search, best = PersistentSearch(context), declared.copy()
+    search, best = PersistentSearch(context), declared.best.copy()
     if 100 * best.accuracy >= MIN_GAP:
         best.run(search.through_declared)
+        declared.searched = best
     return compare_attempts(
         best,
         lambda: [search.through_every],
         "the same search through the declared gradient",
-        describe_cost=search.describe,
+        describe_cost=lambda: search.describe() + _describe_gain(declared),
+    )
+
+
+def _describe_gain(declared: DeclaredAttack) -> str:
+    """Return how much the search through the declared gradient broke beyond its attacks."""
+    if not declared.search_breaks_more:
+        return ""
+    return (
+        f"; the search through the declared gradient breaks {declared.search_gain:.1f} points"
+        " more than its attacks before"
     )
 
 
