@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from defend.auditing.comparison import round_to_8_bit
-from defend.auditing.context import Context
+from defend.auditing.context import Context, Floats
 from defend.auditing.cost import SINGLE_IMAGES, copies_side_by_side
 from defend.auditing.declared import DeclaredAttack
 from defend.auditing.session import Session
@@ -267,20 +268,38 @@ def _check_fresh_process(session: Session) -> CheckResult:
 def _check_rekeyed_noise(session: Session) -> CheckResult:
     """Score the declared gradient's best images on the `score` draws, and on as many others.
 
-    Both the test and the size of the difference count: chance alone is significant in one audit of
-    a hundred.
+    Both the test and the size of the difference count. Chance alone is significant in one audit of
+    a hundred, so that a second set of other draws must differ, too, and in the same direction.
     """
+    context = session.context
+    pair = _score_twice(session, "re-keyed")
+    measured, p = _describe_pair(pair), context.paired_p_value(*pair)
+    if direction := _direction(context, pair):
+        second = _score_twice(session, "re-keyed again")
+        measured += f"; again {_describe_pair(second)}"
+        p = max(p, context.paired_p_value(*second))
+        direction = direction if _direction(context, second) == direction else 0
+    return CheckResult(measured=f"{measured}, p = {p:.2g}", value=p, passed=not direction)
+
+
+def _score_twice(session: Session, stream: str) -> tuple[Floats, Floats]:
+    """Return the scores (n,) of the attacked images under the noise of the score and another."""
     context, x_adv = session.context, session.declared.best.x_adv
     rows, draws = context.all_rows, context.budget.score_draws
     scores = context.score_rows(x_adv, rows, "score", draws)
-    rekeyed = context.score_rows(x_adv, rows, "re-keyed", draws)
-    p = context.paired_p_value(scores, rekeyed)
-    points = 100 * abs(scores.mean() - rekeyed.mean())
-    return CheckResult(
-        measured=f"{100 * scores.mean():.1f} % and {100 * rekeyed.mean():.1f} %, p = {p:.2g}",
-        value=p,
-        passed=bool(p >= THRESHOLDS.rekeyed.value or points < THRESHOLDS.gap.value),
-    )
+    return scores, context.score_rows(x_adv, rows, stream, draws)
+
+
+def _describe_pair(pair: tuple[Floats, Floats]) -> str:
+    return " and ".join(f"{100 * scores.mean():.1f} %" for scores in pair)
+
+
+def _direction(context: Context, pair: tuple[Floats, Floats]) -> int:
+    """Return the sign of a difference that is large and significant, else 0."""
+    change = float(pair[1].mean() - pair[0].mean())
+    is_large = 100 * abs(change) >= THRESHOLDS.gap.value
+    is_significant = context.paired_p_value(*pair) < THRESHOLDS.rekeyed.value
+    return int(np.sign(change)) if is_large and is_significant else 0
 
 
 CHECKS = (
@@ -346,7 +365,7 @@ CHECKS = (
         question="Is the score the same under other noise?",
         weight="required",
         threshold=f"p >= {THRESHOLDS.rekeyed.value:g}, paired, or less than"
-        f" {THRESHOLDS.gap.value:g} points apart",
+        f" {THRESHOLDS.gap.value:g} points apart, or not so on a second set of draws",
         source=THRESHOLDS.rekeyed.source,
         advice="The noise of the score is not like that of deployment",
         run=_check_rekeyed_noise,
