@@ -19,6 +19,7 @@ from defend.auditing.comparison import (
     worst_over_alternatives,
 )
 from defend.auditing.context import Context
+from defend.auditing.finite_differences import FiniteDifferences
 from defend.auditing.persistent_search import check_persistent_search
 from defend.auditing.session import Session
 from defend.auditing.square_search import SquareSearch
@@ -35,17 +36,12 @@ _CARLINI = "Carlini et al., arXiv:1902.06705, section 5"
 
 def _compare(
     make_attempts: Callable[[Context], Iterator[Attempt]],
-    describe_cost: Callable[[Context], str] | None = None,
 ) -> Callable[[Session], CheckResult]:
     """Return a check that compares these attempts with the declared gradient's best."""
 
     def run(session: Session) -> CheckResult:
         context = session.context
-        return compare_attempts(
-            session.declared.best,
-            lambda: make_attempts(context),
-            describe_cost=partial(describe_cost, context) if describe_cost else str,
-        )
+        return compare_attempts(session.declared.best, lambda: make_attempts(context))
 
     return run
 
@@ -85,6 +81,14 @@ def _check_autograd(session: Session) -> CheckResult:
         session.declared.best,
         lambda: attempts.autograd_attempts(session.context, session.autograd),
     )
+
+
+def _check_finite_differences(session: Session) -> CheckResult:
+    differences = FiniteDifferences(session.context)
+    result = compare_attempts(
+        session.declared.best, differences.make_attempts, describe_cost=differences.describe
+    )
+    return replace(result, inconclusive=differences.inconclusive)
 
 
 def _check_square(session: Session) -> CheckResult:
@@ -193,7 +197,7 @@ CHECKS = (
         question="Does an attack whose gradient is measured by finite differences break more?",
         source=f"SPSA: Uesato et al., arXiv:1802.05666; {_ATHALYE}",
         advice="The declared gradient is not the slope of the scored loss: repair it",
-        run=_compare(attempts.spsa_attempts, attempts.describe_spsa),
+        run=_check_finite_differences,
     ),
     _Rival(
         name="Square",

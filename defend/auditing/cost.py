@@ -137,9 +137,11 @@ def _count_search(budget: Budget, gradients: int) -> Cost:
 
 def _count_queries(budget: Budget) -> int:
     """Return the forwards of SPSA and Square for each image."""
-    spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1)
+    draws = SELECT_DRAWS if budget.is_stochastic else 1
+    margins = 2 * draws  # of clean images, and of an attack's
+    spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1) + margins
     if not budget.is_stochastic:
-        return spsa + budget.square_queries + 1
+        return spsa + budget.square_queries + 1 + margins
     square, steps = SELECT_DRAWS, budget.square_queries  # the margins of clean images
     while steps <= budget.max_square_queries:
         square += steps * 2 * budget.eot + SELECT_DRAWS
