@@ -117,8 +117,15 @@ def test_a_search_behind_noise_goes_on_until_it_gains_nothing(eps, longest, runs
     assert (search.runs, search.inconclusive == "") == (runs, is_judged)
 
 
-@pytest.mark.parametrize(("queries", "weak"), [(300, True), (1000, False)])
-def test_a_short_search_is_no_ground(queries, weak):
-    context = context_of(defend.load("bitdepth:bits=3"), n=16)
+@pytest.mark.parametrize(
+    ("queries", "eps", "weakness"),
+    [(300, 0.2, "300 queries say little"), (1000, 0.001, "by only"), (1000, 0.2, "")],
+    ids=["short", "moves little", "long"],
+)
+def test_a_search_that_is_short_or_moves_little_is_no_ground(queries, eps, weakness):
+    context = context_of(defend.load("bitdepth:bits=3"), n=16, eps=eps)
     context.budget = replace(context.budget, square_queries=queries)
-    assert bool(SquareSearch(context).weakness) == weak
+    search = SquareSearch(context)
+    (attempt,) = search.make_attempts()
+    attempt(context.all_rows)
+    assert weakness in search.weakness and bool(search.weakness) == bool(weakness)

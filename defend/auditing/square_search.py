@@ -1,7 +1,7 @@
 """The search without gradients, which goes on until more queries no longer help.
 
-Behind a deterministic purifier it runs once, and its second half must break next to nothing.
-Behind a stochastic one it runs again with twice the steps, until the margin no longer falls.
+Behind a deterministic purifier it runs once. Its second half must break next to nothing, and it
+must have lowered the margins. Behind a stochastic one it runs again with twice the steps, until the margin no longer falls.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from defend.auditing.thresholds import THRESHOLDS
 from defend.norms import per_image
 
 FLAT_MARGIN = 0.05  # share of the clean margin by which twice the steps may still lower it
+# Ours: its squares shrink on a schedule, so that the second half of a search always breaks little;
+# it must also have lowered the mean margin by this share of the clean one.
+MOVED_ENOUGH = 0.2
 SURE_QUERIES = 1000  # of a deterministic purifier, from which on a flat search says something
 
 
@@ -50,7 +53,11 @@ class SquareSearch:
         """Return why no verdict rests on this search; "" if one may."""
         if self.context.stochastic:
             return "behind noise it loses its way long before it ends"
-        return f"{self.steps} queries say little" if self.steps < SURE_QUERIES else ""
+        if self.steps < SURE_QUERIES:
+            return f"{self.steps} queries say little"
+        if self.margins.share < MOVED_ENOUGH:
+            return f"it lowers the mean margin by only {100 * self.margins.share:.0f} %"
+        return ""
 
     def _search(self, rows: Tensor, steps: int) -> tuple[Tensor, Tensor | None]:
         """Return the images, and after how many points each was broken (-1: never)."""
