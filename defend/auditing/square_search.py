@@ -1,7 +1,8 @@
 """The search without gradients, which goes on until more queries no longer help.
 
 Behind a deterministic purifier it runs once. Its second half must break next to nothing, and it
-must have lowered the margins. Behind a stochastic one it runs again with twice the steps, until the margin no longer falls.
+must have lowered the margins. Behind a stochastic one it runs again with twice the steps, until the
+margin no longer falls.
 """
 
 from __future__ import annotations
