@@ -136,6 +136,15 @@ def test_holm_is_over_the_attacks_that_ran():
     assert [row.p_holm for row in rows] == [0.04, None, 1.0]
 
 
+@pytest.mark.parametrize("untested", [0, 1, 12])
+def test_attacks_that_were_not_tested_cost_no_power(untested):
+    rest = [("attack", CheckResult(measured="breaks none", gap=0.0))] * untested
+    rows = make_rows(("attack", attack(0.1, 0.02)), *rest)
+    assert rows[0].turns
+    assert [row.p_holm for row in rows] == [0.02, *[None] * untested]
+    assert {row.verdict for row in rows[1:]} <= {"pass"}
+
+
 def make_report(text="fine", rows=None, accuracies=None):
     """Return a report in which a plugin's texts say `text`."""
     if rows is None:

@@ -150,7 +150,7 @@ def _check_all_together(session: Session) -> CheckResult:
         f" the declared gradient's best {100 * best.accuracy:.1f} %",
         value=gap,
         gap=gap,
-        p=session.context.paired_p_value(lowest, best.scores),
+        p=session.context.p_value_of_attack(lowest, best.scores),
     )
 
 

@@ -164,8 +164,8 @@ def compare_attempts(
     """Return whether these attempts together break more images than the baseline.
 
     They run first on the images that the baseline leaves correct, because only there anything can
-    be gained. If that is too little to matter, nothing else runs, and p is 1. Otherwise they run on
-    the other images, too: some of these may resist them, and a paired test needs both.
+    be gained. If that is too little to matter, nothing else runs, and nothing is tested. Otherwise
+    they run on the other images, too: some of these may resist them, and a paired test needs both.
 
     make_attempts is called only if the baseline leaves enough images; otherwise NotApplicable is
     raised. describe_cost returns what is said of the attempts where they ran.
@@ -188,13 +188,13 @@ def compare_attempts(
         f" {baseline_name} {100 * baseline.accuracy:.1f} %{describe_cost()}"
     )
     gap = float((baseline.scores - scores).mean())
-    p = baseline.context.paired_p_value(scores, baseline.scores)
+    p = baseline.context.p_value_of_attack(scores, baseline.scores)
     return CheckResult(measured=measured, value=gap, gap=gap, p=p)
 
 
 def _negligible(measured: str, gain: float) -> CheckResult:
     """Return the result of attempts that cannot matter, without a test."""
-    return CheckResult(measured=measured, value=gain, gap=gain, p=1.0)
+    return CheckResult(measured=measured, value=gain, gap=gain)
 
 
 def _attack_part(

@@ -100,7 +100,7 @@ def _beats(context: Context, scores: Floats, control: Floats) -> bool:
     """Return True if the attack leaves significantly less than a control; there are two."""
     if scores.mean() >= control.mean():
         return False
-    return context.paired_p_value(scores, control) < THRESHOLDS.alpha.value / 2
+    return context.p_value_of_attack(scores, control) < THRESHOLDS.alpha.value / 2
 
 
 def probe_gradient(

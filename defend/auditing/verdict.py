@@ -49,7 +49,7 @@ class CheckResult:
     weakness: str = ""  # of an attack: why no verdict rests on it, though it ran to its end
     value: float | None = None
     gap: float | None = None  # of an attack: share broken beyond the declared gradient's best
-    p: float | None = None  # of an attack: paired, two-sided
+    p: float | None = None  # of an attack: paired, one-sided; None if not tested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +262,7 @@ def _row_without_result(
 
 
 def apply_holm(rows: Sequence[CheckRow]) -> list[CheckRow]:
-    """Return the rows with the attacks' p values corrected by Holm over all attacks that ran.
+    """Return the rows with the attacks' p values corrected by Holm over all that were tested.
 
     An attack is flagged if it is significant after the correction and breaks at least
     THRESHOLDS.gap points more than the declared gradient's best.
