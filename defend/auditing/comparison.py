@@ -180,7 +180,12 @@ def compare_attempts(
     gain = float((baseline.scores[is_correct] - scores[is_correct]).sum()) / len(scores)
     if 100 * gain < MIN_GAP:
         broken = f"{100 * gain:.1f} points" if gain > 0 else "none"
-        return _negligible(f"breaks {broken} of {images}{describe_cost()}", gain)
+        return CheckResult(
+            measured=f"breaks {broken} of {images}{describe_cost()}",
+            value=gain,
+            gap=gain,
+            accuracy=baseline.accuracy - gain,
+        )
     if not is_correct.all():
         scores[~is_correct] = _attack_part(baseline, ~is_correct, attempts).scores
     measured = (
@@ -189,12 +194,7 @@ def compare_attempts(
     )
     gap = float((baseline.scores - scores).mean())
     p = baseline.context.p_value_of_attack(scores, baseline.scores)
-    return CheckResult(measured=measured, value=gap, gap=gap, p=p)
-
-
-def _negligible(measured: str, gain: float) -> CheckResult:
-    """Return the result of attempts that cannot matter, without a test."""
-    return CheckResult(measured=measured, value=gain, gap=gain)
+    return CheckResult(measured=measured, value=gap, gap=gap, p=p, accuracy=float(scores.mean()))
 
 
 def _attack_part(

@@ -53,8 +53,13 @@ class PersistentSearch:
         """Return what broke most of the images that were left to this search."""
         if not self.moves:
             return ""
-        move, count = self.moves.most_common(1)[0]
-        return f", most by {move} ({count} of {self.moves.total()})"
+        count = self.moves[self.strongest_move]
+        return f", most by {self.strongest_move} ({count} of {self.moves.total()})"
+
+    @property
+    def strongest_move(self) -> str:
+        """Return the move that broke most images through every gradient; "" if none did."""
+        return next((move for move, _ in self.moves.most_common(1)), "")
 
     def _search(self, rows: Tensor, gradients: str) -> tuple[Tensor, dict[str, Tensor]]:
         budget = self.context.budget
@@ -89,7 +94,7 @@ def check_persistent_search(session: Session) -> CheckResult:
         "the same search through the declared gradient",
         describe_cost=lambda: search.describe() + _describe_gain(declared),
     )
-    return replace(result, inconclusive=search.inconclusive)
+    return replace(result, inconclusive=search.inconclusive, move=search.strongest_move)
 
 
 def _describe_gain(declared: DeclaredAttack) -> str:

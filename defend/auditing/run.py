@@ -124,7 +124,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
         reasons=reasons,
         checks=rows,
         rests_on=grounds.rests_on,
-        broke_most=name_strongest(rows),
+        broke_most=name_strongest(rows, accuracies.declared_accuracy),
         subject=subject,
         accuracies=accuracies,
         seconds=round(time.perf_counter() - start, 1),
