@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from audit_toys import PastBlur, Shy, context_of
-from masked import Detached, FalselyExact, make_card
-from masked_stochastic import HonestRestorer, PastRestorer
+from masked import Detached, make_card
+from masked_stochastic import ALL_FAMILIES, ALL_HONEST, HonestRestorer, PastRestorer
 
 import defend
 from defend import Purifier, straight_through
@@ -73,9 +73,18 @@ def session_of(purifier, n=16, eps=0.05):
 GROUNDS = {  # purifier: does a verdict rest on its declared gradient?
     "the slope": (HonestRestorer, True),
     "nearly the slope": (PastBlur, True),
-    "a zero": (FalselyExact, False),
+    "a zero": (lambda: Detached(strength=1.0), False),
     "another slope": (Decoy, False),
 }
+
+
+@pytest.mark.parametrize("name", GROUNDS)
+def test_no_case_belongs_to_the_half_that_judges(name):
+    judging_kinds = tuple(family.kind for family in ALL_FAMILIES.values() if family.half == 1)
+    judging = [entry.make() for entry in ALL_HONEST.values() if entry.half == 1]
+    purifier = GROUNDS[name][0]()
+    assert not isinstance(purifier, judging_kinds)
+    assert (type(purifier), purifier.settings) not in [(type(p), p.settings) for p in judging]
 
 
 @pytest.mark.parametrize("name", GROUNDS)
@@ -96,7 +105,7 @@ def test_a_verdict_rests_on_a_gradient_that_is_the_slope(name):
     ],
 )
 def test_a_verdict_rests_on_a_search_that_ended(outcome, rests, missing):
-    session = session_of(FalselyExact())
+    session = session_of(Detached(strength=1.0))
     session.outcomes["Square"] = outcome
     grounds = find_grounds(session)
     assert grounds.rests_on == rests
