@@ -20,8 +20,8 @@ from defend.threat_models import TEMPERATURES
 from defend.training.bpda_network import RECIPE, fit_bpda_network
 from defend.training.perturbations import add_random_signs
 
-# On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
 LONGER = 3  # times the steps of a fit, where the first one imitates badly
+# On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
 TRANSFER_ATTACKS = ("pgd:steps=40", "apgd:loss=ce,steps=40")
 
 
