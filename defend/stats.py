@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ DECIMALS = 12  # equal shares are equal to this many decimals, whatever their ro
 FEW_SIZES = 100  # of differences between images, up to which equal ones are drawn together
 SIGNS_AT_ONCE = 500  # resamples that are held in memory
 Floats = NDArray[np.float64]
+Alternative = Literal["two-sided", "greater"]
 Limits = Callable[[float], tuple[float, float]]  # confidence level -> (low, high)
 
 
@@ -91,9 +93,10 @@ def per_cluster(values: ArrayLike, clusters: ArrayLike | None) -> Floats:
     return np.asarray(sums / counts.reshape(-1, *[1] * (numbers.ndim - 1)), np.float64)
 
 
-def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
-    """Return the exact two-sided p-value that two deterministic pipelines are right equally often.
+def mcnemar(a: ArrayLike, b: ArrayLike, alternative: Alternative = "two-sided") -> float:
+    """Return the exact p-value that two deterministic pipelines are right equally often.
 
+    alternative="greater": one-sided, small only where a is right more often than b.
     a, b (n,): 1 where right, else 0, on the same images. Only images on which they differ count;
     without any the p-value is 1.0. Raise ValueError for other outcomes. Source: McNemar,
     Psychometrika 12 (1947) 153.
@@ -108,12 +111,19 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> float:
         return 1.0
     from scipy.stats import binomtest  # slow to import
 
-    return float(binomtest(only_a, only_a + only_b).pvalue)
+    return float(binomtest(only_a, only_a + only_b, alternative=alternative).pvalue)
 
 
-def permutation(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_000) -> float:
-    """Return the two-sided p-value that per-image means (n,) of two pipelines have the same mean.
+def permutation(
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int = 0,
+    resamples: int = 10_000,
+    alternative: Alternative = "two-sided",
+) -> float:
+    """Return the p-value that per-image means (n,) of two pipelines have the same mean.
 
+    alternative="greater": one-sided, small only where the mean of a is above that of b.
     The signs of the differences are flipped at random: Fisher, "The Design of Experiments" (1935)
     section 21. The p-value is (1 + hits) / (1 + resamples): Phipson, Smyth, SAGMB 9 (2010) 39.
     Differences of equal size are exchangeable: of c such differences, Binomial(c, 1/2) are
@@ -125,8 +135,11 @@ def permutation(a: ArrayLike, b: ArrayLike, seed: int = 0, resamples: int = 10_0
     if not len(sizes):
         return 1.0
     sums = _sums_of_random_signs(sizes, counts, np.random.default_rng(seed), resamples)
+    total = differences.sum()
+    if alternative == "two-sided":
+        sums, total = np.abs(sums), abs(total)
     # 1e-9: a tie counts against significance, whatever its rounding.
-    hits = (np.abs(sums) >= abs(differences.sum()) - 1e-9).sum()
+    hits = (sums >= total - 1e-9).sum()
     return float((1 + hits) / (1 + resamples))
 
 

@@ -7,9 +7,11 @@ import audit_toys
 import masked
 import pytest
 from click.testing import CliRunner
+from masked_stochastic import PastRestorer
 
 import defend
 from defend.auditing.page import write_page
+from defend.auditing.verdict import SOUND
 from defend.cli import main
 from defend.cli.audit import print_report
 from defend.errors import BadParameter, BrokenPurifier, UnknownName
@@ -81,6 +83,12 @@ def test_an_unreliable_evaluation():
     assert lines[0].startswith("unreliable (not tried: ")
     for name in ("Square", "transfer"):
         assert any(line.startswith(f"- {name}: ") for line in lines)
+
+
+def test_a_masked_stochastic_purifier_is_not_called_sound():
+    report = audit(PastRestorer(strength=0.1), eps=0.15)
+    assert report.verdict != SOUND, report.headline
+    assert report.broke_most.startswith("autograd, ")
 
 
 @pytest.mark.usefixtures("masked_plugin")

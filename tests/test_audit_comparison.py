@@ -1,11 +1,14 @@
 """The worst case over attempts on a stochastic purifier: no attempt wins by chance alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from defend.auditing.budget import budget_for
 from defend.auditing.comparison import AttackedImages, _attack_part, worst_over_alternatives
+from defend.auditing.context import Context
 
 IMAGES = 400
 
@@ -28,6 +31,22 @@ class DrawsContext:
         generator = np.random.default_rng([attempt, stream == "score"])
         chance = generator.random((len(rows), draws))
         return (chance < self.probabilities[attempt][rows.numpy()][:, None]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("shares", "is_small"), [((0.5, 0.6), False), ((0.6, 0.5), True)])
+def test_only_an_attack_that_leaves_less_is_significant(shares, is_small):
+    """One that leaves less robs no other of its power, and one that leaves more is nothing."""
+    generator = np.random.default_rng(1)
+    baseline, attacked = (generator.binomial(20, share, IMAGES) / 20 for share in shares)
+    p = {
+        kind: Context.p_value_of_attack(SimpleNamespace(stochastic=kind), *pair)
+        for kind, pair in {
+            True: (attacked, baseline),
+            False: (attacked > 0.55, baseline > 0.55),
+        }.items()
+    }
+    assert all((value < 0.001) == is_small for value in p.values()), p
+    assert all(value > 0.9 for value in p.values()) or is_small
 
 
 def attempt_number(k):

@@ -5,10 +5,13 @@ from functools import cache
 
 import audit_toys
 import counting_plugin
+import masked
+import masked_stochastic
 import pytest
 
 from defend.auditing import estimate, run
-from defend.auditing.cost import Cost
+from defend.auditing.autograd_routes import find_autograd_routes
+from defend.auditing.cost import Cost, count_evaluations
 from defend.auditing.prepare import prepare
 
 TINY_EPS = 1e-6  # at which no attack breaks anything
@@ -99,6 +102,24 @@ def test_the_first_estimate_is_kept_and_within_a_factor_of_two(unbroken, prices)
     announced, evaluations, _ = unbroken
     taken = price(Cost(**evaluations), prices)
     assert taken <= price(announced.total, prices) <= 2 * taken
+
+
+ROUTES_OF = {  # purifier: the most ways of autograd beside its declared gradient
+    "exact": (masked.Blur, 0),
+    "one that replaces a step": (masked.Exploding, 1),
+    "one past which its gradient goes": (masked_stochastic.PastRestorer, 2),
+    "a stand-in": (masked.Misdirected, 2),
+}
+
+
+@pytest.mark.parametrize("name", ROUTES_OF)
+def test_every_route_of_autograd_that_can_be_attacked_is_announced(name):
+    make, most = ROUTES_OF[name]
+    context = audit_toys.context_of(make(), n=16)
+    assert estimate.most_autograd_routes(context.purifier) == most
+    assert len(find_autograd_routes(context).routes) <= most
+    none = count_evaluations(context.budget).total
+    assert (estimate.announced_cost(context).total.gradients > none.gradients) == (most > 0)
 
 
 @EVERY_PRICE

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from audit_toys import PastBlur, Shy, context_of
-from masked import Detached, FalselyExact, make_card
-from masked_stochastic import HonestRestorer, PastRestorer
+from masked import Detached, make_card
+from masked_stochastic import ALL_FAMILIES, ALL_HONEST, HonestRestorer, PastRestorer
 
 import defend
 from defend import Purifier, straight_through
@@ -73,9 +73,18 @@ def session_of(purifier, n=16, eps=0.05):
 GROUNDS = {  # purifier: does a verdict rest on its declared gradient?
     "the slope": (HonestRestorer, True),
     "nearly the slope": (PastBlur, True),
-    "a zero": (FalselyExact, False),
+    "a zero": (lambda: Detached(strength=1.0), False),
     "another slope": (Decoy, False),
 }
+
+
+@pytest.mark.parametrize("name", GROUNDS)
+def test_no_case_belongs_to_the_half_that_judges(name):
+    judging_kinds = tuple(family.kind for family in ALL_FAMILIES.values() if family.half == 1)
+    judging = [entry.make() for entry in ALL_HONEST.values() if entry.half == 1]
+    purifier = GROUNDS[name][0]()
+    assert not isinstance(purifier, judging_kinds)
+    assert (type(purifier), purifier.settings) not in [(type(p), p.settings) for p in judging]
 
 
 @pytest.mark.parametrize("name", GROUNDS)
@@ -96,7 +105,7 @@ def test_a_verdict_rests_on_a_gradient_that_is_the_slope(name):
     ],
 )
 def test_a_verdict_rests_on_a_search_that_ended(outcome, rests, missing):
-    session = session_of(FalselyExact())
+    session = session_of(Detached(strength=1.0))
     session.outcomes["Square"] = outcome
     grounds = find_grounds(session)
     assert grounds.rests_on == rests
@@ -105,8 +114,8 @@ def test_a_verdict_rests_on_a_search_that_ended(outcome, rests, missing):
 
 @pytest.mark.parametrize(
     ("eps", "longest", "runs", "is_judged"),
-    [(1e-6, 16, [4, 8], True), (0.2, 16, [4, 8, 16], True), (0.2, 8, [4, 8], False)],
-    ids=["flat at once", "flat in the end", "ended by the budget"],
+    [(1e-6, 16, [4, 8], False), (0.2, 16, [4, 8, 16], True), (0.2, 8, [4, 8], False)],
+    ids=["it moves nothing", "flat in the end", "ended by the budget"],
 )
 def test_a_search_behind_noise_goes_on_until_it_gains_nothing(eps, longest, runs, is_judged):
     context = context_of(defend.load("gaussian:sigma=0.3"), eps=eps, n=16)
@@ -117,8 +126,15 @@ def test_a_search_behind_noise_goes_on_until_it_gains_nothing(eps, longest, runs
     assert (search.runs, search.inconclusive == "") == (runs, is_judged)
 
 
-@pytest.mark.parametrize(("queries", "weak"), [(300, True), (1000, False)])
-def test_a_short_search_is_no_ground(queries, weak):
-    context = context_of(defend.load("bitdepth:bits=3"), n=16)
+@pytest.mark.parametrize(
+    ("queries", "eps", "weakness"),
+    [(300, 0.2, "300 queries say little"), (1000, 0.001, "by only"), (1000, 0.2, "")],
+    ids=["short", "moves little", "long"],
+)
+def test_a_search_that_is_short_or_moves_little_is_no_ground(queries, eps, weakness):
+    context = context_of(defend.load("bitdepth:bits=3"), n=16, eps=eps)
     context.budget = replace(context.budget, square_queries=queries)
-    assert bool(SquareSearch(context).weakness) == weak
+    search = SquareSearch(context)
+    (attempt,) = search.make_attempts()
+    attempt(context.all_rows)
+    assert weakness in search.weakness and bool(search.weakness) == bool(weakness)

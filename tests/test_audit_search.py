@@ -1,7 +1,8 @@
-"""The persistent search as a rival: it weighs gradients, and says what broke most."""
+"""The persistent search as an alternative attack: it weighs gradients, and says what broke most."""
 
 from dataclasses import replace
 
+import masked
 import pytest
 import torch
 from audit_toys import context_of, find_check, run_check
@@ -56,6 +57,20 @@ def test_the_search_through_one_gradient_counts_no_moves():
     counted = search.moves.total()
     assert 0 < counted <= len(context.x)
     assert search.describe().endswith(f" of {counted})")
+
+
+@pytest.mark.parametrize(
+    ("eps", "is_conclusive"),
+    [(0.08, False), (1e-6, True), (0.5, True)],
+    ids=["some", "none", "all"],
+)
+def test_a_search_whose_last_round_still_broke_images_says_so(eps, is_conclusive):
+    """Not where nothing is left: another round would have nothing to break."""
+    context = context_of(masked.Blur(), eps=eps, n=32)
+    context.budget = replace(context.budget, search_rounds=1, search_queries=0)
+    search = PersistentSearch(context)
+    search.through_every(context.all_rows)
+    assert (search.inconclusive == "") == is_conclusive, search.inconclusive
 
 
 def test_a_quick_audit_leaves_it_out():

@@ -121,10 +121,27 @@ def test_an_attack_that_could_not_have_told_does_not_pass():
     assert make_rows(("attack", flagged))[0].verdict == "flag"
 
 
-def test_the_strongest_attack_is_named():
-    rows = make_rows(("attack", attack(0.1, 1e-6)), ("attack", attack(0.3, 1e-6)))
-    assert name_strongest(rows) == "1, 30.0 points more than the declared gradient's best"
-    assert name_strongest(make_rows(("attack", attack(-0.1, 1.0)))).startswith("the declared")
+def leaves(accuracy, gap, move=""):
+    return CheckResult(measured="broken", gap=gap, p=1e-6, accuracy=accuracy, move=move)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "named"),
+    [
+        ([leaves(0.5, 0.1), leaves(0.3, 0.3)], "1, 30.0 points more than the declared"),
+        # The second one is compared with a better attack, so that its gap is the smaller one.
+        ([leaves(0.5, 0.1), leaves(0.29, 0.01)], "1, 31.0 points more than the declared"),
+        ([leaves(0.2, 0.4, "cross entropy"), leaves(0.5, 0.1)], "0, 40.0 points more"),
+        ([leaves(0.6, 0.0), leaves(0.7, -0.1)], "the declared gradient's attacks"),
+        ([NotApplicable("no")], "the declared gradient's attacks"),
+    ],
+)
+def test_the_attack_that_left_least_is_named(outcomes, named):
+    rows = make_rows(*(("attack", outcome) for outcome in outcomes))
+    text = name_strongest(rows, 0.6)
+    assert text.startswith(named)
+    assert text.endswith(", most by cross entropy") == ("40.0" in named)
+    assert name_strongest(rows, None) == "the declared gradient's attacks"
 
 
 def test_holm_is_over_the_attacks_that_ran():
@@ -134,6 +151,15 @@ def test_holm_is_over_the_attacks_that_ran():
         ("attack", attack(0.0, 1.0)),
     )
     assert [row.p_holm for row in rows] == [0.04, None, 1.0]
+
+
+@pytest.mark.parametrize("untested", [0, 1, 12])
+def test_attacks_that_were_not_tested_cost_no_power(untested):
+    rest = [("attack", CheckResult(measured="breaks none", gap=0.0))] * untested
+    rows = make_rows(("attack", attack(0.1, 0.02)), *rest)
+    assert rows[0].turns
+    assert [row.p_holm for row in rows] == [0.02, *[None] * untested]
+    assert {row.verdict for row in rows[1:]} <= {"pass"}
 
 
 def make_report(text="fine", rows=None, accuracies=None):
@@ -254,6 +280,8 @@ def test_the_keys_of_the_json_report_stay():
         "p_holm",
         "turns",
         "untried",
+        "accuracy",
+        "move",
     ]
 
 

@@ -159,6 +159,23 @@ def test_misses_and_false_alarms_are_counted_where_there_is_something_to_miss():
     assert "little hidden | judges | 0 | 0 |" in families
 
 
+@pytest.mark.parametrize("changed", [{}, {"budget": "quick"}, {"classifier": "lenet"}, {"n": 32}])
+def test_rows_of_other_options_do_not_enter_a_table(changed, tmp_path):
+    """Otherwise the page would name the last call's options above all rows."""
+    script = load_script("audit_thresholds")
+    page, table = import_module("audit_measurements"), tmp_path / "table.json"
+    made_with = {"budget": "standard", "classifier": "convnet", "n": None}
+    table.write_text(json.dumps([{**row, **made_with} for row in MEASURED]))
+    new = page.Measurement.from_dict({**MEASURED[0], **made_with, **changed})
+    if changed:
+        with pytest.raises(SystemExit, match="use --table FOLDER for another table"):
+            script.merge_into_table(table, [new])
+    else:
+        merged = script.merge_into_table(table, [new])
+        assert len(merged) == len(MEASURED)
+        assert "with budget standard and convnet" in page.format_page(merged, "digits")
+
+
 def test_what_was_not_judged_is_counted_apart():
     load_script("audit_thresholds")
     page = import_module("audit_measurements")

@@ -131,6 +131,24 @@ def test_mcnemar_is_the_binomial_test_of_discordant_pairs(counts):
     assert mcnemar(a, b) == mcnemar(b, a)
 
 
+def test_one_sided_mcnemar_looks_at_one_direction():
+    """Nine images of one kind suffice two-sided at 0.05 / 10, and eight one-sided."""
+    for k, test in ((8, {"alternative": "greater"}), (9, {})):
+        a, b = paired_outcomes(20, k, 0, 20)
+        fewer = paired_outcomes(20, k - 1, 0, 20)
+        assert mcnemar(a, b, **test) < 0.005 < mcnemar(*fewer, **test)
+    assert mcnemar(a, b, alternative="greater") == 2.0**-9
+    assert mcnemar(b, a, alternative="greater") == 1.0
+
+
+def test_one_sided_permutation_of_binary_outcomes_is_mcnemar():
+    a, b = paired_outcomes(20, 11, 4, 20)
+    for pair in ((a, b), (b, a)):
+        expected = mcnemar(*pair, alternative="greater")
+        p = permutation(*pair, resamples=200_000, alternative="greater")
+        assert p == pytest.approx(expected, abs=0.003)
+
+
 def test_mcnemar_without_discordant_pairs():
     assert mcnemar(*paired_outcomes(5, 0, 0, 5)) == 1.0
 

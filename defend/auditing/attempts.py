@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from defend.auditing.autograd_routes import MIN_WITH_GRADIENT, AutogradRoutes
 from defend.auditing.comparison import Attempt, pipeline_attempts
 from defend.auditing.context import Context, Surrogate
-from defend.auditing.spsa import spsa
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import NotApplicable, NotTried
 from defend.benchmarks.component_keys import is_undefended
@@ -21,8 +20,8 @@ from defend.threat_models import TEMPERATURES
 from defend.training.bpda_network import RECIPE, fit_bpda_network
 from defend.training.perturbations import add_random_signs
 
-# On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
 LONGER = 3  # times the steps of a fit, where the first one imitates badly
+# On another pipeline broken images are not dropped, so fixed numbers of steps suffice.
 TRANSFER_ATTACKS = ("pgd:steps=40", "apgd:loss=ce,steps=40")
 
 
@@ -126,29 +125,6 @@ def _fit(context: Context, steps: int) -> tuple[nn.Module, float]:
 def _gradient_attacks(context: Context) -> tuple[str, ...]:
     steps = context.budget.alternative_steps
     return f"apgd:loss=ce,steps={steps}", f"pgd:steps={min(40, steps)}"
-
-
-def spsa_attempts(context: Context) -> Iterator[Attempt]:
-    """Yield the attack by finite differences."""
-    yield partial(_run_spsa, context)
-
-
-def _run_spsa(context: Context, rows: Tensor) -> Tensor:
-    return spsa(
-        context.target(rows, stream="spsa"),
-        context.x[rows],
-        context.y[rows],
-        context.eps,
-        context.noise.take(rows).fork("spsa"),
-        context.budget.spsa_steps,
-        context.budget.spsa_pairs,
-    )
-
-
-def describe_spsa(context: Context) -> str:
-    """Return the number of steps and queries."""
-    steps, pairs = context.budget.spsa_steps, context.budget.spsa_pairs
-    return f", in {steps} steps, {2 * pairs * steps} queries an image"
 
 
 def square_effort(context: Context) -> SquareEffort:

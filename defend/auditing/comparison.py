@@ -164,8 +164,8 @@ def compare_attempts(
     """Return whether these attempts together break more images than the baseline.
 
     They run first on the images that the baseline leaves correct, because only there anything can
-    be gained. If that is too little to matter, nothing else runs, and p is 1. Otherwise they run on
-    the other images, too: some of these may resist them, and a paired test needs both.
+    be gained. If that is too little to matter, nothing else runs, and nothing is tested. Otherwise
+    they run on the other images, too: some of these may resist them, and a paired test needs both.
 
     make_attempts is called only if the baseline leaves enough images; otherwise NotApplicable is
     raised. describe_cost returns what is said of the attempts where they ran.
@@ -180,7 +180,12 @@ def compare_attempts(
     gain = float((baseline.scores[is_correct] - scores[is_correct]).sum()) / len(scores)
     if 100 * gain < MIN_GAP:
         broken = f"{100 * gain:.1f} points" if gain > 0 else "none"
-        return _negligible(f"breaks {broken} of {images}{describe_cost()}", gain)
+        return CheckResult(
+            measured=f"breaks {broken} of {images}{describe_cost()}",
+            value=gain,
+            gap=gain,
+            accuracy=baseline.accuracy - gain,
+        )
     if not is_correct.all():
         scores[~is_correct] = _attack_part(baseline, ~is_correct, attempts).scores
     measured = (
@@ -188,13 +193,8 @@ def compare_attempts(
         f" {baseline_name} {100 * baseline.accuracy:.1f} %{describe_cost()}"
     )
     gap = float((baseline.scores - scores).mean())
-    p = baseline.context.paired_p_value(scores, baseline.scores)
-    return CheckResult(measured=measured, value=gap, gap=gap, p=p)
-
-
-def _negligible(measured: str, gain: float) -> CheckResult:
-    """Return the result of attempts that cannot matter, without a test."""
-    return CheckResult(measured=measured, value=gain, gap=gain, p=1.0)
+    p = baseline.context.p_value_of_attack(scores, baseline.scores)
+    return CheckResult(measured=measured, value=gap, gap=gap, p=p, accuracy=float(scores.mean()))
 
 
 def _attack_part(

@@ -221,3 +221,11 @@ class Context:
         """Return the two-sided p value of a paired test of two scores of the same images."""
         test = permutation if self.stochastic else mcnemar
         return test(a, b)
+
+    def p_value_of_attack(self, attacked: Floats, baseline: Floats) -> float:
+        """Return the one-sided p value that an attack leaves as much as another: it is small only
+        where it leaves less.
+        """
+        if self.stochastic:
+            return permutation(baseline, attacked, alternative="greater")
+        return mcnemar(baseline, attacked, alternative="greater")

@@ -17,7 +17,10 @@ SURE_DRAWS = 20  # on which it decides that an image behind noise is broken
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
 COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
 DIAGNOSTIC_GRADIENTS = 136  # for each probe image and copy: two traces of 40 and 80, and probes
-DIAGNOSTIC_FORWARDS = 257  # for each probe image: slopes 160, indicators 23, state 72, flags 2
+DIAGNOSTIC_FORWARDS = 258  # for each probe image: slopes 160, indicators 23, state 73, flags 2
+SINGLE_IMAGES = 16  # probe images that are purified one by one, and beside copies, too
+FEW_COPIES = 3  # that are tried side by side whatever the budget
+PROBE_BATCHES = 3  # clean images, random points, and the images of an attack
 ACTIVE_STEPS = 100
 UNBOUNDED_STEPS = 100
 
@@ -55,6 +58,11 @@ class AuditCost:
     def rest(self, share: float) -> Cost:
         """Return the cost behind the declared attacks if they left this share of the images."""
         return self.alternatives.times(share).plus(self.diagnostics)
+
+
+def copies_side_by_side(budget: Budget) -> list[int]:
+    """Return the numbers of copies of one image that stand side by side in attacks, and a few."""
+    return sorted({FEW_COPIES, budget.eot, budget.max_eot} - {1})
 
 
 def count_evaluations(budget: Budget, surrogates: int = 0, gradients: int = 0) -> AuditCost:
@@ -129,9 +137,11 @@ def _count_search(budget: Budget, gradients: int) -> Cost:
 
 def _count_queries(budget: Budget) -> int:
     """Return the forwards of SPSA and Square for each image."""
-    spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1)
+    draws = SELECT_DRAWS if budget.is_stochastic else 1
+    margins = 2 * draws  # of clean images, and of an attack's
+    spsa = budget.spsa_steps * (2 * budget.spsa_pairs + 1) + margins
     if not budget.is_stochastic:
-        return spsa + budget.square_queries + 1
+        return spsa + budget.square_queries + 1 + margins
     square, steps = SELECT_DRAWS, budget.square_queries  # the margins of clean images
     while steps <= budget.max_square_queries:
         square += steps * 2 * budget.eot + SELECT_DRAWS
@@ -152,11 +162,12 @@ def _count_diagnostics(budget: Budget) -> Cost:
     """Return the cost of checks of the gradient and of state."""
     is_stochastic = budget.is_stochastic
     every_image = Cost(
-        gradients=budget.eot * UNBOUNDED_STEPS + (40 if is_stochastic else 0),
-        forwards=8 * budget.score_draws + 2,  # unbounded 3, drift 2, re-keyed 2, transfer failure
+        gradients=budget.eot * (UNBOUNDED_STEPS + 1) + (40 if is_stochastic else 0),
+        # Unbounded 3, drift 2, re-keyed 2, transfer failure; an attack's whole batch, three times.
+        forwards=8 * budget.score_draws + 2 + 3 * budget.eot,
     )
     probe = Cost(
-        gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 3,
+        gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 4,
         identity_gradients=2 * budget.eot,
         forwards=DIAGNOSTIC_FORWARDS + (2 * SELECT_DRAWS if is_stochastic else 0),
     )
@@ -164,6 +175,8 @@ def _count_diagnostics(budget: Budget) -> Cost:
         gradients=budget.eot * ACTIVE_STEPS,
         forwards=2 * budget.inner_points + 5,
     )
+    copies = Cost(forwards=2 * PROBE_BATCHES * sum(copies_side_by_side(budget)))
     cost = every_image.times(budget.n)
+    cost = cost.plus(copies.times(min(SINGLE_IMAGES, budget.probe_images)))
     cost = cost.plus(probe.times(budget.probe_images))
     return cost.plus(active.times(budget.active_images))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from defend.auditing.comparison import AttackedImages, pipeline_attempts
+from defend.auditing.comparison import MIN_GAP, AttackedImages, pipeline_attempts
 from defend.auditing.context import Context
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult, CurvePoint, NotApplicable
@@ -33,6 +33,22 @@ class DeclaredAttack:
     clean_accuracy: float
     curve: list[CurvePoint] = field(default_factory=list)  # along attack steps
     copies: list[CurvePoint] = field(default_factory=list)  # along EOT copies
+    searched: AttackedImages | None = None  # `best`, and the persistent search through it
+
+    @property
+    def worst(self) -> AttackedImages:
+        """Return what everything through the declared gradient leaves, the search included."""
+        return self.searched or self.best
+
+    @property
+    def search_gain(self) -> float:
+        """Return how many percentage points the search through the declared gradient adds."""
+        return 100 * (self.best.accuracy - self.worst.accuracy)
+
+    @property
+    def search_breaks_more(self) -> bool:
+        """Return True if that search shows that the attacks before it had not converged."""
+        return self.search_gain >= MIN_GAP
 
     @property
     def converged(self) -> bool:
@@ -45,7 +61,8 @@ class DeclaredAttack:
     def text(self) -> str:
         """Return the accuracy as a table prints it: an upper bound if not converged."""
         accuracy = f"{100 * self.best.accuracy:.1f} %"
-        return accuracy if self.converged else f"<= {accuracy} (unconverged)"
+        is_final = self.converged and not self.search_breaks_more
+        return accuracy if is_final else f"<= {accuracy} (unconverged)"
 
 
 def last_drop(curve: Sequence[CurvePoint]) -> float:

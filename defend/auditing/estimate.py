@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from defend.auditing.autograd_routes import ROUTES
 from defend.auditing.comparison import MIN_GAP
 from defend.auditing.context import Context
 from defend.auditing.cost import AuditCost, Cost, count_evaluations
@@ -16,6 +17,7 @@ from defend.auditing.session import result_or_error
 from defend.chain import declares_autograd
 from defend.gradients import identity
 from defend.losses import cross_entropy
+from defend.purifier import Purifier
 from defend.target import Target
 from defend.threat_models import TEMPERATURES
 
@@ -50,8 +52,18 @@ def estimate(context: Context) -> Estimate | None:
 def announced_cost(context: Context) -> AuditCost:
     """Return the most that the audit evaluates."""
     gradients = len(TEMPERATURES) if context.purifier.has_relaxation else 0
-    gradients += not declares_autograd(context.purifier)
+    gradients += most_autograd_routes(context.purifier)
     return count_evaluations(context.budget, len(context.surrogates), gradients)
+
+
+def most_autograd_routes(purifier: Purifier) -> int:
+    """Return how many ways to differentiate `purify` may differ from the declared gradient.
+
+    An exact gradient is that of autograd, and replaces no step.
+    """
+    if not declares_autograd(purifier):
+        return len(ROUTES)
+    return 0 if purifier.card.gradient == "exact" else len(ROUTES) - 1
 
 
 def _measure(context: Context) -> Cost:

@@ -7,13 +7,10 @@ import torch
 
 from defend.auditing.context import Context, Floats
 from defend.auditing.session import Session
-from defend.auditing.slopes import FrozenTarget as FrozenTarget
 from defend.auditing.slopes import correlate, declared_changes, frozen_target, measured_changes
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult, NotApplicable
 from defend.stats import permutation
-
-SMALLEST = 1e-300  # avoids 0 / 0
 
 
 def _check_slope(session: Session) -> CheckResult:

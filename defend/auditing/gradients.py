@@ -5,11 +5,13 @@ An attack without a bound must break everything through it.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from defend.ascent import ascend
 from defend.auditing.context import NORM, Context, Floats
+from defend.auditing.error_bars import least_share
 from defend.auditing.frozen_noise import FROZEN_NOISE_CHECK, SLOPE_CHECK
 from defend.auditing.session import Session
 from defend.auditing.slopes import SMALLEST
@@ -43,17 +45,21 @@ def _check_unbounded(session: Session) -> CheckResult:
     """Attack at eps 1 from the clean image; compare with random directions and no gradient.
 
     The verdict depends on the attack alone. Random directions may also break nearly all of a few
-    images, so losing to them is only reported.
+    images, so losing to them is only reported. What an attack leaves on a few copies counts only if
+    it is left with the most copies, too.
     """
     context = session.context
-    scores = context.score(_attack_unbounded(context))
+    x_adv = _attack_unbounded(context, context.all_rows, context.budget.eot)
+    scores = context.score(x_adv)
+    if _leaves_much(scores) and context.budget.max_eot > context.budget.eot:
+        scores = _attack_rest_with_most_copies(context, x_adv, scores)
     accuracy = float(scores.mean())
     random_scores = context.score(_walk_randomly(context))
     zero_scores = context.clean_scores  # with a gradient of zero the image stays where it is
     beats_random = _beats(context, scores, random_scores)
     breaks_all = accuracy == 0 < zero_scores.mean()  # a test cannot say more about a few images
     beats_zero = breaks_all or _beats(context, scores, zero_scores)
-    is_enough = bool(beats_zero and accuracy <= THRESHOLDS.unbounded.value)
+    is_enough = bool(beats_zero and not _leaves_much(scores))
     return CheckResult(
         measured=f"leaves {100 * accuracy:.1f} %; random directions"
         f" {100 * random_scores.mean():.1f} %, zero gradients {100 * zero_scores.mean():.1f} %",
@@ -63,10 +69,21 @@ def _check_unbounded(session: Session) -> CheckResult:
     )
 
 
-def _attack_unbounded(context: Context) -> Tensor:
-    rows = context.all_rows
+def _leaves_much(scores: Floats) -> bool:
+    return least_share(scores) > THRESHOLDS.unbounded.value
+
+
+def _attack_unbounded(context: Context, rows: Tensor, copies: int) -> Tensor:
     spec = f"pgd:steps={UNBOUNDED_STEPS},random_start=false"
-    return context.attack(spec, context.target(rows), rows, eps=UNBOUNDED_EPS)
+    return context.attack(spec, context.target(rows, eot=copies), rows, eps=UNBOUNDED_EPS)
+
+
+def _attack_rest_with_most_copies(context: Context, x_adv: Tensor, scores: Floats) -> Floats:
+    """Return the scores (n,) after another attack on the images of x_adv that are not broken."""
+    rows = torch.from_numpy(np.flatnonzero(scores > 0)).to(x_adv.device)
+    again = x_adv.clone()
+    again[rows] = _attack_unbounded(context, rows, context.budget.max_eot)
+    return min(scores, context.score(again), key=np.mean)
 
 
 def _walk_randomly(context: Context) -> Tensor:
@@ -83,7 +100,7 @@ def _beats(context: Context, scores: Floats, control: Floats) -> bool:
     """Return True if the attack leaves significantly less than a control; there are two."""
     if scores.mean() >= control.mean():
         return False
-    return context.paired_p_value(scores, control) < THRESHOLDS.alpha.value / 2
+    return context.p_value_of_attack(scores, control) < THRESHOLDS.alpha.value / 2
 
 
 def probe_gradient(
@@ -111,7 +128,7 @@ def _check_zero(session: Session) -> CheckResult:
     return CheckResult(
         measured=f"{100 * share:.1f} % of the images",
         value=share,
-        passed=share <= THRESHOLDS.zero.value,
+        passed=least_share(is_zero.double().cpu().numpy()) <= THRESHOLDS.zero.value,
     )
 
 
@@ -162,8 +179,8 @@ UNBOUNDED_CHECK = Check(
     name="unbounded attack",
     question="Does an attack at eps 1, from the clean image itself, break everything?",
     weight="required",
-    threshold=f"<= {100 * THRESHOLDS.unbounded.value:g} % left, and less than random and zero"
-    " gradients of equal steps leave",
+    threshold=f"<= {100 * THRESHOLDS.unbounded.value:g} % left, at the lower end of the 95 %"
+    " interval, and less than random and zero gradients of equal steps leave",
     source=THRESHOLDS.unbounded.source,
     advice="The gradient does not lead out of the class even where every image is allowed: it is"
     " masked",
@@ -182,7 +199,8 @@ ZERO_CHECK = Check(
     name="zero gradient",
     question="Is the gradient of any image zero?",
     weight="required",
-    threshold=f"<= {100 * THRESHOLDS.zero.value:g} % of the images",
+    threshold=f"<= {100 * THRESHOLDS.zero.value:g} % of the images, at the lower end of the 95 %"
+    " interval",
     source=THRESHOLDS.zero.source,
     advice="A step of the purifier cuts the gradient: use straight_through, or declare identity",
     run=_check_zero,

@@ -51,6 +51,7 @@ from defend.plain_numbers import whole_number
 from defend.purifier import Purifier
 
 Say = Callable[[str], None]
+DECLARED = "declared gradient"  # the name of this ground
 
 
 @torch.inference_mode(False)
@@ -123,7 +124,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
         reasons=reasons,
         checks=rows,
         rests_on=grounds.rests_on,
-        broke_most=name_strongest(rows),
+        broke_most=name_strongest(rows, accuracies.declared_accuracy),
         subject=subject,
         accuracies=accuracies,
         seconds=round(time.perf_counter() - start, 1),
@@ -154,8 +155,18 @@ def run_checks(
 
 
 def _grounds_of(session: Session) -> Grounds:
+    """Return what a verdict rests on: never on a declared gradient whose attacks still gain."""
     grounds = result_or_error(lambda: find_grounds(session))
-    return Grounds(missing=[str(grounds)]) if isinstance(grounds, Exception) else grounds
+    if isinstance(grounds, Exception):
+        return Grounds(missing=[str(grounds)])
+    if not session.declared.search_breaks_more:
+        return grounds
+    fallen = [text for text in grounds.rests_on if text.startswith(f"{DECLARED}: ")]
+    reason = f"but a longer search through it breaks {session.declared.search_gain:.1f} points more"
+    return Grounds(
+        rests_on=[text for text in grounds.rests_on if text not in fallen],
+        missing=[*[f"{text}, {reason}" for text in fallen], *grounds.missing],
+    )
 
 
 def _describe(outcome: CheckResult | Exception, earlier: Sequence[CheckResult | Exception]) -> str:
@@ -189,7 +200,7 @@ def _collect_accuracies(session: Session) -> Accuracies:
         clean_accuracy=attack.clean_accuracy,
         declared_accuracy=attack.best.accuracy,
         declared=attack.text,
-        lowest_accuracy=float(worst_over_alternatives(attack.best).mean()),
+        lowest_accuracy=float(worst_over_alternatives(attack.worst).mean()),
         imitation_error=session.context.bpda_network_error,
         curve=attack.curve,
         copies=attack.copies,

@@ -1,7 +1,8 @@
 """The search without gradients, which goes on until more queries no longer help.
 
-Behind a deterministic purifier it runs once, and its second half must break next to nothing.
-Behind a stochastic one it runs again with twice the steps, until the margin no longer falls.
+Behind a deterministic purifier it runs once. Its second half must break next to nothing, and it
+must have lowered the margins. Behind a stochastic one it runs again with twice the steps, until the
+margin no longer falls.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from torch import Tensor
 from defend.auditing.attempts import square_effort
 from defend.auditing.comparison import Attempt
 from defend.auditing.context import Context
+from defend.auditing.margins import MarginsLowered, mean_margin
 from defend.auditing.thresholds import THRESHOLDS
-from defend.benchmarks.scoring import SELECT_DRAWS
-from defend.losses import negative_margin
 from defend.norms import per_image
 
 FLAT_MARGIN = 0.05  # share of the clean margin by which twice the steps may still lower it
+# Ours: its squares shrink on a schedule, so that the second half of a search always breaks little;
+# it must also have lowered the mean margin by this share of the clean one.
+MOVED_ENOUGH = 0.2
 SURE_QUERIES = 1000  # of a deterministic purifier, from which on a flat search says something
 
 
@@ -30,7 +33,13 @@ class SquareSearch:
         self.context = context
         self.steps, self.draws = square_effort(context)
         self.runs: list[int] = []  # the steps of each run
-        self.inconclusive = ""
+        self.margins = MarginsLowered()
+        self.unfinished = ""  # why more queries would still gain something
+
+    @property
+    def inconclusive(self) -> str:
+        """Return why the search is not judged; "" if it is."""
+        return self.margins.standstill or self.unfinished
 
     def make_attempts(self) -> Iterator[Attempt]:
         """Yield the search."""
@@ -45,7 +54,11 @@ class SquareSearch:
         """Return why no verdict rests on this search; "" if one may."""
         if self.context.stochastic:
             return "behind noise it loses its way long before it ends"
-        return f"{self.steps} queries say little" if self.steps < SURE_QUERIES else ""
+        if self.steps < SURE_QUERIES:
+            return f"{self.steps} queries say little"
+        if self.margins.share < MOVED_ENOUGH:
+            return f"it lowers the mean margin by only {100 * self.margins.share:.0f} %"
+        return ""
 
     def _search(self, rows: Tensor, steps: int) -> tuple[Tensor, Tensor | None]:
         """Return the images, and after how many points each was broken (-1: never)."""
@@ -59,34 +72,30 @@ class SquareSearch:
         late = 0 if wrong_after is None else int((wrong_after > self.steps // 2).sum())
         points = 100 * late / len(self.context.x)
         if points > THRESHOLDS.converged.value:
-            self.inconclusive = f"the second half of its queries still breaks {points:.1f} points"
+            self.unfinished = f"the second half of its queries still breaks {points:.1f} points"
+        clean = mean_margin(self.context, self.context.x[rows], rows)
+        self.margins.add(clean, mean_margin(self.context, x_adv, rows))
         return x_adv
 
     def _search_longer(self, rows: Tensor) -> Tensor:
         """Return the better images of each run; twice the steps run until the margin is flat."""
         self.runs, steps = [], self.steps
         best = self.context.x[rows]
-        margin = clean = self._margin(best, rows)
+        margin = clean = mean_margin(self.context, best, rows)
         is_flat, longest = False, max(steps, self.context.budget.max_square_queries)
         while not is_flat and steps <= longest:
             x_adv, _ = self._search(rows, steps)
             self.runs.append(steps)
-            candidate = self._margin(x_adv, rows)
+            candidate = mean_margin(self.context, x_adv, rows)
             gain = float((margin - candidate).clamp(min=0).sum())
             best = torch.where(per_image(candidate < margin, best), x_adv, best)
             margin = torch.minimum(margin, candidate)
             is_flat = len(self.runs) > 1 and gain <= FLAT_MARGIN * float(clean.abs().sum())
             steps *= 2
-        self.inconclusive = "" if is_flat else "more queries still lower the margin"
+        if not is_flat:
+            self.unfinished = "more queries still lower the margin"
+        self.margins.add(clean, margin)
         return best
-
-    def _margin(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the mean margin over draws of its own: (b,)."""
-        total = torch.zeros(len(rows), device=x.device)
-        for draw in range(SELECT_DRAWS):
-            logits = self.context.logits(x, self.context.noise_of(rows, "square margin", draw))
-            total -= negative_margin(logits, self.context.y[rows])
-        return total / SELECT_DRAWS
 
     def describe(self) -> str:
         """Return the number of steps and queries.

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from defend.auditing.comparison import round_to_8_bit
-from defend.auditing.context import Context
+from defend.auditing.context import Context, Floats
+from defend.auditing.cost import SINGLE_IMAGES, copies_side_by_side
+from defend.auditing.declared import DeclaredAttack
 from defend.auditing.session import Session
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult
@@ -20,8 +23,6 @@ from defend.noise import Noise
 from defend.threat_models import TEMPERATURES
 
 FORWARDS = 5
-SINGLE_IMAGES = 16  # purified one by one, and beside copies, too
-COPIES = 3
 TINY = 1e-6  # a change of each pixel that must change nothing
 # The attack's images are moved by this share of the way back to the clean image. x + eps may lie
 # exactly on a quantiser's boundary (0.3 x 255 = 76.5), rounded up in some pixels, down in others.
@@ -66,6 +67,18 @@ def _probe_batches(context: Context) -> tuple[Tensor, Tensor]:
     return context.probe_x, context.probe_points
 
 
+def _seen_batches(session: Session) -> list[Tensor]:
+    """Return the probe batches and, where an attack has run, its images of the same rows."""
+    context = session.context
+    return [*_probe_batches(context), *(x[context.probe_rows] for x in _last_attack(session))]
+
+
+def _last_attack(session: Session) -> list[Tensor]:
+    """Return the images (n, c, h, w) of the declared gradient's last attack, if it could run."""
+    declared = session.declared_or_error
+    return declared.best.images[-1:] if isinstance(declared, DeclaredAttack) else []
+
+
 def _state_noise(context: Context, draw: int = 0) -> Noise:
     return context.noise_of(context.probe_rows, "state", draw)
 
@@ -75,7 +88,7 @@ def _check_five_forwards(session: Session) -> CheckResult:
     context = session.context
     same_noise, other_noise = 0.0, 0.0
     noise_has_effect = False
-    for x in _probe_batches(context):
+    for x in _seen_batches(session):
         first = context.purify(x, _state_noise(context))
         for draw in range(1, FORWARDS):
             repeated = context.purify(x, _state_noise(context))
@@ -132,10 +145,13 @@ def share_of_labels_changed(context: Context, x: Tensor, change: float) -> float
 
 
 def _check_company(session: Session) -> CheckResult:
-    """Purify images alone, in reversed order and beside copies, and compare with their batch."""
+    """Purify images alone, in reversed order and beside copies, and compare with their batch.
+
+    A batch as large as an attack's is compared with small ones.
+    """
     context = session.context
-    worst = 0.0
-    for x in _probe_batches(context):
+    worst = _share_changed_in_attack_batch(session)
+    for x in _seen_batches(session):
         noise = _state_noise(context)
         batch = context.purify(x, noise)
         alone = _purify_one_by_one(context, x[:SINGLE_IMAGES])
@@ -143,19 +159,42 @@ def _check_company(session: Session) -> CheckResult:
         order = _reversed_order(x)
         reordered = context.purify(x[order], noise.again().take(order))
         worst = max(worst, share_changed(batch[order], reordered))
-        worst = max(worst, _share_changed_beside_copies(context, x[:SINGLE_IMAGES]))
+        for copies in copies_side_by_side(context.budget):
+            beside = _share_changed_beside_copies(context, x[:SINGLE_IMAGES], copies)
+            worst = max(worst, beside)
     return _judge_share(worst)
 
 
-def _share_changed_beside_copies(context: Context, x: Tensor) -> float:
+def _share_changed_in_attack_batch(session: Session) -> float:
+    """Return the share of images that differ in a batch as an attack makes it from small ones."""
+    context = session.context
+    x, noise = _attack_batch(session)
+    together = context.purify(x, noise)
+    size = SINGLE_IMAGES
+    parts = zip(x.split(size), noise.again().split(size), strict=True)
+    return share_changed(together, torch.cat([context.purify(*part) for part in parts]))
+
+
+def _attack_batch(session: Session) -> tuple[Tensor, Noise]:
+    """Return every image, in as many copies as a gradient of an attack is averaged over, and the
+    noise of each: (n eot, c, h, w).
+    """
+    context = session.context
+    x, copies = [context.x, *_last_attack(session)][-1], context.budget.eot
+    draws = torch.arange(copies, device=x.device).expand(len(x), copies)
+    noise = context.noise.take(context.all_rows).fork("state").nth(draws)
+    return x.repeat_interleave(copies, 0), noise
+
+
+def _share_changed_beside_copies(context: Context, x: Tensor, copies: int) -> float:
     """Return the share of images that differ if they stand beside copies of themselves.
 
     An attack puts the copies of an image side by side, each with a draw of its own.
     """
     noise = context.noise.take(context.probe_rows[: len(x)]).fork("state")
-    draws = torch.arange(COPIES, device=x.device).expand(len(x), COPIES)
-    together = context.purify(x.repeat_interleave(COPIES, 0), noise.nth(draws))
-    alone = [context.purify(x, noise.nth(draws[:, k : k + 1])) for k in range(COPIES)]
+    draws = torch.arange(copies, device=x.device).expand(len(x), copies)
+    together = context.purify(x.repeat_interleave(copies, 0), noise.nth(draws))
+    alone = [context.purify(x, noise.nth(draws[:, k : k + 1])) for k in range(copies)]
     return share_changed(torch.stack(alone, 1).flatten(0, 1), together)
 
 
@@ -174,22 +213,31 @@ def _reversed_order(x: Tensor) -> Tensor:
 
 def _check_watched(session: Session) -> CheckResult:
     """Purify with gradients enabled, and without: with the declared gradient, and with others that
-    go through the purifier.
+    go through the purifier. A batch as large as an attack's is among them.
     """
     context = session.context
     backwards: list[Backward | None] = [None, *session.autograd.routes]
     if context.purifier.has_relaxation:
         backwards.append(Relaxed(TEMPERATURES[1]))
-    worst = 0.0
-    for x in _probe_batches(context):
-        noise = _state_noise(context)
-        expected = context.purify(x, noise)
-        for backward in backwards:
-            with torch.enable_grad():
-                leaf = x.clone().requires_grad_()
-                purified = context.purifier.purified(leaf, noise.again(), backward).detach()
-            worst = max(worst, share_changed(expected, purified))
+    batches = [(x, _state_noise(context)) for x in _seen_batches(session)]
+    worst = _share_changed_if_watched(context, _attack_batch(session), [None])
+    for batch in batches:
+        worst = max(worst, _share_changed_if_watched(context, batch, backwards))
     return _judge_share(worst)
+
+
+def _share_changed_if_watched(
+    context: Context, batch: tuple[Tensor, Noise], backwards: list[Backward | None]
+) -> float:
+    """Return the share of a batch that differs when one of these gradients is requested."""
+    x, noise = batch
+    worst, expected = 0.0, context.purify(x, noise)
+    for backward in backwards:
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            purified = context.purifier.purified(leaf, noise.again(), backward).detach()
+        worst = max(worst, share_changed(expected, purified))
+    return worst
 
 
 def _check_before_and_after(session: Session) -> CheckResult:
@@ -207,12 +255,9 @@ def _check_fresh_process(session: Session) -> CheckResult:
     Each batch has a process of its own. The attack's images are one of them: a purifier that
     remembers the clean images answers otherwise where it has never seen these.
     """
-    context, best = session.context, session.declared.best
-    batches = list(_probe_batches(context))
-    if best.images:
-        batches.append(best.images[-1][context.probe_rows])
+    context = session.context
     worst = 0.0
-    for x in batches:
+    for x in _seen_batches(session):
         order = _reversed_order(x)
         expected = context.purify(x, _state_noise(context))[order]
         fresh = context.fresh.purify(x[order], order, "state")
@@ -223,20 +268,38 @@ def _check_fresh_process(session: Session) -> CheckResult:
 def _check_rekeyed_noise(session: Session) -> CheckResult:
     """Score the declared gradient's best images on the `score` draws, and on as many others.
 
-    Both the test and the size of the difference count: chance alone is significant in one audit of
-    a hundred.
+    Both the test and the size of the difference count. Chance alone is significant in one audit of
+    a hundred, so that a second set of other draws must differ, too, and in the same direction.
     """
+    context = session.context
+    pair = _score_twice(session, "re-keyed")
+    measured, p = _describe_pair(pair), context.paired_p_value(*pair)
+    if direction := _direction(context, pair):
+        second = _score_twice(session, "re-keyed again")
+        measured += f"; again {_describe_pair(second)}"
+        p = max(p, context.paired_p_value(*second))
+        direction = direction if _direction(context, second) == direction else 0
+    return CheckResult(measured=f"{measured}, p = {p:.2g}", value=p, passed=not direction)
+
+
+def _score_twice(session: Session, stream: str) -> tuple[Floats, Floats]:
+    """Return the scores (n,) of the attacked images under the noise of the score and another."""
     context, x_adv = session.context, session.declared.best.x_adv
     rows, draws = context.all_rows, context.budget.score_draws
     scores = context.score_rows(x_adv, rows, "score", draws)
-    rekeyed = context.score_rows(x_adv, rows, "re-keyed", draws)
-    p = context.paired_p_value(scores, rekeyed)
-    points = 100 * abs(scores.mean() - rekeyed.mean())
-    return CheckResult(
-        measured=f"{100 * scores.mean():.1f} % and {100 * rekeyed.mean():.1f} %, p = {p:.2g}",
-        value=p,
-        passed=bool(p >= THRESHOLDS.rekeyed.value or points < THRESHOLDS.gap.value),
-    )
+    return scores, context.score_rows(x_adv, rows, stream, draws)
+
+
+def _describe_pair(pair: tuple[Floats, Floats]) -> str:
+    return " and ".join(f"{100 * scores.mean():.1f} %" for scores in pair)
+
+
+def _direction(context: Context, pair: tuple[Floats, Floats]) -> int:
+    """Return the sign of a difference that is large and significant, else 0."""
+    change = float(pair[1].mean() - pair[0].mean())
+    is_large = 100 * abs(change) >= THRESHOLDS.gap.value
+    is_significant = context.paired_p_value(*pair) < THRESHOLDS.rekeyed.value
+    return int(np.sign(change)) if is_large and is_significant else 0
 
 
 CHECKS = (
@@ -302,7 +365,7 @@ CHECKS = (
         question="Is the score the same under other noise?",
         weight="required",
         threshold=f"p >= {THRESHOLDS.rekeyed.value:g}, paired, or less than"
-        f" {THRESHOLDS.gap.value:g} points apart",
+        f" {THRESHOLDS.gap.value:g} points apart, or not so on a second set of draws",
         source=THRESHOLDS.rekeyed.source,
         advice="The noise of the score is not like that of deployment",
         run=_check_rekeyed_noise,

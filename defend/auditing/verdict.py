@@ -49,7 +49,9 @@ class CheckResult:
     weakness: str = ""  # of an attack: why no verdict rests on it, though it ran to its end
     value: float | None = None
     gap: float | None = None  # of an attack: share broken beyond the declared gradient's best
-    p: float | None = None  # of an attack: paired, two-sided
+    p: float | None = None  # of an attack: paired, one-sided; None if not tested
+    accuracy: float | None = None  # that an attack leaves, beside the declared gradient's best
+    move: str = ""  # of an attack that knows it: the loss, start and gradient that broke most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class CheckRow:
     p_holm: float | None = None
     turns: bool = False  # this row makes the evaluation unreliable
     untried: bool = False  # an attack that would apply, but was left out
+    accuracy: float | None = None  # that an attack leaves
+    move: str = ""  # that broke most
 
 
 class CurvePoint(NamedTuple):
@@ -227,6 +231,8 @@ def make_row(check: Check, outcome: CheckResult | Exception) -> CheckRow:
         advice=check.advice,
         gap=outcome.gap,
         p=outcome.p,
+        accuracy=outcome.accuracy,
+        move=outcome.move,
         turns=failed and check.weight == "required" and not outcome.advisory,
     )
 
@@ -262,7 +268,7 @@ def _row_without_result(
 
 
 def apply_holm(rows: Sequence[CheckRow]) -> list[CheckRow]:
-    """Return the rows with the attacks' p values corrected by Holm over all attacks that ran.
+    """Return the rows with the attacks' p values corrected by Holm over all that were tested.
 
     An attack is flagged if it is significant after the correction and breaks at least
     THRESHOLDS.gap points more than the declared gradient's best.
@@ -336,10 +342,16 @@ def decide_verdict(
     return SOUND, []
 
 
-def name_strongest(rows: Sequence[CheckRow]) -> str:
-    """Return the attack that broke most, and how much more than the declared gradient's best."""
-    attacks = [row for row in rows if row.weight == "attack" and row.name not in COMBINED]
-    gap, name = max(((row.gap or 0.0, row.name) for row in attacks), default=(0.0, ""))
-    if gap <= 0:
+def name_strongest(rows: Sequence[CheckRow], declared: float | None) -> str:
+    """Return the attack that left the lowest accuracy, by what it did, and how much lower that is.
+
+    declared: the accuracy that the declared gradient's best attack left.
+    """
+    accuracies = {row.name: row.accuracy for row in rows if row.name not in COMBINED}
+    left = {name: accuracy for name, accuracy in accuracies.items() if accuracy is not None}
+    name = min(left, key=left.__getitem__, default="")
+    if declared is None or not name or left[name] >= declared - ROUNDING_ERROR / 100:
         return "the declared gradient's attacks"
-    return f"{name}, {100 * gap:.1f} points more than the declared gradient's best"
+    (move,) = [row.move for row in rows if row.name == name]
+    points = f"{100 * (declared - left[name]):.1f} points more than the declared gradient's best"
+    return f"{name}, {points}, most by {move}" if move else f"{name}, {points}"

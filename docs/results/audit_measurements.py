@@ -14,6 +14,7 @@ GAP = 0.05  # from which on a masked purifier must be called unreliable
 MIN_ACCURACY = THRESHOLDS.gap.value / 100  # below it no attack can break enough to matter
 HALVES = ("sets", "judges")  # thresholds
 COLUMNS = 100  # of a line of prose
+UNKNOWN = "unknown"  # of a row that does not say it
 TERMS = (
     "Masked purifiers mislead an evaluation on purpose; honest purifiers do not. The gap of a"
     " purifier is the accuracy under the best attack through the declared gradient minus the"
@@ -62,6 +63,15 @@ class Measurement:
     gap: float | None
     cpu_seconds: float
     report: Verdict
+    budget: str = UNKNOWN
+    classifier: str = UNKNOWN  # of the whole table; robust cases have their own
+    n: int | None = None  # images that were asked for; None: the budget's
+
+    @property
+    def made_with(self) -> str:
+        """Return the options that all rows of a table share."""
+        images = "the budget's images" if self.n is None else f"{self.n} images"
+        return f"budget {self.budget}, {self.classifier}, {images}"
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Measurement:
@@ -107,8 +117,9 @@ def format_progress(row: Measurement) -> str:
     )
 
 
-def format_page(rows: Sequence[Measurement], dataset: str, classifier: str, budget: str) -> str:
-    """Return the page in Markdown."""
+def format_page(rows: Sequence[Measurement], dataset: str) -> str:
+    """Return the page in Markdown, of rows that were made with the same options."""
+    budget, classifier = rows[0].budget, rows[0].classifier
     reports = [row.report for row in rows]
     images = " or ".join(map(str, sorted({report.n for report in reports})))
     paragraphs = [

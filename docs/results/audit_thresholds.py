@@ -73,7 +73,7 @@ def main() -> None:
         measurements = merge_into_table(table, measurements)
     rows = ",\n".join(json.dumps(asdict(measurement)) for measurement in measurements)
     table.write_text(f"[\n{rows}\n]\n")
-    text = format_page(measurements, options.dataset, options.classifier, options.budget)
+    text = format_page(measurements, options.dataset)
     table.with_suffix(".md").write_text(text)
     print(text)
 
@@ -86,19 +86,27 @@ def read_or_measure(case: Case, folder: Path, options: argparse.Namespace) -> Me
         part = file.with_suffix(".part")
         part.write_text(json.dumps(measure(case, options)))
         part.replace(file)
-    return Measurement.from_dict(json.loads(file.read_text()))
+    row = json.loads(file.read_text())
+    made_with = {name: getattr(options, name) for name in ("budget", "classifier", "n")}
+    return Measurement.from_dict({**row, **made_with})
 
 
 def merge_into_table(table: Path, measurements: Sequence[Measurement]) -> list[Measurement]:
     """Return the rows of the table, with the new measurements in place of those of equal names.
 
-    The other rows stay as the code of their day measured them.
+    The other rows stay as the code of their day measured them. Ends the program if the options
+    differ: a page names one budget and one classifier.
     """
     new = {measurement.name: measurement for measurement in measurements}
     old_rows = json.loads(table.read_text()) if table.exists() else []
     merged = []
     for row in old_rows:
         old = Measurement.from_dict(row)
+        if old.made_with != measurements[0].made_with:
+            sys.exit(
+                f"{table}: {old.name} was measured with {old.made_with}, and now with"
+                f" {measurements[0].made_with}: use --table FOLDER for another table"
+            )
         merged.append(new.pop(old.name, old))
     return [*merged, *new.values()]
 
