@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from audit_toys import PastBlur, Shy, context_of
-from masked import Detached, FalselyExact, make_card
+from masked import Detached, FalselyExact, make_card, nearest_in
 from masked_stochastic import HonestRestorer, PastRestorer
 
 import defend
@@ -38,6 +39,35 @@ class PastNumpy(Purifier):
         return torch.from_numpy(x.numpy() * 1)
 
 
+class TurnedFarAway(Purifier):
+    """Have the right gradient up to a mean distance of 0.6 eps from the clean images."""
+
+    card = make_card("surrogate", stochastic=True)
+    eps = 0.05
+
+    def purify(self, x, noise):
+        return (x + 0.02 * noise.normal(x)).clamp(0, 1)
+
+    def surrogate(self, x, noise):
+        clean = self.memory[nearest_in(self.memory, x)]
+        is_far = (x - clean).abs().mean((1, 2, 3), keepdim=True) > 0.6 * self.eps
+        return torch.where(is_far, x.flip(-1), x)
+
+
+class RightAlone(Purifier):
+    """Have the gradient of another image where two neighbours in a batch are not the same."""
+
+    card = make_card("approximate", stochastic=True)
+    alone = True  # where the gradient is right
+
+    def purify(self, x, noise):
+        value = (x + 0.02 * noise.normal(x)).clamp(0, 1)
+        same = (x[1:] == x[:-1]).flatten(1).all(1)
+        is_copy = F.pad(same, (1, 0)) | F.pad(same, (0, 1))
+        is_right = (is_copy != self.alone).view(-1, 1, 1, 1)
+        return straight_through(torch.where(is_right, x, x.flip(-1)), value)
+
+
 ROUTES_OF = {  # purifier: the ways that differ from its declared gradient
     "exact": (HonestRestorer, []),
     "identity past a restorer": (PastRestorer, [ROUTES[0]]),
@@ -68,6 +98,30 @@ def session_of(purifier, n=16, eps=0.05):
     best = AttackedImages(session.context, session.context.all_rows)
     session.declared_or_error = DeclaredAttack(best, best.accuracy)
     return session
+
+
+def corners(x, eps):
+    """Return the corners of the ball that no bound of the box cuts off."""
+    return torch.where(x < 0.5, x + eps, x - eps)
+
+
+@pytest.mark.parametrize(("turns_at", "expected"), [(0.05, False), (1.0, True)])
+def test_the_slope_is_measured_where_an_attack_ended_though_it_broke_nothing(turns_at, expected):
+    """Behind noise the worst image is then the clean one, where the gradient is right."""
+    purifier = TurnedFarAway()
+    session = session_of(purifier)
+    context = session.context
+    purifier.memory, purifier.eps = context.x, turns_at
+    session.declared.best.run(lambda rows: corners(context.x[rows], context.eps))
+    session.declared.best.x_adv = context.x
+    assert bool(find_grounds(session).rests_on) == expected
+
+
+@pytest.mark.parametrize(("alone", "expected"), [(True, False), (False, True)])
+def test_the_slope_is_that_of_the_copies_that_an_attack_takes(alone, expected):
+    purifier = RightAlone()
+    purifier.alone = alone
+    assert bool(find_grounds(session_of(purifier)).rests_on) == expected
 
 
 GROUNDS = {  # purifier: does a verdict rest on its declared gradient?

@@ -58,14 +58,21 @@ class Session:
         return find_autograd_routes(self.context)
 
     @cached_property
-    def slope_changes(self) -> list[tuple[Tensor, Tensor]]:
-        """Return places around the probe images, and the changes of the loss that are measured
-        there: at clean images, at random points of the ball, and where the declared attacks ended.
+    def places(self) -> list[Tensor]:
+        """Return where gradients are judged, around the probe images: at clean images, at random
+        points of the ball, where the last of the declared attacks ended, and half way there.
+
+        The worst images would not do: behind noise they are often the clean ones.
         """
-        context = self.context
-        attacked = self.declared.best.x_adv[context.probe_rows]
-        places = (context.probe_x, context.probe_points, attacked)
-        return [(x, measured_changes(context, x)) for x in places]
+        context, best = self.context, self.declared.best
+        attacked = (best.images[-1] if best.images else best.x_adv)[context.probe_rows]
+        halfway = (context.probe_x + attacked) / 2
+        return [context.probe_x, context.probe_points, attacked, halfway]
+
+    @cached_property
+    def slope_changes(self) -> list[tuple[Tensor, Tensor]]:
+        """Return these places, and the changes of the loss that are measured there."""
+        return [(x, measured_changes(self.context, x)) for x in self.places]
 
     def lowest_slope(self, backward: Backward | None) -> float:
         """Return the correlation of a gradient with finite differences where it is the least."""
