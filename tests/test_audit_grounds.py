@@ -100,6 +100,39 @@ def session_of(purifier, n=16, eps=0.05):
     return session
 
 
+class RightOnSome(Purifier):
+    """Have a turned gradient for a share of the images."""
+
+    card = make_card("surrogate")
+    turned = 0.4
+
+    def purify(self, x, noise):
+        return x.clone()
+
+    def surrogate(self, x, noise):
+        numbers = nearest_in(self.memory, x).view(-1, 1, 1, 1)
+        return torch.where(numbers < self.turned * len(self.memory), -x, x)
+
+
+@pytest.mark.parametrize(("turned", "expected"), [(0.4, False), (0.0, True)])
+def test_a_gradient_must_be_the_slope_on_most_images(turned, expected):
+    purifier = RightOnSome()
+    purifier.turned = turned
+    session = session_of(purifier)
+    purifier.memory = session.context.x
+    assert bool(find_grounds(session).rests_on) == expected
+
+
+def test_the_images_that_stand_are_looked_at_first():
+    """Of 32 images 8 stand, and on these alone the gradient is turned."""
+    session = session_of(RightOnSome(), n=32)
+    session.context.purifier.memory = session.context.x
+    session.context.purifier.turned = 0.25
+    session.declared.best.scores[8:] = 0
+    assert session.slope_rows[:8].tolist() == list(range(8))
+    assert session.lowest_slope(None).mean < 0
+
+
 def corners(x, eps):
     """Return the corners of the ball that no bound of the box cuts off."""
     return torch.where(x < 0.5, x + eps, x - eps)

@@ -60,11 +60,14 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
     if isinstance(slope, Exception):
         grounds.missing.append(f"{name}: its slope could not be measured")
         return
-    text = f"{name}: correlation {slope:.2f} with finite differences"
-    if slope >= THRESHOLDS.ground.value:
+    text = f"{name}: correlation {slope.mean:.2f} with finite differences"
+    if slope.holds:
         grounds.rests_on.append(text)
-    else:
+    elif slope.mean < THRESHOLDS.ground.value:
         grounds.missing.append(f"{text}, less than {THRESHOLDS.ground.value:g}")
+    else:
+        few = f"{text}, and on {100 * slope.share:.0f} % of the images only"
+        grounds.missing.append(f"{few} at least {THRESHOLDS.image_slope.value:g}")
 
 
 def _add_outcome(session: Session, grounds: Grounds, name: str) -> None:
