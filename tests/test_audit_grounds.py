@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from audit_toys import PastBlur, Shy, context_of
+from audit_toys import PastBlur, Shy, context_of, digits
 from masked import Detached, FalselyExact, make_card, nearest_in
 from masked_stochastic import HonestRestorer, PastRestorer
 
@@ -18,7 +18,7 @@ from defend.auditing.declared import DeclaredAttack
 from defend.auditing.grounds import find_grounds
 from defend.auditing.session import Session
 from defend.auditing.square_search import SquareSearch
-from defend.auditing.verdict import CheckResult, NotApplicable, NotTried
+from defend.auditing.verdict import CheckResult, CurvePoint, NotApplicable, NotTried
 
 
 class Decoy(Purifier):
@@ -43,7 +43,7 @@ class TurnedFarAway(Purifier):
     """Have the right gradient up to a mean distance of 0.6 eps from the clean images."""
 
     card = make_card("surrogate", stochastic=True)
-    eps = 0.05
+    eps = 0.1
 
     def purify(self, x, noise):
         return (x + 0.02 * noise.normal(x)).clamp(0, 1)
@@ -92,11 +92,12 @@ def test_what_cannot_be_differentiated_was_not_tried():
     assert not find_autograd_routes(context_of(Shy(), n=16)).raises  # autograd is its declared one
 
 
-def session_of(purifier, n=16, eps=0.05):
+def session_of(purifier, n=16, eps=0.1):
     """Return a session whose declared attacks broke nothing."""
     session = Session(context_of(purifier, n=n, eps=eps))
     best = AttackedImages(session.context, session.context.all_rows)
-    session.declared_or_error = DeclaredAttack(best, best.accuracy)
+    flat = [CurvePoint(10, best.accuracy), CurvePoint(40, best.accuracy)]
+    session.declared_or_error = DeclaredAttack(best, best.accuracy, flat)
     return session
 
 
@@ -133,12 +134,52 @@ def test_the_images_that_stand_are_looked_at_first():
     assert session.lowest_slope(None).mean < 0
 
 
+CURVES = {  # of the attacks: steps, copies, and why no verdict may rest on them
+    "flat": ((0.9, 0.9), (0.9, 0.9), ""),
+    "more steps help": ((0.9, 0.7), (0.7, 0.7), "more steps still break 20.0 points"),
+    "more copies help": ((0.9, 0.9), (0.9, 0.8), "twice the copies still break 10.0 points"),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_verdict_rests_on_attacks_that_have_converged(name):
+    steps, copies, reason = CURVES[name]
+    session = session_of(HonestRestorer())
+    declared = session.declared
+    declared.curve = [CurvePoint(10, steps[0]), CurvePoint(40, steps[1])]
+    declared.copies = [CurvePoint(5, copies[0]), CurvePoint(10, copies[1])]
+    grounds = find_grounds(session)
+    assert bool(grounds.rests_on) == (reason == "")
+    assert not reason or grounds.missing[0] == f"declared gradient: {reason}"
+    assert declared.text.startswith("<=") == (reason != "")
+
+
+class Returning(Purifier):
+    """Return the clean images for what is more than 1.3 eps away from them."""
+
+    card = make_card("approximate")
+    reach = 1.3
+
+    def purify(self, x, noise):
+        clean = self.memory[nearest_in(self.memory, x)]
+        distance = (x.detach() - clean).abs().amax((1, 2, 3), keepdim=True)
+        return torch.where(distance > self.reach * 0.1, straight_through(x, clean), x)
+
+
+@pytest.mark.parametrize(("reach", "expected"), [(1.3, False), (9.0, True)])
+def test_the_attack_of_twice_eps_must_break_most_of_what_stands(reach, expected):
+    purifier = Returning()
+    purifier.reach, purifier.memory = reach, digits().rows("val", 0, 16)[0]
+    session = session_of(purifier)
+    assert bool(find_grounds(session).rests_on) == expected
+
+
 def corners(x, eps):
     """Return the corners of the ball that no bound of the box cuts off."""
     return torch.where(x < 0.5, x + eps, x - eps)
 
 
-@pytest.mark.parametrize(("turns_at", "expected"), [(0.05, False), (1.0, True)])
+@pytest.mark.parametrize(("turns_at", "expected"), [(0.1, False), (1.0, True)])
 def test_the_slope_is_measured_where_an_attack_ended_though_it_broke_nothing(turns_at, expected):
     """Behind noise the worst image is then the clean one, where the gradient is right."""
     purifier = TurnedFarAway()

@@ -16,8 +16,11 @@ OBLIVIOUS_STARTS_EVERY = 3  # rounds of the persistent search
 SURE_DRAWS = 20  # on which it decides that an image behind noise is broken
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
 COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
-DIAGNOSTIC_GRADIENTS = 136  # for each probe image and copy: two traces of 40 and 80, and probes
-DIAGNOSTIC_FORWARDS = 257  # for each probe image: slopes 160, indicators 23, state 72, flags 2
+DIAGNOSTIC_GRADIENTS = 144  # for each probe image and copy: two traces of 40 and 80, and probes
+DIAGNOSTIC_FORWARDS = 97  # for each probe image: indicators 23, state 72, flags 2
+SLOPE_IMAGES = 16  # at most
+SLOPE_FORWARDS = 40  # for each probe image and copy: the sign "slope"
+GROUND_FORWARDS = 320  # for each image on which grounds are measured, and copy
 ACTIVE_STEPS = 100
 UNBOUNDED_STEPS = 100
 
@@ -151,19 +154,25 @@ def _count_attempts(budget: Budget, surrogates: int, gradients: int) -> int:
 def _count_diagnostics(budget: Budget) -> Cost:
     """Return the cost of checks of the gradient and of state."""
     is_stochastic = budget.is_stochastic
+    control = budget.max_eot * (min(40, budget.alternative_steps) + 1)
     every_image = Cost(
-        gradients=budget.eot * UNBOUNDED_STEPS + (40 if is_stochastic else 0),
+        # The unbounded attack, the one at twice eps, and the one on frozen noise.
+        gradients=budget.eot * UNBOUNDED_STEPS + control + (40 if is_stochastic else 0),
         forwards=8 * budget.score_draws + 2,  # unbounded 3, drift 2, re-keyed 2, transfer failure
     )
     probe = Cost(
         gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 3,
         identity_gradients=2 * budget.eot,
-        forwards=DIAGNOSTIC_FORWARDS + (2 * SELECT_DRAWS if is_stochastic else 0),
+        forwards=DIAGNOSTIC_FORWARDS
+        + budget.eot * SLOPE_FORWARDS
+        + (2 * SELECT_DRAWS if is_stochastic else 0),
     )
+    grounds = Cost(forwards=budget.eot * GROUND_FORWARDS)
     active = Cost(
         gradients=budget.eot * ACTIVE_STEPS,
         forwards=2 * budget.inner_points + 5,
     )
     cost = every_image.times(budget.n)
     cost = cost.plus(probe.times(budget.probe_images))
+    cost = cost.plus(grounds.times(min(SLOPE_IMAGES, budget.probe_images)))
     return cost.plus(active.times(budget.active_images))
