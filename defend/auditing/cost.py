@@ -99,9 +99,11 @@ def _count_alternatives(budget: Budget, surrogates: int, gradients: int) -> Cost
     search = _count_search(budget, gradients)
     return Cost(
         # Relaxed gradients go through the purifier, and so do two attacks of one step.
-        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * gradients + 2)
+        # Each has an attack at twice eps, and is compared with differences in eight ways.
+        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + 2)
+        + budget.max_eot * (steps + min(40, budget.alternative_steps) + 1 + 8) * gradients
         + search.gradients,
-        identity_gradients=eot * steps * replaced_gradients + search.identity_gradients,
+        identity_gradients=budget.max_eot * steps * replaced_gradients + search.identity_gradients,
         # Oblivious, twice for 8-bit images, and the starts of the persistent search.
         bare_gradients=eot * STEPS_OF_TRANSFER * 3 + search.bare_gradients,
         forwards=search.forwards
