@@ -18,6 +18,7 @@ from defend.auditing.declared import DeclaredAttack
 from defend.auditing.grounds import find_grounds
 from defend.auditing.session import Session
 from defend.auditing.square_search import SquareSearch
+from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import CheckResult, CurvePoint, NotApplicable, NotTried
 
 
@@ -212,6 +213,8 @@ def test_a_verdict_rests_on_a_gradient_that_is_the_slope(name):
     grounds = find_grounds(session_of(make()))
     assert bool(grounds.rests_on) == expected, grounds
     assert any("declared gradient" in reason for reason in grounds.missing) != expected
+    assert [ground.name for ground in grounds.slopes] == ["declared gradient"]
+    assert (grounds.slopes[0].slope >= THRESHOLDS.ground.value) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from defend.auditing.comparison import MIN_GAP
 from defend.auditing.context import Context
 from defend.auditing.session import STANDING, Session, result_or_error
 from defend.auditing.thresholds import THRESHOLDS
-from defend.auditing.verdict import CheckResult, NotApplicable
+from defend.auditing.verdict import CheckResult, GroundSlope, NotApplicable
 from defend.benchmarks.component_keys import is_undefended
 from defend.gradients import Backward, Relaxed
 from defend.target import Target
@@ -29,6 +29,7 @@ class Grounds:
 
     rests_on: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # why each other attack could not tell
+    slopes: list[GroundSlope] = field(default_factory=list)  # of every gradient
 
 
 def find_grounds(session: Session) -> Grounds:
@@ -65,6 +66,7 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
     if isinstance(slope, Exception):
         grounds.missing.append(f"{name}: its slope could not be measured")
         return
+    grounds.slopes.append(GroundSlope(name, slope.mean, slope.share))
     text = f"{name}: correlation {slope.mean:.2f} with finite differences"
     if slope.holds:
         reason = session.declared.shortage or result_or_error(lambda: _control(session, backward))

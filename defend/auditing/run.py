@@ -123,6 +123,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
         reasons=reasons,
         checks=rows,
         rests_on=grounds.rests_on,
+        grounds=grounds.slopes,
         broke_most=name_strongest(rows),
         subject=subject,
         accuracies=accuracies,
