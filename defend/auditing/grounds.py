@@ -81,7 +81,7 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
         grounds.missing.append(f"{few} at least {THRESHOLDS.image_slope.value:g}")
 
 
-def _control(session: Session, backward: Backward | None) -> str | Exception:
+def _control(session: Session, backward: Backward | None) -> str:
     """Return why an attack at twice eps shows that this gradient leads nowhere; "" if it does not.
 
     It must break most of what stands at eps, or as much as behind no purifier: a robust classifier

@@ -135,8 +135,9 @@ def correlate(declared: Tensor, measured: Tensor) -> float:
 
 def correlate_each(declared: Tensor, measured: Tensor) -> Tensor:
     """Return the correlation of each image over its directions: (images,); 0 if there is none."""
-    centred = [changes - changes.mean(1, keepdim=True) for changes in (declared, measured)]
-    return cosine_similarity(*centred, dim=1, eps=SMALLEST).nan_to_num(nan=0.0)
+    a = declared - declared.mean(1, keepdim=True)
+    b = measured - measured.mean(1, keepdim=True)
+    return cosine_similarity(a, b, dim=1, eps=SMALLEST).nan_to_num(nan=0.0)
 
 
 def slope_of(declared: Tensor, measured: Tensor, is_standing: Tensor) -> Slope:
