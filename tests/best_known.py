@@ -1,7 +1,7 @@
 """The best attack that is known for a purifier, masked or not: what really remains correct.
 
-It attacks through the honest pipeline, past the purifier, through the purifier's own gradient, and
-on the bare classifier.
+It attacks through the honest pipeline, past the purifier, through the purifier's own gradient with
+few copies and with many, through `purify` itself, and on the bare classifier.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import defend
 from defend import Noise, Purifier, Target, identity
+from defend.gradients import PlainAutograd, Relaxed
 from defend.losses import cross_entropy, negative_margin
 from defend.norms import project, random_start
 from defend.results.candidates import worst_outcomes
@@ -25,6 +26,7 @@ NEGLIGIBLE = 0.005  # accuracy below which no further attack can matter
 TINY = 1e-6  # the change of each pixel in a neighbouring version of an image
 NEIGHBOURS = 10
 EOT = 20
+MANY_COPIES = 80
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Route:
 
     purifier: Purifier
     backward: Any
+    eot: int = EOT
 
 
 def best_known(
@@ -86,7 +89,7 @@ def attack_in_every_way(problem: Problem) -> Iterator[Tensor]:
 
     Those of the honest pipeline also come in ten versions that differ by a millionth.
     """
-    for number, route in enumerate(_routes(problem.purifier)):
+    for number, route in enumerate(_routes(problem.purifier, problem.x[:2])):
         for loss in (cross_entropy, negative_margin):
             x_adv = _run_pgd(problem, route, loss, seed=number)
             yield x_adv
@@ -95,7 +98,7 @@ def attack_in_every_way(problem: Problem) -> Iterator[Tensor]:
                 yield from _neighbours(problem, x_adv)
 
 
-def _routes(purifier: Purifier) -> list[Route]:
+def _routes(purifier: Purifier, images: Tensor) -> list[Route]:
     bare = defend.load("none")
     honest = purifier.honest() if hasattr(purifier, "honest") else bare
     return [
@@ -103,7 +106,24 @@ def _routes(purifier: Purifier) -> list[Route]:
         Route(bare, None),
         Route(purifier, identity),
         Route(purifier, None),
+        Route(purifier, None, MANY_COPIES),
+        *_routes_through_purify(purifier, images),
     ]
+
+
+def _routes_through_purify(purifier: Purifier, images: Tensor) -> Iterator[Route]:
+    """Yield the ways to differentiate `purify` itself, where they give a gradient."""
+    ways: list[Any] = [PlainAutograd(), PlainAutograd(past_replacements=True)]
+    if purifier.has_relaxation:
+        ways.append(Relaxed(0.3))
+    for backward in ways:
+        x = images.clone().requires_grad_()
+        try:
+            purified = purifier.purified(x, Noise.of(0, torch.arange(len(x))), backward)
+            torch.autograd.grad(purified.sum(), x)
+        except Exception:  # `purify` may use anything that autograd refuses
+            continue
+        yield Route(purifier, backward)
 
 
 def _round_to_8_bit(x_adv: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +144,9 @@ def _run_pgd(problem: Problem, route: Route, loss: Any, seed: int) -> Tensor:
     """
     x, y, eps, steps = problem.x, problem.y, problem.eps, problem.steps
     noise = Noise.of(seed, torch.arange(len(x)))
-    target = Target(problem.network, route.purifier, noise.fork("truth"), route.backward, eot=EOT)
+    target = Target(
+        problem.network, route.purifier, noise.fork("truth"), route.backward, eot=route.eot
+    )
     x_adv = random_start(x, eps, "Linf", noise)
     for k in range(steps):
         gradient = target.gradient(x_adv, y, loss)[0].nan_to_num()

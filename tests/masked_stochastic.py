@@ -112,19 +112,28 @@ class Lottery(HonestLottery):
         return HonestLottery(strength=self.strength)
 
 
-class DetachedLottery(HonestLottery):
-    """Choose by chance between the image and its blur, and detach one of them by chance."""
+class BlurLottery(Purifier):
+    """Choose by chance between the image and its blur, and move it: it hides nothing."""
+
+    card = make_card("exact", stochastic=True)
+
+    def purify(self, x: Tensor, noise: Noise) -> Tensor:
+        chosen = torch.where(noise.uniform(x[:, :1, :1, :1]) < 0.5, x, Blur().purify(x, noise))
+        return chosen.roll(1, 3)
+
+
+class DetachedLottery(BlurLottery):
+    """Choose by chance between the image and its blur, and detach pixels by chance."""
 
     card = make_card("approximate", stochastic=True)
     strength: float = 0.9  # share of the pixels that a draw detaches
 
     def purify(self, x: Tensor, noise: Noise) -> Tensor:
-        chosen = torch.where(noise.uniform(x[:, :1, :1, :1]) < 0.5, x, Blur().purify(x, noise))
-        moved = chosen.roll(1, 3)
+        moved = super().purify(x, noise)
         return torch.where(noise.uniform(x) < self.strength, moved.detach(), moved)
 
     def honest(self) -> Purifier:
-        return HonestLottery(strength=1)
+        return BlurLottery()
 
 
 class RightWhenRough(Purifier):

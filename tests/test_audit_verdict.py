@@ -235,6 +235,7 @@ def test_the_keys_of_the_json_report_stay():
         "verdict",
         "reasons",
         "rests_on",
+        "grounds",
         "broke_most",
         "defense",
         "dataset",

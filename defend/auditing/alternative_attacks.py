@@ -116,7 +116,7 @@ def _check_learned(session: Session) -> CheckResult:
 
 def _needs_imitation(session: Session) -> bool:
     """Return True if the declared gradient is not the slope, so that the verdict needs another."""
-    return session.lowest_slope(None) < THRESHOLDS.ground.value
+    return not session.lowest_slope(None).holds
 
 
 def _check_8_bit_images(session: Session) -> CheckResult:

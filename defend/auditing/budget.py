@@ -126,7 +126,7 @@ _STOCHASTIC = {  # each step costs `eot` gradients, and each score `score_draws`
     "quick": replace(
         _QUICK,
         n=64,
-        curve_steps=(10, 40),
+        curve_steps=(10, 40, 100),
         targets=1,
         target_steps=10,
         alternative_steps=20,

@@ -152,7 +152,8 @@ def pipeline_attempts(
 def _attack_pipeline(
     context: Context, spec: str, backward: Backward | None, rows: Tensor
 ) -> Tensor:
-    return context.attack(spec, context.target(rows, backward), rows)
+    eot = None if backward is None else context.copies
+    return context.attack(spec, context.target(rows, backward, eot), rows)
 
 
 def compare_attempts(

@@ -86,6 +86,7 @@ class Context:
     surrogates: Sequence[Surrogate] = ()
     no_surrogate_reason: str = ""
     bench_pipeline: BenchPipeline | None = None  # None if objects are audited
+    copies: int | None = None  # of other gradients, once the declared attacks have ended
     bpda_network_error: float | None = None  # known once the learned gradient's network is fitted
     initial_outputs: list[Tensor] = field(default_factory=list)  # before any attack
 

@@ -16,8 +16,11 @@ OBLIVIOUS_STARTS_EVERY = 3  # rounds of the persistent search
 SURE_DRAWS = 20  # on which it decides that an image behind noise is broken
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
 COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
-DIAGNOSTIC_GRADIENTS = 136  # for each probe image and copy: two traces of 40 and 80, and probes
-DIAGNOSTIC_FORWARDS = 258  # for each probe image: slopes 160, indicators 23, state 73, flags 2
+DIAGNOSTIC_GRADIENTS = 144  # for each probe image and copy: two traces of 40 and 80, and probes
+DIAGNOSTIC_FORWARDS = 98  # for each probe image: indicators 23, state 73, flags 2
+SLOPE_IMAGES = 16  # at most
+SLOPE_FORWARDS = 40  # for each probe image and copy: the sign "slope"
+GROUND_FORWARDS = 320  # for each image on which grounds are measured, and copy
 SINGLE_IMAGES = 16  # probe images that are purified one by one, and beside copies, too
 FEW_COPIES = 3  # that are tried side by side whatever the budget
 PROBE_BATCHES = 3  # clean images, random points, and the images of an attack
@@ -104,9 +107,11 @@ def _count_alternatives(budget: Budget, surrogates: int, gradients: int) -> Cost
     search = _count_search(budget, gradients)
     return Cost(
         # Relaxed gradients go through the purifier, and so do two attacks of one step.
-        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + steps * gradients + 2)
+        # Each has an attack at twice eps, and is compared with differences in eight ways.
+        gradients=eot * (STEPS_OF_TRANSFER * 2 * surrogates + 2)
+        + budget.max_eot * (steps + min(40, budget.alternative_steps) + 1 + 8) * gradients
         + search.gradients,
-        identity_gradients=eot * steps * replaced_gradients + search.identity_gradients,
+        identity_gradients=budget.max_eot * steps * replaced_gradients + search.identity_gradients,
         # Oblivious, twice for 8-bit images, and the starts of the persistent search.
         bare_gradients=eot * STEPS_OF_TRANSFER * 3 + search.bare_gradients,
         forwards=search.forwards
@@ -161,16 +166,21 @@ def _count_attempts(budget: Budget, surrogates: int, gradients: int) -> int:
 def _count_diagnostics(budget: Budget) -> Cost:
     """Return the cost of checks of the gradient and of state."""
     is_stochastic = budget.is_stochastic
+    control = budget.max_eot * (min(40, budget.alternative_steps) + 1)
     every_image = Cost(
-        gradients=budget.eot * (UNBOUNDED_STEPS + 1) + (40 if is_stochastic else 0),
+        # The unbounded attack, the one at twice eps, and the one on frozen noise.
+        gradients=budget.eot * (UNBOUNDED_STEPS + 1) + control + (40 if is_stochastic else 0),
         # Unbounded 3, drift 2, re-keyed 2, transfer failure; an attack's whole batch, three times.
         forwards=8 * budget.score_draws + 2 + 3 * budget.eot,
     )
     probe = Cost(
         gradients=budget.eot * DIAGNOSTIC_GRADIENTS + 4,
         identity_gradients=2 * budget.eot,
-        forwards=DIAGNOSTIC_FORWARDS + (2 * SELECT_DRAWS if is_stochastic else 0),
+        forwards=DIAGNOSTIC_FORWARDS
+        + budget.eot * SLOPE_FORWARDS
+        + (2 * SELECT_DRAWS if is_stochastic else 0),
     )
+    grounds = Cost(forwards=budget.eot * GROUND_FORWARDS)
     active = Cost(
         gradients=budget.eot * ACTIVE_STEPS,
         forwards=2 * budget.inner_points + 5,
@@ -179,4 +189,5 @@ def _count_diagnostics(budget: Budget) -> Cost:
     cost = every_image.times(budget.n)
     cost = cost.plus(copies.times(min(SINGLE_IMAGES, budget.probe_images)))
     cost = cost.plus(probe.times(budget.probe_images))
+    cost = cost.plus(grounds.times(min(SLOPE_IMAGES, budget.probe_images)))
     return cost.plus(active.times(budget.active_images))

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from defend.auditing.comparison import MIN_GAP
-from defend.auditing.session import Session, result_or_error
+from defend.auditing.context import Context
+from defend.auditing.session import STANDING, Session, result_or_error
 from defend.auditing.thresholds import THRESHOLDS
-from defend.auditing.verdict import CheckResult, NotApplicable
+from defend.auditing.verdict import CheckResult, GroundSlope, NotApplicable
 from defend.benchmarks.component_keys import is_undefended
 from defend.gradients import Backward, Relaxed
+from defend.target import Target
 
 RELAXATION = Relaxed(0.3)  # the middle temperature
 
@@ -24,6 +29,7 @@ class Grounds:
 
     rests_on: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # why each other attack could not tell
+    slopes: list[GroundSlope] = field(default_factory=list)  # of every gradient
 
 
 def find_grounds(session: Session) -> Grounds:
@@ -60,11 +66,51 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
     if isinstance(slope, Exception):
         grounds.missing.append(f"{name}: its slope could not be measured")
         return
-    text = f"{name}: correlation {slope:.2f} with finite differences"
-    if slope >= THRESHOLDS.ground.value:
-        grounds.rests_on.append(text)
-    else:
+    grounds.slopes.append(GroundSlope(name, slope.mean, slope.share))
+    text = f"{name}: correlation {slope.mean:.2f} with finite differences"
+    if slope.holds:
+        reason = session.declared.shortage or result_or_error(lambda: _control(session, backward))
+        if reason:
+            grounds.missing.append(f"{name}: {reason}")
+        else:
+            grounds.rests_on.append(text)
+    elif slope.mean < THRESHOLDS.ground.value:
         grounds.missing.append(f"{text}, less than {THRESHOLDS.ground.value:g}")
+    else:
+        few = f"{text}, and on {100 * slope.share:.0f} % of the images only"
+        grounds.missing.append(f"{few} at least {THRESHOLDS.image_slope.value:g}")
+
+
+def _control(session: Session, backward: Backward | None) -> str:
+    """Return why an attack at twice eps shows that this gradient leads nowhere; "" if it does not.
+
+    It must break most of what stands at eps, or as much as behind no purifier: a robust classifier
+    stands by itself.
+    """
+    context, best = session.context, session.declared.best
+    rows = context.all_rows[torch.from_numpy(best.scores >= STANDING).to(context.x.device)]
+    target = context.target(rows, backward, context.copies, stream="control")
+    left = _left_by_control(context, target, rows)
+    if left <= 1 - THRESHOLDS.control.value:
+        return ""
+    bare = Target(context.network, context.no_defense, context.noise.take(rows).fork("control"))
+    if left <= _left_by_control(context, bare, rows) + THRESHOLDS.gap.value / 100:
+        return ""
+    return f"at twice eps it still leaves {100 * left:.0f} % of what it leaves at eps"
+
+
+def _left_by_control(context: Context, target: Target, rows: Tensor) -> float:
+    """Return the share of these images that stand against an attack on the target at twice eps.
+
+    An attack on the bare classifier is scored there.
+    """
+    if not len(rows):
+        return 0.0
+    spec = f"pgd:steps={min(40, context.budget.alternative_steps)}"
+    x_adv = context.attack(spec, target, rows, eps=min(1.0, 2 * context.eps))
+    if target.purifier is context.no_defense:
+        return float((target.logits(x_adv).argmax(1) == context.y[rows]).double().mean())
+    return float(context.score_rows(x_adv, rows, "control", context.budget.score_draws).mean())
 
 
 def _add_outcome(session: Session, grounds: Grounds, name: str) -> None:

@@ -124,6 +124,7 @@ def _audit(request: AuditRequest, say: Say) -> AuditReport:
         reasons=reasons,
         checks=rows,
         rests_on=grounds.rests_on,
+        grounds=grounds.slopes,
         broke_most=name_strongest(rows, accuracies.declared_accuracy),
         subject=subject,
         accuracies=accuracies,

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
 from traceback import walk_tb
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from defend.auditing.autograd_routes import AutogradRoutes, find_autograd_routes
 from defend.auditing.context import Context
 from defend.auditing.declared import DeclaredAttack, attack_declared
 from defend.auditing.pgd_trace import TRACE_STEPS, PGDTrace, trace_pgd
-from defend.auditing.slopes import correlate, declared_changes, measured_changes
+from defend.auditing.slopes import (
+    SLOPE_IMAGES,
+    WIDTHS,
+    Slope,
+    declared_changes,
+    measured_changes,
+    slope_of,
+)
 from defend.auditing.verdict import CheckResult, NotApplicable
 from defend.gradients import Backward
 from defend.losses import cross_entropy
 
 T = TypeVar("T")
+STANDING = 0.5  # share of draws from which on an image counts as correct
 
 
 class Session:
@@ -58,22 +67,51 @@ class Session:
         return find_autograd_routes(self.context)
 
     @cached_property
-    def slope_changes(self) -> list[tuple[Tensor, Tensor]]:
-        """Return places around the probe images, and the changes of the loss that are measured
-        there: at clean images, at random points of the ball, and where the declared attacks ended.
-        """
-        context = self.context
-        attacked = self.declared.best.x_adv[context.probe_rows]
-        places = (context.probe_x, context.probe_points, attacked)
-        return [(x, measured_changes(context, x)) for x in places]
+    def places(self) -> list[Tensor]:
+        """Return where gradients are judged, around the probe images: at clean images, at random
+        points of the ball, where the last of the declared attacks ended, and half way there.
 
-    def lowest_slope(self, backward: Backward | None) -> float:
-        """Return the correlation of a gradient with finite differences where it is the least."""
-        context = self.context
-        return min(
-            correlate(declared_changes(context, x, backward), measured)
-            for x, measured in self.slope_changes
-        )
+        The worst images would not do: behind noise they are often the clean ones.
+        """
+        context, best = self.context, self.declared.best
+        attacked = (best.images[-1] if best.images else best.x_adv)[context.probe_rows]
+        halfway = (context.probe_x + attacked) / 2
+        return [context.probe_x, context.probe_points, attacked, halfway]
+
+    @cached_property
+    def slope_rows(self) -> Tensor:
+        """Return the probe images on which slopes are measured: those that are still correct after
+        the declared attacks first.
+        """
+        scores = torch.from_numpy(self.declared.best.scores.copy())[: len(self.context.probe_rows)]
+        order = scores.argsort(descending=True, stable=True)[:SLOPE_IMAGES]
+        return order.to(self.context.x.device)
+
+    @cached_property
+    def is_standing(self) -> Tensor:
+        """Return which of these images the declared attacks left correct."""
+        return torch.from_numpy(self.declared.best.scores >= STANDING)[self.slope_rows.cpu()]
+
+    @cached_property
+    def slope_changes(self) -> list[tuple[Tensor, float, Tensor]]:
+        """Return places, widths, and the changes of the loss that are measured there."""
+        context, rows = self.context, self.slope_rows
+        return [
+            (x[rows], width, measured_changes(context, x[rows], rows, width))
+            for x in self.places
+            for width in WIDTHS
+        ]
+
+    def lowest_slope(self, backward: Backward | None) -> Slope:
+        """Return how far a gradient is the slope where it is so the least."""
+        context, rows = self.context, self.slope_rows
+        slopes = [
+            slope_of(
+                declared_changes(context, x, backward, rows, width), measured, self.is_standing
+            )
+            for x, width, measured in self.slope_changes
+        ]
+        return reduce(Slope.lower, slopes)
 
     @property
     def square_gap(self) -> float | None:

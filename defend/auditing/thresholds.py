@@ -59,7 +59,14 @@ class Thresholds:
     )
     slope: Threshold = Threshold(0.2, _MEASURED)  # correlation
     ground: Threshold = Threshold(  # correlation, above which a verdict may rest on a gradient
-        0.4, _MEASURED + "; the identity past noise and a restorer has 0.2 to 0.3"
+        0.4, "ours: the identity past noise and a restorer has 0.2 to 0.3; honest gradients more"
+    )
+    image_slope: Threshold = Threshold(0.2, "ours: of a single image")  # correlation
+    image_share: Threshold = Threshold(  # share of images that reach image_slope
+        0.8, "ours: a gradient may be right on the other images alone"
+    )
+    control: Threshold = Threshold(  # share of what stands at eps that must break at 2 eps
+        0.5, "ours: an attack that finds nothing at 2 eps either may be unable to find anything"
     )
     imitation: Threshold = Threshold(  # relative error, below which a verdict may rest on a network
         0.3, "ours; a network that changes nothing has 1"

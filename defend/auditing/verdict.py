@@ -99,6 +99,14 @@ class CurvePoint(NamedTuple):
     accuracy: float
 
 
+class GroundSlope(NamedTuple):
+    """How far a gradient is the slope of the loss where it is so the least: a key of the report."""
+
+    name: str  # of the check
+    slope: float  # correlation with finite differences, over the images that stand
+    share: float  # of the images that are near the slope by themselves
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subject:
     """What was audited, and how; its fields are keys of the JSON report."""
@@ -147,6 +155,7 @@ class AuditReport:
     reasons: list[str]
     checks: list[CheckRow]
     rests_on: list[str] = field(default_factory=list)  # the attacks that could have told
+    grounds: list[GroundSlope] = field(default_factory=list)
     broke_most: str = ""
     subject: Subject
     accuracies: Accuracies
@@ -171,6 +180,7 @@ class AuditReport:
             "verdict": self.verdict,
             "reasons": self.reasons,
             "rests_on": self.rests_on,
+            "grounds": [slope._asdict() for slope in self.grounds],
             "broke_most": self.broke_most,
             **self.about,
             "checks": [asdict(row) for row in self.checks],
