@@ -11,9 +11,9 @@ from typing import NamedTuple
 from defend.auditing.budget import Budget
 from defend.benchmarks.scoring import SELECT_DRAWS
 
-AVERAGED_POINTS = 5  # of an ascent of the persistent search along averages
-OBLIVIOUS_STARTS_EVERY = 3  # rounds of the persistent search
-SURE_DRAWS = 20  # on which it decides that an image behind noise is broken
+AVERAGED = 2.5  # of the persistent search: five points, half of the steps; none behind noise
+SEARCHED_LOSSES = 3  # that it climbs through each gradient in a round
+JUDGED_DRAWS = 20  # behind noise: of each of two points, twice, and of the best after a round
 STEPS_OF_TRANSFER = 2 * (40 + 1)  # of both attacks, for each gradient of a surrogate
 COMPARISONS = 10  # of other attacks with the declared gradient's best; each scores clean images
 DIAGNOSTIC_GRADIENTS = 144  # for each probe image and copy: two traces of 40 and 80, and probes
@@ -51,16 +51,18 @@ class AuditCost:
 
     declared: Cost  # the declared gradient's attacks, which come first
     alternatives: Cost  # the other attacks; images that the first ones broke cost little
+    grounds: Cost  # of what a verdict rests on; none where next to nothing is left
     diagnostics: Cost  # on the same images whatever breaks
 
     @property
     def total(self) -> Cost:
         """Return the cost if no attack breaks anything."""
-        return self.declared.plus(self.alternatives).plus(self.diagnostics)
+        return self.declared.plus(self.rest(1))
 
     def rest(self, share: float) -> Cost:
         """Return the cost behind the declared attacks if they left this share of the images."""
-        return self.alternatives.times(share).plus(self.diagnostics)
+        grounds = self.grounds.times(share > 0)
+        return self.alternatives.times(share).plus(grounds).plus(self.diagnostics)
 
 
 def copies_side_by_side(budget: Budget) -> list[int]:
@@ -77,6 +79,7 @@ def count_evaluations(budget: Budget, surrogates: int = 0, gradients: int = 0) -
     return AuditCost(
         _count_declared(budget).times(budget.n),
         _count_alternatives(budget, surrogates, gradients).times(budget.n),
+        _count_grounds(budget),
         _count_diagnostics(budget),
     )
 
@@ -125,17 +128,18 @@ def _count_search(budget: Budget, gradients: int) -> Cost:
     and through every one. gradients: beside the declared one and the identity.
     """
     per_path, targets = budget.search_rounds * (budget.alternative_steps + 1), budget.targets
-    declared_alone = 1 + targets + AVERAGED_POINTS
+    averaged = 0 if budget.is_stochastic else AVERAGED
+    declared_alone = SEARCHED_LOSSES + targets + averaged
     # Targets are climbed through the two best gradients, of which one may be the identity.
-    every = 1 + gradients + targets * (1 + (gradients > 0)) + AVERAGED_POINTS
-    past_purifier = 1 + targets * (gradients == 0)
+    every = SEARCHED_LOSSES * (1 + gradients) + targets * (1 + (gradients > 0)) + averaged
+    past_purifier = SEARCHED_LOSSES + targets * (gradients == 0)
     ascents = declared_alone + every + past_purifier
     queries = budget.search_queries * (2 * budget.eot if budget.is_stochastic else 1)
-    judged = 2 * ascents * (budget.eot + SURE_DRAWS if budget.is_stochastic else 1)
+    judged = (ascents + 2) * (budget.eot + 4 * JUDGED_DRAWS if budget.is_stochastic else 2)
     return Cost(
         gradients=budget.eot * per_path * (declared_alone + every),
         identity_gradients=budget.eot * per_path * past_purifier,
-        bare_gradients=budget.eot * (per_path // OBLIVIOUS_STARTS_EVERY) * (3 + gradients),
+        bare_gradients=budget.eot * 2 * per_path,
         forwards=budget.search_rounds * (2 * queries + judged),
     )
 
@@ -163,13 +167,19 @@ def _count_attempts(budget: Budget, surrogates: int, gradients: int) -> int:
     return by_gradient + others + rounded + COMPARISONS + (gradients > 0)
 
 
+def _count_grounds(budget: Budget) -> Cost:
+    """Return the cost of slopes, and of the attack at twice eps, through the declared gradient."""
+    slopes = Cost(forwards=budget.eot * GROUND_FORWARDS)
+    control = Cost(gradients=budget.max_eot * (min(40, budget.alternative_steps) + 1))
+    return slopes.times(min(SLOPE_IMAGES, budget.probe_images)).plus(control.times(budget.n))
+
+
 def _count_diagnostics(budget: Budget) -> Cost:
     """Return the cost of checks of the gradient and of state."""
     is_stochastic = budget.is_stochastic
-    control = budget.max_eot * (min(40, budget.alternative_steps) + 1)
     every_image = Cost(
-        # The unbounded attack, the one at twice eps, and the one on frozen noise.
-        gradients=budget.eot * (UNBOUNDED_STEPS + 1) + control + (40 if is_stochastic else 0),
+        # The unbounded attack, and the one on frozen noise.
+        gradients=budget.eot * (UNBOUNDED_STEPS + 1) + (40 if is_stochastic else 0),
         # Unbounded 3, drift 2, re-keyed 2, transfer failure; an attack's whole batch, three times.
         forwards=8 * budget.score_draws + 2 + 3 * budget.eot,
     )
@@ -180,7 +190,6 @@ def _count_diagnostics(budget: Budget) -> Cost:
         + budget.eot * SLOPE_FORWARDS
         + (2 * SELECT_DRAWS if is_stochastic else 0),
     )
-    grounds = Cost(forwards=budget.eot * GROUND_FORWARDS)
     active = Cost(
         gradients=budget.eot * ACTIVE_STEPS,
         forwards=2 * budget.inner_points + 5,
@@ -189,5 +198,4 @@ def _count_diagnostics(budget: Budget) -> Cost:
     cost = every_image.times(budget.n)
     cost = cost.plus(copies.times(min(SINGLE_IMAGES, budget.probe_images)))
     cost = cost.plus(probe.times(budget.probe_images))
-    cost = cost.plus(grounds.times(min(SLOPE_IMAGES, budget.probe_images)))
     return cost.plus(active.times(budget.active_images))
