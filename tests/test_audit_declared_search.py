@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from audit_toys import context_of, find_check
+from audit_toys import context_of, find_check, run_or_error
 from masked import Blur
 
 from defend.auditing import run
@@ -27,7 +27,7 @@ def searched(request):
     best = AttackedImages(context, context.all_rows)
     session.declared_or_error = DeclaredAttack(best, best.accuracy, FLAT)
     for name in ("persistent search", "all together"):
-        session.outcomes[name] = find_check(name, context).run(session)
+        session.outcomes[name] = run_or_error(find_check(name, context), session)
     return request.param == "much", session
 
 

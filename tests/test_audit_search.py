@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import masked
 import pytest
-import torch
+import torch.nn.functional as F
 from audit_toys import context_of, find_check, run_check
 from masked import make_card
 
@@ -18,12 +18,14 @@ EPS = 0.2
 
 
 class Aside(Purifier):
-    """Quantise coarsely, and declare the gradient of the image turned around."""
+    """Blur, so that points that break the bare classifier do not break every image, and declare the
+    gradient of the image turned around.
+    """
 
     card = make_card("surrogate")
 
     def purify(self, x, noise):
-        return torch.round(x * 7) / 7
+        return F.avg_pool2d(x, 3, 1, 1)
 
     def surrogate(self, x, noise):
         return x.flip(-1, -2)
@@ -31,13 +33,13 @@ class Aside(Purifier):
 
 def test_a_gradient_that_leads_aside_is_beaten_by_the_same_search_through_others():
     row = run_check("persistent search", Aside(), eps=EPS)
-    assert row.gap > 0.3 and row.p_holm < 0.001
-    assert "most by" in row.measured and "through identity" in row.measured
+    assert row.verdict == "flag" and row.gap > 0.1
+    assert ", most by " in row.measured and row.move in row.measured
 
 
 @pytest.mark.parametrize("spec", ["jpeg", "bitdepth:bits=3", "median"])
 def test_an_honest_gradient_is_not_beaten(spec):
-    row = run_check("persistent search", defend.load(spec), eps=0.1)
+    row = run_check("persistent search", defend.load(spec), eps=0.05)
     assert row.gap < 0.02
 
 

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from defend.auditing.comparison import MIN_GAP, AttackedImages, pipeline_attempts
-from defend.auditing.context import Context
+from defend.auditing.comparison import (
+    MIN_GAP,
+    AttackedImages,
+    pipeline_attempts,
+    worst_over_alternatives,
+)
+from defend.auditing.context import Context, Floats
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import Check, CheckResult, CurvePoint, NotApplicable
 from defend.losses import MIN_CLASSES
@@ -39,6 +44,14 @@ class DeclaredAttack:
     def worst(self) -> AttackedImages:
         """Return what everything through the declared gradient leaves, the search included."""
         return self.searched or self.best
+
+    @property
+    def lowest(self) -> Floats:
+        """Return what every attack of the audit leaves of each image together: (n,)."""
+        combined = self.worst.copy()
+        searched = self.searched.alternatives if self.searched else []
+        combined.alternatives = [*self.best.alternatives, *searched]
+        return worst_over_alternatives(combined)
 
     @property
     def search_gain(self) -> float:
@@ -71,13 +84,12 @@ class DeclaredAttack:
     def shortage(self) -> str:
         """Return why no verdict may rest on these attacks; "" if one may.
 
-        Behind noise the accuracy of few images moves by itself, so that steps may break as much
-        more as copies may.
+        A point or two, which the accuracy as it is printed tells of, may be one image.
         """
-        limit = THRESHOLDS.eot if self.copies else THRESHOLDS.converged
-        if self.best.accuracy and last_drop(self.curve) > limit.value:
+        limit = THRESHOLDS.suspicious.value
+        if self.best.accuracy and last_drop(self.curve) >= limit:
             return f"more steps still break {last_drop(self.curve):.1f} points"
-        if not self.copies_converged:
+        if self.best.accuracy and self.copies and last_drop(self.copies) >= limit:
             return f"twice the copies still break {last_drop(self.copies):.1f} points"
         return ""
 

@@ -21,7 +21,6 @@ from defend.auditing import (
     indicators,
     state,
 )
-from defend.auditing.comparison import worst_over_alternatives
 from defend.auditing.context import Context, numeric_settings
 from defend.auditing.declared import DeclaredAttack
 from defend.auditing.estimate import Estimate, describe_duration, describe_rest, estimate
@@ -201,7 +200,7 @@ def _collect_accuracies(session: Session) -> Accuracies:
         clean_accuracy=attack.clean_accuracy,
         declared_accuracy=attack.best.accuracy,
         declared=attack.text,
-        lowest_accuracy=float(worst_over_alternatives(attack.worst).mean()),
+        lowest_accuracy=float(attack.lowest.mean()),
         imitation_error=session.context.bpda_network_error,
         curve=attack.curve,
         copies=attack.copies,
