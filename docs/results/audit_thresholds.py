@@ -42,7 +42,7 @@ import masked
 import masked_stochastic
 from audit_measurements import Measurement, format_page, format_progress
 
-OPTIONS_OF_KEY = ("classifier", "budget", "n", "robust", "soft_eps")
+OPTIONS_OF_KEY = ("classifier", "budget", "n", "robust", "soft_eps", "best_steps")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--dataset", default="digits")
     add("--classifier", default="convnet")
     add("--budget", default="standard")
+    add("--best-steps", type=int, default=100, help="of each best known attack")
     add("--n", type=int, help="images (default: the budget's, or all of val)")
     add("--robust", help="an adversarially trained classifier (on digits one is trained)")
     add("--soft-eps", type=float, help="eps at which attacks leave honest purifiers some images")
@@ -223,7 +224,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     ).as_dict()
     seconds = time.process_time() - start
     declared, lowest = report["declared_accuracy"], report["lowest_accuracy"]
-    best = measure_best_known(case, classifier, options.dataset, report["n"], report["eps"])
+    best = measure_best_known(case, classifier, options, report["n"], report["eps"])
     if lowest is not None:
         best = min(best, lowest)
     return {
@@ -239,13 +240,17 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure_best_known(case: Case, classifier: Any, dataset: str, n: int, eps: float) -> float:
+def measure_best_known(
+    case: Case, classifier: Any, options: argparse.Namespace, n: int, eps: float
+) -> float:
     """Return the accuracy under the best known attack."""
     if isinstance(classifier, str):
-        classifier = defend.load(classifier, "classifier", dataset=dataset)
-    x, y = defend.load(dataset, "dataset").rows("val", 0, n)
-    purifier = case.purifier()
-    return float(best_known.best_known(purifier, classifier.network, x, y, eps).mean())
+        classifier = defend.load(classifier, "classifier", dataset=options.dataset)
+    x, y = defend.load(options.dataset, "dataset").rows("val", 0, n)
+    shares = best_known.best_known(
+        case.purifier(), classifier.network, x, y, eps, options.best_steps
+    )
+    return float(shares.mean())
 
 
 if __name__ == "__main__":
