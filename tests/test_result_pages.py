@@ -188,7 +188,9 @@ def test_what_was_not_judged_is_counted_apart():
     assert "1 of 2 (95 %: 9 to 91 %), 1 not judged, false alarms" in text
 
 
-@pytest.mark.parametrize("changed", ["classifier", "budget", "n", "robust", "soft_eps"])
+@pytest.mark.parametrize(
+    "changed", ["classifier", "budget", "n", "robust", "soft_eps", "best_steps"]
+)
 def test_measurements_with_other_options_are_not_read(changed):
     page = load_script("audit_thresholds")
     options = {
@@ -197,6 +199,7 @@ def test_measurements_with_other_options_are_not_read(changed):
         "n": None,
         "robust": None,
         "soft_eps": 0.1,
+        "best_steps": 100,
         "only": [],
     }
 
