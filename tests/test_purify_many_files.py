@@ -249,6 +249,7 @@ def test_the_memory_of_a_purifier_is_measured():
 
     small = image_memory.measure_bytes(defend.load("none"))
     assert small == image_memory.LEAST_BYTES
-    assert 100 < image_memory.measure_bytes(Large()) < 1000
+    for _ in range(3):  # memory that was taken before, and is free again, hides nothing
+        assert 100 < image_memory.measure_bytes(Large()) < 1000
     fixed_size = defend.load("split-vqvae:weights=untrained,channels=3,size=32")
     assert image_memory.measure_bytes(fixed_size) == image_memory.LEAST_BYTES
