@@ -9,6 +9,7 @@ from masked import Blur
 from defend.auditing import run
 from defend.auditing.comparison import AttackedImages
 from defend.auditing.declared import DeclaredAttack
+from defend.auditing.grounds import DECLARED
 from defend.auditing.session import Session
 from defend.auditing.verdict import CurvePoint, apply_holm, make_row
 
@@ -49,7 +50,7 @@ def test_the_declared_accuracy_is_an_upper_bound(searched):
 def test_no_verdict_rests_on_the_declared_gradient_alone(searched):
     breaks_much, session = searched
     grounds = run._grounds_of(session)
-    rests = any(text.startswith(run.DECLARED) for text in grounds.rests_on)
+    rests = any(text.startswith(DECLARED) for text in grounds.rests_on)
     fallen = [text for text in grounds.missing if "a longer search through it" in text]
     assert (rests, len(fallen)) == (not breaks_much, int(breaks_much))
 

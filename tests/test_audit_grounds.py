@@ -12,7 +12,7 @@ from masked_stochastic import ALL_FAMILIES, ALL_HONEST, HonestRestorer, PastRest
 import defend
 from defend import Purifier, straight_through
 from defend.auditing import attempts
-from defend.auditing.autograd_routes import ROUTES, AutogradRoutes, find_autograd_routes
+from defend.auditing.autograd_routes import AutogradRoutes, find_autograd_routes
 from defend.auditing.comparison import AttackedImages
 from defend.auditing.declared import DeclaredAttack
 from defend.auditing.grounds import find_grounds
@@ -20,6 +20,7 @@ from defend.auditing.session import Session
 from defend.auditing.square_search import SquareSearch
 from defend.auditing.thresholds import THRESHOLDS
 from defend.auditing.verdict import CheckResult, CurvePoint, NotApplicable, NotTried
+from defend.gradients import AUTOGRAD_ROUTES
 
 
 class Decoy(Purifier):
@@ -71,8 +72,8 @@ class RightAlone(Purifier):
 
 ROUTES_OF = {  # purifier: the ways that differ from its declared gradient
     "exact": (HonestRestorer, []),
-    "identity past a restorer": (PastRestorer, [ROUTES[0]]),
-    "a decoy in a step": (Decoy, [ROUTES[1]]),
+    "identity past a restorer": (PastRestorer, [AUTOGRAD_ROUTES[0]]),
+    "a decoy in a step": (Decoy, [AUTOGRAD_ROUTES[1]]),
     "no gradient at all": (lambda: Detached(strength=1.0), []),
     "cannot be differentiated": (PastNumpy, []),
 }

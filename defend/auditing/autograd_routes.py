@@ -15,13 +15,12 @@ from torch import Tensor
 from defend.auditing.context import Context
 from defend.chain import declares_autograd
 from defend.errors import one_line
-from defend.gradients import Backward, PlainAutograd
+from defend.gradients import AUTOGRAD_ROUTES, Backward, PlainAutograd
 from defend.losses import negative_margin
 
 PROBED_IMAGES = 8
 MIN_WITH_GRADIENT = 0.5  # share of images that need a gradient for an attack to make sense
 MAX_ERROR = 80  # characters of an exception in a row of the report
-ROUTES = (PlainAutograd(), PlainAutograd(past_replacements=True))
 
 
 @dataclass
@@ -37,13 +36,14 @@ def find_autograd_routes(context: Context) -> AutogradRoutes:
     """Return the ways whose gradient on a few images is neither zero nor one that is known."""
     ways = AutogradRoutes()
     known: list[Tensor] = list(_try_gradient(context, None, []))
-    for route in ROUTES:
+    for route in AUTOGRAD_ROUTES:
         errors: list[str] = []
         for gradient in _try_gradient(context, route, errors):
             if _is_useful(gradient) and not any(torch.allclose(gradient, g) for g in known):
                 ways.routes.append(route)
                 known.append(gradient)
-        if route == ROUTES[0] and not declares_autograd(context.purifier) and not ways.routes:
+        is_plain = not route.past_replacements
+        if is_plain and not declares_autograd(context.purifier) and not ways.routes:
             ways.raises = bool(errors)
             ways.reason = errors[0] if errors else "autograd through purify gives no other gradient"
     return ways

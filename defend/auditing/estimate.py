@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defend.auditing.autograd_routes import ROUTES
 from defend.auditing.comparison import MIN_GAP
 from defend.auditing.context import Context
 from defend.auditing.cost import AuditCost, Cost, count_evaluations
 from defend.auditing.session import result_or_error
 from defend.chain import declares_autograd
-from defend.gradients import identity
+from defend.gradients import AUTOGRAD_ROUTES, identity
 from defend.losses import cross_entropy
 from defend.purifier import Purifier
 from defend.target import Target
@@ -62,8 +61,8 @@ def most_autograd_routes(purifier: Purifier) -> int:
     An exact gradient is that of autograd, and replaces no step.
     """
     if not declares_autograd(purifier):
-        return len(ROUTES)
-    return 0 if purifier.card.gradient == "exact" else len(ROUTES) - 1
+        return len(AUTOGRAD_ROUTES)
+    return 0 if purifier.card.gradient == "exact" else len(AUTOGRAD_ROUTES) - 1
 
 
 def _measure(context: Context) -> Cost:

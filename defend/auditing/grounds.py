@@ -20,6 +20,7 @@ from defend.benchmarks.component_keys import is_undefended
 from defend.gradients import Backward, Relaxed
 from defend.target import Target
 
+DECLARED = "declared gradient"
 RELAXATION = Relaxed(0.3)  # the middle temperature
 
 
@@ -53,7 +54,7 @@ def find_grounds(session: Session) -> Grounds:
 
 def _gradients(session: Session) -> list[tuple[str, Backward | None]]:
     """Return the gradients through the purifier with which attacks ran, by the names of checks."""
-    gradients: list[tuple[str, Backward | None]] = [("declared gradient", None)]
+    gradients: list[tuple[str, Backward | None]] = [(DECLARED, None)]
     if isinstance(session.outcomes.get("autograd"), CheckResult):
         gradients += [("autograd", route) for route in session.autograd.routes]
     if isinstance(session.outcomes.get("relaxed gradient"), CheckResult):
@@ -72,6 +73,9 @@ def _add_slope(session: Session, grounds: Grounds, name: str, backward: Backward
         reason = session.declared.shortage or result_or_error(lambda: _control(session, backward))
         if reason:
             grounds.missing.append(f"{name}: {reason}")
+        elif name == DECLARED and session.declared.search_breaks_more:
+            gain = f"{session.declared.search_gain:.1f} points"
+            grounds.missing.append(f"{text}, but a longer search through it breaks {gain} more")
         else:
             grounds.rests_on.append(text)
     elif slope.mean < THRESHOLDS.ground.value:

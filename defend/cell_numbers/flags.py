@@ -50,7 +50,8 @@ def make_flags(
     rounds: of a search in rounds.
     """
     flags: list[Flag] = []
-    still_fell = rounds.lost_last if rounds and _attacks_scored(cell) else None
+    is_on_scored = THREAT_MODELS[cell.knowledge].may_drop
+    still_fell = rounds.lost_last if rounds and is_on_scored else None
     if not cell.is_control:
         flags += _of_costs(cell, units)
         if cell.objective == "label" and not cell.task.label_is_goal:
@@ -65,11 +66,6 @@ def make_flags(
             flags.append(Flag(code=FlagCode.NO_DRAW_CHANGES_A_PIXEL))
         flags += _of_eot(cell)
     return flags
-
-
-def _attacks_scored(cell: FlaggedCell) -> bool:
-    """Return True if the attacked pipeline is the scored one."""
-    return THREAT_MODELS[cell.knowledge].attacks == "scored pipeline"
 
 
 def _of_costs(cell: FlaggedCell, units: Sequence[Unit]) -> Iterator[Flag]:

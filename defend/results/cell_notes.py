@@ -106,7 +106,7 @@ def list_rounds(records: Sequence[Record]) -> tuple[str, ...]:
     """
     lines = []
     for record in records:
-        if record.rounds and THREAT_MODELS[record.knowledge].attacks == "scored pipeline":
+        if record.rounds and THREAT_MODELS[record.knowledge].may_drop:
             lines.append(_format_rounds(record, record.rounds))
     return tuple(dict.fromkeys(lines))
 
